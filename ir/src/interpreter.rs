@@ -1,0 +1,1 @@
+//! Runs graphs by the definition of their ops.

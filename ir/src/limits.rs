@@ -1,0 +1,10 @@
+//! Bounds on what a model may ask for. Models are untrusted: a few bytes can name a tensor of any size.
+
+/// The largest rank of a tensor. ONNX models stay below 9; a bound keeps index arithmetic small.
+pub const MAX_RANK: usize = 16;
+
+/// The largest number of elements of a tensor; byte counts of every type then fit easily into 64 bits.
+pub const MAX_ELEMENTS: usize = 1 << 40;
+
+/// The largest tensor, in bytes.
+pub const MAX_TENSOR_BYTES: usize = 4 << 30;

@@ -1,0 +1,47 @@
+/// Real number to code: clamp(round_half_even(x / scale) + zero_point, lo, hi).
+///
+/// The division is a division, as ONNX QuantizeLinear defines it, not a product with a reciprocal. The clamp comes
+/// before the conversion to integer, so infinities saturate; NaN becomes `lo` (what `maxps` makes of it).
+pub fn quantize(x: f32, scale: f32, zero_point: i32, lo: i32, hi: i32) -> i32 {
+    let rounded = (x / scale).round_ties_even();
+    // Both bounds are integers of at most 17 bits, exact in f32.
+    let (least, most) = ((lo - zero_point) as f32, (hi - zero_point) as f32);
+    let above = if rounded > least { rounded } else { least };
+    let within = if above < most { above } else { most };
+    within as i32 + zero_point
+}
+
+/// Code to real number: (q − zero_point) · scale, one rounding.
+pub fn dequantize(q: i32, scale: f32, zero_point: i32) -> f32 {
+    (q - zero_point) as f32 * scale
+}
+
+/// A real number rounded to the grid: what it is after [`quantize`] and [`dequantize`].
+pub fn fake_quant(x: f32, scale: f32, zero_point: i32, lo: i32, hi: i32) -> f32 {
+    dequantize(quantize(x, scale, zero_point, lo, hi), scale, zero_point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_vectors() {
+        for (x, code) in [
+            (0.0, 10),
+            (0.25, 10), // 0.5 steps: ties to even
+            (0.75, 12),
+            (1.25, 12),
+            (-0.75, 8),
+            (1e9, 255),
+            (-1e9, 0),
+            (f32::INFINITY, 255),
+            (f32::NEG_INFINITY, 0),
+            (f32::NAN, 0),
+        ] {
+            assert_eq!(quantize(x, 0.5, 10, 0, 255), code, "{x}");
+        }
+        assert_eq!(dequantize(12, 0.5, 10), 1.0);
+        assert_eq!(fake_quant(0.8, 0.5, 10, 0, 255), 1.0);
+    }
+}

@@ -1,0 +1,1 @@
+//! Elementary functions as explicit sequences of f32 operations.

@@ -1,0 +1,25 @@
+//! The numerics contract: every rounding, saturation and zero point of qcc, as scalar code with its equation.
+//!
+//! real = scale · (q − zero_point). Activations are u8 with one grid a tensor, weights s8, symmetric, with one
+//! scale an output channel. Accumulators are s32:
+//!
+//! ```text
+//! acc = Σ q_x·q_w + (q_b − z_x·Σ q_w)              padding holds z_x, so borders are no special case
+//! y   = clamp(requantize(acc) + z_y, lo, hi)       a ReLU, ReLU6 or Clip is lo and hi
+//! ```
+//!
+//! Integer sums do not depend on their order and wrapping cannot change a sum whose end value fits: so results are
+//! the same on every ISA tier, tile shape and thread count, as long as [`Requantizer`] is one formula. Kernels may
+//! compute it in any way; they are tested to agree with it bit for bit.
+
+mod fixed_point;
+mod grid;
+pub mod math;
+mod requantize;
+
+pub use fixed_point::{AddRescale, MulRescale, Multiplier};
+pub use grid::{dequantize, fake_quant, quantize};
+pub use requantize::{
+    ChannelBounds, Refusal, RequantMode, Requantizer, Rescale, ResidualInput, accumulator_bounds,
+    rounding_shift_right_away, saturating_rounding_doubling_high_mul,
+};

@@ -1,0 +1,155 @@
+//! The ops: one file a family, and in it all that defines an op: attributes, inference, reference semantics.
+//!
+//! To add an op: a struct that implements [`Operator`] in the file of its family, and its name in the list at the
+//! bottom of this file. The compiler then names the places that must know it.
+
+mod conv;
+mod elementwise;
+mod matmul;
+mod norm;
+mod pool;
+mod quantize;
+mod reduce;
+mod shape;
+mod window;
+
+pub use conv::{Clamp, Conv, Layout, QConv};
+pub use elementwise::{Binary, BinaryKind, Cast, QBinary, QBinaryKind, QUnary, Unary, UnaryKind};
+pub use matmul::{MatMul, QMatMul};
+pub use norm::{BatchNorm, Lrn, Softmax};
+pub use pool::{Pool, PoolKind, QAveragePool};
+pub use quantize::{Dequantize, FakeQuant, Quantize};
+pub use reduce::{Reduce, ReduceKind};
+pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
+pub use window::Window;
+
+use crate::{OpError, Tensor, TensorType};
+use serde::{Deserialize, Serialize};
+
+/// What defines an op.
+pub trait Operator {
+    /// Types of the results from types of the operands, or why the op does not take them.
+    ///
+    /// Checks everything that [`eval`](Self::eval) and the kernels rely on: an op that infers can be run.
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError>;
+
+    /// The results, by definition: this is what the op means. `types` are the operands' types (grids included) and
+    /// `results` what [`infer`](Self::infer) made of them.
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let _ = (operands, types, results);
+        Err(OpError::unsupported("no reference yet"))
+    }
+
+    /// Multiply-accumulate operations, as convolutions and matrix products count them.
+    fn macs(&self, _operands: &[&TensorType], _results: &[TensorType]) -> u64 {
+        0
+    }
+}
+
+macro_rules! ops {
+    ($($(#[$doc:meta])* $op:ident),* $(,)?) => {
+        /// Every op there is. Attributes serialise; operands and types are the graph's.
+        #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+        pub enum Op { $($(#[$doc])* $op($op)),* }
+
+        impl Op {
+            /// The name used in the text form and in messages.
+            pub const fn mnemonic(&self) -> &'static str {
+                match self { $(Op::$op(_) => stringify!($op)),* }
+            }
+            fn operator(&self) -> &dyn Operator {
+                match self { $(Op::$op(op) => op),* }
+            }
+        }
+
+        $(impl From<$op> for Op {
+            fn from(op: $op) -> Op { Op::$op(op) }
+        })*
+    };
+}
+
+impl Op {
+    /// See [`Operator::infer`].
+    pub fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        self.operator().infer(operands)
+    }
+    /// See [`Operator::eval`].
+    pub fn eval(
+        &self,
+        operands: &[&Tensor],
+        types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        self.operator().eval(operands, types, results)
+    }
+    /// See [`Operator::macs`].
+    pub fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {
+        self.operator().macs(operands, results)
+    }
+}
+
+/// Fails unless there are `n` operands.
+fn arity<const N: usize>(operands: &[&TensorType]) -> Result<[TensorType; N], OpError> {
+    let owned: Vec<TensorType> = operands.iter().map(|&t| t.clone()).collect();
+    owned.try_into().map_err(|_| OpError::Arity { expected: N.to_string(), got: operands.len() })
+}
+
+ops! {
+    /// Convolution of floats, with bias, residual and clamp fused into it.
+    Conv,
+    /// Convolution of u8 by s8, requantized.
+    QConv,
+    /// Matrix product of floats, with bias, residual and clamp fused into it.
+    MatMul,
+    /// Matrix product of u8 by s8, requantized.
+    QMatMul,
+    /// Batch normalisation with fixed statistics.
+    BatchNorm,
+    /// Local response normalisation across channels.
+    Lrn,
+    /// Softmax or its logarithm along an axis.
+    Softmax,
+    /// Maximum or average over windows; the maximum also of quantized values.
+    Pool,
+    /// Average over windows of quantized values, requantized.
+    QAveragePool,
+    /// A function of each element.
+    Unary,
+    /// A function of pairs of elements, with broadcasting.
+    Binary,
+    /// A function of each quantized element: a table of 256 entries.
+    QUnary,
+    /// Sum, difference or product of quantized elements, with broadcasting, requantized.
+    QBinary,
+    /// Conversion between element types.
+    Cast,
+    /// Sum, mean, maximum… along axes.
+    Reduce,
+    /// Another shape for the same elements.
+    Reshape,
+    /// Dimensions in another order.
+    Transpose,
+    /// A strided part.
+    Slice,
+    /// Tensors one after the other along an axis.
+    Concat,
+    /// A border of constant, repeated or mirrored elements.
+    Pad,
+    /// Broadcast to a larger shape.
+    Expand,
+    /// Elements picked along an axis by index.
+    Gather,
+    /// Real numbers to the integers of a grid.
+    Quantize,
+    /// Integers of a grid to real numbers.
+    Dequantize,
+    /// Real numbers rounded to a grid.
+    FakeQuant,
+    /// A value handed from one device to another.
+    Transfer,
+}
