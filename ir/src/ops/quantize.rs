@@ -1,7 +1,7 @@
 //! Between real numbers and the integers of a grid.
 
 use super::{Operator, arity};
-use crate::{DType, OpError, QuantParams, TensorType};
+use crate::{DType, OpError, QuantParams, Tensor, TensorType};
 use serde::{Deserialize, Serialize};
 
 /// Real numbers to codes by [`numerics::quantize`](crate::numerics::quantize).
@@ -30,6 +30,15 @@ pub struct FakeQuant {
     pub hi: i32,
     /// The grid.
     pub params: QuantParams,
+}
+
+/// The same integers read on another grid, or as plain ones where there is none.
+///
+/// Imported models compute integers and say only later, in the op that dequantizes them, what they stand for.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AssumeGrid {
+    /// The grid that the result has.
+    pub params: Option<QuantParams>,
 }
 
 impl Operator for Quantize {
@@ -67,5 +76,27 @@ impl Operator for FakeQuant {
             )));
         }
         Ok(vec![x])
+    }
+}
+
+impl Operator for AssumeGrid {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        if !x.dtype.is_integer() {
+            return Err(OpError::quant(format!("{x} cannot have a grid")));
+        }
+        if let Some(params) = &self.params {
+            params.check(x.dtype, &x.shape)?;
+        }
+        Ok(vec![TensorType { quant: self.params.clone(), ..x }])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        _results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        Ok(vec![operands[0].clone()])
     }
 }
