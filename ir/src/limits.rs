@@ -33,3 +33,6 @@ pub const MAX_FOLDED_MACS: u64 = 1 << 26;
 
 /// The largest tensor that a sparse one is made into.
 pub const MAX_DENSE_BYTES: usize = 64 << 20;
+
+/// The most taps of a convolution's or pool's window: a global pool over 8192x8192.
+pub const MAX_WINDOW_TAPS: usize = 1 << 26;
