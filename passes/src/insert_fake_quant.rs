@@ -63,7 +63,7 @@ fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> BTreeSet<Nod
             }
         }
     }
-    let mut regions = Classes::default();
+    let mut regions = Classes::new();
     for &id in &able {
         regions.join(id, id);
         for (_, v) in activations(graph, id) {
@@ -108,7 +108,7 @@ fn activation_grids(
     ctx: &Context<'_>,
     chosen: &BTreeSet<NodeId>,
 ) -> Result<BTreeMap<ValueId, OutputGrid>, PassError> {
-    let mut classes = Classes::default();
+    let mut classes = Classes::new();
     for &node in chosen {
         let inner = clamp_behind(graph, node).is_some_and(|c| chosen.contains(&c));
         if !inner {
@@ -314,12 +314,15 @@ fn power_of_two_scale(scale: f64, s_x: f64, s_y: f64) -> f64 {
 }
 
 /// Disjoint sets; the representative is the smallest member, so that nothing depends on the order of joins.
-#[derive(Default)]
 struct Classes<T> {
     parent: BTreeMap<T, T>,
 }
 
 impl<T: Ord + Copy> Classes<T> {
+    fn new() -> Classes<T> {
+        Classes { parent: BTreeMap::new() }
+    }
+
     fn find(&self, mut x: T) -> T {
         while let Some(&p) = self.parent.get(&x).filter(|&&p| p != x) {
             x = p;

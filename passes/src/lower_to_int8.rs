@@ -183,7 +183,8 @@ impl Builder<'_> {
             _ => {
                 let real = self.as_real(x)?;
                 let quantize = Quantize { dtype: f.dtype, params: f.params.clone() };
-                let codes = self.new.add(&name, quantize, &[real])?.out();
+                let source = format!("{}_quantize", self.name(x));
+                let codes = self.new.add(&source, quantize, &[real])?.out();
                 match per_tensor {
                     Some((scale, zero_point)) if !full_range(f) => {
                         let output = OutputGrid { dtype: f.dtype, scale, zero_point, lo: f.lo, hi: f.hi };
@@ -204,7 +205,10 @@ impl Builder<'_> {
         }
         let name = self.name(value).to_string();
         let real = match (self.codes.get(&value).copied(), self.rounded_constant(value)) {
-            (Some(codes), _) => self.new.add(&format!("{name}_dequantize"), Dequantize {}, &[codes])?.out(),
+            (Some(codes), _) => {
+                let source = format!("{}_dequantize", self.new.node(codes.node).name);
+                self.new.add(&source, Dequantize {}, &[codes])?.out()
+            }
             (None, Some((tensor, f))) => {
                 let fail = |e| PassError::op(&name, "FakeQuant", e);
                 let ty = tensor.ty();
