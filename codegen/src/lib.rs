@@ -3,6 +3,4 @@
 pub mod tier;
 
 /// The dense family: convolutions and matrix products as tiles of one microkernel.
-pub mod dense {
-    pub mod spec;
-}
+pub mod dense;
