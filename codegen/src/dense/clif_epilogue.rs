@@ -4,6 +4,7 @@
 //! uniform shift by 31 instead: see [`shift_right_each`].
 
 use super::spec::Epilogue;
+use crate::module::MEM;
 use cranelift_codegen::ir::{
     ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value,
     condcodes::FloatCC,
@@ -18,9 +19,6 @@ use std::ops::Range;
 
 /// Lanes of 32 bits in a vector: channels that one accumulator holds.
 pub(crate) const LANES: usize = 4;
-
-/// Flags of every access: it never traps, and it may be unaligned.
-pub(crate) const MEM: MemFlagsData = MemFlagsData::new().with_notrap();
 
 /// A per-channel constant. Each is an array over the channels of a panel; the arrays follow each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -315,7 +313,7 @@ impl Finisher<'_, '_, '_> {
         let own = divide_away(self.b, high, right);
         let Some(u) = u else { return own };
         let (m_r, left_r, right_r) = residual;
-        let raised = self.b.ins().ishl_imm(u, i64::from(TFLITE_RESIDUAL_SHIFT + left_r));
+        let raised = self.b.ins().ishl_imm_u(u, i64::from(TFLITE_RESIDUAL_SHIFT + left_r));
         let m_r = splat_i32(self.b, m_r);
         let high = doubling_high_multiply(self.b, raised, m_r);
         let other = divide_away_uniform(self.b, high, right_r);
@@ -354,12 +352,12 @@ impl Finisher<'_, '_, '_> {
             let (low, high) = self.halves(u);
             let m_r = splat_i16(self.b, m_r);
             for (t, u) in t.iter_mut().zip([low, high]) {
-                let raised = self.b.ins().ishl_imm(u, i64::from(Q15_RESIDUAL_SHIFT));
+                let raised = self.b.ins().ishl_imm_u(u, i64::from(Q15_RESIDUAL_SHIFT));
                 let other = self.b.ins().x86_pmulhrsw(raised, m_r);
                 *t = self.b.ins().sadd_sat(*t, other);
             }
         }
-        let t = t.map(|t| self.b.ins().sshr_imm(t, i64::from(r)));
+        let t = t.map(|t| self.b.ins().sshr_imm_u(t, i64::from(r)));
         let signed = self.b.ins().snarrow(t[0], t[1]);
         let flip = splat_u8(self.b, 0x80);
         let codes = self.b.ins().bxor(signed, flip);
@@ -423,8 +421,9 @@ impl Finisher<'_, '_, '_> {
 
     /// Stores 4 bytes an accumulator, 8 where two of the same pixel follow each other, single ones at the end.
     fn store_codes(&mut self, four: &[Accumulator], codes: Value) {
+        let columns = self.columns;
         let neighbours = |a: &Accumulator, b: &Accumulator| {
-            a.y_offset == b.y_offset && a.channel + LANES == b.channel && b.channel + LANES <= self.columns
+            a.y_offset == b.y_offset && a.channel + LANES == b.channel && b.channel + LANES <= columns
         };
         if four.len() == 4 && four.windows(2).all(|w| neighbours(&w[0], &w[1])) {
             self.b.ins().store(MEM, codes, self.y, four[0].y_offset + four[0].channel as i32);
@@ -439,7 +438,7 @@ impl Finisher<'_, '_, '_> {
                 i += 2;
                 continue;
             }
-            match self.columns - a.channel {
+            match columns - a.channel {
                 LANES.. => self.store_lane(codes, I32X4, i, at),
                 left => (0..left).for_each(|k| self.store_lane(codes, I8X16, i * 4 + k, at + k as i32)),
             }
@@ -550,7 +549,7 @@ pub(crate) fn shift_right_each(b: &mut FunctionBuilder<'_>, x: Value, factor: Va
     let sign = splat_i32(b, i32::MIN);
     let unsigned = b.ins().bxor(x, sign);
     let products = multiply_wide_unsigned(b, unsigned, factor);
-    let shifted = products.map(|p| b.ins().ushr_imm(p, 31));
+    let shifted = products.map(|p| b.ins().ushr_imm_u(p, 31));
     let low = lower_halves(b, shifted);
     b.ins().isub(low, factor)
 }
@@ -561,7 +560,7 @@ fn doubling_high_multiply(b: &mut FunctionBuilder<'_>, x: Value, m: Value) -> Va
     let products = multiply_wide(b, x, m);
     let shifted = products.map(|p| {
         let p = b.ins().iadd(p, half);
-        b.ins().ushr_imm(p, 31)
+        b.ins().ushr_imm_u(p, 31)
     });
     lower_halves(b, shifted)
 }
@@ -580,7 +579,7 @@ fn divide_away(b: &mut FunctionBuilder<'_>, x: Value, factor: Value) -> Value {
     let products = multiply_wide_unsigned(b, magnitude, factor);
     let shifted = products.map(|p| {
         let p = b.ins().iadd(p, half);
-        b.ins().ushr_imm(p, 31)
+        b.ins().ushr_imm_u(p, 31)
     });
     let quotient = lower_halves(b, shifted);
     with_sign_of(b, quotient, x)
@@ -595,12 +594,12 @@ fn divide_away_uniform(b: &mut FunctionBuilder<'_>, x: Value, e: u32) -> Value {
     let half = splat_i32(b, 1 << (e - 1));
     let magnitude = b.ins().iabs(x);
     let sum = b.ins().iadd(magnitude, half);
-    let quotient = b.ins().ushr_imm(sum, i64::from(e));
+    let quotient = b.ins().ushr_imm_u(sum, i64::from(e));
     with_sign_of(b, quotient, x)
 }
 
 fn with_sign_of(b: &mut FunctionBuilder<'_>, magnitude: Value, x: Value) -> Value {
-    let sign = b.ins().sshr_imm(x, 31);
+    let sign = b.ins().sshr_imm_u(x, 31);
     let flipped = b.ins().bxor(magnitude, sign);
     b.ins().isub(flipped, sign)
 }

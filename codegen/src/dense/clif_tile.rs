@@ -6,9 +6,10 @@
 //! `opt_level=none`, and a test disassembles them.
 
 use super::{
-    clif_epilogue::{Accumulator, Finisher, LANES, MEM, Params, cast, splat_i16},
+    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
     spec::{Product, TileSpec},
 };
+use crate::module::MEM;
 use cranelift_codegen::ir::{
     BlockArg, InstBuilder, Type, Value,
     condcodes::IntCC,
@@ -155,11 +156,11 @@ impl Sum<'_, '_, '_> {
         self.b.switch_to_block(header);
         let inside = self.state_of(header, state.accumulators.len());
         let after = body(self, inside);
-        let left = self.b.ins().iadd_imm(left, -1);
+        let left = self.b.ins().iadd_imm_s(left, -1);
         let leaving = after.arguments();
         let mut again = leaving.clone();
         again.push(left.into());
-        let more = self.b.ins().icmp_imm(IntCC::NotEqual, left, 0);
+        let more = self.b.ins().icmp_imm_s(IntCC::NotEqual, left, 0);
         self.b.ins().brif(more, header, &again, exit, &leaving);
         self.b.seal_block(header);
         self.b.seal_block(exit);
@@ -173,7 +174,7 @@ impl Sum<'_, '_, '_> {
     }
 
     fn advance(&mut self, pointer: Value, bytes: i64) -> Value {
-        if bytes == 0 { pointer } else { self.b.ins().iadd_imm(pointer, bytes) }
+        if bytes == 0 { pointer } else { self.b.ins().iadd_imm_s(pointer, bytes) }
     }
 
     /// `count` groups that follow each other.
@@ -212,8 +213,8 @@ impl Sum<'_, '_, '_> {
             .map(|&w| match self.dot {
                 Dot::Madd => {
                     let pairs = cast(self.b, I16X8, w);
-                    let raised = self.b.ins().ishl_imm(pairs, 8);
-                    [self.b.ins().sshr_imm(raised, 8), self.b.ins().sshr_imm(pairs, 8)]
+                    let raised = self.b.ins().ishl_imm_u(pairs, 8);
+                    [self.b.ins().sshr_imm_u(raised, 8), self.b.ins().sshr_imm_u(pairs, 8)]
                 }
                 _ => [w, w],
             })
@@ -233,7 +234,7 @@ impl Sum<'_, '_, '_> {
                 let pairs = cast(self.b, I16X8, splat);
                 let low = splat_i16(self.b, 0xff);
                 let even = self.b.ins().band(pairs, low);
-                let odd = self.b.ins().ushr_imm(pairs, 8);
+                let odd = self.b.ins().ushr_imm_u(pairs, 8);
                 for (acc, [w_even, w_odd]) in accumulators.iter_mut().zip(weights) {
                     let products = multiply_add_pairs(self.b, even, *w_even);
                     *acc = self.b.ins().iadd(*acc, products);
