@@ -64,14 +64,15 @@ struct Unit {
     latency: f64,
 }
 
-/// Cycles that a tile takes besides its loops over K: call, decoding, epilogue of one vector of results.
+/// Cycles that a tile takes besides its loops over K: to be called, to finish an accumulator, to store a pixel.
 const CALL: f64 = 30.0;
-const EPILOGUE: f64 = 4.0;
+const FINISH: f64 = 4.0;
+const STORE: f64 = 3.0;
 /// Vector loads in a cycle.
 const LOADS: f64 = 2.0;
 /// Bytes of level-1 cache that weights may take, and bytes in a cycle from the level behind it.
 const LEVEL1: usize = 24 << 10;
-const STREAM: f64 = 32.0;
+const STREAM: f64 = 16.0;
 
 fn unit(isa: Isa, product: Product) -> Unit {
     let wide = Unit {
@@ -107,7 +108,8 @@ impl Unit {
         let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency);
         let load = (pixels + vectors) as f64 / LOADS;
         let stream = if streams { (vectors * self.lanes * 4) as f64 / STREAM } else { 0.0 };
-        groups * multiply.max(load).max(stream) + CALL + EPILOGUE * (pixels * vectors) as f64
+        let after = CALL + FINISH * (pixels * vectors) as f64 + STORE * pixels as f64;
+        groups * multiply.max(load).max(stream) + after
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let isa = cx.options.tier.isa;
+    let isa = emitter(cx.options.tier.isa);
     let cut = choose::choose(problem, isa);
     let name = kernel_name(cx, kernel, problem, &cut);
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual: operands.r.is_some() };
@@ -78,6 +78,11 @@ pub(crate) fn lower(
         walk.emit(e, operands, table, &functions, ctx, begin, end);
         Ok(())
     })
+}
+
+/// TEMPORARY until asm is merged.
+fn emitter(isa: crate::tier::Isa) -> crate::tier::Isa {
+    match isa { crate::tier::Isa::XmmVnni => isa, _ => crate::tier::Isa::Xmm }
 }
 
 /// After XNNPACK: types, kernel, pixels × channels, tier.
@@ -193,7 +198,7 @@ impl Tiles<'_, '_, '_> {
         let p = self.problem;
         let first = group * p.channels + panel.first;
         let channels = first..first + panel.columns;
-        let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
+        let format = PanelFormat { product: p.product, isa: emitter(self.cx.options.tier.isa), panel: panel.width };
         let runs = p.runs();
         let constants = Params::new(self.epilogue, panel.width);
         let (weights, params) = match coefficients {
