@@ -9,7 +9,7 @@ use super::{
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
     spec::{Product, TileSpec},
 };
-use crate::module::MEM;
+use crate::{module::MEM, tier::Tier};
 use cranelift_codegen::ir::{
     BlockArg, InstBuilder, Type, Value,
     condcodes::IntCC,
@@ -31,17 +31,18 @@ pub(crate) enum Dot {
 }
 
 impl Dot {
-    /// The instructions for a product on a CPU with these extensions.
-    pub(crate) fn of(product: Product, has_vnni: bool, has_fma: bool) -> Dot {
+    /// The instructions that Cranelift uses for a product on a tier.
+    pub(crate) fn of_tier(product: Product, tier: &Tier) -> Dot {
+        let has = |flag: &str| tier.cranelift_flags.contains(&flag);
         match product {
-            Product::U8S8 if has_vnni => Dot::Vnni,
+            Product::U8S8 if has("has_avx_vnni") || has("has_avx512vnni") => Dot::Vnni,
             Product::U8S8 => Dot::Madd,
-            Product::F32 if has_fma => Dot::Fma,
+            Product::F32 if has("has_fma") => Dot::Fma,
             Product::F32 => Dot::MulAdd,
         }
     }
 
-    fn accumulator(self) -> Type {
+    pub(crate) fn accumulator(self) -> Type {
         match self {
             Dot::Vnni | Dot::Madd => I32X4,
             Dot::Fma | Dot::MulAdd => F32X4,

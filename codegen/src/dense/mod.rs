@@ -6,6 +6,7 @@
 pub(crate) mod choose;
 mod clif_epilogue;
 mod clif_tile;
+pub(crate) mod depthwise;
 pub(crate) mod driver;
 pub(crate) mod pad;
 pub mod pack;

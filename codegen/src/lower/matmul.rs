@@ -2,7 +2,7 @@
 
 use super::{
     Lowerer, Lowering,
-    product::{self, Extras, Parts, check_constant, check_extents, constant, with_slack},
+    product::{self, Extras, Kernel, Parts, check_constant, check_extents, constant, with_slack},
 };
 use crate::{
     CodegenError,
@@ -83,11 +83,10 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         false => cx.location(input)?,
     };
     let parts = Parts {
-        kernel: "gemm",
         extras: matrices.extras,
         requantizer: requantizer.as_ref(),
         clamp: matrices.clamp,
         weight_index: &|channel, _, k| k * matrices.columns + channel,
     };
-    product::lower(cx, node, &problem, a, &parts)
+    product::lower(cx, node, &problem, &Kernel::Dense("gemm"), a, &parts)
 }
