@@ -8,3 +8,6 @@ pub const MAX_ELEMENTS: usize = 1 << 40;
 
 /// The largest tensor, in bytes.
 pub const MAX_TENSOR_BYTES: usize = 4 << 30;
+
+/// The most taps of a convolution's or pool's window: a global pool over 8192x8192.
+pub const MAX_WINDOW_TAPS: usize = 1 << 26;
