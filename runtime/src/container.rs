@@ -18,7 +18,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 use std::{
     fs::File,
-    io::{BufWriter, Write},
+    io::{BufWriter, Read, Write},
     path::Path,
 };
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -65,6 +65,13 @@ pub enum ContainerError {
     /// The checksums fit, but what it says makes no sense.
     #[error("malformed: {0}")]
     Malformed(String),
+}
+
+/// Whether a file is meant to be a `.qcc` file, by its name or its first bytes.
+pub fn is_program(path: &Path) -> bool {
+    let mut start = [0; MAGIC.len()];
+    let begins_like_one = || File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok() && start == MAGIC;
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcc")) || begins_like_one()
 }
 
 /// The contents of a file, borrowed from its mapping.
