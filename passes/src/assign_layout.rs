@@ -155,7 +155,7 @@ impl Builder<'_> {
             let dims = perm.iter().map(|&p| shape[p]).collect();
             return self.reshaped(name, value, dims);
         }
-        self.moved(&format!("{name}_transposed"), Transpose { perm }.into(), value)
+        self.moved(&format!("{}_transposed", name.trim_end_matches("_fq")), Transpose { perm }.into(), value)
     }
 
     /// A new value under another shape, reshapes before it merged.

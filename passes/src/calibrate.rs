@@ -246,7 +246,8 @@ struct Histogram {
 
 impl Histogram {
     fn new() -> Histogram {
-        let mut h = Histogram { exponent: NARROWEST, per_width: 0.0, counts: vec![0; 2 * BINS as usize], total: 0 };
+        let mut h =
+            Histogram { exponent: NARROWEST, per_width: 0.0, counts: vec![0; 2 * BINS as usize], total: 0 };
         h.set_exponent(NARROWEST);
         h
     }
@@ -320,7 +321,8 @@ mod tests {
 
     #[test]
     fn a_histogram_does_not_depend_on_order_or_split() {
-        let values: Vec<f32> = (0..2000).map(|i| ((i * 7919) % 2003) as f32 * 1.7e-3 - 1.1).chain([93.0, -1e-9, 0.0]).collect();
+        let values: Vec<f32> =
+            (0..2000).map(|i| ((i * 7919) % 2003) as f32 * 1.7e-3 - 1.1).chain([93.0, -1e-9, 0.0]).collect();
         let fill = |values: &[f32]| {
             let mut h = Histogram::new();
             values.iter().for_each(|&x| h.add(x));

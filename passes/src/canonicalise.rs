@@ -8,8 +8,8 @@ use crate::{
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Shape, ValueId,
     ops::{
-        Binary, BinaryKind, Cast, Clamp, Expand, Layout, Pad, Pool, PoolKind, Reduce, ReduceKind,
-        Reshape, Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
+        Binary, BinaryKind, Cast, Clamp, Expand, Layout, Pad, Pool, PoolKind, Reduce, ReduceKind, Reshape,
+        Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
     },
 };
 
@@ -262,4 +262,3 @@ fn reshape_to(node: &str, dims: Vec<usize>) -> Result<Reshape, PassError> {
     let shape = Shape::new(dims).map_err(|e| PassError::op(node, "Reshape", OpError::from(e)))?;
     Ok(Reshape { shape })
 }
-

@@ -81,8 +81,7 @@ fn is_stale(mean: &[f32], variance: &[f32]) -> bool {
 /// factor = γ/√(σ² + ε), shift = β − μ·factor, in f64.
 fn affine_of(bn: &BatchNorm, statistics: &[&[f32]]) -> Affine {
     let [scale, bias, mean, variance] = [0, 1, 2, 3].map(|i| statistics[i].iter().map(|&x| f64::from(x)));
-    let factor: Vec<f64> =
-        scale.zip(variance).map(|(g, v)| g / (v + f64::from(bn.epsilon)).sqrt()).collect();
+    let factor: Vec<f64> = scale.zip(variance).map(|(g, v)| g / (v + f64::from(bn.epsilon)).sqrt()).collect();
     let shift = bias.zip(mean).zip(&factor).map(|((b, m), f)| b - m * f).collect();
     Affine { axis: Some(bn.axis), factor, shift }
 }

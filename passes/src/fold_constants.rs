@@ -48,13 +48,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
 }
 
 /// Puts a constant in the place of a node, under its name.
-fn put(
-    graph: &mut Graph,
-    node: NodeId,
-    name: &str,
-    tensor: Tensor,
-    ty: TensorType,
-) -> Result<(), PassError> {
+fn put(graph: &mut Graph, node: NodeId, name: &str, tensor: Tensor, ty: TensorType) -> Result<(), PassError> {
     graph.rename(node, &format!("{name}_unfolded"));
     let constant = match ty.quant {
         Some(_) => graph.quantized_constant(name, tensor, ty)?,

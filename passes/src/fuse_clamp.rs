@@ -4,7 +4,10 @@ use crate::{
     Context, Pass, PassError, Record,
     edit::{Product, clamp_of, is_move, replace},
 };
-use qcc_ir::{Graph, NodeId, Op, ops::{Clamp, PadMode}};
+use qcc_ir::{
+    Graph, NodeId, Op,
+    ops::{Clamp, PadMode},
+};
 
 /// See the module.
 pub(crate) const FUSE_CLAMP: Pass = Pass { name: "fuse_clamp", run };

@@ -54,7 +54,9 @@ fn fused(graph: &Graph, node: NodeId, pad: &Pad) -> Result<(NodeId, Op), String>
         Some(Op::Pool(p)) => {
             let mut pool = p.clone();
             match p.kind {
-                PoolKind::Max => return Err(format!("`{name}` takes a maximum, for which padding is no zero")),
+                PoolKind::Max => {
+                    return Err(format!("`{name}` takes a maximum, for which padding is no zero"));
+                }
                 PoolKind::Average { count_include_pad } if !count_include_pad && !p.window.is_unpadded() => {
                     return Err(format!("`{name}` would count one padding but not the other"));
                 }

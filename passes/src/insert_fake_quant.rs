@@ -63,7 +63,7 @@ fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> BTreeSet<Nod
             }
         }
     }
-    let mut regions = Classes::default();
+    let mut regions = Classes::new();
     for &id in &able {
         regions.join(id, id);
         for (_, v) in activations(graph, id) {
@@ -72,15 +72,13 @@ fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> BTreeSet<Nod
             }
         }
     }
-    let paying: BTreeSet<NodeId> = able
-        .iter()
-        .filter(|&&id| graph.op(id).is_some_and(gains))
-        .map(|&id| regions.find(id))
-        .collect();
+    let paying: BTreeSet<NodeId> =
+        able.iter().filter(|&&id| graph.op(id).is_some_and(gains)).map(|&id| regions.find(id)).collect();
     let (chosen, idle): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
         able.into_iter().partition(|&id| paying.contains(&regions.find(id)));
     for id in idle {
-        let why = "no convolution or matrix product is connected to it: quantizing would cost more than it gains";
+        let why =
+            "no convolution or matrix product is connected to it: quantizing would cost more than it gains";
         refused.insert(id, why.into());
     }
     for (id, why) in refused {
@@ -110,14 +108,13 @@ fn activation_grids(
     ctx: &Context<'_>,
     chosen: &BTreeSet<NodeId>,
 ) -> Result<BTreeMap<ValueId, OutputGrid>, PassError> {
-    let mut classes = Classes::default();
+    let mut classes = Classes::new();
     for &node in chosen {
         let inner = clamp_behind(graph, node).is_some_and(|c| chosen.contains(&c));
         if !inner {
             classes.join(node.out(), node.out());
         }
-        let from_inside =
-            |v: &ValueId| chosen.contains(&v.node) && clamp_behind(graph, v.node) == Some(node);
+        let from_inside = |v: &ValueId| chosen.contains(&v.node) && clamp_behind(graph, v.node) == Some(node);
         for (_, v) in activations(graph, node) {
             if from_inside(&v) {
                 continue;
@@ -236,9 +233,7 @@ fn quantize_parameters(
         Product::MatMul(_) => 1,
     };
     let result = clamp_behind(graph, node).filter(|c| chosen.contains(c)).unwrap_or(node).out();
-    let (Some(s_x), Some(s_y)) =
-        (scale_of(graph, grids, operands[0]), scale_of(graph, grids, result))
-    else {
+    let (Some(s_x), Some(s_y)) = (scale_of(graph, grids, operands[0]), scale_of(graph, grids, result)) else {
         return Err(PassError::MissingRange { value: value_name(graph, operands[0]) });
     };
     let Some(weights) = f32_constant(graph, operands[1]) else {
@@ -267,12 +262,8 @@ fn quantize_parameters(
     };
     let weight_scales: Vec<f32> = scales.iter().map(|&s| narrow(s)).collect();
     let bias_scales = weight_scales.iter().map(|&s| narrow(s_x * f64::from(s))).collect();
-    let op = FakeQuant {
-        dtype: DType::S8,
-        lo: -127,
-        hi: 127,
-        params: params(axis, weight_scales).map_err(fail)?,
-    };
+    let op =
+        FakeQuant { dtype: DType::S8, lo: -127, hi: 127, params: params(axis, weight_scales).map_err(fail)? };
     let rounded = graph.add(&format!("{name}_weight_fq"), op, &[operands[1]])?;
     graph.set_operand(node, 1, rounded.out())?;
     if has_bias {
@@ -323,12 +314,15 @@ fn power_of_two_scale(scale: f64, s_x: f64, s_y: f64) -> f64 {
 }
 
 /// Disjoint sets; the representative is the smallest member, so that nothing depends on the order of joins.
-#[derive(Default)]
 struct Classes<T> {
     parent: BTreeMap<T, T>,
 }
 
 impl<T: Ord + Copy> Classes<T> {
+    fn new() -> Classes<T> {
+        Classes { parent: BTreeMap::new() }
+    }
+
     fn find(&self, mut x: T) -> T {
         while let Some(&p) = self.parent.get(&x).filter(|&&p| p != x) {
             x = p;
@@ -354,11 +348,13 @@ mod tests {
 
     #[test]
     fn zero_is_a_code_of_every_grid() {
-        for (min, max) in [(-1.0, 3.0), (2.0, 5.0), (-7.0, -3.0), (0.0, 0.0), (-1e-42, 1e-42), (-3e38, 3e38)] {
+        for (min, max) in [(-1.0, 3.0), (2.0, 5.0), (-7.0, -3.0), (0.0, 0.0), (-1e-42, 1e-42), (-3e38, 3e38)]
+        {
             let grid = grid_of(Range { min, max }).unwrap();
             let zero = qcc_ir::numerics::fake_quant(0.0, grid.scale, grid.zero_point, grid.lo, grid.hi);
             assert_eq!(zero, 0.0, "{min} {max}");
-            let (lo, hi) = (-grid.zero_point as f32 * grid.scale, (255 - grid.zero_point) as f32 * grid.scale);
+            let (lo, hi) =
+                (-grid.zero_point as f32 * grid.scale, (255 - grid.zero_point) as f32 * grid.scale);
             assert!(lo <= min + 0.51 * grid.scale && hi >= max - 0.51 * grid.scale, "{lo} {hi}");
         }
     }

@@ -15,8 +15,8 @@ use qcc_ir::{
     DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, Stage, Tensor, TensorType, ValueId,
     numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer},
     ops::{
-        Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary,
-        QBinaryKind, QConv, QMatMul, QUnary, Quantize, Unary, UnaryKind,
+        Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
+        QConv, QMatMul, QUnary, Quantize, Unary, UnaryKind,
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -161,8 +161,7 @@ impl Builder<'_> {
         let own = own.or_else(|| clamp_of(self.old, node)).unwrap_or(Clamp::NONE);
         let bounds = own.then(clamp.and_then(|c| clamp_of(self.old, c)).unwrap_or(Clamp::NONE));
         let code = |x: f32| numerics::quantize(x, scale, zero_point, f.lo, f.hi);
-        let grid =
-            OutputGrid { dtype: f.dtype, scale, zero_point, lo: code(bounds.lo), hi: code(bounds.hi) };
+        let grid = OutputGrid { dtype: f.dtype, scale, zero_point, lo: code(bounds.lo), hi: code(bounds.hi) };
         Some(Target { fake_quant: u.node, clamp, grid })
     }
 
@@ -184,7 +183,8 @@ impl Builder<'_> {
             _ => {
                 let real = self.as_real(x)?;
                 let quantize = Quantize { dtype: f.dtype, params: f.params.clone() };
-                let codes = self.new.add(&name, quantize, &[real])?.out();
+                let source = format!("{}_quantize", self.name(x));
+                let codes = self.new.add(&source, quantize, &[real])?.out();
                 match per_tensor {
                     Some((scale, zero_point)) if !full_range(f) => {
                         let output = OutputGrid { dtype: f.dtype, scale, zero_point, lo: f.lo, hi: f.hi };
@@ -206,7 +206,8 @@ impl Builder<'_> {
         let name = self.name(value).to_string();
         let real = match (self.codes.get(&value).copied(), self.rounded_constant(value)) {
             (Some(codes), _) => {
-                self.new.add(&format!("{name}_dequantize"), Dequantize {}, &[codes])?.out()
+                let source = format!("{}_dequantize", self.new.node(codes.node).name);
+                self.new.add(&source, Dequantize {}, &[codes])?.out()
             }
             (None, Some((tensor, f))) => {
                 let fail = |e| PassError::op(&name, "FakeQuant", e);

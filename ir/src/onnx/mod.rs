@@ -8,6 +8,7 @@
 
 mod attribute;
 mod error;
+mod export;
 mod external;
 mod import;
 mod model;
@@ -16,5 +17,6 @@ mod tensor;
 mod wire;
 
 pub use error::{ImportError, NodeError, UnsupportedOp};
+pub use export::{ExportError, ExportOptions, export, export_with};
 pub use import::Bindings;
 pub use model::{Dim, InputInfo, Model, OPSETS};

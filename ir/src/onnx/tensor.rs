@@ -255,9 +255,9 @@ fn densify(dense: &Shape, values: &Tensor, indices: &Tensor) -> Result<Tensor, S
         return Err(format!("is sparse, and dense would take more than {MAX_DENSE_BYTES} bytes"));
     }
     let rank = dense.rank();
-    let coordinates = match indices.shape().dims() {
-        &[n] if n == count => 1,
-        &[n, r] if n == count && r == rank => rank,
+    let coordinates = match *indices.shape().dims() {
+        [n] if n == count => 1,
+        [n, r] if n == count && r == rank => rank,
         _ => {
             return Err(format!(
                 "{count} sparse values of shape {dense:?} cannot have indices {}",

@@ -58,9 +58,9 @@ pub(super) fn gemm(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 fn as_bias(node: &mut Node<'_, '_>, c: ValueId, columns: usize) -> Result<Option<ValueId>, NodeError> {
     let shape = node.shape(c);
     let vector = Shape::new([columns])?;
-    match shape.dims() {
-        &[n] if n == columns => Ok(Some(c)),
-        &[1, n] if n == columns => {
+    match *shape.dims() {
+        [n] if n == columns => Ok(Some(c)),
+        [1, n] if n == columns => {
             let name = format!("{}_row", node.name_of(c));
             node.emit_named(&name, Reshape { shape: vector }, &[c]).map(Some)
         }
