@@ -69,9 +69,9 @@ pub enum ContainerError {
 
 /// Whether a file is meant to be a `.qcc` file, by its name or its first bytes.
 pub fn is_program(path: &Path) -> bool {
+    let is_named_so = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcc"));
     let mut start = [0; MAGIC.len()];
-    let begins_like_one = || File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok() && start == MAGIC;
-    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcc")) || begins_like_one()
+    is_named_so || File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok() && start == MAGIC
 }
 
 /// The contents of a file, borrowed from its mapping.

@@ -170,7 +170,7 @@ mod tests {
     fn a_header_that_promises_too_much_is_an_error_and_allocates_nothing() {
         let mut bytes = npy(&array![[1.0f32, 2.0]]);
         let at = bytes.windows(6).position(|w| w == b"(1, 2)").unwrap();
-        bytes[at..at + 8].copy_from_slice(b"(9,9999)");
+        bytes[at..at + 6].copy_from_slice(b"(1,99)");
         let cut = parse_npy(&bytes[..], "a").unwrap_err().to_string();
         assert!(cut.contains("cut off"), "{cut}");
         assert!(parse_npy(&b"nonsense"[..], "a").unwrap_err().to_string().contains("not an npy file"));

@@ -174,13 +174,13 @@ mod tests {
 
     #[test]
     fn channels_are_normalised_in_the_order_of_the_model() {
-        let picture: DynamicImage = RgbImage::from_pixel(1, 1, Rgb([10, 20, 30])).into();
+        let picture: DynamicImage = RgbImage::from_pixel(1, 2, Rgb([10, 20, 30])).into();
         let pre = Preprocess { mean: vec![1.0, 2.0, 3.0], std: vec![2.0], size: None, bgr: true };
-        let mut out = [0.0; 3];
-        pre.write(picture.clone(), &layout([1, 3, 1, 1]), &mut out);
-        assert_eq!(out, [14.5, 9.0, 3.5]);
-        pre.write(picture, &layout([1, 1, 1, 3]), &mut out);
-        assert_eq!(out, [14.5, 9.0, 3.5]);
+        let mut out = [0.0; 6];
+        pre.write(picture.clone(), &layout([1, 3, 2, 1]), &mut out);
+        assert_eq!(out, [14.5, 14.5, 9.0, 9.0, 3.5, 3.5]);
+        pre.write(picture, &layout([1, 2, 1, 3]), &mut out);
+        assert_eq!(out, [14.5, 9.0, 3.5, 14.5, 9.0, 3.5]);
     }
 
     #[test]
