@@ -16,6 +16,7 @@ pub mod dense {
 pub mod tier;
 
 mod error;
+mod kernels;
 mod lower;
 mod model;
 mod module;
