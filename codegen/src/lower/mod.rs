@@ -5,6 +5,9 @@
 
 mod elementwise;
 mod quantize;
+mod conv;
+mod matmul;
+mod product;
 mod shape;
 
 use crate::{
@@ -36,6 +39,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::QUnary(_) => &elementwise::Q_UNARY,
         Op::QBinary(_) => &elementwise::Q_BINARY,
         Op::Cast(_) => &elementwise::CAST,
+        Op::Conv(_) | Op::QConv(_) => &conv::CONV,
+        Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
         Op::Transpose(_) => &shape::TRANSPOSE,
         Op::Slice(_) => &shape::SLICE,

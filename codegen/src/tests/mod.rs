@@ -1,5 +1,6 @@
 //! Tests of whole compiled graphs.
 
+mod dense;
 mod model;
 
 use crate::{CompiledModel, Execution, Options, Parallel, Serial, Tier, compile};
