@@ -72,8 +72,7 @@ pub fn experiment(
 
     // Its weights are random: noise is as good as any input.
     let large = setup.compiler.clone().calibration(Samples::noise().limit(2));
-    let graph = large.import_onnx(&zoo::build(LARGE)?)?;
-    let large = programs(&large, graph, &Precision::ALL, &RequantMode::ALL)?;
+    let large = programs(&large, zoo::build(LARGE)?, &Precision::ALL, &RequantMode::ALL)?;
     let timed = bench(&large, &jit, setup.reps, setup.peaks, &mut |d, t| progress(LARGE, d, t))?;
     report.runs.extend(named(LARGE, timed).runs);
     Ok(report)

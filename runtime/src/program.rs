@@ -4,7 +4,8 @@ use crate::{
     Preprocess,
     container::{self, ContainerError},
 };
-use qcc_ir::{Graph, Stage, numerics::RequantMode, record::GraphRecord};
+use bytes::Bytes;
+use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
 use qcc_passes::{Calibrator, Precision};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -61,6 +62,8 @@ pub struct ProgramError {
 struct Record {
     info: ProgramInfo,
     graph: GraphRecord,
+    /// Types of the blobs, which hold the graph's constants.
+    blobs: Vec<(DType, Shape)>,
 }
 
 impl Program {
@@ -84,8 +87,10 @@ impl Program {
     /// Where the folder or the disk does not take it.
     pub fn save(&self, path: &Path) -> Result<(), ProgramError> {
         let failed = |source| ProgramError { path: path.display().to_string(), source };
-        let (graph, blobs) = GraphRecord::of(&self.graph);
-        let record = Record { info: self.info.clone(), graph };
+        let (graph, tensors) = self.graph.to_record();
+        let types = tensors.iter().map(|t| (t.dtype(), t.shape().clone())).collect();
+        let blobs: Vec<Bytes> = tensors.iter().map(|t| t.bytes().clone()).collect();
+        let record = Record { info: self.info.clone(), graph, blobs: types };
         let bytes = postcard::to_allocvec(&record)
             .map_err(|e| failed(ContainerError::Malformed(e.to_string())))?;
         container::write(path, &bytes, &blobs).map_err(failed)
@@ -109,7 +114,14 @@ impl Program {
         if !rest.is_empty() {
             return Err(malformed(&format!("{} bytes after the record", rest.len())));
         }
-        let graph = record.graph.graph(&contents.blobs).map_err(|e| malformed(&e))?;
+        if record.blobs.len() != contents.blobs.len() {
+            let why = format!("{} types for {} blobs", record.blobs.len(), contents.blobs.len());
+            return Err(malformed(&why));
+        }
+        let typed = record.blobs.into_iter().zip(contents.blobs);
+        let tensors = typed.map(|((dtype, shape), bytes)| Tensor::from_bytes(dtype, shape, bytes));
+        let tensors = tensors.collect::<Result<Vec<_>, _>>().map_err(|e| malformed(&e))?;
+        let graph = Graph::from_record(record.graph, &tensors).map_err(|e| malformed(&e))?;
         if graph.stage != Stage::Placed {
             return Err(malformed(&format!("a graph at stage {}", graph.stage)));
         }
