@@ -64,6 +64,11 @@ struct Builder<'a> {
     columns: BTreeMap<NodeId, (Vec<usize>, Vec<usize>)>,
 }
 
+/// The name of what was fake-quantized, which is what people know.
+fn unrounded(name: &str) -> &str {
+    name.strip_suffix("_fq").unwrap_or(name)
+}
+
 fn identity(rank: usize) -> Vec<usize> {
     (0..rank).collect()
 }
@@ -155,7 +160,8 @@ impl Builder<'_> {
             let dims = perm.iter().map(|&p| shape[p]).collect();
             return self.reshaped(name, value, dims);
         }
-        self.moved(&format!("{}_transposed", name.trim_end_matches("_fq")), Transpose { perm }.into(), value)
+        let name = format!("{}_transposed", unrounded(name));
+        self.moved(&name, Transpose { perm }.into(), value)
     }
 
     /// A new value under another shape, reshapes before it merged.
@@ -169,7 +175,8 @@ impl Builder<'_> {
         if *self.new.shape(source) == shape {
             return Ok(source);
         }
-        self.moved(&format!("{name}_reshaped"), Reshape { shape }.into(), source)
+        let name = format!("{}_reshaped", unrounded(name));
+        self.moved(&name, Reshape { shape }.into(), source)
     }
 
     /// A move of a new value; of a constant, done at once.

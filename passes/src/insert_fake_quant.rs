@@ -1,16 +1,16 @@
 //! Puts a fake-quantization behind every value that an integer op will take or make.
 //!
-//! Which ops those are is decided first: ops with an integer form, in connected regions that contain at least one
-//! convolution or matrix product. Values joined by moves share one grid.
+//! Which ops those are is decided first, in [`regions`]. Values joined by moves share one grid.
 
 use crate::{
     Context, Pass, PassError, Range, Record, WeightGrid,
     calibrate::value_name,
-    capability::{gains, int8_capability},
+    classes::Classes,
     edit::{Product, activations, clamp_of, f32_constant, is_move},
+    regions,
 };
 use qcc_ir::{
-    DType, Device, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, ValueId,
+    DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, ValueId,
     numerics::RequantMode,
     ops::{BinaryKind, FakeQuant, PoolKind, UnaryKind},
 };
@@ -22,9 +22,14 @@ pub(crate) const INSERT_FAKE_QUANT: Pass = Pass { name: "insert_fake_quant", run
 /// Codes of a bias stay within ±2^23, where f32 holds them exactly, and half of that is kept for rounding.
 const BIAS_CODES: i32 = 1 << 23;
 const MOST_BIAS: f64 = (BIAS_CODES / 2) as f64;
+/// 2^−22: a sum of 4,096 products, each wrong by half a code of the weight, is then wrong by an eighth of a step.
+const LEAST_FACTOR: f64 = 1.0 / (1 << 22) as f64;
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
-    let chosen = choose(graph, ctx, record);
+    for warning in &ctx.ranges.warnings {
+        record.warning(&graph.name, warning);
+    }
+    let chosen = regions::choose(graph, ctx, record);
     let grids = activation_grids(graph, ctx, &chosen)?;
     let nodes: Vec<NodeId> = graph.order().into_iter().filter(|n| chosen.contains(n)).collect();
     for &node in &nodes {
@@ -40,51 +45,6 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     }
     graph.stage = Stage::FakeQuant;
     Ok(())
-}
-
-/// The ops that become integer ops; every other op is declined with its reason.
-fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> BTreeSet<NodeId> {
-    let mut able = BTreeSet::new();
-    let mut refused: BTreeMap<NodeId, String> = BTreeMap::new();
-    for (id, node) in graph.nodes().filter(|(_, n)| n.op().is_some()) {
-        let pinned = ctx.options.pin(graph, id).filter(|&d| d != Device::Int8Jit);
-        match (pinned, int8_capability(graph, id)) {
-            (Some(device), _) => {
-                refused.insert(id, format!("pinned to {device}"));
-            }
-            (None, Err(why)) => {
-                // Moves of integers such as shapes were never candidates.
-                if node.outputs()[0].dtype.is_float() {
-                    refused.insert(id, why);
-                }
-            }
-            (None, Ok(())) => {
-                able.insert(id);
-            }
-        }
-    }
-    let mut regions = Classes::new();
-    for &id in &able {
-        regions.join(id, id);
-        for (_, v) in activations(graph, id) {
-            if able.contains(&v.node) {
-                regions.join(id, v.node);
-            }
-        }
-    }
-    let paying: BTreeSet<NodeId> =
-        able.iter().filter(|&&id| graph.op(id).is_some_and(gains)).map(|&id| regions.find(id)).collect();
-    let (chosen, idle): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
-        able.into_iter().partition(|&id| paying.contains(&regions.find(id)));
-    for id in idle {
-        let why =
-            "no convolution or matrix product is connected to it: quantizing would cost more than it gains";
-        refused.insert(id, why.into());
-    }
-    for (id, why) in refused {
-        record.declined(&graph.node(id).name, format!("stays float: {why}"));
-    }
-    chosen
 }
 
 /// The clamp that ends `node`, as its one consumer, where node and clamp become one integer op: then only the result
@@ -300,46 +260,17 @@ fn largest_by_channel(weights: &[f32], shape: &[usize], axis: usize) -> Vec<f32>
     largest
 }
 
-/// The scale of a channel's symmetric weights: its largest magnitude at ±127, unless the bias, in units of s_x·s_w,
-/// would then need more than 24 bits. A channel of zeros gets S = s_x·s_w/s_y = 2^−10, which every mode can express.
+/// The scale of a channel's symmetric weights: its largest magnitude at ±127, but not so fine that the bias, in units
+/// of s_x·s_w, needs more than 24 bits, nor that S = s_x·s_w/s_y is below 2^−22. Finer weights would change no result,
+/// and the zero point, in units of S, would leave 32 bits; a channel of zeros gets that scale, too.
 fn weight_scale(largest: f64, bias: f64, s_x: f64, s_y: f64) -> f64 {
-    let scale = (largest / 127.0).max(bias.abs() / (s_x * MOST_BIAS));
-    if scale > 0.0 { scale } else { s_y / s_x / 1024.0 }
+    (largest / 127.0).max(bias.abs() / (s_x * MOST_BIAS)).max(LEAST_FACTOR * s_y / s_x)
 }
 
 /// The next scale up for which S = s_x·s_w/s_y is a power of two; S above 1 is left alone, as no shift expresses it.
 fn power_of_two_scale(scale: f64, s_x: f64, s_y: f64) -> f64 {
     let exponent = (s_x * scale / s_y).log2().ceil();
     if exponent > 0.0 { scale } else { 2f64.powf(exponent) * s_y / s_x }
-}
-
-/// Disjoint sets; the representative is the smallest member, so that nothing depends on the order of joins.
-struct Classes<T> {
-    parent: BTreeMap<T, T>,
-}
-
-impl<T: Ord + Copy> Classes<T> {
-    fn new() -> Classes<T> {
-        Classes { parent: BTreeMap::new() }
-    }
-
-    fn find(&self, mut x: T) -> T {
-        while let Some(&p) = self.parent.get(&x).filter(|&&p| p != x) {
-            x = p;
-        }
-        x
-    }
-
-    fn join(&mut self, a: T, b: T) {
-        self.parent.entry(a).or_insert(a);
-        self.parent.entry(b).or_insert(b);
-        let (a, b) = (self.find(a), self.find(b));
-        self.parent.insert(a.max(b), a.min(b));
-    }
-
-    fn members(&self) -> impl Iterator<Item = T> {
-        self.parent.keys().copied()
-    }
 }
 
 #[cfg(test)]
@@ -364,7 +295,9 @@ mod tests {
         assert_eq!(weight_scale(127.0, 0.0, 1.0, 1.0), 1.0);
         let s = weight_scale(1e-30, 5.0, 0.1, 0.02);
         assert!(5.0 / (0.1 * s) <= MOST_BIAS);
-        assert_eq!(weight_scale(0.0, 0.0, 0.5, 0.5) * 1024.0, 1.0);
+        for dead in [0.0, 1e-30] {
+            assert_eq!(weight_scale(dead, 0.0, 0.25, 0.5) * 0.25 / 0.5, LEAST_FACTOR);
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod calibrate;
 mod canonicalise;
 mod capability;
 mod check_pins;
+mod classes;
 mod edit;
 mod fold_affine;
 mod fold_batch_norm;
@@ -33,6 +34,7 @@ mod lower_to_int8;
 mod options;
 mod plan;
 mod record;
+mod regions;
 
 pub use calibrate::{Calibrator, Collector, Range, Ranges, observed_values};
 pub use capability::int8_capability;

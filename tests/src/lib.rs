@@ -110,7 +110,11 @@ pub fn compile(graph: &Graph, tier: &'static Tier) -> Result<Arc<CompiledModel>,
 }
 
 /// Runs a compiled model on these inputs.
-pub fn run(model: &Arc<CompiledModel>, inputs: &[Tensor], threads: usize) -> Result<Vec<Tensor>, CodegenError> {
+pub fn run(
+    model: &Arc<CompiledModel>,
+    inputs: &[Tensor],
+    threads: usize,
+) -> Result<Vec<Tensor>, CodegenError> {
     let mut buffers: Vec<Vec<u8>> = model.outputs().iter().map(|(_, ty)| vec![0xa5; ty.bytes()]).collect();
     let given: Vec<&[u8]> = inputs.iter().map(|t| &t.bytes()[..]).collect();
     let mut taken: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();

@@ -198,15 +198,12 @@ fn pass(test: &Test, graph: &Graph, name: &str) -> Result<(), Failed> {
     let inputs = qcc_tests::inputs(&graph, 1.0);
     let expected = interpreter::run(&graph, &inputs)?;
     let mut after = None;
-    let report = qcc_passes::prepare(
-        &mut graph,
-        &options(Precision::Float, RequantMode::Q15),
-        &mut |pass, graph| {
+    let report =
+        qcc_passes::prepare(&mut graph, &options(Precision::Float, RequantMode::Q15), &mut |pass, graph| {
             if pass.name == name {
                 after = Some(graph.clone());
             }
-        },
-    )?;
+        })?;
     let after = after.ok_or_else(|| format!("`prepare` has no pass `{name}`"))?;
     test.check(&text::print(&after))?;
     test.check_notes(&report)?;

@@ -42,7 +42,9 @@ fn models() -> Vec<PathBuf> {
     if let Some(shared) = qcc_tests::shared() {
         let entries = std::fs::read_dir(shared.join("models")).into_iter().flatten().flatten();
         let others = entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "onnx"));
-        models.extend(others.filter(|p| p.file_name() != bundled.file_name() && golden(p, "float.npz").is_file()));
+        models.extend(
+            others.filter(|p| p.file_name() != bundled.file_name() && golden(p, "float.npz").is_file()),
+        );
         models.sort();
     }
     models
@@ -98,7 +100,9 @@ fn float(path: &Path) -> Result<(), Failed> {
         for ((output, got), expected) in graph.outputs().iter().zip(outputs).zip(&expected) {
             let error = qcc_tests::relative_error(got.as_slice::<f32>()?, expected);
             if error.is_nan() || error > 1e-4 {
-                return Err(format!("{who}: output {} differs by {error} of its magnitude", output.name).into());
+                return Err(
+                    format!("{who}: output {} differs by {error} of its magnitude", output.name).into()
+                );
             }
         }
         Ok(())

@@ -17,11 +17,7 @@ use crate::{
     model::Work,
     module::{Emitter, FunctionKind, Location, MEM},
 };
-use cranelift_codegen::ir::{
-    Block, BlockArg, InstBuilder, Value,
-    condcodes::IntCC,
-    types::I64,
-};
+use cranelift_codegen::ir::{Block, BlockArg, InstBuilder, Value, condcodes::IntCC, types::I64};
 use cranelift_frontend::Switch;
 use cranelift_module::FuncId;
 
@@ -142,7 +138,10 @@ pub(crate) fn for_each_part(
 
 /// TEMPORARY until asm is merged.
 fn emitter(isa: crate::tier::Isa) -> crate::tier::Isa {
-    match isa { crate::tier::Isa::XmmVnni => isa, _ => crate::tier::Isa::Xmm }
+    match isa {
+        crate::tier::Isa::XmmVnni => isa,
+        _ => crate::tier::Isa::Xmm,
+    }
 }
 
 /// After XNNPACK: types, kernel, pixels × channels, tier.
@@ -195,7 +194,12 @@ impl Tiles<'_, '_, '_> {
         for_each_part(self.problem, self.cut, |rows, cols| self.define_tile(class, rows, cols))
     }
 
-    fn define_tile(&mut self, (width, columns): Class, rows: usize, cols: usize) -> Result<FuncId, CodegenError> {
+    fn define_tile(
+        &mut self,
+        (width, columns): Class,
+        rows: usize,
+        cols: usize,
+    ) -> Result<FuncId, CodegenError> {
         let p = self.problem;
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
@@ -252,7 +256,8 @@ impl Tiles<'_, '_, '_> {
         let p = self.problem;
         let first = group * p.channels + panel.first;
         let channels = first..first + panel.columns;
-        let format = PanelFormat { product: p.product, isa: emitter(self.cx.options.tier.isa), panel: panel.width };
+        let format =
+            PanelFormat { product: p.product, isa: emitter(self.cx.options.tier.isa), panel: panel.width };
         let runs = p.runs();
         let constants = Params::new(self.epilogue, panel.width);
         let (weights, params) = match coefficients {
@@ -273,7 +278,13 @@ impl Tiles<'_, '_, '_> {
 fn extent(all: usize, block: usize, at_end: bool) -> usize {
     match at_end {
         true => all % block,
-        false => if all < block { 0 } else { block },
+        false => {
+            if all < block {
+                0
+            } else {
+                block
+            }
+        }
     }
 }
 
@@ -302,16 +313,8 @@ struct Walk {
 impl Walk {
     fn new(p: &Problem, cut: &Cut, panels: usize) -> Walk {
         let images = Level { count: p.images, a: p.a.image, y: p.y.image };
-        let rows = Level {
-            count: p.rows.div_ceil(cut.rows),
-            a: p.a.row * cut.rows,
-            y: p.y.row * cut.rows,
-        };
-        let cols = Level {
-            count: p.cols.div_ceil(cut.cols),
-            a: p.a.col * cut.cols,
-            y: p.y.col * cut.cols,
-        };
+        let rows = Level { count: p.rows.div_ceil(cut.rows), a: p.a.row * cut.rows, y: p.y.row * cut.rows };
+        let cols = Level { count: p.cols.div_ceil(cut.cols), a: p.a.col * cut.cols, y: p.y.col * cut.cols };
         // What panels add to addresses stands in their table.
         let panels = Level { count: panels, a: 0, y: 0 };
         let edge = |extent: usize, block: usize| (extent % block > 0).then_some(extent / block);
@@ -378,8 +381,10 @@ impl Walk {
             if level.count > 1 {
                 *slot = e.b.ins().urem_imm_u(rest, level.count as i64);
                 rest = e.b.ins().udiv_imm_u(rest, level.count as i64);
-                let (step_a, step_y) =
-                    (e.b.ins().imul_imm_s(*slot, level.a as i64), e.b.ins().imul_imm_s(*slot, level.y as i64));
+                let (step_a, step_y) = (
+                    e.b.ins().imul_imm_s(*slot, level.a as i64),
+                    e.b.ins().imul_imm_s(*slot, level.y as i64),
+                );
                 a = e.b.ins().iadd(a, step_a);
                 y = e.b.ins().iadd(y, step_y);
             }
@@ -388,14 +393,7 @@ impl Walk {
     }
 
     /// Loads the panel's entry, picks the function of the tile and calls it; goes on at `next`.
-    fn call(
-        &self,
-        e: &mut Emitter,
-        bases: &Bases,
-        functions: &[PartFunctions],
-        state: &State,
-        next: Block,
-    ) {
+    fn call(&self, e: &mut Emitter, bases: &Bases, functions: &[PartFunctions], state: &State, next: Block) {
         let entry = e.b.ins().imul_imm_s(state.index[self.panel], PanelEntry::BYTES as i64);
         let entry = e.b.ins().iadd(bases.table, entry);
         let [a, w, params, y, class] = [0, 1, 2, 3, 4].map(|i| e.b.ins().uload32(MEM, entry, i * 4));
@@ -405,12 +403,8 @@ impl Walk {
         let [a, y] = [(a, bases.a), (y, bases.y)].map(|(offset, base)| e.b.ins().iadd(base, offset));
         let [w, params] = [w, params].map(|offset| e.b.ins().iadd(bases.weights, offset));
         let arguments = [a, w, params, y, r.unwrap_or(y)];
-        let all: Vec<(usize, FuncId)> = functions
-            .iter()
-            .flatten()
-            .enumerate()
-            .filter_map(|(i, f)| f.map(|f| (i, f)))
-            .collect();
+        let all: Vec<(usize, FuncId)> =
+            functions.iter().flatten().enumerate().filter_map(|(i, f)| f.map(|f| (i, f))).collect();
         if let [(_, only)] = all[..] {
             e.call(only, &arguments);
             e.b.ins().jump(next, &[]);
