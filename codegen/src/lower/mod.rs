@@ -9,9 +9,9 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
+    kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
-    kernels::map::View,
     plan::{Plan, check_arena, is_alias, is_constant, total_bytes},
     weights::WeightBlock,
 };
