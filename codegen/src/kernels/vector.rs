@@ -41,6 +41,16 @@ pub(crate) fn cast(b: &mut FunctionBuilder, ty: Type, x: Value) -> Value {
     }
 }
 
+/// A vector from memory of any alignment.
+///
+/// Loaded as another type, so that Cranelift does not make it an operand of the next instruction: its packed float
+/// compares without AVX would then demand alignment, whatever the flags of the load say.
+pub(crate) fn load(b: &mut FunctionBuilder, ty: Type, pointer: Value, displacement: i32) -> Value {
+    let other = if ty == I64X2 { I32X4 } else { I64X2 };
+    let x = b.ins().load(other, MEM, pointer, displacement);
+    cast(b, ty, x)
+}
+
 /// A constant vector.
 pub(crate) fn constant(b: &mut FunctionBuilder, ty: Type, bytes: &[u8]) -> Value {
     let handle = b.func.dfg.constants.insert(ConstantData::from(bytes));
