@@ -26,7 +26,8 @@ use iced_x86::{
     code_asm::{AsmMemoryOperand, AsmRegister64, rdx},
 };
 use qcc_ir::DType;
-use vector::{Assembler, Reg, Width};
+pub(crate) use vector::Reg;
+use vector::{Assembler, Width};
 
 /// Why a tile cannot be emitted. All but `Assembler` are a matter of asking for another tile.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

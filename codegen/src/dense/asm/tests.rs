@@ -296,9 +296,9 @@ fn content() -> impl Strategy<Value = Content> {
         prop::option::of(fill()),
         zero_point,
         any::<bool>(),
-        prop_oneof![3 => 4.0..12.0, 1 => -40.0..29.9f64],
+        prop_oneof![3 => 4.0..12.0, 1 => -40.0..29.9f64, 1 => 29.0..60.0f64],
         0.0..6.0f64,
-        prop_oneof![3 => -3.0..1.0, 1 => -20.0..14.0f64],
+        prop_oneof![3 => -3.0..1.0, 1 => -20.0..14.0f64, 1 => 12.0..16.0f64],
     )
         .prop_map(
             |(mode, activations, weights, bias, residual, zero_point, full_range, reach, spread, factor)| {
@@ -417,7 +417,7 @@ fn codes_equal_the_reference_in_every_mode() {
         // Cases, and those with a result within the bounds, for each mode.
         let counts = RefCell::new([(0, 0); RequantMode::ALL.len()]);
         let mut runner =
-            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(600) });
+            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) });
         runner
             .run(&(geometry(), content()), |(g, c)| {
                 if let Some(telling) = run_codes(isa, &g, c)? {
@@ -572,7 +572,7 @@ fn floats_are_within_the_rounding_bound() {
     ]);
     for isa in isas() {
         let mut runner =
-            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(250) });
+            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) });
         runner
             .run(&(geometry(), clamp.clone(), any::<bool>()), |(g, clamp, residual)| {
                 run_floats(isa, &g, clamp, residual)

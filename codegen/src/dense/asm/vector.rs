@@ -16,7 +16,7 @@ pub(super) enum Width {
 
 /// A vector register, whatever its width.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Reg(pub(super) usize);
+pub(crate) struct Reg(pub(crate) usize);
 
 const XMM: [AsmRegisterXmm; 32] = [
     xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
@@ -35,15 +35,15 @@ const ZMM: [AsmRegisterZmm; 32] = [
 ];
 
 impl Reg {
-    pub(super) fn xmm(self) -> AsmRegisterXmm {
+    pub(crate) fn xmm(self) -> AsmRegisterXmm {
         XMM[self.0]
     }
 
-    pub(super) fn ymm(self) -> AsmRegisterYmm {
+    pub(crate) fn ymm(self) -> AsmRegisterYmm {
         YMM[self.0]
     }
 
-    pub(super) fn zmm(self) -> AsmRegisterZmm {
+    pub(crate) fn zmm(self) -> AsmRegisterZmm {
         ZMM[self.0]
     }
 }
