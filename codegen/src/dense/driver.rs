@@ -4,10 +4,10 @@
 //! addresses are carried from tile to tile.
 
 use super::{
-    Problem,
+    Problem, asm,
     choose::{self, Cut, Order, Panel},
     clif_epilogue::Params,
-    clif_tile::{Dot, TileArguments, emit_tile},
+    clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
     spec::{Epilogue, Product, TileSpec},
 };
@@ -24,6 +24,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_frontend::Switch;
 use cranelift_module::FuncId;
+use std::ops::Range;
 
 /// Where the operands of a problem live.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +92,7 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let isa = emitter(cx.options.tier.isa);
+    let isa = cx.options.tier.isa;
     let cut = choose::choose(problem, isa);
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual: operands.r.is_some() };
@@ -138,11 +139,6 @@ pub(crate) fn for_each_part(
         }
     }
     Ok(functions)
-}
-
-/// TEMPORARY until asm is merged.
-fn emitter(isa: crate::tier::Isa) -> crate::tier::Isa {
-    match isa { crate::tier::Isa::XmmVnni => isa, _ => crate::tier::Isa::Xmm }
 }
 
 /// After XNNPACK: types, kernel, pixels × channels, tier.
@@ -213,11 +209,18 @@ impl Tiles<'_, '_, '_> {
             epilogue: self.epilogue,
         };
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
-        let dot = Dot::of_tier(p.product, self.cx.options.tier);
-        self.cx.define_function(&name, FunctionKind::Tile, 5, |e| {
-            let [a, w, params, y, r] = [0, 1, 2, 3, 4].map(|i| e.params[i]);
+        let tier = self.cx.options.tier;
+        let Some(dot) = Dot::of_isa(p.product, tier.isa) else {
+            let code = asm::emit_tile(tier.isa, &spec).map_err(|e| CodegenError::Backend {
+                function: name.clone(),
+                reason: e.to_string(),
+            })?;
+            return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
+        };
+        self.cx.define_function(&name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
             let constants = Params::new(spec.epilogue, spec.panel);
-            emit_tile(&mut e.b, &spec, dot, &constants, TileArguments { a, w, params, y, r });
+            let arguments = TileArguments::of(&e.params);
+            emit_tile(&mut e.b, &spec, dot, &constants, arguments);
             Ok(())
         })
     }
@@ -252,20 +255,34 @@ impl Tiles<'_, '_, '_> {
         let p = self.problem;
         let first = group * p.channels + panel.first;
         let channels = first..first + panel.columns;
-        let format = PanelFormat { product: p.product, isa: emitter(self.cx.options.tier.isa), panel: panel.width };
+        let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
         let runs = p.runs();
-        let constants = Params::new(self.epilogue, panel.width);
         let (weights, params) = match coefficients {
             Coefficients::Codes(weight, start) => (
                 pack::pack_weights(format, channels.clone(), runs, p.run, weight),
-                constants.pack(channels, start),
+                self.pack_code_params(format, channels, start),
             ),
             Coefficients::Floats(weight, bias) => (
                 pack::pack_weights(format, channels.clone(), runs, p.run, weight),
-                constants.pack_float(channels, bias),
+                self.pack_float_params(format, channels, bias),
             ),
         };
         Ok((self.cx.weights(&weights, pack::ALIGN)?, self.cx.weights(&params, pack::ALIGN)?))
+    }
+
+    fn pack_code_params(&self, format: PanelFormat, channels: Range<usize>, start: &[i32]) -> Vec<u8> {
+        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
+            (Some(_), epilogue) => Params::new(epilogue, format.panel).pack(channels, start),
+            (None, Epilogue::Requantize(q)) => pack::pack_params(format, Some(q), channels, start),
+            (None, _) => pack::pack_params(format, None, channels, start),
+        }
+    }
+
+    fn pack_float_params(&self, format: PanelFormat, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
+        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
+            (None, Epilogue::Float { clamp, .. }) => pack::pack_bias(format, clamp, channels, bias),
+            (_, epilogue) => Params::new(epilogue, format.panel).pack_float(channels, bias),
+        }
     }
 }
 
