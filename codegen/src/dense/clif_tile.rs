@@ -9,7 +9,10 @@ use super::{
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
     spec::{Product, TileSpec},
 };
-use crate::{module::MEM, tier::Tier};
+use crate::{
+    module::MEM,
+    tier::{Isa, Tier},
+};
 use cranelift_codegen::ir::{
     BlockArg, InstBuilder, Type, Value,
     condcodes::IntCC,
@@ -31,7 +34,18 @@ pub(crate) enum Dot {
 }
 
 impl Dot {
-    /// The instructions that Cranelift uses for a product on a tier.
+    /// The instructions of the tiles of an instruction set; `None` where they are not Cranelift's.
+    pub(crate) fn of_isa(product: Product, isa: Isa) -> Option<Dot> {
+        match (isa, product) {
+            (Isa::XmmVnni, Product::U8S8) => Some(Dot::Vnni),
+            (Isa::XmmVnni, Product::F32) => Some(Dot::Fma),
+            (Isa::Xmm, Product::U8S8) => Some(Dot::Madd),
+            (Isa::Xmm, Product::F32) => Some(Dot::MulAdd),
+            (Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2, _) => None,
+        }
+    }
+
+    /// The best instructions that Cranelift may use on a tier, whoever emits its tiles.
     pub(crate) fn of_tier(product: Product, tier: &Tier) -> Dot {
         let has = |flag: &str| tier.cranelift_flags.contains(&flag);
         match product {
@@ -58,6 +72,28 @@ pub(crate) struct TileArguments {
     pub(crate) params: Value,
     pub(crate) y: Value,
     pub(crate) r: Value,
+}
+
+/// Parameters of a tile function.
+pub(crate) const TILE_PARAMETERS: usize = 5;
+
+impl TileArguments {
+    /// The parameters of the function being emitted, in the order of the convention.
+    pub(crate) fn of(params: &[Value]) -> TileArguments {
+        let [a, w, params, y, r] = [0, 1, 2, 3, 4].map(|i| params[i]);
+        TileArguments { a, w, params, y, r }
+    }
+}
+
+/// The most pixels of a tile with panels of `vectors` vectors, in 16 registers.
+pub(crate) fn max_pixels(dot: Dot, vectors: usize) -> usize {
+    // Besides accumulators: weights (even and odd bytes apart for `pmaddwd`), an activation, a product.
+    let others = match dot {
+        Dot::Vnni | Dot::Fma => vectors + 1,
+        Dot::Madd => 2 * vectors + 3,
+        Dot::MulAdd => vectors + 2,
+    };
+    (16 - others) / vectors
 }
 
 /// Most groups of a run that are unrolled.

@@ -9,11 +9,8 @@ use super::{
     Problem,
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
-    clif_tile::{Dot, TileArguments, dot_accumulate, multiply_add_pairs},
-    driver::{
-        self, Class, Coefficients, Operands, PanelEntry, Weight, class_of, classes, for_each_part,
-        kernel_name,
-    },
+    clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
+    driver::{self, Class, Coefficients, Operands, Weight, PanelEntry, class_of, classes, for_each_part, kernel_name},
     pack,
     spec::Epilogue,
 };
@@ -81,9 +78,8 @@ pub(crate) fn lower(
     for class in classes(&cut) {
         let of_class = for_each_part(problem, &cut, |_, cols| {
             let tile_name = cx.step_name(&format!("{name}_tile_{cols}x{}", class.1));
-            cx.define_function(&tile_name, FunctionKind::Tile, 5, |e| {
-                let [a, w, params, y, r] = [0, 1, 2, 3, 4].map(|i| e.params[i]);
-                let arguments = TileArguments { a, w, params, y, r };
+            cx.define_function(&tile_name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
+                let arguments = TileArguments::of(&e.params);
                 let constants = Params::new(epilogue, class.0);
                 Tile { taps, dot, class, problem, params: &constants }.emit(&mut e.b, cols, arguments);
                 Ok(())

@@ -4,10 +4,10 @@
 //! addresses are carried from tile to tile.
 
 use super::{
-    Problem,
+    Problem, asm,
     choose::{self, Cut, Order, Panel},
     clif_epilogue::Params,
-    clif_tile::{Dot, TileArguments, emit_tile},
+    clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
     spec::{Epilogue, Product, TileSpec},
 };
@@ -17,9 +17,14 @@ use crate::{
     model::Work,
     module::{Emitter, FunctionKind, Location, MEM},
 };
-use cranelift_codegen::ir::{Block, BlockArg, InstBuilder, Value, condcodes::IntCC, types::I64};
+use cranelift_codegen::ir::{
+    Block, BlockArg, InstBuilder, Value,
+    condcodes::IntCC,
+    types::I64,
+};
 use cranelift_frontend::Switch;
 use cranelift_module::FuncId;
+use std::ops::Range;
 
 /// Where the operands of a problem live.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +92,7 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let isa = emitter(cx.options.tier.isa);
+    let isa = cx.options.tier.isa;
     let cut = choose::choose(problem, isa);
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual: operands.r.is_some() };
@@ -134,14 +139,6 @@ pub(crate) fn for_each_part(
         }
     }
     Ok(functions)
-}
-
-/// TEMPORARY until asm is merged.
-fn emitter(isa: crate::tier::Isa) -> crate::tier::Isa {
-    match isa {
-        crate::tier::Isa::XmmVnni => isa,
-        _ => crate::tier::Isa::Xmm,
-    }
 }
 
 /// After XNNPACK: types, kernel, pixels × channels, tier.
@@ -194,12 +191,7 @@ impl Tiles<'_, '_, '_> {
         for_each_part(self.problem, self.cut, |rows, cols| self.define_tile(class, rows, cols))
     }
 
-    fn define_tile(
-        &mut self,
-        (width, columns): Class,
-        rows: usize,
-        cols: usize,
-    ) -> Result<FuncId, CodegenError> {
+    fn define_tile(&mut self, (width, columns): Class, rows: usize, cols: usize) -> Result<FuncId, CodegenError> {
         let p = self.problem;
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
@@ -217,11 +209,18 @@ impl Tiles<'_, '_, '_> {
             epilogue: self.epilogue,
         };
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
-        let dot = Dot::of_tier(p.product, self.cx.options.tier);
-        self.cx.define_function(&name, FunctionKind::Tile, 5, |e| {
-            let [a, w, params, y, r] = [0, 1, 2, 3, 4].map(|i| e.params[i]);
+        let tier = self.cx.options.tier;
+        let Some(dot) = Dot::of_isa(p.product, tier.isa) else {
+            let code = asm::emit_tile(tier.isa, &spec).map_err(|e| CodegenError::Backend {
+                function: name.clone(),
+                reason: e.to_string(),
+            })?;
+            return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
+        };
+        self.cx.define_function(&name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
             let constants = Params::new(spec.epilogue, spec.panel);
-            emit_tile(&mut e.b, &spec, dot, &constants, TileArguments { a, w, params, y, r });
+            let arguments = TileArguments::of(&e.params);
+            emit_tile(&mut e.b, &spec, dot, &constants, arguments);
             Ok(())
         })
     }
@@ -256,21 +255,34 @@ impl Tiles<'_, '_, '_> {
         let p = self.problem;
         let first = group * p.channels + panel.first;
         let channels = first..first + panel.columns;
-        let format =
-            PanelFormat { product: p.product, isa: emitter(self.cx.options.tier.isa), panel: panel.width };
+        let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
         let runs = p.runs();
-        let constants = Params::new(self.epilogue, panel.width);
         let (weights, params) = match coefficients {
             Coefficients::Codes(weight, start) => (
                 pack::pack_weights(format, channels.clone(), runs, p.run, weight),
-                constants.pack(channels, start),
+                self.pack_code_params(format, channels, start),
             ),
             Coefficients::Floats(weight, bias) => (
                 pack::pack_weights(format, channels.clone(), runs, p.run, weight),
-                constants.pack_float(channels, bias),
+                self.pack_float_params(format, channels, bias),
             ),
         };
         Ok((self.cx.weights(&weights, pack::ALIGN)?, self.cx.weights(&params, pack::ALIGN)?))
+    }
+
+    fn pack_code_params(&self, format: PanelFormat, channels: Range<usize>, start: &[i32]) -> Vec<u8> {
+        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
+            (Some(_), epilogue) => Params::new(epilogue, format.panel).pack(channels, start),
+            (None, Epilogue::Requantize(q)) => pack::pack_params(format, Some(q), channels, start),
+            (None, _) => pack::pack_params(format, None, channels, start),
+        }
+    }
+
+    fn pack_float_params(&self, format: PanelFormat, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
+        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
+            (None, Epilogue::Float { clamp, .. }) => pack::pack_bias(format, clamp, channels, bias),
+            (_, epilogue) => Params::new(epilogue, format.panel).pack_float(channels, bias),
+        }
     }
 }
 
@@ -278,13 +290,7 @@ impl Tiles<'_, '_, '_> {
 fn extent(all: usize, block: usize, at_end: bool) -> usize {
     match at_end {
         true => all % block,
-        false => {
-            if all < block {
-                0
-            } else {
-                block
-            }
-        }
+        false => if all < block { 0 } else { block },
     }
 }
 
@@ -313,8 +319,16 @@ struct Walk {
 impl Walk {
     fn new(p: &Problem, cut: &Cut, panels: usize) -> Walk {
         let images = Level { count: p.images, a: p.a.image, y: p.y.image };
-        let rows = Level { count: p.rows.div_ceil(cut.rows), a: p.a.row * cut.rows, y: p.y.row * cut.rows };
-        let cols = Level { count: p.cols.div_ceil(cut.cols), a: p.a.col * cut.cols, y: p.y.col * cut.cols };
+        let rows = Level {
+            count: p.rows.div_ceil(cut.rows),
+            a: p.a.row * cut.rows,
+            y: p.y.row * cut.rows,
+        };
+        let cols = Level {
+            count: p.cols.div_ceil(cut.cols),
+            a: p.a.col * cut.cols,
+            y: p.y.col * cut.cols,
+        };
         // What panels add to addresses stands in their table.
         let panels = Level { count: panels, a: 0, y: 0 };
         let edge = |extent: usize, block: usize| (extent % block > 0).then_some(extent / block);
@@ -381,10 +395,8 @@ impl Walk {
             if level.count > 1 {
                 *slot = e.b.ins().urem_imm_u(rest, level.count as i64);
                 rest = e.b.ins().udiv_imm_u(rest, level.count as i64);
-                let (step_a, step_y) = (
-                    e.b.ins().imul_imm_s(*slot, level.a as i64),
-                    e.b.ins().imul_imm_s(*slot, level.y as i64),
-                );
+                let (step_a, step_y) =
+                    (e.b.ins().imul_imm_s(*slot, level.a as i64), e.b.ins().imul_imm_s(*slot, level.y as i64));
                 a = e.b.ins().iadd(a, step_a);
                 y = e.b.ins().iadd(y, step_y);
             }
@@ -393,7 +405,14 @@ impl Walk {
     }
 
     /// Loads the panel's entry, picks the function of the tile and calls it; goes on at `next`.
-    fn call(&self, e: &mut Emitter, bases: &Bases, functions: &[PartFunctions], state: &State, next: Block) {
+    fn call(
+        &self,
+        e: &mut Emitter,
+        bases: &Bases,
+        functions: &[PartFunctions],
+        state: &State,
+        next: Block,
+    ) {
         let entry = e.b.ins().imul_imm_s(state.index[self.panel], PanelEntry::BYTES as i64);
         let entry = e.b.ins().iadd(bases.table, entry);
         let [a, w, params, y, class] = [0, 1, 2, 3, 4].map(|i| e.b.ins().uload32(MEM, entry, i * 4));
@@ -403,8 +422,12 @@ impl Walk {
         let [a, y] = [(a, bases.a), (y, bases.y)].map(|(offset, base)| e.b.ins().iadd(base, offset));
         let [w, params] = [w, params].map(|offset| e.b.ins().iadd(bases.weights, offset));
         let arguments = [a, w, params, y, r.unwrap_or(y)];
-        let all: Vec<(usize, FuncId)> =
-            functions.iter().flatten().enumerate().filter_map(|(i, f)| f.map(|f| (i, f))).collect();
+        let all: Vec<(usize, FuncId)> = functions
+            .iter()
+            .flatten()
+            .enumerate()
+            .filter_map(|(i, f)| f.map(|f| (i, f)))
+            .collect();
         if let [(_, only)] = all[..] {
             e.call(only, &arguments);
             e.b.ins().jump(next, &[]);
