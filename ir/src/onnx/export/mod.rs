@@ -1,7 +1,7 @@
 //! From a float or fake-quant graph to an ONNX model.
 
 mod ops;
-mod proto;
+pub(super) mod proto;
 
 use crate::{Graph, Kind, NodeId, OpError, Stage, Tensor, TensorError, ValueId};
 use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto};
