@@ -36,3 +36,9 @@ pub const MAX_DENSE_BYTES: usize = 64 << 20;
 
 /// The most taps of a convolution's or pool's window: a global pool over 8192x8192.
 pub const MAX_WINDOW_TAPS: usize = 1 << 26;
+
+/// The most operands of a node.
+pub const MAX_OPERANDS: usize = 1 << 16;
+
+/// The most bytes of constants that a text may have generated for it (`splat`, `seed`).
+pub const MAX_GENERATED_BYTES: usize = 1 << 30;
