@@ -2,4 +2,5 @@
 
 pub(crate) mod map;
 pub(crate) mod math;
+pub(crate) mod pool;
 pub(crate) mod vector;

@@ -9,7 +9,7 @@ use cranelift_codegen::ir::{
     types::{F32X4, F64X2, I8X16, I16X8, I32X4, I64X2},
 };
 use cranelift_frontend::FunctionBuilder;
-use qcc_ir::DType;
+use qcc_ir::{DType, OutputGrid};
 
 /// Lane order of casts between vector types.
 const LANES: MemFlagsData = MemFlagsData::new().with_endianness(Endianness::Little);
@@ -161,8 +161,17 @@ pub(crate) fn narrow16(b: &mut FunctionBuilder, low: Value, high: Value, signed:
     }
 }
 
+/// Rescaled values (four vectors of s32) as codes of a grid.
+pub(crate) fn codes(b: &mut FunctionBuilder, values: &[Value], grid: OutputGrid) -> Value {
+    let zero = i32x4(b, grid.zero_point);
+    let shifted: Vec<Value> = values.iter().map(|&v| b.ins().iadd(v, zero)).collect();
+    let halves: Vec<Value> = shifted.chunks(2).map(|p| b.ins().snarrow(p[0], p[1])).collect();
+    let bytes = narrow16(b, halves[0], halves[1], grid.dtype == DType::S8);
+    clamp_codes(b, bytes, grid.dtype, grid.lo, grid.hi)
+}
+
 /// Codes within inclusive bounds, as bytes.
-pub(crate) fn clamp_codes(b: &mut FunctionBuilder, x: Value, dtype: DType, lo: i32, hi: i32) -> Value {
+fn clamp_codes(b: &mut FunctionBuilder, x: Value, dtype: DType, lo: i32, hi: i32) -> Value {
     let (least, most) = dtype.integer_range().unwrap_or((0, 0));
     let signed = dtype == DType::S8;
     let mut y = x;

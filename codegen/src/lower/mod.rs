@@ -4,6 +4,7 @@
 //! emitted stand next to each other. An op without one runs in the reference interpreter.
 
 mod elementwise;
+mod pool;
 mod quantize;
 mod shape;
 
@@ -43,6 +44,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Pad(_) => &shape::PAD,
         Op::Expand(_) => &shape::EXPAND,
         Op::Gather(_) => &shape::GATHER,
+        Op::Pool(_) => &pool::POOL,
+        Op::QAveragePool(_) => &pool::Q_AVERAGE_POOL,
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,

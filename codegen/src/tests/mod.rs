@@ -3,6 +3,7 @@
 mod elementwise;
 mod model;
 mod plan;
+mod pool;
 mod shape;
 
 use crate::{CompiledModel, Execution, Options, Parallel, Serial, Tier, capability, compile};
