@@ -6,7 +6,7 @@
 
 use super::{
     map::counted_loop,
-    vector::{constant, load},
+    vector::{load_lanes, store_lanes},
 };
 use crate::{
     CodegenError,
@@ -121,7 +121,7 @@ pub(crate) fn pool(
                 vectors,
                 p,
                 (y_taps, y.dilation * x.input * pixel),
-                |b, v, p| load_channels(b, ty, p, (v * 16) as i32, count),
+                |b, v, p| load_lanes(b, ty, p, (v * 16) as i32, count),
                 (x_taps, x.dilation * pixel),
             );
 
@@ -133,7 +133,7 @@ pub(crate) fn pool(
             let q = b.ins().iadd(q, channel);
             for (v, own) in accumulators.iter().enumerate() {
                 let y = reducer.finish(b, own, entry);
-                store_channels(b, y, q, (v * 16) as i32, count);
+                store_lanes(b, y, q, (v * 16) as i32, count);
             }
         });
         Ok(())
@@ -242,32 +242,6 @@ fn strided_loop(
     let left = b.ins().iadd_imm_s(left, -1);
     b.ins().jump(head, &[next.into(), left.into()]);
     b.switch_to_block(done);
-}
-
-/// A vector of which `count` lanes are read; the others are 0.
-fn load_channels(b: &mut FunctionBuilder, ty: Type, pointer: Value, at: i32, count: i64) -> Value {
-    if count == i64::from(ty.lane_count()) {
-        return load(b, ty, pointer, at);
-    }
-    let size = ty.lane_bits() as i32 / 8;
-    (0..count as i32).fold(constant(b, ty, &[0; 16]), |vector, i| {
-        let x = b.ins().load(ty.lane_type(), MEM, pointer, at + i * size);
-        b.ins().insertlane(vector, x, i as u8)
-    })
-}
-
-/// Stores `count` lanes of a vector.
-fn store_channels(b: &mut FunctionBuilder, x: Value, pointer: Value, at: i32, count: i64) {
-    let ty = b.func.dfg.value_type(x);
-    if count == i64::from(ty.lane_count()) {
-        b.ins().store(MEM, x, pointer, at);
-        return;
-    }
-    let size = ty.lane_bits() as i32 / 8;
-    for i in 0..count as i32 {
-        let lane = b.ins().extractlane(x, i as u8);
-        b.ins().store(MEM, lane, pointer, at + i * size);
-    }
 }
 
 /// [`Constants`] in the weights.

@@ -51,6 +51,32 @@ pub(crate) fn load(b: &mut FunctionBuilder, ty: Type, pointer: Value, displaceme
     cast(b, ty, x)
 }
 
+/// A vector of which `count` lanes are read; the others are 0.
+pub(crate) fn load_lanes(b: &mut FunctionBuilder, ty: Type, pointer: Value, at: i32, count: i64) -> Value {
+    if count == i64::from(ty.lane_count()) {
+        return load(b, ty, pointer, at);
+    }
+    let size = ty.lane_bits() as i32 / 8;
+    (0..count as i32).fold(constant(b, ty, &[0; 16]), |vector, i| {
+        let x = b.ins().load(ty.lane_type(), MEM, pointer, at + i * size);
+        b.ins().insertlane(vector, x, i as u8)
+    })
+}
+
+/// Stores `count` lanes of a vector.
+pub(crate) fn store_lanes(b: &mut FunctionBuilder, x: Value, pointer: Value, at: i32, count: i64) {
+    let ty = b.func.dfg.value_type(x);
+    if count == i64::from(ty.lane_count()) {
+        b.ins().store(MEM, x, pointer, at);
+        return;
+    }
+    let size = ty.lane_bits() as i32 / 8;
+    for i in 0..count as i32 {
+        let lane = b.ins().extractlane(x, i as u8);
+        b.ins().store(MEM, lane, pointer, at + i * size);
+    }
+}
+
 /// A constant vector.
 pub(crate) fn constant(b: &mut FunctionBuilder, ty: Type, bytes: &[u8]) -> Value {
     let handle = b.func.dfg.constants.insert(ConstantData::from(bytes));

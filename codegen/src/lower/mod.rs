@@ -4,8 +4,10 @@
 //! emitted stand next to each other. An op without one runs in the reference interpreter.
 
 mod elementwise;
+mod norm;
 mod pool;
 mod quantize;
+mod reduce;
 mod shape;
 
 use crate::{
@@ -46,6 +48,9 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Gather(_) => &shape::GATHER,
         Op::Pool(_) => &pool::POOL,
         Op::QAveragePool(_) => &pool::Q_AVERAGE_POOL,
+        Op::Softmax(_) => &norm::SOFTMAX,
+        Op::Lrn(_) => &norm::LRN,
+        Op::Reduce(_) => &reduce::REDUCE,
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,

@@ -2,6 +2,7 @@
 
 mod elementwise;
 mod model;
+mod norm;
 mod plan;
 mod pool;
 mod shape;
