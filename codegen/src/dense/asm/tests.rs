@@ -476,6 +476,35 @@ fn every_shape_of_tile_is_right() {
 }
 
 #[test]
+fn tflite_shifts_a_large_residual_left() {
+    // A factor of 2^13 or more shifts left before the multiplier. Such a residual saturates unless the accumulator
+    // cancels it, which random cases do not hit.
+    let factor = 9000.0;
+    let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: 10, lo: 0, hi: 255 };
+    for isa in isas() {
+        let g = Geometry { pixels: 2, vectors: 1, columns: 8, loops: vec![], run_len: 1, before: 0, seed: 9 };
+        let p = Problem::new(isa, Product::U8S8, &g);
+        let bias: Vec<i32> = (0..p.channels as i32).map(|c| 20 * c - 9000).collect();
+        let bounds: Vec<_> =
+            bias.iter().map(|b| ChannelBounds { min: (*b).into(), max: (*b).into() }).collect();
+        let residual = Some(ResidualInput { factor, zero_point: 4 });
+        let q =
+            Requantizer::new(RequantMode::Tflite, &vec![1.0; p.channels], grid, residual, &bounds).unwrap();
+        let packed = pack_weights(p.format, 0..p.channels, 1, 1, |_, _, _| 0i8);
+        let params = pack_params(p.format, Some(&q), 0..p.channels, &bias);
+        let spec = p.spec(Epilogue::Requantize(&q), true);
+        let y = p.execute(&spec, &vec![0; p.a_bytes], &packed, &params, &vec![5; p.r_bytes]);
+        for y_offset in &p.y_offsets {
+            for (c, b) in bias.iter().enumerate().take(p.columns) {
+                let expected = q.apply(*b, c, 5);
+                assert_eq!(i32::from(y[*y_offset as usize + c]), expected, "{isa:?} channel {c}");
+                assert_eq!(expected, 10 + 20 * c as i32);
+            }
+        }
+    }
+}
+
+#[test]
 fn pack_only_narrows_with_saturation() {
     for isa in isas() {
         let g = Geometry {
