@@ -348,7 +348,9 @@ fn run_codes(isa: Isa, geometry: &Geometry, c: Content) -> Result<Option<bool>, 
         let bias = match c.bias {
             BiasFill::Zero => 0,
             BiasFill::Any => p.rng.within(-100_000, 100_000),
-            BiasFill::Huge if p.rng.next() % 2 == 0 => i64::from(i32::MAX) - free.max - p.rng.within(0, 9),
+            BiasFill::Huge if p.rng.next().is_multiple_of(2) => {
+                i64::from(i32::MAX) - free.max - p.rng.within(0, 9)
+            }
             BiasFill::Huge => i64::from(i32::MIN) - free.min + p.rng.within(0, 9),
         };
         bounds.push(ChannelBounds { min: free.min + bias, max: free.max + bias });
