@@ -1,3 +1,5 @@
+use crate::{DType, OutputGrid, ops::UnaryKind};
+
 /// Real number to code: clamp(round_half_even(x / scale) + zero_point, lo, hi).
 ///
 /// The division is a division, as ONNX QuantizeLinear defines it, not a product with a reciprocal. The clamp comes
@@ -11,9 +13,29 @@ pub fn quantize(x: f32, scale: f32, zero_point: i32, lo: i32, hi: i32) -> i32 {
     within as i32 + zero_point
 }
 
-/// Code to real number: (q − zero_point) · scale, one rounding.
-pub fn dequantize(q: i32, scale: f32, zero_point: i32) -> f32 {
-    (q - zero_point) as f32 * scale
+/// Code to real number: f32(q − zero_point) · scale. The conversion is exact up to 24 bits, so there is one rounding;
+/// of wider codes (s32, u32) there are two.
+pub fn dequantize(q: impl Into<i64>, scale: f32, zero_point: i32) -> f32 {
+    (q.into() - i64::from(zero_point)) as f32 * scale
+}
+
+/// A function of quantized values as a table: quantize(f(dequantize(q))) for each code q of 8 bits, indexed by the byte
+/// that holds q.
+///
+/// `dtype` is the operand's 8-bit type, `scale` and `zero_point` its grid.
+pub fn table(
+    function: UnaryKind,
+    dtype: DType,
+    scale: f32,
+    zero_point: i32,
+    output: OutputGrid,
+) -> [u8; 256] {
+    let signed = matches!(dtype, DType::S8 | DType::S4);
+    std::array::from_fn(|byte| {
+        let q = if signed { i32::from(byte as u8 as i8) } else { byte as i32 };
+        let y = function.apply(dequantize(q, scale, zero_point));
+        quantize(y, output.scale, output.zero_point, output.lo, output.hi) as u8
+    })
 }
 
 /// A real number rounded to the grid: what it is after [`quantize`] and [`dequantize`].

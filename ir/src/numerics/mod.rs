@@ -18,7 +18,7 @@ pub mod math;
 mod requantize;
 
 pub use fixed_point::{AddRescale, MulRescale, Multiplier};
-pub use grid::{dequantize, fake_quant, quantize};
+pub use grid::{dequantize, fake_quant, quantize, table};
 pub use requantize::{
     ChannelBounds, Refusal, RequantMode, Requantizer, Rescale, ResidualInput, accumulator_bounds,
     rounding_shift_right_away, saturating_rounding_doubling_high_mul,

@@ -214,6 +214,22 @@ pub(super) fn requantizer(
     Requantizer::new(mode, &factors, grid, residual, &bounds).map_err(|e| OpError::quant(e.to_string()))
 }
 
+/// The codes of accumulators whose channels are along `axis`.
+pub(super) fn requantized(
+    requantizer: &Requantizer,
+    shape: &Shape,
+    axis: usize,
+    sums: &[i32],
+    residual: Option<&[u8]>,
+) -> Result<Tensor, OpError> {
+    let (stride, channels) = (shape.strides()[axis], shape[axis]);
+    let codes = sums.iter().enumerate().map(|(i, &acc)| {
+        let r = residual.map_or(0, |r| r[i].into());
+        requantizer.apply(acc, i / stride % channels, r) as u8
+    });
+    Ok(Tensor::from_vec::<u8>(shape.clone(), codes.collect())?)
+}
+
 /// Scale and zero point of a u8 operand that must have one grid as a whole.
 pub(super) fn per_tensor(ty: &TensorType, what: &str) -> Result<(f32, i32), OpError> {
     match ty.per_tensor() {
@@ -270,6 +286,60 @@ pub(super) fn all_f32(operands: &[&TensorType]) -> Result<(), OpError> {
     }
 }
 
+/// Where a window stands: what [`for_each_window`] visits.
+pub(super) struct Placed<'a> {
+    /// Index of the result in channel 0, row-major.
+    pub(super) y: usize,
+    /// Position among the results, one entry a spatial dimension.
+    pub(super) position: &'a [usize],
+    /// For each tap the index of its element in channel 0, row-major, or `None` in the padding.
+    pub(super) taps: &'a [Option<usize>],
+    /// Distance of neighbouring channels in x.
+    pub(super) x_channel: usize,
+    /// Distance of neighbouring channels in y.
+    pub(super) y_channel: usize,
+}
+
+/// Visits the windows of a convolution or pool, in the order of the results, batch by batch.
+pub(super) fn for_each_window(
+    x: &Shape,
+    y: &Shape,
+    window: &Window,
+    layout: Layout,
+    mut f: impl FnMut(Placed<'_>),
+) -> Result<(), OpError> {
+    let (batch, _, spatial) = layout.split(x)?;
+    let (_, _, out_spatial) = layout.split(y)?;
+    let (x_strides, y_strides) = (x.strides(), y.strides());
+    let axis = layout.channel_axis(x.rank());
+    let spatial_axes: Vec<usize> = (1..x.rank()).filter(|&d| d != axis).collect();
+    let positions: usize = out_spatial.iter().product();
+    let mut taps = vec![None; window.taps()];
+    for n in 0..batch {
+        for p in 0..positions {
+            let position = unravel(p, &out_spatial);
+            let at: usize = position.iter().zip(&spatial_axes).map(|(&i, &d)| i * y_strides[d]).sum();
+            for (t, tap) in taps.iter_mut().enumerate() {
+                let offset = unravel(t, &window.kernel);
+                *tap = (0..offset.len()).try_fold(n * x_strides[0], |at, d| {
+                    (position[d] * window.strides[d] + offset[d] * window.dilations[d])
+                        .checked_sub(window.pads_begin[d])
+                        .filter(|&i| i < spatial[d])
+                        .map(|i| at + i * x_strides[spatial_axes[d]])
+                });
+            }
+            f(Placed {
+                y: n * y_strides[0] + at,
+                position: &position,
+                taps: &taps,
+                x_channel: x_strides[axis],
+                y_channel: y_strides[axis],
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Visits each product of a convolution: `f(result index, x index or None in the padding, w index)`, all row-major,
 /// results in order and the taps of one result in the order (channel in group, tap) of the weights.
 fn for_each_product(
@@ -281,45 +351,19 @@ fn for_each_product(
     layout: Layout,
     mut f: impl FnMut(usize, Option<usize>, usize),
 ) -> Result<(), OpError> {
-    let (batch, _, spatial) = layout.split(x)?;
-    let (_, out_channels, out_spatial) = layout.split(y)?;
-    let (x_strides, y_strides) = (x.strides(), y.strides());
-    let axis = layout.channel_axis(x.rank());
-    let spatial_axes: Vec<usize> = (1..x.rank()).filter(|&d| d != axis).collect();
-    let (per_group_in, per_group_out) = (w[1], out_channels / groups);
-    let taps = window.taps();
-    // Input offset of each tap at each output position, or None in the padding; shared by all channels.
-    let positions: usize = out_spatial.iter().product();
-    let mut tap_offset = vec![None; taps];
-    for n in 0..batch {
-        for p in 0..positions {
-            let position = unravel(p, &out_spatial);
-            let mut y_base = n * y_strides[0];
-            for (d, &i) in position.iter().enumerate() {
-                y_base += i * y_strides[spatial_axes[d]];
-            }
-            for (t, offset) in tap_offset.iter_mut().enumerate() {
-                let tap = unravel(t, &window.kernel);
-                *offset = (0..tap.len()).try_fold(n * x_strides[0], |at, d| {
-                    (position[d] * window.strides[d] + tap[d] * window.dilations[d])
-                        .checked_sub(window.pads_begin[d])
-                        .filter(|&i| i < spatial[d])
-                        .map(|i| at + i * x_strides[spatial_axes[d]])
-                });
-            }
-            for o in 0..out_channels {
-                let y_index = y_base + o * y_strides[axis];
-                let first = o / per_group_out * per_group_in;
-                for c in 0..per_group_in {
-                    for (t, offset) in tap_offset.iter().enumerate() {
-                        let x_index = offset.map(|at| at + (first + c) * x_strides[axis]);
-                        f(y_index, x_index, (o * per_group_in + c) * taps + t);
-                    }
+    let (out_channels, per_group_in) = (w[0], w[1]);
+    let per_group_out = out_channels / groups;
+    for_each_window(x, y, window, layout, |at| {
+        for o in 0..out_channels {
+            let first = o / per_group_out * per_group_in;
+            for c in 0..per_group_in {
+                for (t, tap) in at.taps.iter().enumerate() {
+                    let x_index = tap.map(|i| i + (first + c) * at.x_channel);
+                    f(at.y + o * at.y_channel, x_index, (o * per_group_in + c) * at.taps.len() + t);
                 }
             }
         }
-    }
-    Ok(())
+    })
 }
 
 /// The multi-dimensional index of flat index `i`.
@@ -450,15 +494,7 @@ impl Operator for QConv {
             },
         )?;
         let residual = self.residual_slot().map(|s| operands[s].as_slice::<u8>()).transpose()?;
-        let codes = sums
-            .iter()
-            .enumerate()
-            .map(|(i, &acc)| {
-                let r = residual.map_or(0, |r| r[i].into());
-                requantizer.apply(acc, i / stride % channels, r) as u8
-            })
-            .collect();
-        Ok(vec![Tensor::from_vec::<u8>(y.clone(), codes)?])
+        Ok(vec![requantized(&requantizer, y, axis, &sums, residual)?])
     }
 
     fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {

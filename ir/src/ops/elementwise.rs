@@ -1,7 +1,11 @@
 //! Functions of elements.
 
-use super::{Operator, arity, conv::per_tensor};
-use crate::{DType, OpError, OutputGrid, TensorType};
+use super::{Operator, arity, conv::per_tensor, numbers::Numbers};
+use crate::{
+    DType, OpError, OutputGrid, Shape, Tensor, TensorType,
+    numerics::{self, AddRescale, MulRescale, math::Real},
+};
+use ndarray::{ArrayViewD, IxDyn};
 use serde::{Deserialize, Serialize};
 
 /// A function of one number.
@@ -16,7 +20,7 @@ pub enum UnaryKind {
     LeakyRelu {
         alpha: f32,
     },
-    /// Within bounds; see [`Clamp`](super::Clamp).
+    /// Within bounds; see [`Clamp`](super::Clamp). Of integers: within the integers between the bounds.
     Clip {
         lo: f32,
         hi: f32,
@@ -29,7 +33,7 @@ pub enum UnaryKind {
         alpha: f32,
         beta: f32,
     },
-    /// x·max(0, min(1, x/6 + ½)).
+    /// x·max(0, min(1, x·⅙ + ½)).
     HardSwish,
     /// x·sigmoid(x).
     Silu,
@@ -59,7 +63,7 @@ pub enum UnaryKind {
     Erf,
     Neg,
     Abs,
-    /// −1, 0 or 1.
+    /// −1 or 1, or x where it is 0 or NaN.
     Sign,
     Floor,
     Ceil,
@@ -80,8 +84,11 @@ pub enum BinaryKind {
     Mul,
     /// Of integers: truncated; division by zero is an error, never a trap.
     Div,
+    /// NaN if either is.
     Max,
+    /// NaN if either is.
     Min,
+    /// Of integers: wrapping; to a negative exponent the truncated real power, of 0 an error.
     Pow,
     Equal,
     Less,
@@ -142,6 +149,107 @@ pub struct Cast {
     pub to: DType,
 }
 
+impl UnaryKind {
+    /// The function, in f32: the one definition of [`Unary`] and [`QUnary`]. Each operation of the formulas at
+    /// the kinds is rounded, in the order of the code; elementary functions are those of
+    /// [`numerics::math`](crate::numerics::math). NaN gives NaN.
+    pub fn apply(self, x: f32) -> f32 {
+        self.apply_real(x)
+    }
+
+    pub(crate) fn apply_real<T: Real>(self, x: T) -> T {
+        use UnaryKind::*;
+        let (zero, half, one) = (T::of(0.0), T::of(0.5), T::of(1.0));
+        let of = |x: f32| T::of(x.into());
+        match self {
+            Identity => x,
+            Relu => {
+                if x < zero {
+                    zero
+                } else {
+                    x
+                }
+            }
+            LeakyRelu { alpha } => {
+                if x < zero {
+                    of(alpha) * x
+                } else {
+                    x
+                }
+            }
+            Clip { lo, hi } => x.within(of(lo), of(hi)),
+            Sigmoid => x.sigmoid(),
+            Tanh => x.tanh(),
+            HardSigmoid { alpha, beta } => (of(alpha) * x + of(beta)).within(zero, one),
+            HardSwish => x * (x * T::of(1.0 / 6.0) + half).within(zero, one),
+            Silu => x * x.sigmoid(),
+            Gelu => half * x * (one + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+            GeluTanh => {
+                let inner = x + T::of(0.044715) * (x * x * x);
+                half * x * (one + (T::of(SQRT_2_BY_PI) * inner).tanh())
+            }
+            Elu { alpha } => {
+                if x < zero {
+                    of(alpha) * (x.exp() - one)
+                } else {
+                    x
+                }
+            }
+            Selu { alpha, gamma } => of(gamma) * if x > zero { x } else { of(alpha) * (x.exp() - one) },
+            Mish => x * x.softplus().tanh(),
+            Softplus => x.softplus(),
+            Softsign => x / (one + x.abs()),
+            Exp => x.exp(),
+            Log => x.ln(),
+            Sqrt => x.sqrt(),
+            Reciprocal => one / x,
+            Erf => x.erf(),
+            Neg => -x,
+            Abs => x.abs(),
+            Sign => {
+                if x > zero {
+                    one
+                } else if x < zero {
+                    -one
+                } else {
+                    x
+                }
+            }
+            Floor => x.floor(),
+            Ceil => x.ceil(),
+            Round => x.round_ties_even(),
+            Sin => x.sin(),
+            Cos => x.cos(),
+            Not => {
+                if x == zero {
+                    one
+                } else {
+                    zero
+                }
+            }
+        }
+    }
+
+    /// The function of an integer, for the kinds that [`Unary`] takes of integers.
+    fn apply_integer(self, x: i128) -> Result<i128, OpError> {
+        use UnaryKind::*;
+        Ok(match self {
+            Identity => x,
+            Relu => x.max(0),
+            // `as` saturates: infinite bounds bound nothing.
+            Clip { lo, hi } => x.max(lo.ceil() as i128).min(hi.floor() as i128),
+            Neg => -x,
+            Abs => x.abs(),
+            Sign => x.signum(),
+            Not => i128::from(x == 0),
+            _ => return Err(OpError::dtype(format!("{self:?} of integers"))),
+        })
+    }
+}
+
+/// √(2/π).
+const SQRT_2_BY_PI: f64 = 0.797_884_560_802_865_4;
+
 impl BinaryKind {
     /// Whether the result is a truth value of a comparison.
     pub fn is_comparison(self) -> bool {
@@ -153,6 +261,93 @@ impl BinaryKind {
         use BinaryKind::*;
         matches!(self, And | Or | Xor)
     }
+
+    /// The truth value of a comparison; false of other kinds. NaN compares false.
+    fn compare<T: PartialOrd>(self, a: T, b: T) -> bool {
+        match self {
+            BinaryKind::Equal => a == b,
+            BinaryKind::Less => a < b,
+            BinaryKind::LessOrEqual => a <= b,
+            BinaryKind::Greater => a > b,
+            BinaryKind::GreaterOrEqual => a >= b,
+            _ => false,
+        }
+    }
+
+    fn apply_real<T: Real>(self, a: T, b: T) -> Result<T, OpError> {
+        Ok(match self {
+            BinaryKind::Add => a + b,
+            BinaryKind::Sub => a - b,
+            BinaryKind::Mul => a * b,
+            BinaryKind::Div => a / b,
+            BinaryKind::Max => a.larger(b),
+            BinaryKind::Min => a.smaller(b),
+            BinaryKind::Pow => a.pow(b),
+            _ => return Err(OpError::dtype(format!("{self:?} of floats"))),
+        })
+    }
+
+    /// Exact, or modulo 2^128: right after wrapping to the operands' type.
+    fn apply_integer(self, a: i128, b: i128) -> Result<i128, OpError> {
+        Ok(match self {
+            BinaryKind::Add => a + b,
+            BinaryKind::Sub => a - b,
+            BinaryKind::Mul => a.wrapping_mul(b),
+            BinaryKind::Div if b == 0 => return Err(OpError::attribute(format!("{a} divided by zero"))),
+            BinaryKind::Div => a / b,
+            BinaryKind::Max => a.max(b),
+            BinaryKind::Min => a.min(b),
+            BinaryKind::Pow => integer_power(a, b)?,
+            BinaryKind::And => a & b,
+            BinaryKind::Or => a | b,
+            BinaryKind::Xor => a ^ b,
+            _ => return Err(OpError::dtype(format!("{self:?} does not give a number"))),
+        })
+    }
+}
+
+fn integer_power(base: i128, exponent: i128) -> Result<i128, OpError> {
+    if exponent < 0 {
+        return match base {
+            0 => Err(OpError::attribute(format!("0 to the power of {exponent}"))),
+            1 => Ok(1),
+            -1 => Ok(if exponent % 2 == 0 { 1 } else { -1 }),
+            _ => Ok(0),
+        };
+    }
+    let (mut square, mut rest, mut power) = (base, exponent, 1i128);
+    while rest > 0 {
+        if rest & 1 == 1 {
+            power = power.wrapping_mul(square);
+        }
+        square = square.wrapping_mul(square);
+        rest >>= 1;
+    }
+    Ok(power)
+}
+
+/// f of each pair of elements of `a` and `b`, both broadcast to `shape`, in row-major order.
+fn zip<T, U>(
+    (a, a_shape): (&[T], &Shape),
+    (b, b_shape): (&[T], &Shape),
+    shape: &Shape,
+    f: impl Fn(T, T) -> Result<U, OpError>,
+) -> Result<Vec<U>, OpError>
+where
+    T: Copy,
+{
+    if a_shape == shape && b_shape == shape {
+        return a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect();
+    }
+    let (a, b) = (broadcast(a, a_shape)?, broadcast(b, b_shape)?);
+    let refusal = || OpError::shape(format!("operands do not broadcast to {shape:?}"));
+    let a = a.broadcast(IxDyn(shape)).ok_or_else(refusal)?;
+    let b = b.broadcast(IxDyn(shape)).ok_or_else(refusal)?;
+    a.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect()
+}
+
+fn broadcast<'a, T>(elements: &'a [T], shape: &Shape) -> Result<ArrayViewD<'a, T>, OpError> {
+    ArrayViewD::from_shape(IxDyn(shape), elements).map_err(|e| OpError::shape(e.to_string()))
 }
 
 impl Operator for Unary {
@@ -172,6 +367,25 @@ impl Operator for Unary {
             super::Clamp { lo, hi }.check()?;
         }
         Ok(vec![x])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        if self.kind == UnaryKind::Identity {
+            return Ok(vec![operands[0].clone()]);
+        }
+        let values = match Numbers::decode(operands[0])? {
+            Numbers::F32(x) => Numbers::F32(x.into_iter().map(|x| self.kind.apply(x)).collect()),
+            Numbers::F64(x) => Numbers::F64(x.into_iter().map(|x| self.kind.apply_real(x)).collect()),
+            Numbers::Int(x) => {
+                Numbers::Int(x.into_iter().map(|x| self.kind.apply_integer(x)).collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(vec![values.encode(results[0].dtype, results[0].shape.clone())?])
     }
 }
 
@@ -195,6 +409,50 @@ impl Operator for Binary {
         let dtype = if self.kind.is_comparison() { DType::Bool } else { a.dtype };
         Ok(vec![TensorType::new(dtype, shape)])
     }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (kind, shape) = (self.kind, &results[0].shape);
+        let (a_shape, b_shape) = (operands[0].shape(), operands[1].shape());
+        let values = match (Numbers::decode(operands[0])?, Numbers::decode(operands[1])?) {
+            (Numbers::F32(a), Numbers::F32(b)) if !kind.is_comparison() => {
+                Numbers::F32(zip((&a, a_shape), (&b, b_shape), shape, |a, b| kind.apply_real(a, b))?)
+            }
+            (Numbers::F64(a), Numbers::F64(b)) if !kind.is_comparison() => {
+                Numbers::F64(zip((&a, a_shape), (&b, b_shape), shape, |a, b| kind.apply_real(a, b))?)
+            }
+            (Numbers::Int(a), Numbers::Int(b)) if !kind.is_comparison() => {
+                Numbers::Int(zip((&a, a_shape), (&b, b_shape), shape, |a, b| kind.apply_integer(a, b))?)
+            }
+            (Numbers::F32(a), Numbers::F32(b)) => truth(kind, (&a, a_shape), (&b, b_shape), shape)?,
+            (Numbers::F64(a), Numbers::F64(b)) => truth(kind, (&a, a_shape), (&b, b_shape), shape)?,
+            (Numbers::Int(a), Numbers::Int(b)) => truth(kind, (&a, a_shape), (&b, b_shape), shape)?,
+            _ => return Err(OpError::dtype(format!("{kind:?} of two types"))),
+        };
+        Ok(vec![values.encode(results[0].dtype, shape.clone())?])
+    }
+}
+
+fn truth<T: Copy + PartialOrd>(
+    kind: BinaryKind,
+    a: (&[T], &Shape),
+    b: (&[T], &Shape),
+    shape: &Shape,
+) -> Result<Numbers, OpError> {
+    Ok(Numbers::Int(zip(a, b, shape, |a, b| Ok(kind.compare(a, b).into()))?))
+}
+
+impl QUnary {
+    /// The codes of the result, indexed by the byte that holds the operand's code.
+    pub fn table(&self, operand: &TensorType) -> Result<[u8; 256], OpError> {
+        let (scale, zero_point) =
+            operand.per_tensor().ok_or_else(|| OpError::quant(format!("{operand} has no single grid")))?;
+        Ok(numerics::table(self.kind, operand.dtype, scale, zero_point, self.output))
+    }
 }
 
 impl Operator for QUnary {
@@ -204,7 +462,62 @@ impl Operator for QUnary {
             return Err(OpError::quant(format!("{:?} of {x}: takes 8-bit codes of one grid", self.kind)));
         }
         self.output.check()?;
+        if let UnaryKind::Clip { lo, hi } = self.kind {
+            super::Clamp { lo, hi }.check()?;
+        }
         Ok(vec![TensorType::quantized(self.output.dtype, x.shape, self.output.params()?)?])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let table = self.table(types[0])?;
+        let codes: Vec<u8> = operands[0].bytes().iter().map(|&q| table[usize::from(q)]).collect();
+        Ok(vec![Tensor::from_bytes(results[0].dtype, results[0].shape.clone(), codes.into())?])
+    }
+}
+
+/// Constants of a [`QBinary`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum QBinaryRescale {
+    /// Of a sum or difference.
+    Add(AddRescale),
+    /// Of a product.
+    Mul(MulRescale),
+}
+
+impl QBinaryRescale {
+    /// The rescaled value of two operands less their zero points, without the output's zero point.
+    pub fn apply(self, u1: i32, u2: i32) -> i32 {
+        match self {
+            QBinaryRescale::Add(r) => r.apply(u1, u2),
+            QBinaryRescale::Mul(r) => r.apply(u1, u2),
+        }
+    }
+}
+
+impl QBinary {
+    /// The constants for operands of these types: s₁/s_y and ±s₂/s_y, or s₁·s₂/s_y, in f64.
+    pub fn rescale(&self, types: &[&TensorType]) -> Result<QBinaryRescale, OpError> {
+        let [a, b] = arity(types)?;
+        let (s1, _) = per_tensor(&a, "first operand")?;
+        let (s2, _) = per_tensor(&b, "second operand")?;
+        let (s1, s2, s_y) = (f64::from(s1), f64::from(s2), f64::from(self.output.scale));
+        let rescale = match self.kind {
+            QBinaryKind::Add => AddRescale::new(s1 / s_y, s2 / s_y).map(QBinaryRescale::Add),
+            QBinaryKind::Sub => AddRescale::new(s1 / s_y, -s2 / s_y).map(QBinaryRescale::Add),
+            QBinaryKind::Mul => MulRescale::new(s1 * s2 / s_y).map(QBinaryRescale::Mul),
+        };
+        rescale.ok_or_else(|| {
+            OpError::quant(format!(
+                "{:?} of scales {s1} and {s2} to {s_y}: the factor does not fit 16 bits; choose a coarser output \
+                 scale",
+                self.kind
+            ))
+        })
     }
 }
 
@@ -214,11 +527,35 @@ impl Operator for QBinary {
         per_tensor(&a, "first operand")?;
         per_tensor(&b, "second operand")?;
         self.output.check()?;
+        self.rescale(operands)?;
         let shape = a
             .shape
             .broadcast(&b.shape)
             .ok_or_else(|| OpError::shape(format!("{a} and {b} do not broadcast")))?;
         Ok(vec![TensorType::quantized(self.output.dtype, shape, self.output.params()?)?])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let rescale = self.rescale(types)?;
+        let (_, z1) = per_tensor(types[0], "first operand")?;
+        let (_, z2) = per_tensor(types[1], "second operand")?;
+        let OutputGrid { zero_point, lo, hi, .. } = self.output;
+        let shape = &results[0].shape;
+        let codes = zip(
+            (operands[0].as_slice::<u8>()?, operands[0].shape()),
+            (operands[1].as_slice::<u8>()?, operands[1].shape()),
+            shape,
+            |a, b| {
+                let v = rescale.apply(i32::from(a) - z1, i32::from(b) - z2);
+                Ok((v + zero_point).clamp(lo, hi) as u8)
+            },
+        )?;
+        Ok(vec![Tensor::from_bytes(results[0].dtype, shape.clone(), codes.into())?])
     }
 }
 
@@ -229,5 +566,18 @@ impl Operator for Cast {
             return Err(OpError::quant(format!("cast of quantized {x}; dequantize it")));
         }
         Ok(vec![TensorType::new(self.to, x.shape)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        _results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let x = operands[0];
+        if x.dtype() == self.to {
+            return Ok(vec![x.clone()]);
+        }
+        Ok(vec![Numbers::decode(x)?.encode(self.to, x.shape().clone())?])
     }
 }

@@ -2,13 +2,14 @@
 
 use super::{
     Clamp, Operator,
-    conv::{all_f32, check_extras, check_weights, operand, per_tensor, requantizer},
+    conv::{all_f32, check_extras, check_weights, operand, per_tensor, requantized, requantizer, unravel},
 };
 use crate::{
     DType, OpError, OutputGrid, Shape, Tensor, TensorType,
     numerics::{RequantMode, Requantizer},
 };
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// y = clamp(a·b + bias + residual), in f32: `[…, M, K]·[…, K, N]` with leading dimensions broadcast.
 ///
@@ -96,8 +97,70 @@ impl Operator for MatMul {
         Ok(vec![TensorType::new(DType::F32, y)])
     }
 
+    /// Each sum in f32, k ascending, bias first, residual last.
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let y = &results[0].shape;
+        let (a, b) = (operands[0].as_slice::<f32>()?, operands[1].as_slice::<f32>()?);
+        let mut sums = start(y, self.bias.then(|| operands[2].as_slice::<f32>()).transpose()?);
+        for_each_row(operands[0].shape(), operands[1].shape(), y, |row, a_at, b_at| {
+            let sums = &mut sums[row];
+            for (a, b) in a[a_at].iter().zip(b[b_at].chunks(sums.len())) {
+                sums.iter_mut().zip(b).for_each(|(s, b)| *s += a * b);
+            }
+        });
+        if let Some(slot) = self.residual_slot() {
+            for (s, r) in sums.iter_mut().zip(operands[slot].as_slice::<f32>()?) {
+                *s += r;
+            }
+        }
+        sums.iter_mut().for_each(|s| *s = self.clamp.apply(*s));
+        Ok(vec![Tensor::from_vec(y.clone(), sums)?])
+    }
+
     fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {
         product_macs(operands, results)
+    }
+}
+
+/// Results before the products are added: the bias in each row, or zeros.
+fn start<T: Copy + Default>(y: &Shape, bias: Option<&[T]>) -> Vec<T> {
+    match bias {
+        Some(bias) if !bias.is_empty() => bias.iter().copied().cycle().take(y.elements()).collect(),
+        _ => vec![T::default(); y.elements()],
+    }
+}
+
+/// Visits each row of a product: `f(elements of the result, of the row of a, of the matrix b)`. Rows that hold nothing
+/// are left out.
+fn for_each_row(
+    a: &Shape,
+    b: &Shape,
+    y: &Shape,
+    mut f: impl FnMut(Range<usize>, Range<usize>, Range<usize>),
+) {
+    let (k, n) = (a[a.rank() - 1], y[y.rank() - 1]);
+    if y.elements() == 0 || k == 0 {
+        return;
+    }
+    let (rows, lead) = (y[y.rank() - 2], &y[..y.rank() - 2]);
+    // The number of the matrix of an operand that takes part in matrix `i` of the result.
+    let matrix = |operand: &Shape, i: usize| {
+        let own = &operand[..operand.rank() - 2];
+        let index = unravel(i, lead);
+        let index = &index[lead.len() - own.len()..];
+        own.iter().zip(index).fold(0, |at, (&d, &i)| at * d + if d == 1 { 0 } else { i })
+    };
+    for m in 0..y.elements() / (rows * n) {
+        let (a_at, b_at) = (matrix(a, m) * rows * k, matrix(b, m) * k * n);
+        for r in 0..rows {
+            let y_at = (m * rows + r) * n;
+            f(y_at..y_at + n, a_at + r * k..a_at + (r + 1) * k, b_at..b_at + k * n);
+        }
     }
 }
 
@@ -123,6 +186,30 @@ impl Operator for QMatMul {
             per_tensor(operands[slot], "residual")?;
         }
         Ok(vec![TensorType::quantized(DType::U8, y, self.output.params()?)?])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let y = &results[0].shape;
+        let (a, b) = (operands[0].as_slice::<u8>()?, operands[1].as_slice::<i8>()?);
+        let (_, z_a) = per_tensor(types[0], "input")?;
+        let bias = self.bias.then(|| operands[2]);
+        let requantizer = self.requantizer(types, operands[1], bias)?;
+        let mut sums = start(y, bias.map(|b| b.as_slice::<i32>()).transpose()?);
+        // As in a convolution: partial sums may wrap, the whole may not.
+        for_each_row(operands[0].shape(), operands[1].shape(), y, |row, a_at, b_at| {
+            let sums = &mut sums[row];
+            for (&a, b) in a[a_at].iter().zip(b[b_at].chunks(sums.len())) {
+                let a = i32::from(a) - z_a;
+                sums.iter_mut().zip(b).for_each(|(s, &b)| *s = s.wrapping_add(a * i32::from(b)));
+            }
+        });
+        let residual = self.residual_slot().map(|s| operands[s].as_slice::<u8>()).transpose()?;
+        Ok(vec![requantized(&requantizer, y, y.rank() - 1, &sums, residual)?])
     }
 
     fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {

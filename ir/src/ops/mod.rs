@@ -7,6 +7,7 @@ mod conv;
 mod elementwise;
 mod matmul;
 mod norm;
+mod numbers;
 mod pool;
 mod quantize;
 mod reduce;
@@ -14,11 +15,13 @@ mod shape;
 mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
-pub use elementwise::{Binary, BinaryKind, Cast, QBinary, QBinaryKind, QUnary, Unary, UnaryKind};
+pub use elementwise::{
+    Binary, BinaryKind, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind,
+};
 pub use matmul::{MatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Softmax};
 pub use pool::{Pool, PoolKind, QAveragePool};
-pub use quantize::{Dequantize, FakeQuant, Quantize};
+pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use reduce::{Reduce, ReduceKind};
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
 pub use window::Window;
@@ -40,10 +43,7 @@ pub trait Operator {
         operands: &[&Tensor],
         types: &[&TensorType],
         results: &[TensorType],
-    ) -> Result<Vec<Tensor>, OpError> {
-        let _ = (operands, types, results);
-        Err(OpError::unsupported("no reference yet"))
-    }
+    ) -> Result<Vec<Tensor>, OpError>;
 
     /// Multiply-accumulate operations, as convolutions and matrix products count them.
     fn macs(&self, _operands: &[&TensorType], _results: &[TensorType]) -> u64 {
@@ -150,6 +150,8 @@ ops! {
     Dequantize,
     /// Real numbers rounded to a grid.
     FakeQuant,
+    /// Integers read on another grid.
+    AssumeGrid,
     /// A value handed from one device to another.
     Transfer,
 }

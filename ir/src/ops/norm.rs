@@ -4,10 +4,14 @@ use super::{
     Layout, Operator, arity,
     conv::{all_f32, operand},
 };
-use crate::{OpError, TensorType};
+use crate::{
+    OpError, Tensor, TensorType,
+    numerics::math::{self, Real},
+};
 use serde::{Deserialize, Serialize};
 
-/// y = (x − mean)/√(variance + ε)·scale + bias for each index of the channel axis, with fixed statistics.
+/// y = (x − mean)·(scale/√(variance + ε)) + bias for each index of the channel axis, with fixed statistics; each
+/// operation in f32, as bracketed.
 ///
 /// Operands: x, scale, bias, mean, variance; the last four of one element a channel.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -19,6 +23,9 @@ pub struct BatchNorm {
 }
 
 /// y = x / (bias + alpha/size · Σ x²)^beta, the sum over `size` neighbouring channels.
+///
+/// In f32: squares are summed from the first channel to the last, b = bias + (alpha/size)·sum, y = x·exp(−beta·ln b)
+/// by [`numerics::math`](crate::numerics::math).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Lrn {
     /// Number of channels in a sum: from c − ⌊(size−1)/2⌋ to c + ⌈(size−1)/2⌉.
@@ -33,7 +40,8 @@ pub struct Lrn {
     pub layout: Layout,
 }
 
-/// exp(x − max)/Σ exp(x − max) along an axis, or its logarithm.
+/// exp(x − max)/Σ exp(x − max) along an axis, or its logarithm (x − max) − ln Σ exp(x − max); in f32, the sum in the
+/// order of the axis. One NaN, or an infinite maximum, makes NaN of what depends on it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Softmax {
     /// The axis that sums to 1.
@@ -60,6 +68,27 @@ impl Operator for BatchNorm {
         }
         Ok(vec![x])
     }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let shape = &results[0].shape;
+        let values = operands.iter().map(|t| t.as_slice::<f32>()).collect::<Result<Vec<_>, _>>()?;
+        let [x, scale, bias, mean, variance] = values[..] else {
+            return Err(OpError::Arity { expected: "5".into(), got: values.len() });
+        };
+        let factors: Vec<f32> =
+            scale.iter().zip(variance).map(|(s, v)| s / (v + self.epsilon).sqrt()).collect();
+        let (stride, channels) = (shape.strides()[self.axis], shape[self.axis]);
+        let normalised = x.iter().enumerate().map(|(i, x)| {
+            let c = i / stride % channels;
+            (x - mean[c]) * factors[c] + bias[c]
+        });
+        Ok(vec![Tensor::from_vec::<f32>(shape.clone(), normalised.collect())?])
+    }
 }
 
 impl Operator for Lrn {
@@ -72,6 +101,29 @@ impl Operator for Lrn {
         }
         Ok(vec![x])
     }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let shape = &results[0].shape;
+        let x = operands[0].as_slice::<f32>()?;
+        let axis = self.layout.channel_axis(shape.rank());
+        let (stride, channels) = (shape.strides()[axis], shape[axis]);
+        let factor = self.alpha / self.size as f32;
+        let (before, after) = ((self.size - 1) / 2, self.size / 2);
+        let normalised = x.iter().enumerate().map(|(i, &v)| {
+            let c = i / stride % channels;
+            let (first, last) = (c.saturating_sub(before), c.saturating_add(after).min(channels - 1));
+            let origin = i - c * stride;
+            let squares = (first..=last).map(|c| x[origin + c * stride] * x[origin + c * stride]);
+            let base = self.bias + factor * squares.fold(0.0, |sum, s| sum + s);
+            v * math::exp(-self.beta * math::ln(base))
+        });
+        Ok(vec![Tensor::from_vec::<f32>(shape.clone(), normalised.collect())?])
+    }
 }
 
 impl Operator for Softmax {
@@ -83,5 +135,26 @@ impl Operator for Softmax {
             return Err(OpError::attribute(format!("axis {} of {x}", self.axis)));
         }
         Ok(vec![x])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let shape = &results[0].shape;
+        let mut y = operands[0].as_slice::<f32>()?.to_vec();
+        let (stride, extent) = (shape.strides()[self.axis], shape[self.axis]);
+        for first in (0..y.len()).filter(|i| i / stride % extent == 0) {
+            let at = |i: usize| first + i * stride;
+            let max = (0..extent).fold(f32::NEG_INFINITY, |max, i| max.larger(y[at(i)]));
+            let sum = (0..extent).fold(0.0, |sum, i| sum + math::exp(y[at(i)] - max));
+            for i in 0..extent {
+                let x = y[at(i)] - max;
+                y[at(i)] = if self.log { x - math::ln(sum) } else { math::exp(x) / sum };
+            }
+        }
+        Ok(vec![Tensor::from_vec(shape.clone(), y)?])
     }
 }

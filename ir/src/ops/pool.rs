@@ -1,15 +1,24 @@
 //! Pools.
 
-use super::{Layout, Operator, Window, arity, conv::per_tensor};
-use crate::{DType, OpError, OutputGrid, Shape, TensorType};
+use super::{
+    Layout, Operator, Window, arity,
+    conv::{for_each_window, per_tensor},
+    numbers::Numbers,
+};
+use crate::{
+    DType, Element, OpError, OutputGrid, Shape, Tensor, TensorType, numerics::Multiplier,
+    tensor::with_element,
+};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What a pool makes of its window.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum PoolKind {
-    /// The largest element; padding does not take part.
+    /// The largest element, NaN if there is one; padding does not take part. A window of padding alone gives the
+    /// least value of the type (−∞).
     Max,
-    /// The sum divided by the number of elements.
+    /// The sum, in the order of the taps, divided by the number of elements; 0 for a window of none.
     Average {
         /// Whether padding counts as elements of value 0 (what `ceil_mode` adds beyond it never counts).
         count_include_pad: bool,
@@ -47,9 +56,67 @@ pub struct QAveragePool {
     pub output: OutputGrid,
 }
 
+impl QAveragePool {
+    /// The factor of a sum over `count` elements: s_x/(s_y·count), in f64. `None` for a count of 0, whose average is
+    /// real 0.
+    pub fn multiplier(&self, operand: &TensorType, count: usize) -> Option<Multiplier> {
+        let (scale, _) = operand.per_tensor()?;
+        let factor = f64::from(scale) / (f64::from(self.output.scale) * count as f64);
+        if count == 0 { None } else { Multiplier::new(factor) }
+    }
+
+    /// How many elements the average at `position` (one index a spatial dimension) divides by.
+    pub fn count(&self, input: &[usize], position: &[usize]) -> usize {
+        counted(&self.window, input, position, self.count_include_pad)
+    }
+}
+
+impl Pool {
+    /// How many elements an average at `position` (one index a spatial dimension) divides by.
+    pub fn count(&self, input: &[usize], position: &[usize]) -> usize {
+        let count_include_pad = self.kind == PoolKind::Average { count_include_pad: true };
+        counted(&self.window, input, position, count_include_pad)
+    }
+}
+
 fn pool_shape(x: &Shape, window: &Window, ceil: bool, layout: Layout) -> Result<Shape, OpError> {
     let (batch, channels, spatial) = layout.split(x)?;
     layout.join(batch, channels, &window.output(&spatial, ceil)?)
+}
+
+/// How many taps of the window at `position` an average divides by: those inside the input, or inside the input and
+/// its padding.
+fn counted(window: &Window, input: &[usize], position: &[usize], count_include_pad: bool) -> usize {
+    (0..window.rank())
+        .map(|d| {
+            let start = position[d] * window.strides[d];
+            let (first, end) = match count_include_pad {
+                true => (0, window.pads_begin[d] + input[d] + window.pads_end[d]),
+                false => (window.pads_begin[d], window.pads_begin[d] + input[d]),
+            };
+            (0..window.kernel[d])
+                .map(|t| start + t * window.dilations[d])
+                .filter(|i| (first..end).contains(i))
+                .count()
+        })
+        .product()
+}
+
+fn max_pool<T: Element>(pool: &Pool, x: &Tensor, y: &Shape) -> Result<Tensor, OpError> {
+    let dtype = x.dtype();
+    let lowest = Numbers::lowest(dtype).encode(dtype, Shape::scalar())?.as_slice::<T>()?[0];
+    let mut largest = vec![lowest; y.elements()];
+    let channels = y.get(pool.layout.channel_axis(y.rank())).copied().unwrap_or(0);
+    let elements = x.as_slice::<T>()?;
+    for_each_window(x.shape(), y, &pool.window, pool.layout, |at| {
+        for c in 0..channels {
+            let values = at.taps.iter().flatten().map(|i| elements[i + c * at.x_channel]);
+            let is_nan = |x: T| x.partial_cmp(&x).is_none();
+            let larger = |max: T, x: T| if x > max || is_nan(x) { x } else { max };
+            largest[at.y + c * at.y_channel] = values.fold(lowest, larger);
+        }
+    })?;
+    Ok(Tensor::from_vec_as(dtype, y.clone(), largest)?)
 }
 
 impl Operator for Pool {
@@ -65,6 +132,30 @@ impl Operator for Pool {
         let y = pool_shape(&x.shape, &self.window, self.ceil_mode, self.layout)?;
         Ok(vec![x.with_shape(y)])
     }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, y) = (operands[0], &results[0].shape);
+        if self.kind == PoolKind::Max {
+            return Ok(vec![with_element!(x.dtype(), T => max_pool::<T>(self, x, y)?)]);
+        }
+        let elements = x.as_slice::<f32>()?;
+        let (_, channels, spatial) = self.layout.split(x.shape())?;
+        let mut means = vec![0f32; y.elements()];
+        for_each_window(x.shape(), y, &self.window, self.layout, |at| {
+            let count = self.count(&spatial, at.position);
+            for c in 0..channels {
+                let values = at.taps.iter().flatten().map(|i| elements[i + c * at.x_channel]);
+                let sum = values.fold(0f32, |sum, x| sum + x);
+                means[at.y + c * at.y_channel] = if count == 0 { 0.0 } else { sum / count as f32 };
+            }
+        })?;
+        Ok(vec![Tensor::from_vec(y.clone(), means)?])
+    }
 }
 
 impl Operator for QAveragePool {
@@ -73,13 +164,43 @@ impl Operator for QAveragePool {
         per_tensor(&x, "input")?;
         self.output.check()?;
         let y = pool_shape(&x.shape, &self.window, self.ceil_mode, self.layout)?;
-        let taps = self.window.taps() as u64 * 255;
-        if taps > i32::MAX as u64 {
+        if self.window.taps() as u64 * 255 > i32::MAX as u64 {
             return Err(OpError::too_large(format!(
                 "a window of {} elements overflows a 32-bit sum",
                 self.window.taps()
             )));
         }
+        if self.multiplier(&x, 1).is_none() {
+            return Err(OpError::quant(format!(
+                "the step of {x} is 2^29 times the output's {} or more",
+                self.output.scale
+            )));
+        }
         Ok(vec![TensorType::quantized(self.output.dtype, y, self.output.params()?)?])
+    }
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, y) = (operands[0], &results[0].shape);
+        let codes = x.as_slice::<u8>()?;
+        let (_, zero) = per_tensor(types[0], "input")?;
+        let (_, channels, spatial) = self.layout.split(x.shape())?;
+        let OutputGrid { zero_point, lo, hi, .. } = self.output;
+        let mut means = vec![0u8; y.elements()];
+        let mut multipliers = BTreeMap::new();
+        for_each_window(x.shape(), y, &self.window, self.layout, |at| {
+            let count = self.count(&spatial, at.position);
+            let multiplier = *multipliers.entry(count).or_insert_with(|| self.multiplier(types[0], count));
+            for c in 0..channels {
+                let values = at.taps.iter().flatten().map(|i| codes[i + c * at.x_channel]);
+                let sum: i32 = values.map(|q| i32::from(q) - zero).sum();
+                let mean = multiplier.map_or(0, |m| m.apply(sum)) + i64::from(zero_point);
+                means[at.y + c * at.y_channel] = mean.clamp(lo.into(), hi.into()) as u8;
+            }
+        })?;
+        Ok(vec![Tensor::from_bytes(results[0].dtype, y.clone(), means.into())?])
     }
 }

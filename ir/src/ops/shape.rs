@@ -1,7 +1,7 @@
 //! Ops that move elements and compute none. On quantized values they keep the grid.
 
-use super::{Operator, arity};
-use crate::{DType, Device, OpError, QuantParams, Shape, TensorType};
+use super::{Operator, arity, numbers::Numbers};
+use crate::{DType, Device, OpError, QuantParams, Shape, Tensor, TensorType, numerics};
 use serde::{Deserialize, Serialize};
 
 /// The same elements, row-major, under another shape. Flatten, Squeeze and Unsqueeze become this.
@@ -103,6 +103,52 @@ fn whole_grid(x: &TensorType) -> Result<(), OpError> {
     }
 }
 
+/// One axis of a result whose elements are picked from a tensor.
+struct Axis<'a> {
+    /// Length of the axis.
+    len: usize,
+    /// What index `i` adds to the element's place in the source; `None` where the fill stands.
+    place: Box<dyn Fn(usize) -> Option<usize> + 'a>,
+}
+
+impl<'a> Axis<'a> {
+    fn new(len: usize, place: impl Fn(usize) -> Option<usize> + 'a) -> Axis<'a> {
+        Axis { len, place: Box::new(place) }
+    }
+
+    /// All of an axis of this stride.
+    fn whole(len: usize, stride: usize) -> Axis<'a> {
+        Axis::new(len, move |i| Some(i * stride))
+    }
+}
+
+/// A tensor each of whose elements is one of `x`, or `fill`: a move looks at bytes only and so takes any type.
+fn pick(x: &Tensor, result: &TensorType, axes: &[Axis<'_>], fill: &[u8]) -> Result<Tensor, OpError> {
+    fn append(
+        out: &mut Vec<u8>,
+        source: &[u8],
+        size: usize,
+        at: Option<usize>,
+        axes: &[Axis<'_>],
+        fill: &[u8],
+    ) {
+        match axes.split_first() {
+            None => out.extend(at.map_or(fill, |i| &source[i * size..(i + 1) * size])),
+            Some((axis, rest)) => {
+                for i in 0..axis.len {
+                    let at = at.zip((axis.place)(i)).map(|(at, step)| at + step);
+                    append(out, source, size, at, rest, fill);
+                }
+            }
+        }
+    }
+    let mut bytes = Vec::with_capacity(result.bytes());
+    if result.bytes() > 0 {
+        append(&mut bytes, x.bytes(), x.dtype().size(), Some(0), axes, fill);
+    }
+    Ok(Tensor::from_bytes(result.dtype, result.shape.clone(), bytes.into())?)
+}
+
 impl Operator for Reshape {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
@@ -119,6 +165,15 @@ impl Operator for Reshape {
         }
         Ok(vec![x.with_shape(self.shape.clone())])
     }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        _results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        Ok(vec![operands[0].reshaped(self.shape.clone())?])
+    }
 }
 
 impl Operator for Transpose {
@@ -134,10 +189,21 @@ impl Operator for Transpose {
         }
         let dims: Vec<usize> = self.perm.iter().map(|&p| x.shape[p]).collect();
         let quant = x.quant.map(|q| {
-            let axis = q.axis().and_then(|a| self.perm.iter().position(|&p| p == a));
-            q.with_axis(axis)
+            let moved = q.axis().and_then(|a| self.perm.iter().position(|&p| p == a));
+            moved.map_or(q.clone(), |axis| q.on_axis(axis))
         });
         Ok(vec![TensorType { dtype: x.dtype, shape: Shape::new(dims)?, quant }])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, strides) = (operands[0], operands[0].shape().strides());
+        let axes: Vec<Axis<'_>> = self.perm.iter().map(|&p| Axis::whole(x.shape()[p], strides[p])).collect();
+        Ok(vec![pick(x, &results[0], &axes, &[])?])
     }
 }
 
@@ -166,6 +232,21 @@ impl Operator for Slice {
         let dims: Vec<usize> = self.axes.iter().map(|s| s.len).collect();
         Ok(vec![x.with_shape(Shape::new(dims)?)])
     }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, strides) = (operands[0], operands[0].shape().strides());
+        let part = |(s, stride): (&SliceSpec, usize)| {
+            let SliceSpec { start, len, step } = *s;
+            Axis::new(len, move |i| start.checked_add_signed(i as isize * step).map(|i| i * stride))
+        };
+        let axes: Vec<Axis<'_>> = self.axes.iter().zip(strides).map(part).collect();
+        Ok(vec![pick(x, &results[0], &axes, &[])?])
+    }
 }
 
 impl Operator for Concat {
@@ -192,6 +273,69 @@ impl Operator for Concat {
                 dims[axis].checked_add(x.shape[axis]).ok_or_else(|| OpError::too_large("axis length"))?;
         }
         Ok(vec![first.with_shape(Shape::new(dims)?)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        // Everything from the axis on is contiguous: one run of each operand for each index before the axis.
+        let run = |t: &Tensor| t.shape()[self.axis..].iter().product::<usize>() * t.dtype().size();
+        let mut bytes = Vec::with_capacity(results[0].bytes());
+        if results[0].bytes() > 0 {
+            for i in 0..results[0].shape[..self.axis].iter().product() {
+                for t in operands {
+                    bytes.extend(&t.bytes()[i * run(t)..(i + 1) * run(t)]);
+                }
+            }
+        }
+        Ok(vec![Tensor::from_bytes(results[0].dtype, results[0].shape.clone(), bytes.into())?])
+    }
+}
+
+impl PadMode {
+    /// The index in an axis of length `extent` whose element stands at `i`, counted from the first element and so
+    /// negative in the leading border; `None` for the constant.
+    fn source(self, i: isize, extent: usize) -> Option<usize> {
+        let last = extent as isize - 1;
+        let inside = match self {
+            PadMode::Constant { .. } => i,
+            PadMode::Edge => i.clamp(0, last),
+            PadMode::Wrap => i.rem_euclid(extent as isize),
+            PadMode::Reflect if i < 0 => -i,
+            PadMode::Reflect if i > last => 2 * last - i,
+            PadMode::Reflect => i,
+        };
+        usize::try_from(inside).ok().filter(|&i| i < extent)
+    }
+}
+
+impl Pad {
+    /// The bytes of the constant as an element of type `x`; none for the modes that repeat elements.
+    ///
+    /// # Errors
+    /// Where the constant is not a number of the type or on its grid.
+    pub fn fill(&self, x: &TensorType) -> Result<Vec<u8>, OpError> {
+        let PadMode::Constant { value } = self.mode else { return Ok(vec![]) };
+        let (number, holds) = match x.per_tensor() {
+            Some((scale, zero)) => {
+                let code = (value / f64::from(scale)).round_ties_even() + f64::from(zero);
+                (code, numerics::dequantize(code as i64, scale, zero) == value as f32)
+            }
+            None => (value, x.dtype.is_float() || value.fract() == 0.0),
+        };
+        let element = Numbers::F64(vec![number]).encode(x.dtype, Shape::scalar())?;
+        // Encoding saturates: an integer out of range comes back as another.
+        let kept = match Numbers::decode(&element)? {
+            Numbers::Int(n) => n.first().is_some_and(|&n| n as f64 == number),
+            _ => true,
+        };
+        if !holds || !kept {
+            return Err(OpError::quant(format!("the padding {value} is not a value that {x} can hold")));
+        }
+        Ok(element.bytes().to_vec())
     }
 }
 
@@ -222,7 +366,26 @@ impl Operator for Pad {
             let sum = extent.checked_add(before).and_then(|n| n.checked_add(after));
             dims.push(sum.ok_or_else(|| OpError::too_large("padded axis length"))?);
         }
+        self.fill(&x)?;
         Ok(vec![x.with_shape(Shape::new(dims)?)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, strides) = (operands[0], operands[0].shape().strides());
+        let axes: Vec<Axis<'_>> = (0..x.shape().rank())
+            .map(|d| {
+                let (before, extent, stride) = (self.before[d], x.shape()[d], strides[d]);
+                Axis::new(results[0].shape[d], move |i| {
+                    self.mode.source(i as isize - before as isize, extent).map(|i| i * stride)
+                })
+            })
+            .collect();
+        Ok(vec![pick(x, &results[0], &axes, &self.fill(types[0])?)?])
     }
 }
 
@@ -234,6 +397,23 @@ impl Operator for Expand {
             return Err(OpError::shape(format!("{x} does not broadcast to {:?}", self.shape)));
         }
         Ok(vec![x.with_shape(self.shape.clone())])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, strides) = (operands[0], operands[0].shape().strides());
+        let added = self.shape.rank() - x.shape().rank();
+        let axes: Vec<Axis<'_>> = (0..self.shape.rank())
+            .map(|d| match d.checked_sub(added) {
+                Some(own) if x.shape()[own] == self.shape[d] => Axis::whole(self.shape[d], strides[own]),
+                _ => Axis::whole(self.shape[d], 0),
+            })
+            .collect();
+        Ok(vec![pick(x, &results[0], &axes, &[])?])
     }
 }
 
@@ -252,11 +432,45 @@ impl Operator for Gather {
         dims.extend(&x.shape[self.axis + 1..]);
         Ok(vec![x.with_shape(Shape::new(dims)?)])
     }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, strides) = (operands[0], operands[0].shape().strides());
+        let extent = x.shape()[self.axis];
+        let indices = operands[1].to_i64().ok_or_else(|| OpError::dtype("indices that are not integers"))?;
+        let places = indices.iter().map(|&i| {
+            let from_front = if i < 0 { i + extent as i64 } else { i };
+            usize::try_from(from_front).ok().filter(|&i| i < extent).ok_or_else(|| {
+                OpError::shape(format!("index {i} is out of range for axis {} of length {extent}", self.axis))
+            })
+        });
+        let places = places.collect::<Result<Vec<usize>, _>>()?;
+        let axes: Vec<Axis<'_>> = (0..x.shape().rank())
+            .map(|d| match d == self.axis {
+                true => Axis::new(places.len(), |i| Some(places[i] * strides[self.axis])),
+                false => Axis::whole(x.shape()[d], strides[d]),
+            })
+            .collect();
+        Ok(vec![pick(x, &results[0], &axes, &[])?])
+    }
 }
 
 impl Operator for Transfer {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
         Ok(vec![x])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        _results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        Ok(vec![operands[0].clone()])
     }
 }

@@ -1,4 +1,4 @@
-use crate::OpError;
+use crate::{OpError, limits::MAX_WINDOW_TAPS};
 use serde::{Deserialize, Serialize};
 
 /// How a window moves over the spatial dimensions: shared by convolutions and pools. One entry a spatial dimension.
@@ -88,6 +88,13 @@ impl Window {
             if let Some(v) = values.iter().find(|&&v| v < least || v >= limit) {
                 return Err(OpError::attribute(format!("{what} {v} is not between {least} and 2^31")));
             }
+        }
+        let taps = self.kernel.iter().try_fold(1usize, |n, &k| n.checked_mul(k));
+        if taps.is_none_or(|n| n > MAX_WINDOW_TAPS) {
+            return Err(OpError::too_large(format!(
+                "a window of {:?} has more than {MAX_WINDOW_TAPS} taps",
+                self.kernel
+            )));
         }
         (0..n)
             .map(|d| {

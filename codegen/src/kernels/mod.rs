@@ -1,0 +1,5 @@
+//! Kernels that Cranelift compiles whole: 128-bit vectors, the same arithmetic on every tier.
+
+pub(crate) mod map;
+pub(crate) mod math;
+pub(crate) mod vector;
