@@ -128,10 +128,7 @@ pub(crate) fn choose(problem: &Problem, isa: Isa) -> Cut {
             }
         }
     }
-    best.map_or(
-        Cut { rows: 1, cols: 1, panels: Vec::new(), order: Order::PanelsOuter },
-        |(_, cut)| cut,
-    )
+    best.map_or(Cut { rows: 1, cols: 1, panels: Vec::new(), order: Order::PanelsOuter }, |(_, cut)| cut)
 }
 
 /// The channels as panels of `widest` vectors, the rest in as few vectors as hold it.
@@ -142,8 +139,7 @@ fn panels(channels: usize, widest: usize, unit: &Unit) -> Vec<Panel> {
         let left = channels - first;
         let needed = left.div_ceil(unit.lanes);
         // The widest that is not wider than needed: three vectors are two and one.
-        let vectors =
-            unit.widths.iter().copied().find(|&w| w <= widest && w <= needed).unwrap_or(1);
+        let vectors = unit.widths.iter().copied().find(|&w| w <= widest && w <= needed).unwrap_or(1);
         let width = vectors * unit.lanes;
         panels.push(Panel { first, width, columns: left.min(width) });
         first += width;
@@ -155,7 +151,9 @@ fn panels(channels: usize, widest: usize, unit: &Unit) -> Vec<Panel> {
 fn cost(problem: &Problem, unit: &Unit, panels: &[Panel], rows: usize, cols: usize) -> f64 {
     let groups = problem.k_groups() as f64;
     // Interior, right edge, lower edge, corner: how often, and how many pixels.
-    let along = |extent: usize, block: usize| [(extent / block, block), (usize::from(extent % block > 0), extent % block)];
+    let along = |extent: usize, block: usize| {
+        [(extent / block, block), (usize::from(extent % block > 0), extent % block)]
+    };
     let mut cycles = 0.0;
     for panel in panels {
         let vectors = panel.width / unit.lanes;

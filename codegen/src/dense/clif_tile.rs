@@ -112,8 +112,7 @@ pub(crate) fn emit_tile(
     let vectors = spec.panel / LANES;
     let TileArguments { a, w, params: p, y, r } = arguments;
     let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r };
-    let start: Vec<Value> =
-        (0..vectors).map(|v| finisher.start(dot.accumulator(), v * LANES)).collect();
+    let start: Vec<Value> = (0..vectors).map(|v| finisher.start(dot.accumulator(), v * LANES)).collect();
     let accumulators = (0..spec.pixels()).flat_map(|_| start.iter().copied()).collect();
     let state = State { a, w, accumulators };
     let state = Sum { b: &mut *finisher.b, spec, dot, vectors }.over(&spec.loops, state);
@@ -230,9 +229,8 @@ impl Sum<'_, '_, '_> {
     fn group(&mut self, g: i32, state: &mut State) {
         let ty = if self.dot.accumulator() == F32X4 { F32X4 } else { I8X16 };
         let first = g * self.spec.panel as i32 * 4;
-        let weights: Vec<Value> = (0..self.vectors as i32)
-            .map(|v| self.b.ins().load(ty, MEM, state.w, first + v * 16))
-            .collect();
+        let weights: Vec<Value> =
+            (0..self.vectors as i32).map(|v| self.b.ins().load(ty, MEM, state.w, first + v * 16)).collect();
         let spec = self.spec;
         let operands = self.split(&weights);
         for (pixel, rows) in spec.a_offsets.iter().zip(state.accumulators.chunks_mut(self.vectors)) {

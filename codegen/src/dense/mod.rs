@@ -9,8 +9,8 @@ mod clif_epilogue;
 mod clif_tile;
 pub(crate) mod depthwise;
 pub(crate) mod driver;
-pub(crate) mod pad;
 pub mod pack;
+pub(crate) mod pad;
 pub mod spec;
 
 use spec::Product;

@@ -65,7 +65,8 @@ impl<'g> Convolution<'g> {
             return Err("the layout is channels-first: only channels-last has kernels".into());
         }
         let (x, y) = (graph.shape(graph.operand(node, 0)), graph.shape(node.out()));
-        let (&[images, rows, cols, channels], &[_, out_rows, out_cols, out_channels]) = (&x[..], &y[..]) else {
+        let (&[images, rows, cols, channels], &[_, out_rows, out_cols, out_channels]) = (&x[..], &y[..])
+        else {
             return Err(format!("{} spatial dimensions: only 2 have kernels", window.rank()));
         };
         let extents = Extents { images, rows, cols, channels, out_rows, out_cols, out_channels, groups };

@@ -32,7 +32,10 @@ impl Matrices {
         };
         let (a, b) = (graph.shape(graph.operand(node, 0)), graph.shape(graph.operand(node, 1)));
         let &[inner, columns] = &b[..] else {
-            return Err(format!("weights of rank {}: only one matrix for all of the batch has kernels", b.rank()));
+            return Err(format!(
+                "weights of rank {}: only one matrix for all of the batch has kernels",
+                b.rank()
+            ));
         };
         Ok(Matrices { product, rows: a.elements() / inner.max(1), inner, columns, extras, clamp })
     }

@@ -13,9 +13,7 @@ use crate::{
     model::Work,
     module::Location,
 };
-use qcc_ir::{
-    Graph, NodeId, OpError, Tensor, TensorError, ValueId, numerics::Requantizer, ops::Clamp,
-};
+use qcc_ir::{Graph, NodeId, OpError, Tensor, TensorError, ValueId, numerics::Requantizer, ops::Clamp};
 
 /// Slots of the optional operands.
 #[derive(Clone, Copy, Debug)]
@@ -30,11 +28,7 @@ impl Extras {
     }
 
     /// Where the residual lies, with readable slack behind it: memory of the caller is copied.
-    fn residual_location(
-        &self,
-        cx: &mut Lowering,
-        node: NodeId,
-    ) -> Result<Option<Location>, CodegenError> {
+    fn residual_location(&self, cx: &mut Lowering, node: NodeId) -> Result<Option<Location>, CodegenError> {
         let Some(slot) = self.residual else { return Ok(None) };
         with_slack(cx, cx.graph.operand(node, slot)).map(Some)
     }
@@ -173,6 +167,8 @@ fn emit(
 ) -> Result<(), CodegenError> {
     match kernel {
         Kernel::Dense(name) => driver::lower(cx, name, problem, epilogue, operands, coefficients, work),
-        Kernel::Depthwise(taps) => depthwise::lower(cx, problem, taps, epilogue, operands, coefficients, work),
+        Kernel::Depthwise(taps) => {
+            depthwise::lower(cx, problem, taps, epilogue, operands, coefficients, work)
+        }
     }
 }
