@@ -1,4 +1,4 @@
-//! The convolutions of ResNet-50 as whole steps, in the order of the network, against the peak of the tier.
+//! The convolutions of ResNet-50, and depthwise ones of MobileNetV2, as whole steps against the peak of the tier.
 //!
 //! `cargo bench --bench layers [-- TIER [MODE [pack-only]]]`. All layers are one model, so that weights go through the
 //! caches as they do in the network; inputs are separate, so that every layer stands for itself.
@@ -16,23 +16,49 @@ use std::{error::Error, sync::Arc, time::Duration};
 /// Rounds, of which the fastest counts for each step.
 const ROUNDS: usize = 15;
 
-/// A convolution: input size, input channels, output channels, kernel, stride, and whether it has a residual.
-type Layer = (usize, usize, usize, usize, usize, bool);
+/// A convolution.
+#[derive(Clone, Copy)]
+struct Layer {
+    /// Rows and columns of the input.
+    size: usize,
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    groups: usize,
+    residual: bool,
+}
+
+impl Layer {
+    fn new(size: usize, inputs: usize, outputs: usize, kernel: usize, stride: usize) -> Layer {
+        Layer { size, inputs, outputs, kernel, stride, groups: 1, residual: false }
+    }
+
+    fn depthwise(size: usize, channels: usize, stride: usize) -> Layer {
+        Layer { groups: channels, ..Layer::new(size, channels, channels, 3, stride) }
+    }
+}
+
+fn mobilenet_depthwise() -> Vec<Layer> {
+    [(112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 384, 1), (7, 960, 1)]
+        .map(|(size, channels, stride)| Layer::depthwise(size, channels, stride))
+        .to_vec()
+}
 
 fn resnet50() -> Vec<Layer> {
-    let mut layers = vec![(224, 3, 64, 7, 2, false)];
+    let mut layers = vec![Layer::new(224, 3, 64, 7, 2)];
     let mut input = 64;
-    for (stage, (blocks, width, size)) in
+    for (stage, &(blocks, width, size)) in
         [(3, 64, 56), (4, 128, 28), (6, 256, 14), (3, 512, 7)].iter().enumerate()
     {
-        for block in 0..*blocks {
+        for block in 0..blocks {
             let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            layers.push((size * stride, input, *width, 1, 1, false));
-            layers.push((size * stride, *width, *width, 3, stride, false));
+            layers.push(Layer::new(size * stride, input, width, 1, 1));
+            layers.push(Layer::new(size * stride, width, width, 3, stride));
             if block == 0 {
-                layers.push((size * stride, input, 4 * width, 1, stride, false));
+                layers.push(Layer::new(size * stride, input, 4 * width, 1, stride));
             }
-            layers.push((*size, *width, 4 * width, 1, 1, true));
+            layers.push(Layer { residual: true, ..Layer::new(size, width, 4 * width, 1, 1) });
             input = 4 * width;
         }
     }
@@ -79,19 +105,19 @@ impl Model {
     }
 
     fn convolution(&mut self, layer: Layer, mode: RequantMode) -> Result<(), Box<dyn Error>> {
-        let (size, inputs, outputs, kernel, stride, residual) = layer;
+        let Layer { size, inputs, outputs, kernel, stride, groups, residual } = layer;
         let pad = kernel / 2;
         let out = (size + 2 * pad - kernel) / stride + 1;
         let mut operands = vec![
             self.input(&[1, size, size, inputs])?,
-            self.weights(&[outputs, inputs, kernel, kernel], 0, inputs * kernel * kernel)?,
+            self.weights(&[outputs, inputs / groups, kernel, kernel], 0, inputs / groups * kernel * kernel)?,
         ];
         if residual {
             operands.push(self.input(&[1, out, out, outputs])?);
         }
         let conv = QConv {
             window: Window::new([kernel; 2]).strides([stride; 2]).pads([pad; 2], [pad; 2]),
-            groups: 1,
+            groups,
             layout: Layout::ChannelsLast,
             bias: false,
             residual,
@@ -127,7 +153,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => RequantMode::Q15,
     };
     let mut model = Model { graph: Graph::new("layers"), inputs: Vec::new() };
-    for layer in resnet50() {
+    for layer in resnet50().into_iter().chain(mobilenet_depthwise()) {
         model.convolution(layer, mode)?;
     }
     model.classifier(mode)?;
@@ -150,26 +176,28 @@ fn main() -> Result<(), Box<dyn Error>> {
         execution.run(&inputs, &mut slices, &Serial, Some(&mut times))?;
         best.iter_mut().zip(times).for_each(|(b, t)| *b = t.min(*b));
     }
-    let (mut all, mut bound, mut copies) = (0.0, 0.0, 0.0);
+    let mut sums = [0.0; 3];
     for (step, time) in compiled.steps().iter().zip(&best) {
         let micros = time.as_secs_f64() * 1e6;
-        all += micros;
-        if step.work.macs == 0 {
-            copies += micros;
+        let macs = step.work.macs as f64;
+        let rate = macs / micros / 1e3;
+        let at_peak = macs / peak / 1e3;
+        if !step.kernel.contains("dwconv") {
+            sums[0] += micros;
+            sums[1] += if macs > 0.0 { micros } else { 0.0 };
+            sums[2] += at_peak;
         }
-        let rate = step.work.macs as f64 / micros / 1e3;
-        bound += step.work.macs as f64 / peak / 1e3;
+        let share = 100.0 * at_peak / micros;
         println!(
-            "{:32} {:42} {:6} units {micros:8.1} us {rate:7.1} GMAC/s {:5.1} %",
-            step.name,
-            step.kernel,
-            step.units,
-            100.0 * rate / peak
+            "{:24} {:40} {:5} units {micros:8.1} us {rate:7.1} GMAC/s {share:5.1} %",
+            step.name, step.kernel, step.units
         );
     }
+    let [all, products, at_peak] = sums;
     println!(
-        "sum {all:.0} us, of it copies {copies:.0} us; at peak {bound:.0} us: {:.1} %",
-        100.0 * bound / all
+        "ResNet-50: products {products:.0} us, with copies {all:.0} us; at peak {at_peak:.0} us: {:.1} %, {:.1} %",
+        100.0 * at_peak / products,
+        100.0 * at_peak / all
     );
     Ok(())
 }
