@@ -10,6 +10,8 @@
 #![warn(missing_docs)]
 
 pub mod dense;
+pub mod executable;
+pub mod peak;
 pub mod tier;
 
 mod error;

@@ -9,6 +9,9 @@ pub const MAX_ELEMENTS: usize = 1 << 40;
 /// The largest tensor, in bytes.
 pub const MAX_TENSOR_BYTES: usize = 4 << 30;
 
+/// The most taps of a convolution's or pool's window: a global pool over 8192x8192.
+pub const MAX_WINDOW_TAPS: usize = 1 << 26;
+
 /// The largest model file. Protocol buffers end at 2 GiB by their own definition; larger weights are external data.
 pub const MAX_MODEL_BYTES: usize = 2 << 30;
 
@@ -33,9 +36,6 @@ pub const MAX_FOLDED_MACS: u64 = 1 << 26;
 
 /// The largest tensor that a sparse one is made into.
 pub const MAX_DENSE_BYTES: usize = 64 << 20;
-
-/// The most taps of a convolution's or pool's window: a global pool over 8192x8192.
-pub const MAX_WINDOW_TAPS: usize = 1 << 26;
 
 /// The most operands of a node.
 pub const MAX_OPERANDS: usize = 1 << 16;

@@ -11,7 +11,11 @@
 //! for few groups of K (fewer activations are loaded again), tall blocks for many (weights are streamed once for more
 //! pixels). That is what was measured: 6×64 for small K, 14×32 for large K and outputs whose width 14 or 7 divides.
 
-use super::{Problem, spec::Product};
+use super::{
+    Problem, asm,
+    clif_tile::{self, Dot},
+    spec::Product,
+};
 use crate::tier::Isa;
 
 /// A panel: channels that one tile computes.
@@ -49,14 +53,11 @@ pub(crate) struct Cut {
 
 /// What the model knows about a vector unit.
 struct Unit {
+    isa: Isa,
+    product: Product,
     /// 32-bit lanes of a vector.
     lanes: usize,
-    registers: usize,
-    /// Registers that hold weights, for each vector of the panel.
-    weights: usize,
-    /// Registers for activations and constants.
-    others: usize,
-    /// Panel widths that the emitter knows, in vectors, the widest first.
+    /// Panel widths to choose from, in vectors, the widest first.
     widths: &'static [usize],
     /// Multiplications of a group by a vector in a cycle.
     rate: f64,
@@ -75,32 +76,27 @@ const LEVEL1: usize = 24 << 10;
 const STREAM: f64 = 16.0;
 
 fn unit(isa: Isa, product: Product) -> Unit {
-    let wide = Unit {
-        lanes: 16,
-        registers: 32,
-        weights: 1,
-        others: 1,
-        widths: &[4, 2, 1],
-        rate: 2.0,
-        latency: 5.0,
-    };
-    let half = Unit { lanes: 8, registers: 16, widths: &[2, 1], ..wide };
+    let wide = Unit { isa, product, lanes: 16, widths: &[4, 2, 1], rate: 2.0, latency: 5.0 };
+    let half = Unit { lanes: 8, widths: &[2, 1], ..wide };
     let narrow = Unit { lanes: 4, ..half };
     match (isa, product) {
         (Isa::Avx512Vnni, _) => wide,
         (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
-        // Even and odd bytes are widened apart: two products for each group.
-        (Isa::Avx2, Product::U8S8) => Unit { weights: 2, others: 3, rate: 0.75, ..half },
+        // Even and odd bytes are multiplied apart, and summed by an instruction of their own.
+        (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
         (Isa::XmmVnni, _) => narrow,
-        (Isa::Xmm, Product::F32) => Unit { others: 2, rate: 1.0, latency: 4.0, ..narrow },
-        (Isa::Xmm, Product::U8S8) => Unit { weights: 2, others: 3, rate: 0.75, ..narrow },
+        (Isa::Xmm, Product::F32) => Unit { rate: 1.0, latency: 4.0, ..narrow },
+        (Isa::Xmm, Product::U8S8) => Unit { rate: 0.75, ..narrow },
     }
 }
 
 impl Unit {
     /// Pixels whose accumulators fit in registers.
     fn pixels(&self, vectors: usize) -> usize {
-        ((self.registers - self.others - self.weights * vectors) / vectors).min(28)
+        match Dot::of_isa(self.product, self.isa) {
+            Some(dot) => clif_tile::max_pixels(dot, vectors),
+            None => asm::max_pixels(self.isa, self.product, vectors * self.lanes),
+        }
     }
 
     /// Cycles of one tile; `streams` if its weights are not in the level-1 cache.

@@ -9,7 +9,10 @@ use super::{
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
     spec::{Product, TileSpec},
 };
-use crate::module::MEM;
+use crate::{
+    module::MEM,
+    tier::{Isa, Tier},
+};
 use cranelift_codegen::ir::{
     BlockArg, InstBuilder, Type, Value,
     condcodes::IntCC,
@@ -31,17 +34,29 @@ pub(crate) enum Dot {
 }
 
 impl Dot {
-    /// The instructions for a product on a CPU with these extensions.
-    pub(crate) fn of(product: Product, has_vnni: bool, has_fma: bool) -> Dot {
+    /// The instructions of the tiles of an instruction set; `None` where they are not Cranelift's.
+    pub(crate) fn of_isa(product: Product, isa: Isa) -> Option<Dot> {
+        match (isa, product) {
+            (Isa::XmmVnni, Product::U8S8) => Some(Dot::Vnni),
+            (Isa::XmmVnni, Product::F32) => Some(Dot::Fma),
+            (Isa::Xmm, Product::U8S8) => Some(Dot::Madd),
+            (Isa::Xmm, Product::F32) => Some(Dot::MulAdd),
+            (Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2, _) => None,
+        }
+    }
+
+    /// The best instructions that Cranelift may use on a tier, whoever emits its tiles.
+    pub(crate) fn of_tier(product: Product, tier: &Tier) -> Dot {
+        let has = |flag: &str| tier.cranelift_flags.contains(&flag);
         match product {
-            Product::U8S8 if has_vnni => Dot::Vnni,
+            Product::U8S8 if has("has_avx_vnni") || has("has_avx512vnni") => Dot::Vnni,
             Product::U8S8 => Dot::Madd,
-            Product::F32 if has_fma => Dot::Fma,
+            Product::F32 if has("has_fma") => Dot::Fma,
             Product::F32 => Dot::MulAdd,
         }
     }
 
-    fn accumulator(self) -> Type {
+    pub(crate) fn accumulator(self) -> Type {
         match self {
             Dot::Vnni | Dot::Madd => I32X4,
             Dot::Fma | Dot::MulAdd => F32X4,
@@ -57,6 +72,28 @@ pub(crate) struct TileArguments {
     pub(crate) params: Value,
     pub(crate) y: Value,
     pub(crate) r: Value,
+}
+
+/// Parameters of a tile function.
+pub(crate) const TILE_PARAMETERS: usize = 5;
+
+impl TileArguments {
+    /// The parameters of the function being emitted, in the order of the convention.
+    pub(crate) fn of(params: &[Value]) -> TileArguments {
+        let [a, w, params, y, r] = [0, 1, 2, 3, 4].map(|i| params[i]);
+        TileArguments { a, w, params, y, r }
+    }
+}
+
+/// The most pixels of a tile with panels of `vectors` vectors, in 16 registers.
+pub(crate) fn max_pixels(dot: Dot, vectors: usize) -> usize {
+    // Besides accumulators: weights (even and odd bytes apart for `pmaddwd`), an activation, a product.
+    let others = match dot {
+        Dot::Vnni | Dot::Fma => vectors + 1,
+        Dot::Madd => 2 * vectors + 3,
+        Dot::MulAdd => vectors + 2,
+    };
+    (16 - others) / vectors
 }
 
 /// Most groups of a run that are unrolled.
@@ -75,8 +112,7 @@ pub(crate) fn emit_tile(
     let vectors = spec.panel / LANES;
     let TileArguments { a, w, params: p, y, r } = arguments;
     let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r };
-    let start: Vec<Value> =
-        (0..vectors).map(|v| finisher.start(dot.accumulator(), v * LANES)).collect();
+    let start: Vec<Value> = (0..vectors).map(|v| finisher.start(dot.accumulator(), v * LANES)).collect();
     let accumulators = (0..spec.pixels()).flat_map(|_| start.iter().copied()).collect();
     let state = State { a, w, accumulators };
     let state = Sum { b: &mut *finisher.b, spec, dot, vectors }.over(&spec.loops, state);
@@ -193,9 +229,8 @@ impl Sum<'_, '_, '_> {
     fn group(&mut self, g: i32, state: &mut State) {
         let ty = if self.dot.accumulator() == F32X4 { F32X4 } else { I8X16 };
         let first = g * self.spec.panel as i32 * 4;
-        let weights: Vec<Value> = (0..self.vectors as i32)
-            .map(|v| self.b.ins().load(ty, MEM, state.w, first + v * 16))
-            .collect();
+        let weights: Vec<Value> =
+            (0..self.vectors as i32).map(|v| self.b.ins().load(ty, MEM, state.w, first + v * 16)).collect();
         let spec = self.spec;
         let operands = self.split(&weights);
         for (pixel, rows) in spec.a_offsets.iter().zip(state.accumulators.chunks_mut(self.vectors)) {

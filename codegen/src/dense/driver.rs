@@ -4,10 +4,10 @@
 //! addresses are carried from tile to tile.
 
 use super::{
-    Problem,
+    Problem, asm,
     choose::{self, Cut, Order, Panel},
     clif_epilogue::Params,
-    clif_tile::{Dot, TileArguments, emit_tile},
+    clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
     spec::{Epilogue, Product, TileSpec},
 };
@@ -24,6 +24,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_frontend::Switch;
 use cranelift_module::FuncId;
+use std::ops::Range;
 
 /// Where the operands of a problem live.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +38,7 @@ pub(crate) struct Operands {
 }
 
 /// Weight i of a run of K, by channel (counted over all groups), run and i.
-type Weight<'a, T> = &'a dyn Fn(usize, usize, usize) -> T;
+pub(crate) type Weight<'a, T> = &'a dyn Fn(usize, usize, usize) -> T;
 
 /// The constants of a problem.
 pub(crate) enum Coefficients<'a> {
@@ -52,8 +53,34 @@ const PARTS: usize = 4;
 const RIGHT: usize = 1;
 const LOWER: usize = 2;
 
-/// Bytes of a panel's entry in the table: five words and padding.
-const ENTRY: usize = 32;
+/// The tile functions of one kind of panel, for the parts of the image that exist.
+pub(crate) type PartFunctions = [Option<FuncId>; PARTS];
+
+/// One panel of one group: what its tiles add to the addresses of a block, and which functions compute them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PanelEntry {
+    /// Byte offset of its channels in a pixel of the input.
+    pub(crate) a: u32,
+    /// Offsets of its weights and constants in the model's weights.
+    pub(crate) weights: u32,
+    /// Constants.
+    pub(crate) params: u32,
+    /// Byte offset of its channels in a pixel of the result.
+    pub(crate) y: u32,
+    /// Index of its functions.
+    pub(crate) class: u32,
+}
+
+impl PanelEntry {
+    /// Bytes in the table that the walk reads: five words and padding.
+    const BYTES: usize = 32;
+
+    fn write(self, table: &mut Vec<u8>) {
+        for word in [self.a, self.weights, self.params, self.y, self.class, 0, 0, 0] {
+            table.extend(word.to_le_bytes());
+        }
+    }
+}
 
 /// Lowers a problem to one step.
 pub(crate) fn lower(
@@ -65,41 +92,87 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let isa = emitter(cx.options.tier.isa);
+    let isa = cx.options.tier.isa;
     let cut = choose::choose(problem, isa);
-    let name = kernel_name(cx, kernel, problem, &cut);
+    let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual: operands.r.is_some() };
-    let classes = tiles.classes();
+    let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
-    let table = tiles.table(&classes, coefficients)?;
-    let walk = Walk::new(problem, &cut);
-    let units = walk.units();
-    cx.step(&name, units, work, |e, ctx, begin, end| {
-        walk.emit(e, operands, table, &functions, ctx, begin, end);
+    let entries = tiles.pack_all(&classes, coefficients)?;
+    step(cx, &name, problem, &cut, operands, &functions, &entries, work)
+}
+
+/// Adds the step that calls `functions` for every tile of a cut. The entries are those of all panels of all groups.
+#[allow(clippy::too_many_arguments, reason = "all that a step is made of")]
+pub(crate) fn step(
+    cx: &mut Lowering,
+    name: &str,
+    problem: &Problem,
+    cut: &Cut,
+    operands: Operands,
+    functions: &[PartFunctions],
+    entries: &[PanelEntry],
+    work: Work,
+) -> Result<(), CodegenError> {
+    let mut table = Vec::with_capacity(entries.len() * PanelEntry::BYTES);
+    entries.iter().for_each(|e| e.write(&mut table));
+    let table = cx.weights(&table, PanelEntry::BYTES)?;
+    let walk = Walk::new(problem, cut, entries.len());
+    cx.step(name, walk.units(), work, |e, ctx, begin, end| {
+        walk.emit(e, operands, table, functions, ctx, begin, end);
         Ok(())
     })
 }
 
-/// TEMPORARY until asm is merged.
-fn emitter(isa: crate::tier::Isa) -> crate::tier::Isa {
-    match isa { crate::tier::Isa::XmmVnni => isa, _ => crate::tier::Isa::Xmm }
+/// The functions of one class: `define(rows, cols)` for the extents of the blocks in each part of the image.
+pub(crate) fn for_each_part(
+    problem: &Problem,
+    cut: &Cut,
+    mut define: impl FnMut(usize, usize) -> Result<FuncId, CodegenError>,
+) -> Result<PartFunctions, CodegenError> {
+    let mut functions = [None; PARTS];
+    for (part, function) in functions.iter_mut().enumerate() {
+        let rows = extent(problem.rows, cut.rows, part & LOWER != 0);
+        let cols = extent(problem.cols, cut.cols, part & RIGHT != 0);
+        if rows * cols > 0 {
+            *function = Some(define(rows, cols)?);
+        }
+    }
+    Ok(functions)
 }
 
 /// After XNNPACK: types, kernel, pixels × channels, tier.
-fn kernel_name(cx: &Lowering, kernel: &str, problem: &Problem, cut: &Cut) -> String {
-    let (types, group) = match problem.product {
+pub(crate) fn kernel_name(
+    cx: &Lowering,
+    kernel: &str,
+    product: Product,
+    pixels: usize,
+    panel: Option<&Panel>,
+) -> String {
+    let (types, group) = match product {
         Product::U8S8 => ("qu8qs8", "c4"),
         Product::F32 => ("f32", ""),
     };
-    let width = cut.panels.first().map_or(0, |p| p.width);
-    format!("{types}_{kernel}_{}x{width}{group}__{}", cut.rows * cut.cols, cx.options.tier)
+    let width = panel.map_or(0, |p| p.width);
+    format!("{types}_{kernel}_{pixels}x{width}{group}__{}", cx.options.tier)
 }
 
 /// A kind of panel: all panels of one kind share their tile functions.
-type Class = (usize, usize);
+pub(crate) type Class = (usize, usize);
 
-fn class_of(panel: &Panel) -> Class {
+pub(crate) fn class_of(panel: &Panel) -> Class {
     (panel.width, panel.columns)
+}
+
+/// The kinds of panels, in the order in which they appear.
+pub(crate) fn classes(cut: &Cut) -> Vec<Class> {
+    let mut classes: Vec<Class> = Vec::new();
+    for class in cut.panels.iter().map(class_of) {
+        if !classes.contains(&class) {
+            classes.push(class);
+        }
+    }
+    classes
 }
 
 /// Makes the tile functions and packs what they read.
@@ -113,29 +186,9 @@ struct Tiles<'t, 'g, 'a> {
 }
 
 impl Tiles<'_, '_, '_> {
-    /// The kinds of panels, in the order in which they appear.
-    fn classes(&self) -> Vec<Class> {
-        let mut classes: Vec<Class> = Vec::new();
-        for class in self.cut.panels.iter().map(class_of) {
-            if !classes.contains(&class) {
-                classes.push(class);
-            }
-        }
-        classes
-    }
-
-    /// The functions of a class, one for each part of the image that exists.
-    fn define(&mut self, class: Class) -> Result<[Option<FuncId>; PARTS], CodegenError> {
-        let (p, cut) = (self.problem, self.cut);
-        let mut functions = [None; PARTS];
-        for (part, function) in functions.iter_mut().enumerate() {
-            let rows = extent(p.rows, cut.rows, part & LOWER != 0);
-            let cols = extent(p.cols, cut.cols, part & RIGHT != 0);
-            if rows * cols > 0 {
-                *function = Some(self.define_tile(class, rows, cols)?);
-            }
-        }
-        Ok(functions)
+    /// The functions of a class.
+    fn define(&mut self, class: Class) -> Result<PartFunctions, CodegenError> {
+        for_each_part(self.problem, self.cut, |rows, cols| self.define_tile(class, rows, cols))
     }
 
     fn define_tile(&mut self, (width, columns): Class, rows: usize, cols: usize) -> Result<FuncId, CodegenError> {
@@ -156,36 +209,40 @@ impl Tiles<'_, '_, '_> {
             epilogue: self.epilogue,
         };
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
-        let dot = self.dot();
-        self.cx.define_function(&name, FunctionKind::Tile, 5, |e| {
-            let [a, w, params, y, r] = [0, 1, 2, 3, 4].map(|i| e.params[i]);
+        let tier = self.cx.options.tier;
+        let Some(dot) = Dot::of_isa(p.product, tier.isa) else {
+            let code = asm::emit_tile(tier.isa, &spec).map_err(|e| CodegenError::Backend {
+                function: name.clone(),
+                reason: e.to_string(),
+            })?;
+            return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
+        };
+        self.cx.define_function(&name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
             let constants = Params::new(spec.epilogue, spec.panel);
-            emit_tile(&mut e.b, &spec, dot, &constants, TileArguments { a, w, params, y, r });
+            let arguments = TileArguments::of(&e.params);
+            emit_tile(&mut e.b, &spec, dot, &constants, arguments);
             Ok(())
         })
     }
 
-    fn dot(&self) -> Dot {
-        let has = |flag: &str| self.cx.options.tier.cranelift_flags.contains(&flag);
-        Dot::of(self.problem.product, has("has_avx_vnni"), has("has_fma"))
-    }
-
-    /// Packs every panel, and writes the table that the walk reads: for each panel of each group, byte offsets of
-    /// input, weights, constants and result, and the class.
-    fn table(&mut self, classes: &[Class], coefficients: &Coefficients<'_>) -> Result<u32, CodegenError> {
-        let p = self.problem;
-        let mut table = Vec::with_capacity(p.groups * self.cut.panels.len() * ENTRY);
+    /// Packs every panel of every group.
+    fn pack_all(
+        &mut self,
+        classes: &[Class],
+        coefficients: &Coefficients<'_>,
+    ) -> Result<Vec<PanelEntry>, CodegenError> {
+        let (p, cut) = (self.problem, self.cut);
+        let mut entries = Vec::with_capacity(p.groups * cut.panels.len());
         for group in 0..p.groups {
-            for panel in &self.cut.panels {
+            for panel in &cut.panels {
                 let (weights, params) = self.pack(group, panel, coefficients)?;
                 let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
                 let y = group * p.y.group + panel.first * p.product.element();
-                for word in [(group * p.a.group) as u32, weights, params, y as u32, class as u32, 0, 0, 0] {
-                    table.extend(word.to_le_bytes());
-                }
+                let a = group * p.a.group;
+                entries.push(PanelEntry { a: a as u32, weights, params, y: y as u32, class: class as u32 });
             }
         }
-        self.cx.weights(&table, ENTRY)
+        Ok(entries)
     }
 
     /// Offsets of one panel's weights and constants.
@@ -198,20 +255,34 @@ impl Tiles<'_, '_, '_> {
         let p = self.problem;
         let first = group * p.channels + panel.first;
         let channels = first..first + panel.columns;
-        let format = PanelFormat { product: p.product, isa: emitter(self.cx.options.tier.isa), panel: panel.width };
+        let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
         let runs = p.runs();
-        let constants = Params::new(self.epilogue, panel.width);
         let (weights, params) = match coefficients {
             Coefficients::Codes(weight, start) => (
                 pack::pack_weights(format, channels.clone(), runs, p.run, weight),
-                constants.pack(channels, start),
+                self.pack_code_params(format, channels, start),
             ),
             Coefficients::Floats(weight, bias) => (
                 pack::pack_weights(format, channels.clone(), runs, p.run, weight),
-                constants.pack_float(channels, bias),
+                self.pack_float_params(format, channels, bias),
             ),
         };
         Ok((self.cx.weights(&weights, pack::ALIGN)?, self.cx.weights(&params, pack::ALIGN)?))
+    }
+
+    fn pack_code_params(&self, format: PanelFormat, channels: Range<usize>, start: &[i32]) -> Vec<u8> {
+        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
+            (Some(_), epilogue) => Params::new(epilogue, format.panel).pack(channels, start),
+            (None, Epilogue::Requantize(q)) => pack::pack_params(format, Some(q), channels, start),
+            (None, _) => pack::pack_params(format, None, channels, start),
+        }
+    }
+
+    fn pack_float_params(&self, format: PanelFormat, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
+        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
+            (None, Epilogue::Float { clamp, .. }) => pack::pack_bias(format, clamp, channels, bias),
+            (_, epilogue) => Params::new(epilogue, format.panel).pack_float(channels, bias),
+        }
     }
 }
 
@@ -246,7 +317,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(p: &Problem, cut: &Cut) -> Walk {
+    fn new(p: &Problem, cut: &Cut, panels: usize) -> Walk {
         let images = Level { count: p.images, a: p.a.image, y: p.y.image };
         let rows = Level {
             count: p.rows.div_ceil(cut.rows),
@@ -259,7 +330,7 @@ impl Walk {
             y: p.y.col * cut.cols,
         };
         // What panels add to addresses stands in their table.
-        let panels = Level { count: p.groups * cut.panels.len(), a: 0, y: 0 };
+        let panels = Level { count: panels, a: 0, y: 0 };
         let edge = |extent: usize, block: usize| (extent % block > 0).then_some(extent / block);
         let (levels, row, col, panel) = match cut.order {
             Order::PanelsOuter => ([panels, images, rows, cols], 2, 3, 0),
@@ -285,7 +356,7 @@ impl Walk {
         e: &mut Emitter,
         operands: Operands,
         table: u32,
-        functions: &[[Option<FuncId>; PARTS]],
+        functions: &[PartFunctions],
         ctx: Value,
         begin: Value,
         end: Value,
@@ -338,11 +409,11 @@ impl Walk {
         &self,
         e: &mut Emitter,
         bases: &Bases,
-        functions: &[[Option<FuncId>; PARTS]],
+        functions: &[PartFunctions],
         state: &State,
         next: Block,
     ) {
-        let entry = e.b.ins().imul_imm_s(state.index[self.panel], ENTRY as i64);
+        let entry = e.b.ins().imul_imm_s(state.index[self.panel], PanelEntry::BYTES as i64);
         let entry = e.b.ins().iadd(bases.table, entry);
         let [a, w, params, y, class] = [0, 1, 2, 3, 4].map(|i| e.b.ins().uload32(MEM, entry, i * 4));
         let a = e.b.ins().iadd(a, state.a);

@@ -3,12 +3,14 @@
 //! An op becomes a [`Problem`] (extents and strides, nothing of its origin), [`choose`] cuts it into tiles, `driver`
 //! emits the step that walks them, and the tier's emitter makes one function for each kind of tile.
 
+pub mod asm;
 pub(crate) mod choose;
 mod clif_epilogue;
 mod clif_tile;
+pub(crate) mod depthwise;
 pub(crate) mod driver;
-pub(crate) mod pad;
 pub mod pack;
+pub(crate) mod pad;
 pub mod spec;
 
 use spec::Product;

@@ -534,7 +534,10 @@ impl Block<'_> {
         let residual = q.has_residual;
         let z_r = q.residual_zero_point;
         match (&q.rescale, layout) {
-            (Rescale::Shift { m, n, m_r, k }, RescaleLayout::Shift { m: at_m, add, n: at_n, sign, m_r: at_m_r, k: at_k }) => {
+            (
+                Rescale::Shift { m, n, m_r, k },
+                RescaleLayout::Shift { m: at_m, add, n: at_n, sign, m_r: at_m_r, k: at_k },
+            ) => {
                 self.columns(*at_m, |c| m[c] as u32);
                 let bias = if has_logical_wide_shift(self.format) { 1 << 63 } else { 0 };
                 let zero = |c: usize| i64::from(z_r * m_r) << k[c];
@@ -581,7 +584,10 @@ impl Block<'_> {
                     self.splat(*at_guard, guard.to_le_bytes());
                 }
             }
-            (Rescale::Q15 { s1, m, m_r, .. }, RescaleLayout::Q15 { s1: at_s1, m: at_m, flip, z_r: at_z_r, m_r: at_m_r }) => {
+            (
+                Rescale::Q15 { s1, m, m_r, .. },
+                RescaleLayout::Q15 { s1: at_s1, m: at_m, flip, z_r: at_z_r, m_r: at_m_r },
+            ) => {
                 self.columns(*at_s1, |c| s1[c]);
                 self.words(*at_m, |c| m[c]);
                 self.splat(*flip, [0x80]);
@@ -596,7 +602,10 @@ impl Block<'_> {
                     self.columns(*at_m_r, |c| m_r[c] as u32);
                 }
             }
-            (Rescale::Float { scale, scale_r }, RescaleLayout::Float { scale: at_scale, most, z_r: at_z_r, scale_r: at_scale_r }) => {
+            (
+                Rescale::Float { scale, scale_r },
+                RescaleLayout::Float { scale: at_scale, most, z_r: at_z_r, scale_r: at_scale_r },
+            ) => {
                 self.columns(*at_scale, |c| scale[c].to_bits());
                 self.splat(*most, ((q.grid.hi - q.grid.zero_point) as f32).to_le_bytes());
                 if residual {
@@ -613,7 +622,9 @@ impl Block<'_> {
 fn folded(q: &Requantizer, c: usize) -> i32 {
     match &q.rescale {
         Rescale::Q15 { offset, .. } => offset[c],
-        Rescale::Pow2 { n, m_r } => ((1i32 << n[c]) >> 1).wrapping_sub(q.residual_zero_point.wrapping_mul(m_r[c])),
+        Rescale::Pow2 { n, m_r } => {
+            ((1i32 << n[c]) >> 1).wrapping_sub(q.residual_zero_point.wrapping_mul(m_r[c]))
+        }
         Rescale::Shift { .. } | Rescale::Tflite { .. } | Rescale::Float { .. } => 0,
     }
 }
@@ -652,8 +663,17 @@ pub fn pack_params(
         if format.is_wide() {
             block.permutation(layout.permutation);
         }
-        let (Some(q), EpilogueLayout::Requantize { lo, hi, zero_point, residual_permutation, residual_shuffle, rescale }) =
-            (requantizer, &layout.epilogue)
+        let (
+            Some(q),
+            EpilogueLayout::Requantize {
+                lo,
+                hi,
+                zero_point,
+                residual_permutation,
+                residual_shuffle,
+                rescale,
+            },
+        ) = (requantizer, &layout.epilogue)
         else {
             return;
         };

@@ -131,7 +131,11 @@ const UNROLL: usize = 4;
 
 /// Visits `count` bytes in pieces of 16, the last of which may overlap the one before, or one by one if they are
 /// fewer: `visit(type, byte offset, constant to add to it)`.
-fn sweep(b: &mut FunctionBuilder, count: usize, visit: &mut dyn FnMut(&mut FunctionBuilder, Type, Value, i32)) {
+fn sweep(
+    b: &mut FunctionBuilder,
+    count: usize,
+    visit: &mut dyn FnMut(&mut FunctionBuilder, Type, Value, i32),
+) {
     let zero = b.ins().iconst(I64, 0);
     if count < 16 {
         (0..count as i32).for_each(|i| visit(b, I8, zero, i));

@@ -6,7 +6,7 @@
 //! 16 elements. A block of `k`-byte elements is `k` vectors. Rows of 16 elements or more end with a block that overlaps
 //! the one before; shorter rows pass through a buffer on the stack, so that the function is emitted only once.
 
-use super::vector::{load_splat, raw_type, vector_type};
+use super::vector::{constant, load, load_splat, raw_type, vector_type};
 use crate::{
     CodegenError,
     lower::Lowering,
@@ -479,12 +479,10 @@ fn load_block(b: &mut FunctionBuilder, ty: Type, pointer: Value, stride: i64) ->
     (0..i64::from(vectors))
         .map(|v| {
             if stride == size {
-                return b.ins().load(ty, MEM, pointer, (v * 16) as i32);
+                return load(b, ty, pointer, (v * 16) as i32);
             }
-            let (p, at) = place(b, pointer, v * lanes * stride);
-            let first = b.ins().load(ty.lane_type(), MEM, p, at);
-            let mut vector = b.ins().scalar_to_vector(ty, first);
-            for i in 1..lanes {
+            let mut vector = constant(b, ty, &[0; 16]);
+            for i in 0..lanes {
                 let (p, at) = place(b, pointer, (v * lanes + i) * stride);
                 let x = b.ins().load(ty.lane_type(), MEM, p, at);
                 vector = b.ins().insertlane(vector, x, i as u8);

@@ -2,10 +2,11 @@
 //!
 //! The comparison idioms are those that Cranelift turns into one `minps` or `maxps`.
 
+use crate::module::MEM;
 use cranelift_codegen::ir::{
     ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value,
     condcodes::FloatCC,
-    types::{F32, F32X4, F64X2, I8, I8X16, I16X8, I32X4, I64X2},
+    types::{F32X4, F64X2, I8X16, I16X8, I32X4, I64X2},
 };
 use cranelift_frontend::FunctionBuilder;
 use qcc_ir::DType;
@@ -38,6 +39,16 @@ pub(crate) fn cast(b: &mut FunctionBuilder, ty: Type, x: Value) -> Value {
         true => x,
         false => b.ins().bitcast(ty, LANES, x),
     }
+}
+
+/// A vector from memory of any alignment.
+///
+/// Loaded as another type, so that Cranelift does not make it an operand of the next instruction: its packed float
+/// compares without AVX would then demand alignment, whatever the flags of the load say.
+pub(crate) fn load(b: &mut FunctionBuilder, ty: Type, pointer: Value, displacement: i32) -> Value {
+    let other = if ty == I64X2 { I32X4 } else { I64X2 };
+    let x = b.ins().load(other, MEM, pointer, displacement);
+    cast(b, ty, x)
 }
 
 /// A constant vector.
@@ -173,13 +184,10 @@ pub(crate) fn shuffle(b: &mut FunctionBuilder, x: Value, y: Value, pick: [u8; 16
     b.ins().shuffle(x, y, mask)
 }
 
-/// A scalar in all lanes of `ty`. Integers of 32 bits go through float registers, which saves a move.
+/// The element at `pointer` in all lanes.
 pub(crate) fn load_splat(b: &mut FunctionBuilder, ty: Type, pointer: Value) -> Value {
-    let lane = if ty == I32X4 { F32 } else { ty.lane_type() };
-    let wide = if ty == I32X4 { F32X4 } else { ty };
-    let x = b.ins().load(lane, crate::module::MEM, pointer, 0);
-    let x = b.ins().splat(wide, x);
-    cast(b, ty, x)
+    let x = b.ins().load(ty.lane_type(), MEM, pointer, 0);
+    b.ins().splat(ty, x)
 }
 
 /// A 256-entry table applied to 16 bytes: one `pshufb` for each high digit, of which just one gives a byte that is not
@@ -214,6 +222,3 @@ pub(crate) fn truth(b: &mut FunctionBuilder, masks: &[Value]) -> Value {
     let one = i8x16(b, 1);
     b.ins().band(bytes, one)
 }
-
-/// The byte type of a lane in memory.
-pub(crate) const BYTE: Type = I8;

@@ -5,12 +5,13 @@
 
 use super::{
     Lowerer, Lowering,
-    product::{self, Extras, Parts, check_constant, check_extents, constant},
+    product::{self, Extras, Kernel, Parts, check_constant, check_extents, constant},
 };
 use crate::{
     CodegenError,
     dense::{
         Problem, Strides,
+        depthwise::{self, Taps},
         pad::{self, Border},
         spec::Product,
     },
@@ -64,7 +65,8 @@ impl<'g> Convolution<'g> {
             return Err("the layout is channels-first: only channels-last has kernels".into());
         }
         let (x, y) = (graph.shape(graph.operand(node, 0)), graph.shape(node.out()));
-        let (&[images, rows, cols, channels], &[_, out_rows, out_cols, out_channels]) = (&x[..], &y[..]) else {
+        let (&[images, rows, cols, channels], &[_, out_rows, out_cols, out_channels]) = (&x[..], &y[..])
+        else {
             return Err(format!("{} spatial dimensions: only 2 have kernels", window.rank()));
         };
         let extents = Extents { images, rows, cols, channels, out_rows, out_cols, out_channels, groups };
@@ -124,7 +126,26 @@ impl<'g> Convolution<'g> {
             loops,
             run,
         }
-        .flattened()
+    }
+
+    /// The taps, if every channel is a group of its own and the kernel is one that is unrolled.
+    fn depthwise_taps(&self, border: &Border) -> Option<Taps> {
+        let (e, w) = (&self.extents, self.window);
+        let is_depthwise = e.groups > 1 && e.groups == e.channels && e.groups == e.out_channels;
+        (is_depthwise && w.taps() <= depthwise::MAX_TAPS).then(|| Taps {
+            rows: w.kernel[0],
+            cols: w.kernel[1],
+            row_stride: w.dilations[0] * border.padded_row_bytes(),
+            dilation: w.dilations[1],
+            stride: w.strides[1],
+            pixel: e.channels * self.product.element(),
+        })
+    }
+
+    /// The same problem with all single-channel groups as one, and each tap as a run of K.
+    fn depthwise_problem(&self, border: &Border) -> Problem {
+        let problem = self.problem(border);
+        Problem { groups: 1, channels: self.extents.channels, ..problem }
     }
 
     /// Whether the taps of one kernel row follow each other in memory.
@@ -172,16 +193,26 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     // Padding holds the code of zero.
     let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z);
     let border = conv.border(zero as u8);
-    let problem = conv.problem(&border);
-    let a = conv.input(cx, node, &problem, border)?;
+    let taps = conv.depthwise_taps(&border);
+    let (problem, overreads, kernel) = match &taps {
+        Some(taps) => {
+            let problem = conv.depthwise_problem(&border);
+            (problem, depthwise::overreads(conv.extents.channels), Kernel::Depthwise(taps))
+        }
+        None => {
+            let problem = conv.problem(&border).flattened();
+            let overreads = problem.overreads();
+            (problem, overreads, Kernel::Dense("conv"))
+        }
+    };
+    let a = conv.input(cx, node, overreads, border)?;
     let parts = Parts {
-        kernel: "conv",
         extras: conv.extras,
         requantizer: requantizer.as_ref(),
         clamp: conv.clamp,
         weight_index: &|channel, run, i| conv.weight_index(channel, run, i),
     };
-    product::lower(cx, node, &problem, a, &parts)
+    product::lower(cx, node, &problem, &kernel, a, &parts)
 }
 
 impl Convolution<'_> {
@@ -190,12 +221,12 @@ impl Convolution<'_> {
         &self,
         cx: &mut Lowering,
         node: NodeId,
-        problem: &Problem,
+        overreads: bool,
         border: Border,
     ) -> Result<Location, CodegenError> {
         let x = cx.location(cx.graph.operand(node, 0))?;
         let is_external = matches!(x, Location::Input(_) | Location::Output(_));
-        if self.window.is_unpadded() && !(is_external && problem.overreads()) {
+        if self.window.is_unpadded() && !(is_external && overreads) {
             return Ok(x);
         }
         pad::lower(cx, x, border)

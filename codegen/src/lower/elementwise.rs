@@ -7,8 +7,8 @@ use crate::{
         map,
         math::{self, has_unary},
         vector::{
-            clamp_codes, i8x16, i16x8, i32x4, larger, less, lookup, narrow16, select, shuffle, smaller, to_i32,
-            truth, vector_type, widen8, widen16,
+            clamp_codes, i8x16, i16x8, i32x4, larger, less, lookup, narrow16, select, shuffle, smaller,
+            to_i32, truth, vector_type, widen8, widen16,
         },
     },
 };
@@ -154,7 +154,9 @@ fn q_unary(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let dims = cx.graph.shape(node.out()).to_vec();
     let (operand, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
     let work = cx.current_work();
-    map::map(cx, "q_unary", &dims, &[operand], &result, work, |b, loaded| vec![lookup(b, loaded[0][0], &table)])
+    map::map(cx, "q_unary", &dims, &[operand], &result, work, |b, loaded| {
+        vec![lookup(b, loaded[0][0], &table)]
+    })
 }
 
 fn q_binary(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {

@@ -2,7 +2,7 @@
 
 use super::{
     Lowerer, Lowering,
-    product::{self, Extras, Parts, check_constant, check_extents, constant, with_slack},
+    product::{self, Extras, Kernel, Parts, check_constant, check_extents, constant, with_slack},
 };
 use crate::{
     CodegenError,
@@ -32,7 +32,10 @@ impl Matrices {
         };
         let (a, b) = (graph.shape(graph.operand(node, 0)), graph.shape(graph.operand(node, 1)));
         let &[inner, columns] = &b[..] else {
-            return Err(format!("weights of rank {}: only one matrix for all of the batch has kernels", b.rank()));
+            return Err(format!(
+                "weights of rank {}: only one matrix for all of the batch has kernels",
+                b.rank()
+            ));
         };
         Ok(Matrices { product, rows: a.elements() / inner.max(1), inner, columns, extras, clamp })
     }
@@ -83,11 +86,10 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         false => cx.location(input)?,
     };
     let parts = Parts {
-        kernel: "gemm",
         extras: matrices.extras,
         requantizer: requantizer.as_ref(),
         clamp: matrices.clamp,
         weight_index: &|channel, _, k| k * matrices.columns + channel,
     };
-    product::lower(cx, node, &problem, a, &parts)
+    product::lower(cx, node, &problem, &Kernel::Dense("gemm"), a, &parts)
 }

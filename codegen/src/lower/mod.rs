@@ -3,18 +3,18 @@
 //! Files mirror those of `qcc_ir::ops`. A family has a [`Lowerer`] for each op: what it supports and how it is
 //! emitted stand next to each other. An op without one runs in the reference interpreter.
 
-mod elementwise;
-mod quantize;
 mod conv;
+mod elementwise;
 mod matmul;
 mod product;
+mod quantize;
 mod shape;
 
 use crate::{
     CodegenError, Options,
+    kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
-    kernels::map::View,
     plan::{Plan, check_arena, is_alias, is_constant, total_bytes},
     weights::WeightBlock,
 };
@@ -39,6 +39,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::QUnary(_) => &elementwise::Q_UNARY,
         Op::QBinary(_) => &elementwise::Q_BINARY,
         Op::Cast(_) => &elementwise::CAST,
+
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,

@@ -5,15 +5,15 @@ use crate::{
     CodegenError,
     dense::{
         Problem,
+        depthwise::{self, Taps},
         driver::{self, Coefficients, Operands},
         pad::{self, Border},
         spec::{Epilogue, Product},
     },
+    model::Work,
     module::Location,
 };
-use qcc_ir::{
-    Graph, NodeId, OpError, Tensor, TensorError, ValueId, numerics::Requantizer, ops::Clamp,
-};
+use qcc_ir::{Graph, NodeId, OpError, Tensor, TensorError, ValueId, numerics::Requantizer, ops::Clamp};
 
 /// Slots of the optional operands.
 #[derive(Clone, Copy, Debug)]
@@ -28,11 +28,7 @@ impl Extras {
     }
 
     /// Where the residual lies, with readable slack behind it: memory of the caller is copied.
-    fn residual_location(
-        &self,
-        cx: &mut Lowering,
-        node: NodeId,
-    ) -> Result<Option<Location>, CodegenError> {
+    fn residual_location(&self, cx: &mut Lowering, node: NodeId) -> Result<Option<Location>, CodegenError> {
         let Some(slot) = self.residual else { return Ok(None) };
         with_slack(cx, cx.graph.operand(node, slot)).map(Some)
     }
@@ -93,8 +89,6 @@ pub(super) fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
 
 /// What a product is computed from, besides its problem.
 pub(super) struct Parts<'a> {
-    /// Name of the kernel.
-    pub(super) kernel: &'a str,
     pub(super) extras: Extras,
     /// Of an int8 product.
     pub(super) requantizer: Option<&'a Requantizer>,
@@ -104,11 +98,20 @@ pub(super) struct Parts<'a> {
     pub(super) weight_index: &'a dyn Fn(usize, usize, usize) -> usize,
 }
 
+/// The kernel that computes a product.
+pub(super) enum Kernel<'a> {
+    /// Tiles, under this name.
+    Dense(&'a str),
+    /// One input channel for each output channel.
+    Depthwise(&'a Taps),
+}
+
 /// Lowers a product whose input lies at `a` to one step.
 pub(super) fn lower(
     cx: &mut Lowering,
     node: NodeId,
     problem: &Problem,
+    kernel: &Kernel<'_>,
     a: Location,
     parts: &Parts<'_>,
 ) -> Result<(), CodegenError> {
@@ -140,7 +143,7 @@ pub(super) fn lower(
             let starts: Vec<i32> = (0..channels).map(start).collect();
             let weight = |c: usize, run: usize, i: usize| w[index(c, run, i)];
             let coefficients = Coefficients::Codes(&weight, &starts);
-            driver::lower(cx, parts.kernel, problem, epilogue, operands, &coefficients, work)
+            emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
         Product::F32 => {
             let w = weights.as_slice::<f32>().map_err(|e| refuse(cx, e))?;
@@ -148,7 +151,24 @@ pub(super) fn lower(
             let starts = bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec);
             let weight = |c: usize, run: usize, i: usize| w[index(c, run, i)];
             let coefficients = Coefficients::Floats(&weight, &starts);
-            driver::lower(cx, parts.kernel, problem, epilogue, operands, &coefficients, work)
+            emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
+        }
+    }
+}
+
+fn emit(
+    cx: &mut Lowering,
+    problem: &Problem,
+    kernel: &Kernel<'_>,
+    epilogue: Epilogue<'_>,
+    operands: Operands,
+    coefficients: &Coefficients<'_>,
+    work: Work,
+) -> Result<(), CodegenError> {
+    match kernel {
+        Kernel::Dense(name) => driver::lower(cx, name, problem, epilogue, operands, coefficients, work),
+        Kernel::Depthwise(taps) => {
+            depthwise::lower(cx, problem, taps, epilogue, operands, coefficients, work)
         }
     }
 }

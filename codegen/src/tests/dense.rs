@@ -181,12 +181,7 @@ struct ConvCase {
 }
 
 fn conv_case() -> impl Strategy<Value = ConvCase> {
-    let window = (
-        [1usize..4, 1..4],
-        [1usize..4, 1..4],
-        [1usize..3, 1..3],
-        [0usize..3, 0..3, 0..3, 0..3],
-    );
+    let window = ([1usize..4, 1..4], [1usize..4, 1..4], [1usize..3, 1..3], [0usize..3, 0..3, 0..3, 0..3]);
     let channels = (prop_oneof![3 => Just(1usize), 1 => 2usize..4], 1usize..10, 1usize..40);
     let rest = (any::<u64>(), 1usize..3, [1usize..12, 1..12], any::<bool>(), any::<bool>());
     (window, channels, rest).prop_map(|(window, (groups, inputs, outputs), rest)| {
@@ -194,15 +189,30 @@ fn conv_case() -> impl Strategy<Value = ConvCase> {
         let (seed, batch, spatial, bias, residual) = rest;
         let outputs = if groups > 1 { outputs.div_ceil(2) } else { outputs };
         ConvCase {
-            seed, batch, spatial, kernel, strides, dilations, pads, groups, inputs, outputs, bias, residual,
+            seed,
+            batch,
+            spatial,
+            kernel,
+            strides,
+            dilations,
+            pads,
+            groups,
+            inputs,
+            outputs,
+            bias,
+            residual,
         }
     })
 }
 
 /// A depthwise convolution.
 fn depthwise_case() -> impl Strategy<Value = ConvCase> {
-    (conv_case(), 2usize..40)
-        .prop_map(|(case, channels)| ConvCase { groups: channels, inputs: 1, outputs: 1, ..case })
+    (conv_case(), 2usize..40).prop_map(|(case, channels)| ConvCase {
+        groups: channels,
+        inputs: 1,
+        outputs: 1,
+        ..case
+    })
 }
 
 impl ConvCase {
@@ -312,7 +322,8 @@ impl Grids {
             RequantMode::Q15 => 0.1 + r.unit(),
             _ => 0.1 + 2.0 * r.unit(),
         };
-        let (lo, hi) = if r.below(2) == 0 { (0, 255) } else { (r.below(100) as i32, 120 + r.below(135) as i32) };
+        let (lo, hi) =
+            if r.below(2) == 0 { (0, 255) } else { (r.below(100) as i32, 120 + r.below(135) as i32) };
         Grids {
             x: QuantParams::per_tensor(1.0, r.code(0, 255)).unwrap(),
             scales,
@@ -346,7 +357,13 @@ struct MatMulCase {
 fn matmul_case() -> impl Strategy<Value = MatMulCase> {
     (any::<u64>(), 1usize..3, 1usize..40, 1usize..70, 1usize..150, any::<bool>(), any::<bool>()).prop_map(
         |(seed, lead, rows, inner, columns, bias, residual)| MatMulCase {
-            seed, lead, rows, inner, columns, bias, residual,
+            seed,
+            lead,
+            rows,
+            inner,
+            columns,
+            bias,
+            residual,
         },
     )
 }

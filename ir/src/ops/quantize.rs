@@ -32,15 +32,6 @@ pub struct FakeQuant {
     pub params: QuantParams,
 }
 
-/// The same integers read on another grid, or as plain ones where there is none.
-///
-/// Imported models compute integers and say only later, in the op that dequantizes them, what they stand for.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct AssumeGrid {
-    /// The grid that the result has.
-    pub params: Option<QuantParams>,
-}
-
 /// Largest magnitude of a code that [`FakeQuant`] may produce.
 const FAKE_QUANT_MAX: u32 = 1 << 24;
 
@@ -61,6 +52,15 @@ fn along_grid<T, U>(
 ) -> Vec<U> {
     let (stride, extent) = params.axis().map_or((1, 1), |a| (shape.strides()[a], shape[a]));
     elements.iter().enumerate().map(|(i, x)| f(x, params.at(i / stride % extent))).collect()
+}
+
+/// The same integers read on another grid, or as plain ones where there is none.
+///
+/// Imported models compute integers and say only later, in the op that dequantizes them, what they stand for.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AssumeGrid {
+    /// The grid that the result has.
+    pub params: Option<QuantParams>,
 }
 
 impl Operator for Quantize {

@@ -90,7 +90,8 @@ fn statistics_that_look_wrong_are_named() {
         let y = net.conv1x1("conv2", y, 2);
         let y = stale(&mut net, "bn2", y, second);
         let mut graph = net.finish(y);
-        let report = qcc_passes::prepare(&mut graph, &qcc_passes::Options::default(), &mut |_, _| {}).unwrap();
+        let report =
+            qcc_passes::prepare(&mut graph, &qcc_passes::Options::default(), &mut |_, _| {}).unwrap();
         report.warnings().map(|n| format!("{}: {}", n.node, n.text)).collect()
     };
     let fresh = || vec![1.0, 1.0];

@@ -147,7 +147,10 @@ fn what_the_model_quantizes_itself_stays_as_it_is() {
     let float = net.finish(y);
     let (fake, placed, report) = compiled(&float, &Options::default());
     for name in ["q", "pool", "d"] {
-        assert!(declined(&report, "insert_fake_quant", name).contains("quantized by the model itself"), "{report}");
+        assert!(
+            declined(&report, "insert_fake_quant", name).contains("quantized by the model itself"),
+            "{report}"
+        );
     }
     let x = inputs(&float, 9);
     assert!(distance(&run(&float, &x), &run(&placed, &x)) < 0.05);
