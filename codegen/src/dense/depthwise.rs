@@ -10,7 +10,10 @@ use super::{
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
-    driver::{self, Class, Coefficients, Operands, Weight, PanelEntry, class_of, classes, for_each_part, kernel_name},
+    driver::{
+        self, Class, Coefficients, Operands, PanelEntry, Weight, class_of, classes, for_each_part,
+        kernel_name,
+    },
     pack,
     spec::Epilogue,
 };

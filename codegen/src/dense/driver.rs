@@ -17,11 +17,7 @@ use crate::{
     model::Work,
     module::{Emitter, FunctionKind, Location, MEM},
 };
-use cranelift_codegen::ir::{
-    Block, BlockArg, InstBuilder, Value,
-    condcodes::IntCC,
-    types::I64,
-};
+use cranelift_codegen::ir::{Block, BlockArg, InstBuilder, Value, condcodes::IntCC, types::I64};
 use cranelift_frontend::Switch;
 use cranelift_module::FuncId;
 use std::ops::Range;
@@ -191,7 +187,12 @@ impl Tiles<'_, '_, '_> {
         for_each_part(self.problem, self.cut, |rows, cols| self.define_tile(class, rows, cols))
     }
 
-    fn define_tile(&mut self, (width, columns): Class, rows: usize, cols: usize) -> Result<FuncId, CodegenError> {
+    fn define_tile(
+        &mut self,
+        (width, columns): Class,
+        rows: usize,
+        cols: usize,
+    ) -> Result<FuncId, CodegenError> {
         let p = self.problem;
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
@@ -211,10 +212,8 @@ impl Tiles<'_, '_, '_> {
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
         let tier = self.cx.options.tier;
         let Some(dot) = Dot::of_isa(p.product, tier.isa) else {
-            let code = asm::emit_tile(tier.isa, &spec).map_err(|e| CodegenError::Backend {
-                function: name.clone(),
-                reason: e.to_string(),
-            })?;
+            let code = asm::emit_tile(tier.isa, &spec)
+                .map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
             return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
         };
         self.cx.define_function(&name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
@@ -290,7 +289,13 @@ impl Tiles<'_, '_, '_> {
 fn extent(all: usize, block: usize, at_end: bool) -> usize {
     match at_end {
         true => all % block,
-        false => if all < block { 0 } else { block },
+        false => {
+            if all < block {
+                0
+            } else {
+                block
+            }
+        }
     }
 }
 
@@ -319,16 +324,8 @@ struct Walk {
 impl Walk {
     fn new(p: &Problem, cut: &Cut, panels: usize) -> Walk {
         let images = Level { count: p.images, a: p.a.image, y: p.y.image };
-        let rows = Level {
-            count: p.rows.div_ceil(cut.rows),
-            a: p.a.row * cut.rows,
-            y: p.y.row * cut.rows,
-        };
-        let cols = Level {
-            count: p.cols.div_ceil(cut.cols),
-            a: p.a.col * cut.cols,
-            y: p.y.col * cut.cols,
-        };
+        let rows = Level { count: p.rows.div_ceil(cut.rows), a: p.a.row * cut.rows, y: p.y.row * cut.rows };
+        let cols = Level { count: p.cols.div_ceil(cut.cols), a: p.a.col * cut.cols, y: p.y.col * cut.cols };
         // What panels add to addresses stands in their table.
         let panels = Level { count: panels, a: 0, y: 0 };
         let edge = |extent: usize, block: usize| (extent % block > 0).then_some(extent / block);
@@ -395,8 +392,10 @@ impl Walk {
             if level.count > 1 {
                 *slot = e.b.ins().urem_imm_u(rest, level.count as i64);
                 rest = e.b.ins().udiv_imm_u(rest, level.count as i64);
-                let (step_a, step_y) =
-                    (e.b.ins().imul_imm_s(*slot, level.a as i64), e.b.ins().imul_imm_s(*slot, level.y as i64));
+                let (step_a, step_y) = (
+                    e.b.ins().imul_imm_s(*slot, level.a as i64),
+                    e.b.ins().imul_imm_s(*slot, level.y as i64),
+                );
                 a = e.b.ins().iadd(a, step_a);
                 y = e.b.ins().iadd(y, step_y);
             }
@@ -405,14 +404,7 @@ impl Walk {
     }
 
     /// Loads the panel's entry, picks the function of the tile and calls it; goes on at `next`.
-    fn call(
-        &self,
-        e: &mut Emitter,
-        bases: &Bases,
-        functions: &[PartFunctions],
-        state: &State,
-        next: Block,
-    ) {
+    fn call(&self, e: &mut Emitter, bases: &Bases, functions: &[PartFunctions], state: &State, next: Block) {
         let entry = e.b.ins().imul_imm_s(state.index[self.panel], PanelEntry::BYTES as i64);
         let entry = e.b.ins().iadd(bases.table, entry);
         let [a, w, params, y, class] = [0, 1, 2, 3, 4].map(|i| e.b.ins().uload32(MEM, entry, i * 4));
@@ -422,12 +414,8 @@ impl Walk {
         let [a, y] = [(a, bases.a), (y, bases.y)].map(|(offset, base)| e.b.ins().iadd(base, offset));
         let [w, params] = [w, params].map(|offset| e.b.ins().iadd(bases.weights, offset));
         let arguments = [a, w, params, y, r.unwrap_or(y)];
-        let all: Vec<(usize, FuncId)> = functions
-            .iter()
-            .flatten()
-            .enumerate()
-            .filter_map(|(i, f)| f.map(|f| (i, f)))
-            .collect();
+        let all: Vec<(usize, FuncId)> =
+            functions.iter().flatten().enumerate().filter_map(|(i, f)| f.map(|f| (i, f))).collect();
         if let [(_, only)] = all[..] {
             e.call(only, &arguments);
             e.b.ins().jump(next, &[]);
