@@ -34,10 +34,12 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
         }
     }
     for id in drop_costly(graph, &mut chosen) {
-        refused.insert(id, "its neighbours are float: converting for it would cost more than it gains".into());
+        refused
+            .insert(id, "its neighbours are float: converting for it would cost more than it gains".into());
     }
     for id in drop_idle(graph, &mut chosen) {
-        let why = "no integer convolution or matrix product is connected to it: quantizing would gain nothing";
+        let why =
+            "no integer convolution or matrix product is connected to it: quantizing would gain nothing";
         refused.insert(id, why.into());
     }
     for (id, why) in refused {
@@ -55,7 +57,8 @@ fn drop_costly(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId>
         let cheap: Vec<NodeId> =
             chosen.iter().copied().filter(|&n| !graph.op(n).is_some_and(gains)).collect();
         for node in cheap {
-            let mut values: BTreeSet<ValueId> = activations(graph, node).into_iter().map(|(_, v)| v).collect();
+            let mut values: BTreeSet<ValueId> =
+                activations(graph, node).into_iter().map(|(_, v)| v).collect();
             values.insert(node.out());
             let cost = |chosen: &BTreeSet<NodeId>| -> usize {
                 values.iter().map(|&v| conversions(graph, v, chosen)).sum()
@@ -97,11 +100,8 @@ fn drop_idle(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId> {
             }
         }
     }
-    let paying: BTreeSet<NodeId> = chosen
-        .iter()
-        .filter(|&&id| graph.op(id).is_some_and(gains))
-        .map(|&id| regions.find(id))
-        .collect();
+    let paying: BTreeSet<NodeId> =
+        chosen.iter().filter(|&&id| graph.op(id).is_some_and(gains)).map(|&id| regions.find(id)).collect();
     let (kept, idle) = chosen.iter().partition(|&&id| paying.contains(&regions.find(id)));
     *chosen = kept;
     idle

@@ -76,7 +76,9 @@ fn spatial_means_are_average_pools() {
         let Some(Op::Pool(p)) = pool else { panic!("{pool:?}\n{report}") };
         assert_eq!((p.layout, p.window.rank()), (layout, 2));
     }
-    for (axes, dims) in [(vec![1], vec![2, 3, 4, 5]), (vec![1, 2, 3], vec![2, 3, 4, 5]), (vec![0], vec![3, 4])] {
+    for (axes, dims) in
+        [(vec![1], vec![2, 3, 4, 5]), (vec![1, 2, 3], vec![2, 3, 4, 5]), (vec![0], vec![3, 4])]
+    {
         let mut net = Net::new(5);
         let x = net.input("x", &dims);
         let y = net.op("mean", Reduce { kind: ReduceKind::Mean, axes, keep_dims: true }, &[x]);
@@ -113,40 +115,53 @@ fn compositions_get_their_name() {
         let x = net.input("x", &[2, 9]);
         let y = build(&mut net, x);
         let (after, report) = prepared(&net.finish(y));
-        let ops: Vec<String> = after.nodes().filter_map(|(_, n)| n.op().map(|op| format!("{op:?}"))).collect();
+        let ops: Vec<String> =
+            after.nodes().filter_map(|(_, n)| n.op().map(|op| format!("{op:?}"))).collect();
         assert_eq!(ops.len(), 1, "{report}");
         ops[0].clone()
     };
     let scalar = |net: &mut Net, x: f32| net.graph.constant("c", Tensor::scalar(x));
-    assert!(kind(&|net, x| {
-        let s = net.unary("sigmoid", UnaryKind::Sigmoid, x);
-        net.binary("mul", BinaryKind::Mul, s, x)
-    })
-    .contains("Silu"));
-    assert!(kind(&|net, x| {
-        let s = net.unary("hard", UnaryKind::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }, x);
-        net.binary("mul", BinaryKind::Mul, x, s)
-    })
-    .contains("HardSwish"));
-    assert!(kind(&|net, x| {
-        let c = scalar(net, 0.0);
-        net.binary("max", BinaryKind::Max, c, x)
-    })
-    .contains("Relu"));
-    assert!(kind(&|net, x| {
-        let c = scalar(net, 0.5);
-        net.binary("min", BinaryKind::Min, x, c)
-    })
-    .contains("Clip { lo: -inf, hi: 0.5 }"));
-    assert!(kind(&|net, x| {
-        let c = scalar(net, 255.0);
-        net.binary("div", BinaryKind::Div, x, c)
-    })
-    .contains("Mul"));
+    assert!(
+        kind(&|net, x| {
+            let s = net.unary("sigmoid", UnaryKind::Sigmoid, x);
+            net.binary("mul", BinaryKind::Mul, s, x)
+        })
+        .contains("Silu")
+    );
+    assert!(
+        kind(&|net, x| {
+            let s = net.unary("hard", UnaryKind::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }, x);
+            net.binary("mul", BinaryKind::Mul, x, s)
+        })
+        .contains("HardSwish")
+    );
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 0.0);
+            net.binary("max", BinaryKind::Max, c, x)
+        })
+        .contains("Relu")
+    );
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 0.5);
+            net.binary("min", BinaryKind::Min, x, c)
+        })
+        .contains("Clip { lo: -inf, hi: 0.5 }")
+    );
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 255.0);
+            net.binary("div", BinaryKind::Div, x, c)
+        })
+        .contains("Mul")
+    );
     // Not x times its own sigmoid, and a division by what has no finite reciprocal.
-    assert!(kind(&|net, x| {
-        let c = scalar(net, 1e-42);
-        net.binary("div", BinaryKind::Div, x, c)
-    })
-    .contains("Div"));
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 1e-42);
+            net.binary("div", BinaryKind::Div, x, c)
+        })
+        .contains("Div")
+    );
 }

@@ -41,26 +41,35 @@ fn the_branches_of_a_concatenation_share_one_grid() {
         let b = net.max_pool("pool", b, 2);
         let a = net.max_pool("pool_a", a, 2);
         let c = net.random_constant("c", &[1, 1, 3, 3], 9.0);
-        net.concat("concat", &[a, b, c], 1)
+        let y = net.concat("concat", &[a, b, c], 1);
+        net.conv1x1("next", y, 2)
     });
     let (after, report) = quantized(&graph);
     let grids = ["a_fq", "b_fq", "c_fq"].map(|n| fake_quant(&after, n).params.clone());
     assert!(grids.iter().all(|g| *g == grids[0]), "{grids:?}");
-    assert!(after.find("concat_fq").is_none() && after.find("pool_fq").is_none(), "moves are on the grid\n{report}");
+    assert!(
+        after.find("concat_fq").is_none() && after.find("pool_fq").is_none(),
+        "moves are on the grid\n{report}"
+    );
 }
 
 #[test]
 fn weights_are_symmetric_per_channel_and_the_bias_in_their_units() {
     let graph = behind_conv(|_, y| y);
     let (after, _) = quantized(&graph);
-    let (x, w, b) = (fake_quant(&after, "x_fq"), fake_quant(&after, "conv_weight_fq"), fake_quant(&after, "conv_bias_fq"));
+    let (x, w, b) = (
+        fake_quant(&after, "x_fq"),
+        fake_quant(&after, "conv_weight_fq"),
+        fake_quant(&after, "conv_bias_fq"),
+    );
     assert_eq!((w.lo, w.hi, w.params.axis(), w.params.scales().len()), (-127, 127, Some(0), 4));
     let (s_x, _) = x.params.as_per_tensor().unwrap();
     for c in 0..4 {
         assert_eq!(w.params.at(c).1, 0);
         assert!((b.params.at(c).0 / (s_x * w.params.at(c).0) - 1.0).abs() < 1e-6);
     }
-    let (after, _) = quantized_with(&graph, &Options { weights: WeightGrid::PerTensor, ..Options::default() });
+    let (after, _) =
+        quantized_with(&graph, &Options { weights: WeightGrid::PerTensor, ..Options::default() });
     assert!(fake_quant(&after, "conv_weight_fq").params.as_per_tensor().is_some());
 }
 
