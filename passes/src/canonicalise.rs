@@ -65,7 +65,7 @@ fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
             (s.start, s.len) == (all.start, all.len) && (s.step == 1 || d <= 1)
         }),
         Op::Pool(Pool { window, .. }) => {
-            window.is_unpadded() && window.taps() == 1 && window.strides.iter().all(|&s| s == 1)
+            window.is_unpadded() && window.kernel.iter().chain(&window.strides).all(|&n| n == 1)
         }
         Op::Reduce(Reduce { kind, axes, .. }) => {
             use ReduceKind::*;
