@@ -315,8 +315,11 @@ impl PadMode {
 }
 
 impl Pad {
-    /// The bytes of the constant as an element of this type.
-    fn fill(&self, x: &TensorType) -> Result<Vec<u8>, OpError> {
+    /// The bytes of the constant as an element of type `x`; none for the modes that repeat elements.
+    ///
+    /// # Errors
+    /// Where the constant is not a number of the type or on its grid.
+    pub fn fill(&self, x: &TensorType) -> Result<Vec<u8>, OpError> {
         let PadMode::Constant { value } = self.mode else { return Ok(vec![]) };
         let number = match x.per_tensor() {
             Some((scale, zero)) => (value / f64::from(scale)).round_ties_even() + f64::from(zero),

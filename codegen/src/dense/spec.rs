@@ -1,0 +1,102 @@
+//! What one dense microkernel computes: the contract between drivers, packers and the two emitters.
+//!
+//! A convolution or matrix product is cut into *tiles* of MR result pixels × NR channels. One tile is one call
+//!
+//! ```text
+//! extern "sysv64" fn tile(a: *const u8, w: *const u8, params: *const u8, y: *mut u8, r: *const u8)
+//! ```
+//!
+//! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`,
+//! * `w`: the weights of one panel (NR channels), packed by [`pack`](super::pack),
+//! * `params`: the panel's epilogue constants (bias, multipliers…), packed likewise,
+//! * `y`: the first channel of the panel of the tile's first pixel; pixel i writes to `y + y_offsets[i]`,
+//! * `r`: the same for the residual, with `r_offsets`; anything where none is fused.
+//!
+//! The sum over K runs through `loops` (outer to inner) of contiguous runs of `inner` groups: a group is 4 codes
+//! of an int8 product and 1 number of a float one. A run whose length is no multiple of 4 reads up to 3 bytes beyond
+//! its end; their weights are zero, so what they hold does not matter, only that they can be read. Likewise
+//! loads of residuals may read up to 63 bytes beyond the last channel: every buffer that a tile reads has at
+//! least [`SLACK`] readable bytes behind it. Stores never go beyond `columns` channels.
+
+use qcc_ir::{numerics::Requantizer, ops::Clamp};
+
+/// Readable bytes behind every buffer that a tile reads.
+pub const SLACK: usize = 64;
+
+/// The element types of a product.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Product {
+    /// u8 activations by s8 weights into s32.
+    U8S8,
+    /// f32 by f32.
+    F32,
+}
+
+impl Product {
+    /// Elements of K that one step of the innermost loop takes.
+    pub fn group(self) -> usize {
+        match self {
+            Product::U8S8 => 4,
+            Product::F32 => 1,
+        }
+    }
+
+    /// Bytes of an activation element.
+    pub fn element(self) -> usize {
+        match self {
+            Product::U8S8 => 1,
+            Product::F32 => 4,
+        }
+    }
+}
+
+/// What happens to the accumulators.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue<'a> {
+    /// To codes, by the one definition.
+    Requantize(&'a Requantizer),
+    /// Narrowed to 8 bits as they are. Wrong results, right timing: the difference to `Requantize` is its price.
+    PackOnly,
+    /// Floats: residual added, then clamped, then stored.
+    Float {
+        /// Bounds.
+        clamp: Clamp,
+        /// Whether a residual is added.
+        residual: bool,
+    },
+}
+
+/// One microkernel. See the [module](self) for what the fields mean.
+#[derive(Clone, Debug)]
+pub struct TileSpec<'a> {
+    /// Element types.
+    pub product: Product,
+    /// NR: channels of the panel, a multiple of the emitter's vector.
+    pub panel: usize,
+    /// Channels that are stored, 1..=panel.
+    pub columns: usize,
+    /// Byte displacement of each pixel's first tap; as many as the tile has pixels.
+    pub a_offsets: Vec<i32>,
+    /// Byte displacement of each pixel's result.
+    pub y_offsets: Vec<i32>,
+    /// Byte displacement of each pixel's residual; empty without one.
+    pub r_offsets: Vec<i32>,
+    /// Outer loops over K, the outermost first: trip count and byte stride in `a`. Weights follow in this order.
+    pub loops: Vec<(u32, i32)>,
+    /// Groups in one contiguous run.
+    pub inner: u32,
+    /// What happens to the accumulators.
+    pub epilogue: Epilogue<'a>,
+}
+
+impl TileSpec<'_> {
+    /// MR: pixels of the tile.
+    pub fn pixels(&self) -> usize {
+        self.a_offsets.len()
+    }
+
+    /// Groups of K in all.
+    pub fn groups(&self) -> usize {
+        self.loops.iter().map(|l| l.0 as usize).product::<usize>() * self.inner as usize
+    }
+}

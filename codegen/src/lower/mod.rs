@@ -1,0 +1,373 @@
+//! Lowering: each op of the graph becomes steps of machine code.
+//!
+//! Files mirror those of `qcc_ir::ops`. A family has a [`Lowerer`] for each op: what it supports and how it is
+//! emitted stand next to each other. An op without one runs in the reference interpreter.
+
+mod conv;
+mod elementwise;
+mod matmul;
+mod product;
+mod norm;
+mod pool;
+mod quantize;
+mod reduce;
+mod shape;
+
+use crate::{
+    CodegenError, Options,
+    kernels::map::View,
+    model::{Step, Work},
+    module::{CodeBuilder, Emitter, FunctionKind, Location},
+    plan::{Plan, check_arena, is_alias, is_constant, total_bytes},
+    weights::WeightBlock,
+};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_module::FuncId;
+use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How one op is lowered.
+pub(crate) struct Lowerer {
+    /// Whether this node can be emitted, or why not. Must be the whole truth: `lower` may rely on it.
+    pub(crate) supported: fn(&Graph, NodeId) -> Result<(), String>,
+    /// Emits the steps of a supported node.
+    pub(crate) lower: fn(&mut Lowering, NodeId) -> Result<(), CodegenError>,
+}
+
+/// The one table of lowerings. `None`: only the interpreter computes it.
+fn lowerer(op: &Op) -> Option<&'static Lowerer> {
+    Some(match op {
+        Op::Unary(_) => &elementwise::UNARY,
+        Op::Binary(_) => &elementwise::BINARY,
+        Op::QUnary(_) => &elementwise::Q_UNARY,
+        Op::QBinary(_) => &elementwise::Q_BINARY,
+        Op::Cast(_) => &elementwise::CAST,
+
+        Op::Conv(_) | Op::QConv(_) => &conv::CONV,
+        Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
+        Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
+        Op::Transpose(_) => &shape::TRANSPOSE,
+        Op::Slice(_) => &shape::SLICE,
+        Op::Concat(_) => &shape::CONCAT,
+        Op::Pad(_) => &shape::PAD,
+        Op::Expand(_) => &shape::EXPAND,
+        Op::Gather(_) => &shape::GATHER,
+        Op::Pool(_) => &pool::POOL,
+        Op::QAveragePool(_) => &pool::Q_AVERAGE_POOL,
+        Op::Softmax(_) => &norm::SOFTMAX,
+        Op::Lrn(_) => &norm::LRN,
+        Op::Reduce(_) => &reduce::REDUCE,
+        Op::Quantize(_) => &quantize::QUANTIZE,
+        Op::Dequantize(_) => &quantize::DEQUANTIZE,
+        Op::FakeQuant(_) => &quantize::FAKE_QUANT,
+        _ => return None,
+    })
+}
+
+/// Whether generated code can compute a node, or why not.
+pub fn capability(graph: &Graph, node: NodeId) -> Result<(), String> {
+    match graph.op(node) {
+        None => Ok(()),
+        Some(op) => match lowerer(op) {
+            Some(l) => (l.supported)(graph, node),
+            None => Err(format!("{} has no lowering", op.mnemonic())),
+        },
+    }
+}
+
+/// Nodes that are computed within the step of another one, and that other one: a transpose before or behind an
+/// elementwise op of one operand is only the order in which that op reads or writes. Every int8 model begins with such
+/// a pair (f32 channels first to u8 channels last).
+pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
+    let mut fused: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    let mut into = BTreeSet::new();
+    let is_generated = |id: NodeId| {
+        matches!(graph.node(id).device, Some(Device::Int8Jit | Device::FloatJit))
+            && capability(graph, id).is_ok()
+    };
+    for (node, _) in graph.nodes().filter(|(_, n)| n.op().is_some()) {
+        let Some(&operand) = graph.operands(node).first() else { continue };
+        let (Some(outer), Some(inner)) = (graph.op(node), graph.op(operand.node)) else { continue };
+        let is_pair = match (outer, inner) {
+            (Op::Transpose(_), inner) => quantize::maps_elements(inner) && !is_alias(graph, node),
+            (outer, Op::Transpose(_)) => quantize::maps_elements(outer) && !is_alias(graph, operand.node),
+            _ => false,
+        };
+        let is_free = graph.sole_use(operand).is_some()
+            && !into.contains(&operand.node)
+            && !is_alias(graph, operand.node)
+            && !is_alias(graph, node);
+        if is_pair && is_free && is_generated(node) && is_generated(operand.node) {
+            fused.insert(operand.node, node);
+            into.insert(node);
+        }
+    }
+    fused
+}
+
+/// The state of lowering one model.
+pub(crate) struct Lowering<'g> {
+    pub(crate) graph: &'g Graph,
+    pub(crate) options: &'g Options,
+    pub(crate) plan: Plan,
+    code: CodeBuilder,
+    weights: WeightBlock,
+    constants: BTreeMap<ValueId, u32>,
+    steps: Vec<PendingStep>,
+    /// The node whose steps are being emitted.
+    node: Option<NodeId>,
+    scratch_used: u64,
+    scratch_bytes: u64,
+}
+
+/// A step whose code is not yet executable.
+pub(crate) struct PendingStep {
+    pub(crate) step: Step,
+    pub(crate) entry: Option<FuncId>,
+}
+
+/// What lowering made of a graph.
+pub(crate) struct Lowered {
+    pub(crate) code: CodeBuilder,
+    pub(crate) weights: WeightBlock,
+    pub(crate) steps: Vec<PendingStep>,
+    pub(crate) plan: Plan,
+    pub(crate) arena_bytes: u64,
+}
+
+/// Lowers every node of a placed graph.
+pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, CodegenError> {
+    let mut cx = Lowering {
+        graph,
+        options,
+        plan: Plan::new(graph)?,
+        code: CodeBuilder::new(options.tier, options.listing)?,
+        weights: WeightBlock::default(),
+        constants: BTreeMap::new(),
+        steps: Vec::new(),
+        node: None,
+        scratch_used: 0,
+        scratch_bytes: 0,
+    };
+    for node in cx.plan.order.clone() {
+        cx.lower_node(node)?;
+    }
+    for output in cx.plan.output_copies.clone() {
+        cx.copy_output(output)?;
+    }
+    let arena_bytes = cx.plan.arena_bytes + cx.scratch_bytes;
+    check_arena(arena_bytes)?;
+    Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, plan: cx.plan, arena_bytes })
+}
+
+impl<'g> Lowering<'g> {
+    fn lower_node(&mut self, node: NodeId) -> Result<(), CodegenError> {
+        self.node = Some(node);
+        self.scratch_used = 0;
+        let n = self.graph.node(node);
+        let Some(op) = n.op() else { return Ok(()) };
+        match n.device {
+            None => Err(CodegenError::NotPlaced { node: n.name.clone() }),
+            Some(Device::Interpreter) => self.interpret(node),
+            Some(Device::Int8Jit | Device::FloatJit) => {
+                let supported = capability(self.graph, node);
+                match (lowerer(op), supported) {
+                    (Some(lowerer), Ok(())) => (lowerer.lower)(self, node),
+                    (_, refused) => Err(CodegenError::Unsupported {
+                        node: n.name.clone(),
+                        op: op.mnemonic(),
+                        reason: refused.err().unwrap_or_default(),
+                    }),
+                }
+            }
+        }
+    }
+
+    fn interpret(&mut self, node: NodeId) -> Result<(), CodegenError> {
+        let reads = self.graph.operands(node);
+        let operands = reads.iter().map(|&v| self.location(v)).collect::<Result<Vec<_>, _>>()?;
+        let outputs = 0..self.graph.node(node).outputs().len();
+        let results = outputs.map(|p| self.location(node.port(p as u16))).collect::<Result<Vec<_>, _>>()?;
+        let step = Step::interpreted(self.graph, node, operands, results, self.work(node));
+        self.steps.push(PendingStep { step, entry: None });
+        Ok(())
+    }
+
+    fn copy_output(&mut self, index: usize) -> Result<(), CodegenError> {
+        let value = self.graph.outputs()[index].value;
+        self.node = Some(value.node);
+        let from = self.location(value)?;
+        let bytes = self.graph.ty(value).bytes() as u64;
+        shape::copy(self, &format!("output{index}_copy"), from, Location::Output(index), bytes)
+    }
+
+    /// Where a value lives. A constant that is asked for is put into the weights, as it is.
+    pub(crate) fn location(&mut self, value: ValueId) -> Result<Location, CodegenError> {
+        if let Some(place) = self.plan.place(value) {
+            return Ok(place);
+        }
+        let root = self.plan.root(value);
+        if let Some(&offset) = self.constants.get(&root) {
+            return Ok(Location::Weights(offset));
+        }
+        match self.graph.constant_value(root) {
+            Some(tensor) if is_constant(self.graph, root) => {
+                let offset = self.weights.add(tensor.bytes(), 64)?;
+                self.constants.insert(root, offset);
+                Ok(Location::Weights(offset))
+            }
+            _ => Err(CodegenError::Backend {
+                function: self.graph.node(value.node).name.clone(),
+                reason: "its value has no place".into(),
+            }),
+        }
+    }
+
+    /// Arena memory for the steps of the node being lowered only: 64-byte aligned, with `SLACK` readable bytes behind.
+    /// What it holds at first is undefined.
+    pub(crate) fn scratch(&mut self, bytes: u64) -> Result<Location, CodegenError> {
+        let offset = self.plan.arena_bytes + self.scratch_used;
+        let slack = crate::dense::spec::SLACK as u64;
+        self.scratch_used += bytes.saturating_add(slack).next_multiple_of(64);
+        self.scratch_bytes = self.scratch_bytes.max(self.scratch_used);
+        check_arena(self.plan.arena_bytes.saturating_add(self.scratch_bytes))?;
+        Ok(Location::Arena(offset))
+    }
+
+    /// Puts read-only bytes into the weights, aligned to `align` (a power of two, at most 64); equal parts are shared.
+    pub(crate) fn weights(&mut self, bytes: &[u8], align: usize) -> Result<u32, CodegenError> {
+        self.weights.add(bytes, align)
+    }
+
+    /// The function of this name, if it was defined already: how kernels are shared between nodes.
+    pub(crate) fn function(&self, name: &str) -> Option<FuncId> {
+        self.code.function(name)
+    }
+
+    /// A name for a function of the current node: `kernel`, `%` and the node's number, made unique.
+    pub(crate) fn step_name(&self, kernel: &str) -> String {
+        let node = self.node.map_or(0, NodeId::index);
+        let name = format!("{kernel}__{node}");
+        let free = |name: &String| self.code.function(name).is_none();
+        match free(&name) {
+            true => name,
+            // A node has a handful of steps: this ends at once.
+            false => (1..).map(|i| format!("{name}_{i}")).find(free).unwrap_or(name),
+        }
+    }
+
+    /// Compiles a function of `parameters` pointers or 64-bit integers. `emit` starts in the entry block and ends
+    /// with a return.
+    pub(crate) fn define_function(
+        &mut self,
+        name: &str,
+        kind: FunctionKind,
+        parameters: usize,
+        emit: impl FnOnce(&mut Emitter) -> Result<(), CodegenError>,
+    ) -> Result<FuncId, CodegenError> {
+        let inputs = self.graph.inputs().len();
+        self.code.define_function(name, kind, parameters, inputs, emit)
+    }
+
+    /// Registers assembled machine code of `parameters` pointers or 64-bit integers (`extern "sysv64"`).
+    pub(crate) fn define_bytes(
+        &mut self,
+        name: &str,
+        parameters: usize,
+        code: &[u8],
+    ) -> Result<FuncId, CodegenError> {
+        self.code.define_bytes(name, parameters, code)
+    }
+
+    /// Compiles the entry of a step and adds the step. `emit` gets the context and the range `begin..end` of units,
+    /// which is never empty; the return is added.
+    pub(crate) fn step(
+        &mut self,
+        kernel: &str,
+        units: u64,
+        work: Work,
+        emit: impl FnOnce(&mut Emitter, Value, Value, Value) -> Result<(), CodegenError>,
+    ) -> Result<(), CodegenError> {
+        let name = self.step_name(kernel);
+        let entry = self.define_function(&name, FunctionKind::Driver, 3, |e| {
+            let (ctx, begin, end) = (e.params[0], e.params[1], e.params[2]);
+            emit(e, ctx, begin, end)?;
+            e.b.ins().return_(&[]);
+            Ok(())
+        })?;
+        self.push_step(kernel, entry, units, work);
+        Ok(())
+    }
+
+    /// Adds a step whose entry is compiled already: `fn(ctx, begin, end)`.
+    pub(crate) fn push_step(&mut self, kernel: &str, entry: FuncId, units: u64, work: Work) {
+        if let (Some(node), true) = (self.node, units > 0) {
+            let step = Step::compiled(self.graph, node, kernel, units, work);
+            self.steps.push(PendingStep { step, entry: Some(entry) });
+        }
+    }
+
+    /// What computing a node takes as a whole.
+    pub(crate) fn work(&self, node: NodeId) -> Work {
+        let reads = self.plan.reads(self.graph, node);
+        Work {
+            macs: self.graph.macs(node),
+            bytes_read: total_bytes(reads.iter().map(|&v| self.graph.ty(v))),
+            bytes_written: total_bytes(self.graph.node(node).outputs()),
+        }
+    }
+
+    /// The work of the node whose steps are being emitted, with all that is fused into it.
+    pub(crate) fn current_work(&self) -> Work {
+        self.node.map_or(Work::default(), |node| self.work(node))
+    }
+
+    /// Operand `slot` of a node as the elementwise kernel reads it, in the order of the node's operand shape.
+    pub(crate) fn operand_view(&mut self, node: NodeId, slot: usize) -> Result<View, CodegenError> {
+        let value = self.graph.operand(node, slot);
+        if self.plan.fused_into.get(&value.node) == Some(&node)
+            && let Some(Op::Transpose(t)) = self.graph.op(value.node)
+        {
+            return Ok(self.operand_view(value.node, 0)?.permuted(&t.perm));
+        }
+        let ty = self.graph.ty(value);
+        Ok(View::dense(self.location(value)?, ty.dtype, &ty.shape))
+    }
+
+    /// Operand `slot` of a node, broadcast to `dims`.
+    pub(crate) fn broadcast_view(
+        &mut self,
+        node: NodeId,
+        slot: usize,
+        dims: &[usize],
+    ) -> Result<View, CodegenError> {
+        let shape = self.graph.shape(self.graph.operand(node, slot));
+        Ok(self.operand_view(node, slot)?.broadcast_to(shape, dims))
+    }
+
+    /// The result of a node as the elementwise kernel writes it, in the order of the node's own shape.
+    pub(crate) fn result_view(&mut self, node: NodeId) -> Result<View, CodegenError> {
+        let outer = self.plan.fused_into.get(&node).copied();
+        let ty = self.graph.ty(outer.unwrap_or(node).out());
+        let view = View::dense(self.location(outer.unwrap_or(node).out())?, ty.dtype, &ty.shape);
+        match outer.and_then(|id| self.graph.op(id)) {
+            Some(Op::Transpose(t)) => {
+                // Dimension perm[i] of the inner result is dimension i of the outer one.
+                let mut inverse = vec![0; t.perm.len()];
+                t.perm.iter().enumerate().for_each(|(i, &p)| inverse[p] = i);
+                Ok(view.permuted(&inverse))
+            }
+            _ => Ok(view),
+        }
+    }
+
+    /// Types of a node's operands, in slot order.
+    pub(crate) fn operand_types(&self, node: NodeId) -> Vec<&'g TensorType> {
+        self.graph.operands(node).into_iter().map(|v| self.graph.ty(v)).collect()
+    }
+
+    /// An error about the operands or attributes of a node.
+    pub(crate) fn refuse(&self, node: NodeId, source: OpError) -> CodegenError {
+        CodegenError::Node { node: self.graph.node(node).name.clone(), op: self.graph.mnemonic(node), source }
+    }
+}

@@ -1,0 +1,420 @@
+//! Compiled models and their execution.
+//!
+//! A step is `extern "sysv64" fn(ctx: *const Ctx, begin: u64, end: u64)` over an index space of *units*, which are
+//! independent of each other: threads split the range. Two steps never overlap.
+
+use crate::{
+    CodegenError, Tier,
+    dense::spec::SLACK,
+    lower::{self, Lowered},
+    module::{Code, Ctx, FunctionText, Location, disassemble},
+    parallel::Parallel,
+    weights::{Line, Weights, aligned},
+};
+use bytes::Bytes;
+use cranelift_module::FuncId;
+use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What code is generated.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Instructions that may be used; the CPU must have them.
+    pub tier: &'static Tier,
+    /// Replace requantization by narrowing: wrong results, right timing. The difference is what requantization costs.
+    pub measure_pack_only: bool,
+    /// Keep the text of every function for [`CompiledModel::listing`].
+    pub listing: bool,
+}
+
+impl Options {
+    /// Code for this tier, for use.
+    pub fn new(tier: &'static Tier) -> Options {
+        Options { tier, measure_pack_only: false, listing: false }
+    }
+}
+
+/// What [`CompiledModel::listing`] prints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListingKind {
+    /// Cranelift's IR.
+    Clif,
+    /// Machine code, disassembled.
+    Asm,
+}
+
+/// An estimate of what a step does.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Work {
+    /// Multiply-accumulates.
+    pub macs: u64,
+    /// Bytes of operands, constants included.
+    pub bytes_read: u64,
+    /// Bytes of results.
+    pub bytes_written: u64,
+}
+
+type Entry = extern "sysv64" fn(*const Ctx, u64, u64);
+
+enum Action {
+    /// Not yet executable; only while a model is being compiled.
+    Pending,
+    Call(Entry),
+    Interpret(Box<Interpretation>),
+}
+
+/// A node that is computed by its definition, on copies of its operands.
+struct Interpretation {
+    op: Op,
+    operands: Vec<(Location, TensorType)>,
+    results: Vec<(Location, TensorType)>,
+}
+
+/// One step of a model.
+pub struct Step {
+    /// Name of the node.
+    pub name: String,
+    /// Mnemonic of its op.
+    pub op: &'static str,
+    /// The node in the graph that was compiled.
+    pub node: NodeId,
+    /// Where it runs.
+    pub device: Device,
+    /// Size of the index space that threads split.
+    pub units: u64,
+    /// What the step does.
+    pub work: Work,
+    /// Name of the kernel; `interpreter` where it is interpreted.
+    pub kernel: String,
+    action: Action,
+}
+
+impl Step {
+    fn new(graph: &Graph, node: NodeId, kernel: &str, units: u64, work: Work) -> Step {
+        let n = graph.node(node);
+        Step {
+            name: n.name.clone(),
+            op: graph.mnemonic(node),
+            node,
+            device: n.device.unwrap_or(Device::Interpreter),
+            units,
+            work,
+            kernel: kernel.into(),
+            action: Action::Pending,
+        }
+    }
+
+    pub(crate) fn compiled(graph: &Graph, node: NodeId, kernel: &str, units: u64, work: Work) -> Step {
+        Step::new(graph, node, kernel, units, work)
+    }
+
+    pub(crate) fn interpreted(
+        graph: &Graph,
+        node: NodeId,
+        operands: Vec<Location>,
+        results: Vec<Location>,
+        work: Work,
+    ) -> Step {
+        let mut step = Step::new(graph, node, "interpreter", 1, work);
+        if let Some(op) = graph.op(node) {
+            let types = graph.operands(node).into_iter().map(|v| graph.ty(v).clone());
+            step.action = Action::Interpret(Box::new(Interpretation {
+                op: op.clone(),
+                operands: operands.into_iter().zip(types).collect(),
+                results: results.into_iter().zip(graph.node(node).outputs().iter().cloned()).collect(),
+            }));
+        }
+        step
+    }
+
+    /// Roughly how long the step takes on one thread, in nanoseconds.
+    fn nanoseconds(&self) -> u64 {
+        // 100 multiply-accumulates or 8 bytes in a nanosecond: only the order of magnitude matters.
+        self.work.macs / 100 + (self.work.bytes_read + self.work.bytes_written) / 8
+    }
+}
+
+/// Machine code, weights and buffer plan of a model. Immutable and shared; its code is freed with it.
+pub struct CompiledModel {
+    steps: Vec<Step>,
+    inputs: Vec<(String, TensorType)>,
+    outputs: Vec<(String, TensorType)>,
+    arena_bytes: u64,
+    weights: Weights,
+    tier: &'static Tier,
+    code: Code,
+}
+
+/// Compiles a graph at `Stage::Placed`.
+///
+/// # Errors
+/// Where a node has no device or cannot run on its device, where the model needs more memory than the limits allow, and
+/// where this CPU lacks the tier.
+pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, CodegenError> {
+    if graph.stage != Stage::Placed {
+        let node = graph.nodes().find(|(_, n)| n.op().is_some()).map(|(_, n)| n.name.clone());
+        return Err(CodegenError::NotPlaced { node: node.unwrap_or_else(|| graph.name.clone()) });
+    }
+    if !options.tier.is_available() {
+        return Err(CodegenError::TierUnavailable { tier: options.tier.name });
+    }
+    let Lowered { code, weights, steps, arena_bytes, .. } = lower::lower(graph, options)?;
+    let (code, entry_of) = code.finish()?;
+    let steps = steps.into_iter().map(|p| match p.entry {
+        Some(id) => Step { action: Action::Call(entry(&entry_of, id)), ..p.step },
+        None => p.step,
+    });
+    let named = |name: &str, ty: &TensorType| (name.to_string(), ty.clone());
+    Ok(CompiledModel {
+        steps: steps.collect(),
+        inputs: graph
+            .inputs()
+            .iter()
+            .map(|&id| named(&graph.node(id).name, &graph.node(id).outputs()[0]))
+            .collect(),
+        outputs: graph.outputs().iter().map(|o| named(&o.name, graph.ty(o.value))).collect(),
+        arena_bytes,
+        weights: weights.finish(),
+        tier: options.tier,
+        code,
+    })
+}
+
+fn entry(entry_of: &impl Fn(FuncId) -> *const u8, id: FuncId) -> Entry {
+    // SAFETY: the function was declared with the parameters of `Entry` by `Lowering::step`, the module is finalized,
+    // and the model that gets the pointer owns the code.
+    #[allow(unsafe_code, reason = "machine code becomes a function")]
+    unsafe {
+        std::mem::transmute::<*const u8, Entry>(entry_of(id))
+    }
+}
+
+impl CompiledModel {
+    /// The steps, in the order in which they run.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Names and types of the inputs, in the order of the model's signature.
+    pub fn inputs(&self) -> &[(String, TensorType)] {
+        &self.inputs
+    }
+
+    /// Names and types of the outputs, in the order of the model's signature.
+    pub fn outputs(&self) -> &[(String, TensorType)] {
+        &self.outputs
+    }
+
+    /// Bytes of intermediate values that each [`Execution`] holds.
+    pub fn arena_bytes(&self) -> u64 {
+        self.arena_bytes
+    }
+
+    /// Bytes of weights and tables, shared by all executions.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// Bytes of machine code.
+    pub fn code_bytes(&self) -> usize {
+        self.code.bytes()
+    }
+
+    /// The tier that the code is for.
+    pub fn tier(&self) -> &'static Tier {
+        self.tier
+    }
+
+    /// The text of every function; empty unless [`Options::listing`] was set.
+    ///
+    /// # Errors
+    /// Where the disassembler fails.
+    pub fn listing(&self, kind: ListingKind) -> Result<String, CodegenError> {
+        let mut text = String::new();
+        for FunctionText { name, clif, code } in self.code.texts() {
+            let body = match kind {
+                ListingKind::Clif if clif.is_empty() => continue,
+                ListingKind::Clif => clif.clone(),
+                ListingKind::Asm => disassemble(self.tier, code)?,
+            };
+            text.push_str(&format!("; {name}\n{body}\n"));
+        }
+        Ok(text)
+    }
+}
+
+/// Addresses of the caller's buffers, set for the time of one run.
+struct External(Vec<*mut u8>);
+
+// SAFETY: the pointers are only dereferenced during `Execution::run`, which sets them to buffers that it has borrowed.
+#[allow(unsafe_code, reason = "raw pointers are not Send by themselves")]
+unsafe impl Send for External {}
+// SAFETY: as above; a shared reference to an `Execution` gives no access to them.
+#[allow(unsafe_code, reason = "raw pointers are not Sync by themselves")]
+unsafe impl Sync for External {}
+
+/// One caller's state: the arena of intermediate values. Runs one request at a time.
+pub struct Execution {
+    model: Arc<CompiledModel>,
+    arena: Vec<Line>,
+    external: External,
+}
+
+/// Lets threads share the context of a step.
+struct Shared<'a>(&'a Ctx);
+
+// SAFETY: a step's units write disjoint bytes by the contract of steps, and steps do not overlap.
+#[allow(unsafe_code, reason = "raw pointers are not Sync by themselves")]
+unsafe impl Sync for Shared<'_> {}
+
+impl Shared<'_> {
+    /// Through a method, so that closures capture the whole and not the pointers.
+    fn ctx(&self) -> *const Ctx {
+        self.0
+    }
+}
+
+/// Work that is worth handing to another thread, in nanoseconds. Tests have small tensors and split all steps.
+const THREAD_GRAIN: u64 = if cfg!(test) { 1 } else { 5_000 };
+
+impl Execution {
+    /// An execution with its own arena, all zeros.
+    pub fn new(model: Arc<CompiledModel>) -> Execution {
+        let arena = aligned(model.arena_bytes as usize + SLACK);
+        let external = External(vec![std::ptr::null_mut(); model.inputs.len() + model.outputs.len()]);
+        Execution { model, arena, external }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<CompiledModel> {
+        &self.model
+    }
+
+    /// Runs the model: bytes of all inputs to bytes of all outputs, of any alignment.
+    ///
+    /// `profile` has one entry a step, to which the step's time is added. Allocates nothing unless a step is interpreted.
+    ///
+    /// # Errors
+    /// Where the number or sizes of the buffers are not the model's, or an interpreted op fails on these values.
+    pub fn run(
+        &mut self,
+        inputs: &[&[u8]],
+        outputs: &mut [&mut [u8]],
+        pool: &dyn Parallel,
+        mut profile: Option<&mut [Duration]>,
+    ) -> Result<(), CodegenError> {
+        self.check(inputs, outputs, profile.as_deref())?;
+        let pointers =
+            inputs.iter().map(|b| b.as_ptr().cast_mut()).chain(outputs.iter_mut().map(|b| b.as_mut_ptr()));
+        for (slot, pointer) in self.external.0.iter_mut().zip(pointers) {
+            *slot = pointer;
+        }
+        let ctx = Ctx {
+            arena: self.arena.as_mut_ptr().cast(),
+            weights: self.model.weights.as_ptr(),
+            external: self.external.0.as_ptr(),
+        };
+        for (i, step) in self.model.steps.iter().enumerate() {
+            let start = profile.is_some().then(Instant::now);
+            match &step.action {
+                Action::Pending => {}
+                Action::Call(entry) => call(*entry, &ctx, step, pool),
+                Action::Interpret(op) => op.run(step, &ctx, inputs.len())?,
+            }
+            if let (Some(times), Some(start)) = (profile.as_deref_mut(), start) {
+                times[i] += start.elapsed();
+            }
+        }
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        inputs: &[&[u8]],
+        outputs: &[&mut [u8]],
+        profile: Option<&[Duration]>,
+    ) -> Result<(), CodegenError> {
+        let expect = |what: &dyn Fn() -> String, expected: usize, got: usize| match expected == got {
+            true => Ok(()),
+            false => Err(CodegenError::Buffers { what: what(), expected, got }),
+        };
+        expect(&|| "inputs".into(), self.model.inputs.len(), inputs.len())?;
+        expect(&|| "outputs".into(), self.model.outputs.len(), outputs.len())?;
+        for ((name, ty), buffer) in self.model.inputs.iter().zip(inputs) {
+            expect(&|| format!("bytes of input `{name}`"), ty.bytes(), buffer.len())?;
+        }
+        for ((name, ty), buffer) in self.model.outputs.iter().zip(outputs) {
+            expect(&|| format!("bytes of output `{name}`"), ty.bytes(), buffer.len())?;
+        }
+        match profile {
+            Some(times) => expect(&|| "profile entries".into(), self.model.steps.len(), times.len()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn call(entry: Entry, ctx: &Ctx, step: &Step, pool: &dyn Parallel) {
+    let parts = (step.nanoseconds() / THREAD_GRAIN).min(pool.threads() as u64).min(step.units);
+    if parts < 2 {
+        return entry(ctx, 0, step.units);
+    }
+    let shared = Shared(ctx);
+    pool.run(parts as usize, &|part| {
+        let bound = |p: u64| (u128::from(p) * u128::from(step.units) / u128::from(parts)) as u64;
+        entry(shared.ctx(), bound(part as u64), bound(part as u64 + 1));
+    });
+}
+
+impl Interpretation {
+    fn run(&self, step: &Step, ctx: &Ctx, inputs: usize) -> Result<(), CodegenError> {
+        let refuse = |source| CodegenError::Node { node: step.name.clone(), op: step.op, source };
+        let mut operands = Vec::with_capacity(self.operands.len());
+        for (location, ty) in &self.operands {
+            let pointer = resolve(ctx, *location, inputs);
+            // SAFETY: the plan keeps `ty.bytes()` bytes alive at the location, every earlier step has finished, and no
+            // one writes while this step runs.
+            #[allow(unsafe_code, reason = "a value in the arena becomes a slice")]
+            let bytes = unsafe { std::slice::from_raw_parts(pointer.cast_const(), ty.bytes()) };
+            let tensor = Tensor::from_bytes(ty.dtype, ty.shape.clone(), Bytes::copy_from_slice(bytes));
+            operands.push(tensor.map_err(|e| refuse(e.into()))?);
+        }
+        let types: Vec<&TensorType> = self.operands.iter().map(|(_, ty)| ty).collect();
+        let expected: Vec<TensorType> = self.results.iter().map(|(_, ty)| ty.clone()).collect();
+        let results =
+            self.op.eval(&operands.iter().collect::<Vec<_>>(), &types, &expected).map_err(refuse)?;
+        for ((location, ty), tensor) in self.results.iter().zip(&results) {
+            let pointer = resolve(ctx, *location, inputs);
+            // SAFETY: as above; the operands were copied, so nothing else refers to these bytes.
+            #[allow(unsafe_code, reason = "a value in the arena becomes a slice")]
+            let bytes = unsafe { std::slice::from_raw_parts_mut(pointer, ty.bytes()) };
+            let got = tensor.bytes();
+            if got.len() != bytes.len() {
+                let what = format!("bytes of `{}`", step.name);
+                return Err(CodegenError::Buffers { what, expected: bytes.len(), got: got.len() });
+            }
+            bytes.copy_from_slice(got);
+        }
+        Ok(())
+    }
+}
+
+/// The first byte of a value.
+fn resolve(ctx: &Ctx, location: Location, inputs: usize) -> *mut u8 {
+    match location {
+        Location::Arena(offset) => ctx.arena.wrapping_add(offset as usize),
+        Location::Weights(offset) => ctx.weights.wrapping_add(offset as usize).cast_mut(),
+        Location::Input(i) => external(ctx, i),
+        Location::Output(i) => external(ctx, inputs + i),
+    }
+}
+
+fn external(ctx: &Ctx, index: usize) -> *mut u8 {
+    // SAFETY: the table has one entry for each input and output, and the plan only names those.
+    #[allow(unsafe_code, reason = "the table is passed to machine code as a pointer")]
+    unsafe {
+        *ctx.external.add(index)
+    }
+}

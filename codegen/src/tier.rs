@@ -1,0 +1,152 @@
+//! ISA tiers: what a CPU can do, as data. The emitters ask the tier; nothing else knows instruction sets.
+
+use std::fmt;
+
+/// Who emits the dense microkernels of a tier.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Isa {
+    /// zmm, EVEX, VNNI dot products, 32 registers.
+    Avx512Vnni,
+    /// ymm, VEX-encoded VNNI dot products, 16 registers.
+    AvxVnni,
+    /// ymm, products widened to 16 bits (`pmaddwd`), 16 registers.
+    Avx2,
+    /// Cranelift's 128-bit vectors with the VNNI dot product.
+    XmmVnni,
+    /// Cranelift's 128-bit vectors, SSE4.2 only.
+    Xmm,
+}
+
+/// One ISA tier. All tiers give the same bits on integers; they differ in speed.
+#[derive(Debug)]
+pub struct Tier {
+    /// The spelling of `QCC_ISA` and `--isa`.
+    pub name: &'static str,
+    /// Vector form of the dense microkernels.
+    pub isa: Isa,
+    /// Whether this CPU has it.
+    detect: fn() -> bool,
+    /// Cranelift's feature flags for the code around the microkernels, on top of x86-64.
+    pub cranelift_flags: &'static [&'static str],
+}
+
+const V2: &[&str] = &["has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
+const V3: &[&str] = &[
+    "has_sse3",
+    "has_ssse3",
+    "has_sse41",
+    "has_sse42",
+    "has_popcnt",
+    "has_avx",
+    "has_avx2",
+    "has_fma",
+    "has_bmi1",
+    "has_bmi2",
+    "has_lzcnt",
+];
+/// EVEX is used for the 128-bit dot product only: no `has_avx512dq`, whose 64-bit product is slower than `pmuldq`.
+const V4_VNNI: &[&str] = &[
+    "has_sse3",
+    "has_ssse3",
+    "has_sse41",
+    "has_sse42",
+    "has_popcnt",
+    "has_avx",
+    "has_avx2",
+    "has_fma",
+    "has_bmi1",
+    "has_bmi2",
+    "has_lzcnt",
+    "has_avx512f",
+    "has_avx512vl",
+    "has_avx512vnni",
+];
+const V3_VNNI: &[&str] = &[
+    "has_sse3",
+    "has_ssse3",
+    "has_sse41",
+    "has_sse42",
+    "has_popcnt",
+    "has_avx",
+    "has_avx2",
+    "has_fma",
+    "has_bmi1",
+    "has_bmi2",
+    "has_lzcnt",
+    "has_avx_vnni",
+];
+
+/// All tiers, the best first. The last one runs on every CPU that qcc supports.
+pub static TIERS: [Tier; 5] = [
+    Tier {
+        name: "avx512vnni",
+        isa: Isa::Avx512Vnni,
+        detect: || {
+            is_v3()
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni")
+        },
+        cranelift_flags: V4_VNNI,
+    },
+    Tier {
+        name: "avxvnni",
+        isa: Isa::AvxVnni,
+        detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
+        cranelift_flags: V3_VNNI,
+    },
+    Tier { name: "avx2", isa: Isa::Avx2, detect: is_v3, cranelift_flags: V3 },
+    Tier {
+        name: "xmm-vnni",
+        isa: Isa::XmmVnni,
+        detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
+        cranelift_flags: V3_VNNI,
+    },
+    Tier {
+        name: "x86-64-v2",
+        isa: Isa::Xmm,
+        detect: || is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("popcnt"),
+        cranelift_flags: V2,
+    },
+];
+
+fn is_v3() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("lzcnt")
+}
+
+impl Tier {
+    /// Whether this CPU can run the tier.
+    pub fn is_available(&self) -> bool {
+        (self.detect)()
+    }
+
+    /// The tier with this name.
+    pub fn from_name(name: &str) -> Option<&'static Tier> {
+        TIERS.iter().find(|t| t.name == name)
+    }
+
+    /// The tiers of this CPU, the best first; empty below x86-64-v2.
+    pub fn available() -> Vec<&'static Tier> {
+        TIERS.iter().filter(|t| t.is_available()).collect()
+    }
+}
+
+/// Names are unique.
+impl PartialEq for Tier {
+    fn eq(&self, other: &Tier) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Tier {}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
