@@ -15,6 +15,7 @@ pub mod peak;
 pub mod tier;
 
 mod error;
+mod kernels;
 mod lower;
 mod model;
 mod module;

@@ -277,8 +277,8 @@ impl Shared<'_> {
     }
 }
 
-/// Work that is worth handing to another thread, in nanoseconds.
-const THREAD_GRAIN: u64 = 5_000;
+/// Work that is worth handing to another thread, in nanoseconds. Tests have small tensors and split all steps.
+const THREAD_GRAIN: u64 = if cfg!(test) { 1 } else { 5_000 };
 
 impl Execution {
     /// An execution with its own arena, all zeros.

@@ -37,7 +37,7 @@ pub(crate) struct Plan {
 }
 
 /// Whether a node's result is its operand's bytes under another type.
-fn is_alias(graph: &Graph, node: NodeId) -> bool {
+pub(crate) fn is_alias(graph: &Graph, node: NodeId) -> bool {
     match graph.op(node) {
         Some(Op::Reshape(_) | Op::Transfer(_)) => true,
         Some(Op::Unary(u)) => u.kind == UnaryKind::Identity,

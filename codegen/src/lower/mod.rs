@@ -4,21 +4,27 @@
 //! emitted stand next to each other. An op without one runs in the reference interpreter.
 
 mod conv;
+mod elementwise;
 mod matmul;
 mod product;
+mod norm;
+mod pool;
+mod quantize;
+mod reduce;
 mod shape;
 
 use crate::{
     CodegenError, Options,
+    kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
-    plan::{Plan, check_arena, is_constant, total_bytes},
+    plan::{Plan, check_arena, is_alias, is_constant, total_bytes},
     weights::WeightBlock,
 };
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How one op is lowered.
 pub(crate) struct Lowerer {
@@ -31,9 +37,29 @@ pub(crate) struct Lowerer {
 /// The one table of lowerings. `None`: only the interpreter computes it.
 fn lowerer(op: &Op) -> Option<&'static Lowerer> {
     Some(match op {
+        Op::Unary(_) => &elementwise::UNARY,
+        Op::Binary(_) => &elementwise::BINARY,
+        Op::QUnary(_) => &elementwise::Q_UNARY,
+        Op::QBinary(_) => &elementwise::Q_BINARY,
+        Op::Cast(_) => &elementwise::CAST,
+
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
+        Op::Transpose(_) => &shape::TRANSPOSE,
+        Op::Slice(_) => &shape::SLICE,
+        Op::Concat(_) => &shape::CONCAT,
+        Op::Pad(_) => &shape::PAD,
+        Op::Expand(_) => &shape::EXPAND,
+        Op::Gather(_) => &shape::GATHER,
+        Op::Pool(_) => &pool::POOL,
+        Op::QAveragePool(_) => &pool::Q_AVERAGE_POOL,
+        Op::Softmax(_) => &norm::SOFTMAX,
+        Op::Lrn(_) => &norm::LRN,
+        Op::Reduce(_) => &reduce::REDUCE,
+        Op::Quantize(_) => &quantize::QUANTIZE,
+        Op::Dequantize(_) => &quantize::DEQUANTIZE,
+        Op::FakeQuant(_) => &quantize::FAKE_QUANT,
         _ => return None,
     })
 }
@@ -49,9 +75,34 @@ pub fn capability(graph: &Graph, node: NodeId) -> Result<(), String> {
     }
 }
 
-/// Nodes that are computed within the step of another one, and that other one.
-pub(crate) fn fuse(_graph: &Graph) -> BTreeMap<NodeId, NodeId> {
-    BTreeMap::new()
+/// Nodes that are computed within the step of another one, and that other one: a transpose before or behind an
+/// elementwise op of one operand is only the order in which that op reads or writes. Every int8 model begins with such
+/// a pair (f32 channels first to u8 channels last).
+pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
+    let mut fused: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    let mut into = BTreeSet::new();
+    let is_generated = |id: NodeId| {
+        matches!(graph.node(id).device, Some(Device::Int8Jit | Device::FloatJit))
+            && capability(graph, id).is_ok()
+    };
+    for (node, _) in graph.nodes().filter(|(_, n)| n.op().is_some()) {
+        let Some(&operand) = graph.operands(node).first() else { continue };
+        let (Some(outer), Some(inner)) = (graph.op(node), graph.op(operand.node)) else { continue };
+        let is_pair = match (outer, inner) {
+            (Op::Transpose(_), inner) => quantize::maps_elements(inner) && !is_alias(graph, node),
+            (outer, Op::Transpose(_)) => quantize::maps_elements(outer) && !is_alias(graph, operand.node),
+            _ => false,
+        };
+        let is_free = graph.sole_use(operand).is_some()
+            && !into.contains(&operand.node)
+            && !is_alias(graph, operand.node)
+            && !is_alias(graph, node);
+        if is_pair && is_free && is_generated(node) && is_generated(operand.node) {
+            fused.insert(operand.node, node);
+            into.insert(node);
+        }
+    }
+    fused
 }
 
 /// The state of lowering one model.
@@ -263,6 +314,50 @@ impl<'g> Lowering<'g> {
             macs: self.graph.macs(node),
             bytes_read: total_bytes(reads.iter().map(|&v| self.graph.ty(v))),
             bytes_written: total_bytes(self.graph.node(node).outputs()),
+        }
+    }
+
+    /// The work of the node whose steps are being emitted, with all that is fused into it.
+    pub(crate) fn current_work(&self) -> Work {
+        self.node.map_or(Work::default(), |node| self.work(node))
+    }
+
+    /// Operand `slot` of a node as the elementwise kernel reads it, in the order of the node's operand shape.
+    pub(crate) fn operand_view(&mut self, node: NodeId, slot: usize) -> Result<View, CodegenError> {
+        let value = self.graph.operand(node, slot);
+        if self.plan.fused_into.get(&value.node) == Some(&node)
+            && let Some(Op::Transpose(t)) = self.graph.op(value.node)
+        {
+            return Ok(self.operand_view(value.node, 0)?.permuted(&t.perm));
+        }
+        let ty = self.graph.ty(value);
+        Ok(View::dense(self.location(value)?, ty.dtype, &ty.shape))
+    }
+
+    /// Operand `slot` of a node, broadcast to `dims`.
+    pub(crate) fn broadcast_view(
+        &mut self,
+        node: NodeId,
+        slot: usize,
+        dims: &[usize],
+    ) -> Result<View, CodegenError> {
+        let shape = self.graph.shape(self.graph.operand(node, slot));
+        Ok(self.operand_view(node, slot)?.broadcast_to(shape, dims))
+    }
+
+    /// The result of a node as the elementwise kernel writes it, in the order of the node's own shape.
+    pub(crate) fn result_view(&mut self, node: NodeId) -> Result<View, CodegenError> {
+        let outer = self.plan.fused_into.get(&node).copied();
+        let ty = self.graph.ty(outer.unwrap_or(node).out());
+        let view = View::dense(self.location(outer.unwrap_or(node).out())?, ty.dtype, &ty.shape);
+        match outer.and_then(|id| self.graph.op(id)) {
+            Some(Op::Transpose(t)) => {
+                // Dimension perm[i] of the inner result is dimension i of the outer one.
+                let mut inverse = vec![0; t.perm.len()];
+                t.perm.iter().enumerate().for_each(|(i, &p)| inverse[p] = i);
+                Ok(view.permuted(&inverse))
+            }
+            _ => Ok(view),
         }
     }
 

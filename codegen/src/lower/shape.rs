@@ -1,19 +1,25 @@
-//! Ops that move elements and compute none.
+//! Ops that move elements and compute none: strided copies.
 
-use super::{Lowerer, Lowering};
+use super::{Lowerer, Lowering, lowerer};
 use crate::{
     CodegenError,
-    model::Work,
-    module::{Location, MEM},
+    kernels::map::{self, View},
+    module::Location,
 };
-use cranelift_codegen::ir::{InstBuilder, condcodes::IntCC, types};
-use qcc_ir::NodeId;
+use qcc_ir::{
+    DType, Graph, NodeId, Op,
+    ops::{Concat, Pad, PadMode, Slice},
+};
 
 /// Ops whose result is their operand's bytes. The plan gives both one place, so there is nothing to emit.
 pub(super) const ALIAS: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: |_, _: NodeId| Ok(()) };
 
-/// Bytes that one unit of a copy moves: enough to be worth a thread's while.
-const COPY_UNIT: u64 = 4096;
+pub(super) const TRANSPOSE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: transpose };
+pub(super) const SLICE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: slice };
+pub(super) const CONCAT: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: concat };
+pub(super) const PAD: Lowerer = Lowerer { supported: pad_supported, lower: pad };
+pub(super) const EXPAND: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: expand };
+pub(super) const GATHER: Lowerer = Lowerer { supported: gather_supported, lower: gather };
 
 /// A step that copies bytes.
 pub(super) fn copy(
@@ -23,44 +29,174 @@ pub(super) fn copy(
     to: Location,
     bytes: u64,
 ) -> Result<(), CodegenError> {
-    let work = Work { macs: 0, bytes_read: bytes, bytes_written: bytes };
-    let units = bytes.div_ceil(COPY_UNIT);
-    cx.step(kernel, units, work, |e, ctx, begin, end| {
-        let (source, target) = (e.address(ctx, from), e.address(ctx, to));
-        let b = &mut e.b;
-        let total = b.ins().iconst(types::I64, bytes as i64);
-        let start = b.ins().imul_imm_s(begin, COPY_UNIT as i64);
-        let stop = b.ins().imul_imm_s(end, COPY_UNIT as i64);
-        let stop = b.ins().umin(stop, total);
-        let vectors = b.ins().band_imm_s(stop, -16);
-        let at = copy_loop(b, types::I8X16, source, target, start, vectors);
-        copy_loop(b, types::I8, source, target, at, stop);
-        Ok(())
-    })
+    let dims = [bytes as usize];
+    let view = |location| View::dense(location, DType::U8, &dims);
+    map::copy(cx, kernel, &dims, view(from), view(to))
 }
 
-/// Copies elements of type `ty` from offset `start` up to `stop`; the offset where it ended.
-fn copy_loop(
-    b: &mut cranelift_frontend::FunctionBuilder,
-    ty: types::Type,
-    source: cranelift_codegen::ir::Value,
-    target: cranelift_codegen::ir::Value,
-    start: cranelift_codegen::ir::Value,
-    stop: cranelift_codegen::ir::Value,
-) -> cranelift_codegen::ir::Value {
-    let (head, body, done) = (b.create_block(), b.create_block(), b.create_block());
-    let at = b.append_block_param(head, types::I64);
-    b.ins().jump(head, &[start.into()]);
-    b.switch_to_block(head);
-    let more = b.ins().icmp(IntCC::UnsignedLessThan, at, stop);
-    b.ins().brif(more, body, &[], done, &[]);
-    b.switch_to_block(body);
-    let from = b.ins().iadd(source, at);
-    let x = b.ins().load(ty, MEM, from, 0);
-    let to = b.ins().iadd(target, at);
-    b.ins().store(MEM, x, to, 0);
-    let next = b.ins().iadd_imm_s(at, i64::from(ty.bytes()));
-    b.ins().jump(head, &[next.into()]);
-    b.switch_to_block(done);
-    at
+/// The op's own attributes; lowerings are only called for the op that names them in the table.
+macro_rules! attributes {
+    ($cx:expr, $node:expr, $op:ident) => {
+        match $cx.graph.op($node) {
+            Some(Op::$op(op)) => op,
+            _ => return Ok(()),
+        }
+    };
+}
+pub(super) use attributes;
+
+fn transpose(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let t = attributes!(cx, node, Transpose);
+    let operand = cx.graph.operand(node, 0);
+    if cx.plan.fused_into.contains_key(&operand.node) {
+        // The elementwise op writes its result in this order.
+        return match cx.graph.op(operand.node).and_then(lowerer) {
+            Some(inner) => (inner.lower)(cx, operand.node),
+            None => Ok(()),
+        };
+    }
+    let dims = cx.graph.shape(node.out()).to_vec();
+    let from = cx.operand_view(node, 0)?.permuted(&t.perm);
+    let to = cx.result_view(node)?;
+    map::copy(cx, "transpose", &dims, from, to)
+}
+
+fn slice(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let Slice { axes } = attributes!(cx, node, Slice);
+    let dims = cx.graph.shape(node.out()).to_vec();
+    let mut from = cx.operand_view(node, 0)?;
+    for (stride, axis) in from.strides.iter_mut().zip(axes) {
+        from.offset += *stride * axis.start as i64;
+        *stride *= axis.step as i64;
+    }
+    let to = cx.result_view(node)?;
+    map::copy(cx, "slice", &dims, from, to)
+}
+
+fn concat(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let &Concat { axis } = attributes!(cx, node, Concat);
+    let mut to = cx.result_view(node)?;
+    for (slot, operand) in cx.graph.operands(node).into_iter().enumerate() {
+        let dims = cx.graph.shape(operand).to_vec();
+        let from = cx.operand_view(node, slot)?;
+        map::copy(cx, "concat", &dims, from, to.clone())?;
+        to.offset += to.strides[axis] * dims[axis] as i64;
+    }
+    Ok(())
+}
+
+fn pad_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
+    match graph.op(node) {
+        Some(Op::Pad(pad)) => {
+            pad.fill(graph.ty(graph.operand(node, 0))).map(|_| ()).map_err(|e| e.to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The elements, then the borders axis by axis: those of an axis span the earlier axes with their borders and the later
+/// ones without, so that each element is written once and the corners of a mirror come out right.
+fn pad(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let Pad { before, after, mode } = attributes!(cx, node, Pad);
+    let Some(&ty) = cx.operand_types(node).first() else { return Ok(()) };
+    let from = cx.operand_view(node, 0)?;
+    let result = cx.result_view(node)?;
+    let mut inner = result.clone();
+    for (&stride, &n) in result.strides.iter().zip(before) {
+        inner.offset += stride * n as i64;
+    }
+    map::copy(cx, "pad", &ty.shape, from, inner.clone())?;
+
+    let rank = ty.shape.rank();
+    let fill = match mode {
+        PadMode::Constant { .. } => {
+            let Some(Op::Pad(op)) = cx.graph.op(node) else { return Ok(()) };
+            let bytes = op.fill(ty).map_err(|e| cx.refuse(node, e))?;
+            let at = Location::Weights(cx.weights(&bytes, ty.dtype.size())?);
+            Some(View::along(at, ty.dtype, None, rank))
+        }
+        _ => None,
+    };
+    // What is complete so far: grows from the elements to the whole.
+    let (mut region, mut dims) = (inner, ty.shape.to_vec());
+    for axis in 0..rank {
+        let stride = region.strides[axis];
+        let extent = dims[axis] as i64;
+        for (count, is_front) in [(before[axis] as i64, true), (after[axis] as i64, false)] {
+            let mut border = region.clone();
+            border.offset += stride * if is_front { -count } else { extent };
+            let source = match &fill {
+                Some(fill) => fill.clone(),
+                None => {
+                    // The element that the border's first one repeats, and the direction of the others.
+                    let (first, step) = match mode {
+                        PadMode::Edge if is_front => (0, 0),
+                        PadMode::Edge => (extent - 1, 0),
+                        PadMode::Reflect if is_front => (count, -1),
+                        PadMode::Reflect => (extent - 2, -1),
+                        PadMode::Wrap if is_front => (extent - count, 1),
+                        PadMode::Wrap | PadMode::Constant { .. } => (0, 1),
+                    };
+                    let mut source = region.clone();
+                    source.offset += stride * first;
+                    source.strides[axis] = stride * step;
+                    source
+                }
+            };
+            let mut border_dims = dims.clone();
+            border_dims[axis] = count as usize;
+            map::copy(cx, "pad_border", &border_dims, source, border)?;
+        }
+        region.offset -= stride * before[axis] as i64;
+        dims[axis] += before[axis] + after[axis];
+    }
+    Ok(())
+}
+
+fn expand(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let dims = cx.graph.shape(node.out()).to_vec();
+    let from = cx.operand_view(node, 0)?.broadcast_to(cx.graph.shape(cx.graph.operand(node, 0)), &dims);
+    let to = cx.result_view(node)?;
+    map::copy(cx, "expand", &dims, from, to)
+}
+
+/// Constant indices as first index and step, where they are evenly spaced and in range.
+fn progression(graph: &Graph, node: NodeId, axis: usize) -> Result<(i64, i64), String> {
+    let indices = graph
+        .constant_value(graph.operand(node, 1))
+        .and_then(|t| t.to_i64())
+        .ok_or("the indices are computed at run time")?;
+    let extent = graph.shape(graph.operand(node, 0))[axis] as i64;
+    let front: Vec<i64> = indices.iter().map(|&i| if i < 0 { i.saturating_add(extent) } else { i }).collect();
+    if front.iter().any(|i| !(0..extent).contains(i)) {
+        return Err("an index is out of range".into());
+    }
+    let first = front.first().copied().unwrap_or(0);
+    let step = front.get(1).map_or(0, |second| second - first);
+    match front.windows(2).all(|w| w[1] - w[0] == step) {
+        true => Ok((first, step)),
+        false => Err("the indices are not evenly spaced".into()),
+    }
+}
+
+fn gather_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
+    match graph.op(node) {
+        Some(Op::Gather(g)) => progression(graph, node, g.axis).map(|_| ()),
+        _ => Ok(()),
+    }
+}
+
+fn gather(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let axis = attributes!(cx, node, Gather).axis;
+    let Ok((first, step)) = progression(cx.graph, node, axis) else { return Ok(()) };
+    let count = cx.graph.shape(cx.graph.operand(node, 1)).elements();
+    let mut dims = cx.graph.shape(cx.graph.operand(node, 0)).to_vec();
+    dims[axis] = count;
+    let mut from = cx.operand_view(node, 0)?;
+    from.offset += from.strides[axis] * first;
+    from.strides[axis] *= step;
+    // The axes of the indices are one axis of the copy: they lie densely in the result.
+    let result = cx.graph.ty(node.out());
+    let to = View::dense(cx.location(node.out())?, result.dtype, &dims);
+    map::copy(cx, "gather", &dims, from, to)
 }

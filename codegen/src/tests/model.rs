@@ -1,6 +1,6 @@
 //! The framework: aliases, outputs, errors.
 
-use super::{compiled, run_serially, tiers};
+use super::{compiled, placed, run_serially, tiers};
 use qcc_ir::{
     DType, Device, Graph, Shape, TensorType,
     ops::{Reshape, Transfer},
@@ -13,14 +13,11 @@ fn an_input_that_is_an_output_is_copied() {
         let x = g.input("x", TensorType::new(DType::U8, Shape::new([len]).unwrap())).unwrap();
         let y = g.add("y", Reshape { shape: Shape::new([1, len]).unwrap() }, &[x]).unwrap();
         let z = g.add("z", Transfer { to: Device::Int8Jit }, &[y.out()]).unwrap();
-        for id in [y, z] {
-            g.set_device(id, Some(Device::FloatJit));
-        }
         g.output("a", z.out());
         g.output("b", x);
         let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
         for tier in tiers() {
-            let outputs = run_serially(&compiled(&g, tier), &[&bytes]);
+            let outputs = run_serially(&compiled(&placed(&g), tier), &[&bytes]);
             assert_eq!(outputs, [bytes.clone(), bytes.clone()], "{len} on {tier}");
         }
     }

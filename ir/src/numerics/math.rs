@@ -56,6 +56,8 @@ pub const TANH_POLYNOMIAL: [f32; 5] =
 
 /// Below it in magnitude `erf` is a polynomial, above it a function of `exp`.
 pub const ERF_SMALL: f32 = 0.927_734_4;
+/// The fit ends where f32 does: from here on erf is 1.
+pub const ERF_MAX: f32 = 4.0;
 /// (erf x − x)/x as a polynomial in x² for |x| < [`ERF_SMALL`], highest power first.
 pub const ERF_POLYNOMIAL: [f32; 6] =
     [-5.967_617e-4, 4.991_194_3e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1];
@@ -142,9 +144,8 @@ pub fn sigmoid(x: f32) -> f32 {
 /// Gauss error function.
 pub fn erf(x: f32) -> f32 {
     let small = horner(x * x, &ERF_POLYNOMIAL) * x + x;
-    // The fit ends where f32 does: from 4 on erf is 1.
     let magnitude = x.abs();
-    let magnitude = select(magnitude > 4.0, 4.0, magnitude);
+    let magnitude = select(magnitude > ERF_MAX, ERF_MAX, magnitude);
     let large = 1.0 - exp(horner(magnitude, &ERF_TAIL) * magnitude - magnitude);
     let large = select(x < 0.0, -large, large);
     select(magnitude < ERF_SMALL, small, large)

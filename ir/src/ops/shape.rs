@@ -189,8 +189,8 @@ impl Operator for Transpose {
         }
         let dims: Vec<usize> = self.perm.iter().map(|&p| x.shape[p]).collect();
         let quant = x.quant.map(|q| {
-            let axis = q.axis().and_then(|a| self.perm.iter().position(|&p| p == a));
-            q.with_axis(axis)
+            let moved = q.axis().and_then(|a| self.perm.iter().position(|&p| p == a));
+            moved.map_or(q.clone(), |axis| q.on_axis(axis))
         });
         Ok(vec![TensorType { dtype: x.dtype, shape: Shape::new(dims)?, quant }])
     }
@@ -313,8 +313,11 @@ impl PadMode {
 }
 
 impl Pad {
-    /// The bytes of the constant as an element of this type.
-    fn fill(&self, x: &TensorType) -> Result<Vec<u8>, OpError> {
+    /// The bytes of the constant as an element of type `x`; none for the modes that repeat elements.
+    ///
+    /// # Errors
+    /// Where the constant is not a number of the type or on its grid.
+    pub fn fill(&self, x: &TensorType) -> Result<Vec<u8>, OpError> {
         let PadMode::Constant { value } = self.mode else { return Ok(vec![]) };
         let (number, holds) = match x.per_tensor() {
             Some((scale, zero)) => {

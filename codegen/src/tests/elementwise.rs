@@ -1,0 +1,191 @@
+//! Elementwise ops and quantization.
+
+use super::{check, graph_of, plain, quantized};
+use proptest::prelude::*;
+use qcc_ir::{
+    DType, Graph, OutputGrid, QuantParams, TensorType,
+    ops::{
+        Binary, BinaryKind, Cast, Dequantize, FakeQuant, QBinary, QBinaryKind, QUnary, Quantize, Transpose,
+        Unary, UnaryKind,
+    },
+};
+
+const UNARY: [UnaryKind; 29] = [
+    UnaryKind::Relu,
+    UnaryKind::LeakyRelu { alpha: 0.1 },
+    UnaryKind::Clip { lo: -1.5, hi: 6.0 },
+    UnaryKind::Clip { lo: f32::NEG_INFINITY, hi: 0.25 },
+    UnaryKind::Sigmoid,
+    UnaryKind::Tanh,
+    UnaryKind::HardSigmoid { alpha: 0.2, beta: 0.5 },
+    UnaryKind::HardSwish,
+    UnaryKind::Silu,
+    UnaryKind::Gelu,
+    UnaryKind::GeluTanh,
+    UnaryKind::Elu { alpha: 1.5 },
+    UnaryKind::Selu { alpha: 1.6733, gamma: 1.0507 },
+    UnaryKind::Mish,
+    UnaryKind::Softplus,
+    UnaryKind::Softsign,
+    UnaryKind::Exp,
+    UnaryKind::Log,
+    UnaryKind::Sqrt,
+    UnaryKind::Reciprocal,
+    UnaryKind::Erf,
+    UnaryKind::Neg,
+    UnaryKind::Abs,
+    UnaryKind::Sign,
+    UnaryKind::Floor,
+    UnaryKind::Ceil,
+    UnaryKind::Round,
+    UnaryKind::Identity,
+    UnaryKind::HardSigmoid { alpha: -0.2, beta: 0.5 },
+];
+
+const BINARY: [BinaryKind; 11] = [
+    BinaryKind::Add,
+    BinaryKind::Sub,
+    BinaryKind::Mul,
+    BinaryKind::Div,
+    BinaryKind::Max,
+    BinaryKind::Min,
+    BinaryKind::Equal,
+    BinaryKind::Less,
+    BinaryKind::LessOrEqual,
+    BinaryKind::Greater,
+    BinaryKind::GreaterOrEqual,
+];
+
+/// Dimensions with tails, ones and, rarely, a zero.
+pub(super) fn dims() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(
+        prop_oneof![1 => Just(0usize), 6 => 1usize..6, 3 => 14usize..35, 1 => Just(64usize)],
+        0..4,
+    )
+}
+
+#[test]
+fn every_unary_function_equals_its_definition_on_a_sweep() {
+    for kind in UNARY {
+        check(&graph_of(Unary { kind }, &[plain(DType::F32, &[4003])]), 7);
+    }
+    check(&graph_of(Unary { kind: UnaryKind::Not }, &[plain(DType::Bool, &[37])]), 7);
+}
+
+/// Operand shapes that broadcast to `dims`: bit `i` of `ones` makes dimension `i` a one, and leading ones may be left out.
+fn broadcast_from(dims: &[usize], ones: u32, drop: bool) -> Vec<usize> {
+    let mut from: Vec<usize> =
+        dims.iter().enumerate().map(|(i, &d)| if ones >> i & 1 == 1 { 1 } else { d }).collect();
+    while drop && from.first() == Some(&1) {
+        from.remove(0);
+    }
+    from
+}
+
+fn grid(dtype: DType, scale: f32, zero_point: i32, narrow: bool) -> OutputGrid {
+    let full = OutputGrid::full(dtype, scale, zero_point).unwrap();
+    if narrow { OutputGrid { lo: full.lo + 3, hi: full.hi - 40, ..full } } else { full }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn binary_functions_broadcast(
+        d in dims(), ones in any::<(u32, u32)>(), kind in 0..BINARY.len(), seed in any::<u64>(), integer: bool,
+    ) {
+        let (kind, dtype) = (BINARY[kind], if integer { DType::S32 } else { DType::F32 });
+        prop_assume!(!(integer && kind == BinaryKind::Div));
+        let a = plain(dtype, &broadcast_from(&d, ones.0 & !ones.1, false));
+        let b = plain(dtype, &broadcast_from(&d, ones.1, true));
+        check(&graph_of(Binary { kind }, &[a, b]), seed);
+    }
+
+    #[test]
+    fn logical_functions(d in dims(), ones in any::<u32>(), kind in 0..3, seed in any::<u64>()) {
+        let kind = [BinaryKind::And, BinaryKind::Or, BinaryKind::Xor][kind as usize];
+        let b = plain(DType::Bool, &broadcast_from(&d, ones, true));
+        check(&graph_of(Binary { kind }, &[plain(DType::Bool, &d), b]), seed);
+    }
+
+    #[test]
+    fn quantized_sums_and_products(
+        d in dims(), ones in any::<u32>(), kind in 0..3, s in (-6f32..2.0, -6f32..2.0, -5f32..1.0),
+        z in (0..256, 0..256, 0..256), signed: bool, narrow: bool, seed in any::<u64>(),
+    ) {
+        let kind = [QBinaryKind::Add, QBinaryKind::Sub, QBinaryKind::Mul][kind as usize];
+        let a = quantized(DType::U8, &d, s.0.exp2(), z.0);
+        let b = quantized(DType::U8, &broadcast_from(&d, ones, true), s.1.exp2(), z.1);
+        let (dtype, zero) = if signed { (DType::S8, z.2 - 128) } else { (DType::U8, z.2) };
+        let output = grid(dtype, s.2.exp2(), zero, narrow);
+        check(&graph_of(QBinary { kind, output }, &[a, b]), seed);
+    }
+
+    #[test]
+    fn tables(d in dims(), kind in 0..UNARY.len(), signed: bool, narrow: bool, seed in any::<u64>()) {
+        let (dtype, zero) = if signed { (DType::S8, -3) } else { (DType::U8, 100) };
+        let output = grid(DType::U8, 0.03, 17, narrow);
+        check(&graph_of(QUnary { kind: UNARY[kind], output }, &[quantized(dtype, &d, 0.05, zero)]), seed);
+    }
+
+    #[test]
+    fn quantize_and_back(
+        d in dims(), dtype in prop::sample::select(vec![DType::U8, DType::S8, DType::U4, DType::S4, DType::U16, DType::S16]),
+        axis in prop::option::of(0usize..3), seed in any::<u64>(),
+    ) {
+        let (lo, hi) = dtype.integer_range().unwrap();
+        let zero = |i: usize| lo as i32 + (i as i64 * 37 % (hi - lo + 1)) as i32;
+        let params = match axis.filter(|&a| a < d.len()) {
+            None => QuantParams::per_tensor(0.25, zero(5)).unwrap(),
+            Some(a) => QuantParams::per_axis(
+                a,
+                (0..d[a]).map(|i| 0.25 + i as f32 * 0.1).collect(),
+                (0..d[a]).map(zero).collect(),
+            ).unwrap(),
+        };
+        let x = plain(DType::F32, &d);
+        let g = graph_of(Quantize { dtype, params: params.clone() }, std::slice::from_ref(&x));
+        check(&g, seed);
+        let q = TensorType::quantized(dtype, x.shape.clone(), params.clone()).unwrap();
+        check(&graph_of(Dequantize {}, &[q]), seed);
+        check(&graph_of(FakeQuant { dtype, lo: lo as i32 + 1, hi: hi as i32, params }, &[x]), seed);
+    }
+
+    #[test]
+    fn casts(
+        d in dims(), seed in any::<u64>(),
+        from in prop::sample::select(vec![DType::U8, DType::S8, DType::U16, DType::S16, DType::S32, DType::Bool, DType::F32]),
+        to in prop::sample::select(vec![DType::F32, DType::S32]),
+    ) {
+        check(&graph_of(Cast { to }, &[plain(from, &d)]), seed);
+    }
+
+    #[test]
+    fn a_transpose_beside_an_elementwise_op_is_part_of_its_step(
+        n in 1usize..3, c in 1usize..20, h in 1usize..9, w in 1usize..40, front: bool, seed in any::<u64>(),
+    ) {
+        let params = QuantParams::per_tensor(0.02, 120).unwrap();
+        let quantize = Quantize { dtype: DType::U8, params };
+        let to_last = Transpose { perm: vec![0, 2, 3, 1] };
+        let mut g = Graph::new("input");
+        let x = g.input("x", plain(DType::F32, &[n, c, h, w])).unwrap();
+        let y = if front {
+            let t = g.add("t", to_last, &[x]).unwrap();
+            g.add("q", quantize, &[t.out()]).unwrap()
+        } else {
+            let q = g.add("q", quantize, &[x]).unwrap();
+            g.add("t", to_last, &[q.out()]).unwrap()
+        };
+        g.output("y", y.out());
+        check(&g, seed);
+        let model = super::compiled(&super::placed(&g), super::tiers()[0]);
+        prop_assert!(model.steps().len() <= 1 && model.arena_bytes() == 0);
+    }
+}
+
+#[test]
+fn s32_of_zero_point_zero_is_dequantized() {
+    let params = QuantParams::per_axis(1, vec![0.5, 0.25, 3.0], vec![0, 0, 0]).unwrap();
+    let x = TensorType::quantized(DType::S32, qcc_ir::Shape::new([7, 3]).unwrap(), params).unwrap();
+    check(&graph_of(Dequantize {}, &[x]), 3);
+}

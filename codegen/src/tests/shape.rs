@@ -1,0 +1,92 @@
+//! Ops that move elements.
+
+use super::{check, elementwise::dims, graph_of, plain};
+use proptest::prelude::*;
+use qcc_ir::{
+    DType, Graph, Shape, Tensor,
+    ops::{Concat, Expand, Gather, Pad, PadMode, Slice, SliceSpec, Transpose},
+};
+
+fn element() -> impl Strategy<Value = DType> {
+    prop::sample::select(vec![DType::U8, DType::F16, DType::F32, DType::S64, DType::F64])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn transposes(d in dims(), order in any::<[u32; 4]>(), dtype in element(), seed in any::<u64>()) {
+        let mut perm: Vec<usize> = (0..d.len()).collect();
+        perm.sort_by_key(|&i| order[i]);
+        check(&graph_of(Transpose { perm }, &[plain(dtype, &d)]), seed);
+    }
+
+    #[test]
+    fn slices(d in dims(), cuts in any::<[(u8, u8, bool); 4]>(), dtype in element(), seed in any::<u64>()) {
+        let axes = d.iter().zip(cuts).map(|(&n, (a, b, back))| {
+            if n == 0 {
+                return SliceSpec::all(0);
+            }
+            let (start, step) = (usize::from(a) % n, usize::from(b) % 3 + 1);
+            let len = if back { start / step + 1 } else { (n - 1 - start) / step + 1 };
+            SliceSpec { start, len, step: if back { -(step as isize) } else { step as isize } }
+        });
+        check(&graph_of(Slice { axes: axes.collect() }, &[plain(dtype, &d)]), seed);
+    }
+
+    #[test]
+    fn concats(d in dims(), axis in 0usize..4, lengths in prop::collection::vec(0usize..20, 1..4), dtype in element(), seed in any::<u64>()) {
+        prop_assume!(!d.is_empty());
+        let axis = axis % d.len();
+        let types: Vec<_> = lengths.iter().map(|&n| {
+            let mut own = d.clone();
+            own[axis] = n;
+            plain(dtype, &own)
+        }).collect();
+        check(&graph_of(Concat { axis }, &types), seed);
+    }
+
+    #[test]
+    fn pads(
+        d in prop::collection::vec(3usize..20, 1..4), before in any::<[u8; 3]>(), after in any::<[u8; 3]>(), mode in 0..4,
+        dtype in element(), seed in any::<u64>(),
+    ) {
+        let mode = [PadMode::Constant { value: 3.0 }, PadMode::Edge, PadMode::Reflect, PadMode::Wrap][mode as usize];
+        let amount = |b: &[u8]| -> Vec<usize> { d.iter().zip(b).map(|(_, &b)| usize::from(b) % 3).collect() };
+        check(&graph_of(Pad { before: amount(&before), after: amount(&after), mode }, &[plain(dtype, &d)]), seed);
+    }
+
+    #[test]
+    fn expands(d in dims(), ones in any::<u32>(), lead in 0usize..3, dtype in element(), seed in any::<u64>()) {
+        let from: Vec<usize> =
+            d.iter().enumerate().map(|(i, &n)| if ones >> i & 1 == 1 { 1 } else { n }).collect();
+        let mut shape = vec![2; lead];
+        shape.extend(&d);
+        check(&graph_of(Expand { shape: Shape::new(shape).unwrap() }, &[plain(dtype, &from)]), seed);
+    }
+
+    #[test]
+    fn gathers_by_evenly_spaced_constants(
+        d in prop::collection::vec(1usize..20, 1..4), axis in 0usize..3, first in 0i64..20, step in -3i64..4, dtype in element(), seed in any::<u64>(),
+    ) {
+        let axis = axis % d.len();
+        let n = d[axis] as i64;
+        let first = first % n;
+        let indices: Vec<i64> = (0..4).map(|i| first + i * step).take_while(|i| (0..n).contains(i)).collect();
+        let mut g = Graph::new("gather");
+        let x = g.input("x", plain(dtype, &d)).unwrap();
+        let count = indices.len();
+        let i = g.constant("i", Tensor::from_vec(Shape::new([1, count]).unwrap(), indices).unwrap());
+        let y = g.add("y", Gather { axis }, &[x, i]).unwrap();
+        g.output("y", y.out());
+        check(&g, seed);
+    }
+}
+
+#[test]
+fn long_rows_are_cut_into_units() {
+    for n in [1023, 1024, 1025, 2047, 2048, 5000] {
+        check(&graph_of(Concat { axis: 0 }, &[plain(DType::U8, &[n]), plain(DType::U8, &[n + 1])]), n as u64);
+        check(&graph_of(Transpose { perm: vec![1, 0] }, &[plain(DType::F32, &[3, n])]), n as u64);
+    }
+}

@@ -1,0 +1,151 @@
+//! Batch norms with fixed statistics become part of the weights before or after them, or a multiplication and an
+//! addition.
+
+use crate::{
+    Context, Pass, PassError, Record,
+    affine::{Affine, fold_into_consumer, fold_into_producer},
+    edit::{add_f32, f32_constant, live_op, replace},
+};
+use qcc_ir::{
+    Graph, NodeId, Op, Shape, ValueId,
+    ops::{BatchNorm, Binary, BinaryKind, Reshape, Unary, UnaryKind},
+};
+
+/// See the module.
+pub(crate) const FOLD_BATCH_NORM: Pass = Pass { name: "fold_batch_norm", run };
+
+/// Factors above this say that a variance is next to nothing; int8 weights would be all but one channel's.
+const HUGE_FACTOR: f64 = 1e3;
+
+fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+    let mut stale = Vec::new();
+    let mut seen = 0;
+    for node in graph.order() {
+        let Some(Op::BatchNorm(bn)) = live_op(graph, node).cloned() else {
+            continue;
+        };
+        let name = graph.node(node).name.clone();
+        let operands = graph.operands(node);
+        let statistics: Option<Vec<&[f32]>> = operands[1..].iter().map(|&v| f32_constant(graph, v)).collect();
+        let Some(statistics) = statistics else {
+            compute(graph, node, &bn)?;
+            record.declined(&name, "its parameters are not constant: it is computed from them");
+            continue;
+        };
+        seen += 1;
+        if is_stale(statistics[2], statistics[3]) {
+            stale.push(name.clone());
+        }
+        let affine = affine_of(&bn, &statistics);
+        lint(&name, &bn, statistics[3], &affine, record);
+        if ctx.options.pin(graph, node).is_some() {
+            to_affine(graph, node, operands[0], bn.axis, affine)?;
+            record.declined(&name, "pinned to a device: became a multiplication and an addition");
+            continue;
+        }
+        let folded = match fold_into_producer(graph, operands[0], &affine)? {
+            Ok(into) => Ok(format!("folded into `{into}` before it")),
+            Err(before) => match fold_into_consumer(graph, node.out(), &affine)? {
+                Ok(into) => Ok(format!("folded into `{into}` after it")),
+                Err(after) => Err(format!("before: {before}; after: {after}")),
+            },
+        };
+        match folded {
+            Ok(text) => {
+                replace(graph, node, operands[0])?;
+                record.applied(&name, text);
+            }
+            Err(why) => {
+                to_affine(graph, node, operands[0], bn.axis, affine)?;
+                record.declined(&name, format!("became a multiplication and an addition ({why})"));
+            }
+        }
+    }
+    if seen > 0 && stale.len() == seen {
+        record.warning(
+            &graph.name,
+            format!(
+                "running mean 0 and variance 1 in every batch norm ({}): the statistics were never updated; \
+                 train with momentum or re-estimate them",
+                stale.join(", ")
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Statistics as they are initialised: mean 0 and variance 1 in every channel.
+fn is_stale(mean: &[f32], variance: &[f32]) -> bool {
+    mean.iter().all(|m| m.abs() < 1e-6) && variance.iter().all(|v| (v - 1.0).abs() < 1e-6)
+}
+
+/// factor = γ/√(σ² + ε), shift = β − μ·factor, in f64.
+fn affine_of(bn: &BatchNorm, statistics: &[&[f32]]) -> Affine {
+    let [scale, bias, mean, variance] = [0, 1, 2, 3].map(|i| statistics[i].iter().map(|&x| f64::from(x)));
+    let factor: Vec<f64> = scale.zip(variance).map(|(g, v)| g / (v + f64::from(bn.epsilon)).sqrt()).collect();
+    let shift = bias.zip(mean).zip(&factor).map(|((b, m), f)| b - m * f).collect();
+    Affine { axis: Some(bn.axis), factor, shift }
+}
+
+fn lint(name: &str, bn: &BatchNorm, variance: &[f32], affine: &Affine, record: &mut Record) {
+    let count = |bad: usize, what: &str, record: &mut Record| {
+        if bad > 0 {
+            record.warning(name, format!("{bad} of {} channels have {what}", variance.len()));
+        }
+    };
+    let negative = variance.iter().filter(|v| v.is_sign_negative() && **v != 0.0 || **v + bn.epsilon <= 0.0);
+    count(negative.count(), "a variance that is not positive", record);
+    let broken = affine.factor.iter().zip(&affine.shift).filter(|(f, s)| !f.is_finite() || !s.is_finite());
+    count(broken.count(), "a factor or shift that is not finite", record);
+    let huge = affine.factor.iter().filter(|f| f.is_finite() && f.abs() > HUGE_FACTOR);
+    count(huge.count(), &format!("a factor above {HUGE_FACTOR}: a variance of next to nothing"), record);
+}
+
+/// The node as x·factor + shift. The addition keeps the node's name.
+fn to_affine(
+    graph: &mut Graph,
+    node: NodeId,
+    x: ValueId,
+    axis: usize,
+    affine: Affine,
+) -> Result<(), PassError> {
+    let name = graph.node(node).name.clone();
+    let mut dims = vec![1; graph.shape(x).rank() - axis];
+    dims[0] = affine.factor.len();
+    let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect();
+    let factor = add_f32(graph, &format!("{name}_factor"), &dims, narrow(affine.factor))?;
+    let shift = add_f32(graph, &format!("{name}_shift"), &dims, narrow(affine.shift))?;
+    let scaled = graph.add(&format!("{name}_scaled"), Binary { kind: BinaryKind::Mul }, &[x, factor])?;
+    graph.rewrite(node, Binary { kind: BinaryKind::Add }, &[scaled.out(), shift])?;
+    graph.remove_dead();
+    Ok(())
+}
+
+/// The node as the ops of its definition, for parameters that are only known when the model runs.
+fn compute(graph: &mut Graph, node: NodeId, bn: &BatchNorm) -> Result<(), PassError> {
+    let name = graph.node(node).name.clone();
+    let [x, scale, bias, mean, variance] = graph.operands(node)[..] else {
+        return Ok(());
+    };
+    let mut dims = vec![1; graph.shape(x).rank() - bn.axis];
+    dims[0] = graph.shape(x)[bn.axis];
+    let shape = Shape::new(dims).map_err(|e| PassError::op(&name, "BatchNorm", e.into()))?;
+    let mut broadcast = [scale, bias, mean, variance];
+    for (v, what) in broadcast.iter_mut().zip(["scale", "bias", "mean", "variance"]) {
+        let reshape = Reshape { shape: shape.clone() };
+        *v = graph.add(&format!("{name}_{what}"), reshape, &[*v])?.out();
+    }
+    let [scale, bias, mean, variance] = broadcast;
+    let binary = |graph: &mut Graph, what: &str, kind, a, b| {
+        graph.add(&format!("{name}_{what}"), Binary { kind }, &[a, b]).map(NodeId::out)
+    };
+    let epsilon = add_f32(graph, &format!("{name}_epsilon"), &[], vec![bn.epsilon])?;
+    let variance = binary(graph, "stabilised", BinaryKind::Add, variance, epsilon)?;
+    let deviation =
+        graph.add(&format!("{name}_deviation"), Unary { kind: UnaryKind::Sqrt }, &[variance])?.out();
+    let centred = binary(graph, "centred", BinaryKind::Sub, x, mean)?;
+    let normal = binary(graph, "normal", BinaryKind::Div, centred, deviation)?;
+    let scaled = binary(graph, "scaled", BinaryKind::Mul, normal, scale)?;
+    graph.rewrite(node, Binary { kind: BinaryKind::Add }, &[scaled, bias])?;
+    Ok(())
+}
