@@ -9,10 +9,9 @@
 
 #![warn(missing_docs)]
 
-/// The dense family: convolutions and matrix products as tiles of one microkernel.
-pub mod dense {
-    pub mod spec;
-}
+pub mod dense;
+pub mod executable;
+pub mod peak;
 pub mod tier;
 
 mod error;

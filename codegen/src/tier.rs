@@ -44,6 +44,23 @@ const V3: &[&str] = &[
     "has_bmi2",
     "has_lzcnt",
 ];
+/// EVEX is used for the 128-bit dot product only: no `has_avx512dq`, whose 64-bit product is slower than `pmuldq`.
+const V4_VNNI: &[&str] = &[
+    "has_sse3",
+    "has_ssse3",
+    "has_sse41",
+    "has_sse42",
+    "has_popcnt",
+    "has_avx",
+    "has_avx2",
+    "has_fma",
+    "has_bmi1",
+    "has_bmi2",
+    "has_lzcnt",
+    "has_avx512f",
+    "has_avx512vl",
+    "has_avx512vnni",
+];
 const V3_VNNI: &[&str] = &[
     "has_sse3",
     "has_ssse3",
@@ -72,7 +89,7 @@ pub static TIERS: [Tier; 5] = [
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
         },
-        cranelift_flags: V3,
+        cranelift_flags: V4_VNNI,
     },
     Tier {
         name: "avxvnni",

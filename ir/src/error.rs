@@ -91,6 +91,14 @@ pub enum Error {
         /// What is wrong and what was expected.
         reason: String,
     },
+    /// A recorded graph is malformed.
+    #[error("record of node `{node}`: {reason}")]
+    Record {
+        /// The node's (or output's) name.
+        node: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The graph does not satisfy its stage.
     #[error(transparent)]
     Verify(#[from] VerifyError),

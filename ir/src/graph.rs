@@ -1,11 +1,14 @@
-use crate::{Error, Op, OpError, Shape, Stage, Tensor, TensorType};
+use crate::{Error, Op, OpError, Shape, Stage, Tensor, TensorType, limits::MAX_OPERANDS};
 use petgraph::{
     Direction,
     stable_graph::{NodeIndex, StableDiGraph},
     visit::EdgeRef,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+};
 
 /// Identity of a node in its graph; stable while other nodes come and go. Prints as `%7`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -254,6 +257,10 @@ impl Graph {
     }
 
     fn infer(&self, name: &str, op: &Op, operands: &[ValueId]) -> Result<Vec<TensorType>, Error> {
+        if operands.len() > MAX_OPERANDS {
+            let why = format!("{} operands, above the limit of {MAX_OPERANDS}", operands.len());
+            return Err(self.refusal(name, op.mnemonic(), OpError::TooLarge(why)));
+        }
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.ty(v)).collect();
         let inferred = op.infer(&types).and_then(|outputs| {
             outputs.iter().try_for_each(TensorType::check_size)?;
@@ -273,7 +280,8 @@ impl Graph {
         id
     }
 
-    /// `name`, or with the first free suffix `name_1`, `name_2`… where a node has it already.
+    /// `name`, or with a free suffix `name_1`, `name_2`… (the first one, unless names in between were freed) where a
+    /// node has it already.
     pub fn fresh_name(&self, name: &str) -> String {
         if !self.names.contains_key(name) {
             return name.into();
@@ -360,6 +368,14 @@ impl Graph {
         &self.outputs
     }
 
+    /// The slots that operands of a node stand in, ascending: 0, 1, 2… unless the graph is broken.
+    pub(crate) fn slots(&self, node: NodeId) -> Vec<u16> {
+        let edges = self.dag.edges_directed(node.ix(), Direction::Incoming);
+        let mut slots: Vec<u16> = edges.map(|e| e.weight().slot).collect();
+        slots.sort_unstable();
+        slots
+    }
+
     /// Operands of a node, in slot order.
     pub fn operands(&self, node: NodeId) -> Vec<ValueId> {
         let mut edges: Vec<(u16, ValueId)> = self
@@ -442,7 +458,7 @@ impl Graph {
     /// Whether `to` is `from` or depends on it.
     pub fn reaches(&self, from: NodeId, to: NodeId) -> bool {
         let mut stack = vec![from];
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         while let Some(n) = stack.pop() {
             if n == to {
                 return true;
@@ -454,44 +470,94 @@ impl Graph {
         false
     }
 
+    /// Which of `candidates` the node `of` is or depends on, where every candidate depends on each of `behind`.
+    ///
+    /// Edits are mostly local: an op is put behind a value, or a value is replaced by one it is computed from. Two
+    /// searches towards the inputs take turns, so that either case ends after a few steps: one from `of`, which need
+    /// not go past `behind`; and one from `behind`, which settles the question by finding `of`.
+    fn dependencies(&self, of: NodeId, candidates: &BTreeSet<NodeId>, behind: &[NodeId]) -> BTreeSet<NodeId> {
+        let mut found = BTreeSet::new();
+        let mut from_of = Search::new([of], behind);
+        let mut from_behind = Search::new(behind.iter().copied(), &[]);
+        while let Some(node) = from_of.step(self) {
+            if candidates.contains(&node) {
+                found.insert(node);
+            }
+            if from_behind.step(self) == Some(of) {
+                return BTreeSet::new();
+            }
+        }
+        found
+    }
+
     // ---- changing
 
     /// Replaces the op of a node and re-infers it and all that depends on it.
+    ///
+    /// Fails where the node is not an op, or where the op, or one downstream, refuses its operands; after the latter
+    /// the graph is to be thrown away.
     pub fn set_op(&mut self, node: NodeId, op: impl Into<Op>) -> Result<(), Error> {
+        self.require_op(node)?;
         self.dag[node.ix()].kind = Kind::Op(op.into());
-        self.reinfer(node)
+        self.reinfer(BTreeSet::from([node]))
     }
 
     /// Lets operand `slot` of `node` be `value`, and re-infers downstream.
     ///
-    /// Fails where the edge would close a cycle or the op refuses the new operand; the graph is then to be thrown away.
+    /// Fails where the node has no such operand or the edge would close a cycle (the graph is unchanged), or where the
+    /// op, or one downstream, refuses its new operands (the graph is then to be thrown away).
     pub fn set_operand(&mut self, node: NodeId, slot: usize, value: ValueId) -> Result<(), Error> {
-        if self.reaches(node, value.node) {
-            let name = self.node(node).name.clone();
-            let op = self.mnemonic(node);
-            let why = format!("operand {slot} would depend on the node itself");
-            return Err(self.refusal(&name, op, OpError::Shape(why)));
+        let old = self.operands(node);
+        if slot >= old.len() {
+            let why = format!("there is no operand {slot}, only {}", old.len());
+            return Err(self.refusal(&self.node(node).name, self.mnemonic(node), OpError::Shape(why)));
         }
+        self.refuse_cycle(node, &old, &[value])?;
         self.unlink(node, slot as u16);
         self.link(value, node, slot as u16);
-        self.reinfer(node)
+        self.reinfer(BTreeSet::from([node]))
     }
 
     /// Replaces op and operands of a node in one step, keeping its name and its uses.
+    ///
+    /// Fails like [`set_operand`](Self::set_operand).
     pub fn rewrite(&mut self, node: NodeId, op: impl Into<Op>, operands: &[ValueId]) -> Result<(), Error> {
+        let op = op.into();
+        self.require_op(node)?;
+        self.refuse_cycle(node, &self.operands(node), operands)?;
+        // Before slots are counted in 16 bits.
+        self.infer(&self.node(node).name, &op, operands)?;
         let edges: Vec<_> = self.dag.edges_directed(node.ix(), Direction::Incoming).map(|e| e.id()).collect();
         for e in edges {
             self.dag.remove_edge(e);
         }
         for (slot, v) in operands.iter().enumerate() {
-            if self.reaches(node, v.node) {
-                let name = self.node(node).name.clone();
-                let why = format!("operand {slot} would depend on the node itself");
-                return Err(self.refusal(&name, self.mnemonic(node), OpError::Shape(why)));
-            }
             self.link(*v, node, slot as u16);
         }
         self.set_op(node, op)
+    }
+
+    /// Fails where the node is an input or a constant.
+    fn require_op(&self, node: NodeId) -> Result<(), Error> {
+        match self.op(node) {
+            Some(_) => Ok(()),
+            None => {
+                let why = OpError::attribute("only an op can be replaced by another");
+                Err(self.refusal(&self.node(node).name, self.mnemonic(node), why))
+            }
+        }
+    }
+
+    /// Fails where one of `new` depends on `node`, whose operands are `old`.
+    fn refuse_cycle(&self, node: NodeId, old: &[ValueId], new: &[ValueId]) -> Result<(), Error> {
+        let behind: Vec<NodeId> = old.iter().map(|v| v.node).collect();
+        for v in new.iter().filter(|v| !old.contains(v)) {
+            if !self.dependencies(v.node, &BTreeSet::from([node]), &behind).is_empty() {
+                let why = format!("operand {v} would depend on the node itself");
+                return Err(self.refusal(&self.node(node).name, self.mnemonic(node), OpError::Shape(why)));
+            }
+        }
+        Ok(())
     }
 
     fn unlink(&mut self, node: NodeId, slot: u16) {
@@ -505,14 +571,18 @@ impl Graph {
         }
     }
 
-    fn reinfer(&mut self, from: NodeId) -> Result<(), Error> {
-        // Most edits change no type; only when one does is the order of what depends on it needed. Then each node is
-        // inferred once, after all its operands: in between, operands of one node may not fit each other.
-        if !self.infer_again(from)? {
-            return Ok(());
+    /// Infers these nodes, and what depends on those whose types change.
+    fn reinfer(&mut self, mut dirty: BTreeSet<NodeId>) -> Result<(), Error> {
+        // Most edits are of one node and change no type; only for others is the order of the graph needed. Then each
+        // node is inferred once, after all its operands: in between, operands of one node may not fit each other.
+        if dirty.len() == 1
+            && let Some(from) = dirty.pop_first()
+        {
+            if !self.infer_again(from)? {
+                return Ok(());
+            }
+            dirty = self.dag.neighbors(from.ix()).map(NodeId::of).collect();
         }
-        let mut dirty: std::collections::BTreeSet<NodeId> =
-            self.dag.neighbors(from.ix()).map(NodeId::of).collect();
         for id in self.order() {
             if dirty.contains(&id) && self.infer_again(id)? {
                 dirty.extend(self.dag.neighbors(id.ix()).map(NodeId::of));
@@ -536,22 +606,31 @@ impl Graph {
     ///
     /// A node that `new` itself depends on keeps using `old`: so an op can be put behind a value.
     pub fn replace_all_uses(&mut self, old: ValueId, new: ValueId) -> Result<(), Error> {
-        for u in self.uses(old) {
-            if self.reaches(u.node, new.node) {
-                continue;
-            }
-            self.unlink(u.node, u.slot);
-            self.link(new, u.node, u.slot);
+        if old == new {
+            return Ok(());
+        }
+        let users: BTreeSet<NodeId> = self.uses(old).into_iter().map(|u| u.node).collect();
+        let keep = self.dependencies(new.node, &users, &[old.node]);
+        // In petgraph's own order: it finds the edges to remove at the head of its lists.
+        let moved: Vec<_> = self
+            .dag
+            .edges_directed(old.node.ix(), Direction::Outgoing)
+            .filter(|e| e.weight().port == old.port && !keep.contains(&NodeId::of(e.target())))
+            .map(|e| (e.id(), NodeId::of(e.target()), e.weight().slot))
+            .collect();
+        for &(edge, node, slot) in &moved {
+            self.dag.remove_edge(edge);
+            self.link(new, node, slot);
         }
         for o in &mut self.outputs {
             if o.value == old {
                 o.value = new;
             }
         }
-        for u in self.uses(new) {
-            self.reinfer(u.node)?;
+        if self.ty(old) == self.ty(new) || moved.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.reinfer(moved.into_iter().map(|(_, node, _)| node).collect())
     }
 
     /// Points graph output `index` at another value.
@@ -580,7 +659,7 @@ impl Graph {
 
     /// Removes nodes that no result depends on. Inputs stay: they are the model's signature. Returns how many went.
     pub fn remove_dead(&mut self) -> usize {
-        let mut live = std::collections::BTreeSet::new();
+        let mut live = BTreeSet::new();
         let mut stack: Vec<NodeId> = self.outputs.iter().map(|o| o.value.node).collect();
         stack.extend(&self.inputs);
         while let Some(n) = stack.pop() {
@@ -589,7 +668,8 @@ impl Graph {
             }
         }
         let dead: Vec<NodeId> = self.nodes().map(|(id, _)| id).filter(|id| !live.contains(id)).collect();
-        for id in &dead {
+        // Backwards, because petgraph finds the youngest edges of a node first.
+        for id in dead.iter().rev() {
             if let Some(node) = self.dag.remove_node(id.ix()) {
                 self.names.remove(&node.name);
             }
@@ -617,6 +697,34 @@ impl Graph {
     /// The shape of a value, for short.
     pub fn shape(&self, value: ValueId) -> &Shape {
         &self.ty(value).shape
+    }
+}
+
+/// A breadth-first search from nodes towards what they depend on.
+struct Search {
+    queue: VecDeque<NodeId>,
+    seen: BTreeSet<NodeId>,
+}
+
+impl Search {
+    /// From `start`, never going into `barrier`.
+    fn new(start: impl IntoIterator<Item = NodeId>, barrier: &[NodeId]) -> Search {
+        let mut search = Search { queue: VecDeque::new(), seen: barrier.iter().copied().collect() };
+        start.into_iter().for_each(|n| search.push(n));
+        search
+    }
+
+    fn push(&mut self, node: NodeId) {
+        if self.seen.insert(node) {
+            self.queue.push_back(node);
+        }
+    }
+
+    /// The next node found; `None` at the end.
+    fn step(&mut self, graph: &Graph) -> Option<NodeId> {
+        let node = self.queue.pop_front()?;
+        graph.dag.neighbors_directed(node.ix(), Direction::Incoming).for_each(|n| self.push(NodeId::of(n)));
+        Some(node)
     }
 }
 

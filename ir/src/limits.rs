@@ -11,3 +11,34 @@ pub const MAX_TENSOR_BYTES: usize = 4 << 30;
 
 /// The most taps of a convolution's or pool's window: a global pool over 8192x8192.
 pub const MAX_WINDOW_TAPS: usize = 1 << 26;
+
+/// The largest model file. Protocol buffers end at 2 GiB by their own definition; larger weights are external data.
+pub const MAX_MODEL_BYTES: usize = 2 << 30;
+
+/// How deep messages of a model file may nest: types, tensors and graphs within attributes. A graph in a graph adds 3.
+pub const MAX_NESTING: usize = 64;
+
+/// The memory that the parsed messages of a model file may take beyond [`MAX_PARSED_PER_BYTE`] times its size. An
+/// empty message takes two bytes in a file and hundreds in memory, so the length of the file does not bound them.
+pub const MAX_PARSED_BYTES: usize = 192 << 20;
+
+/// See [`MAX_PARSED_BYTES`].
+pub const MAX_PARSED_PER_BYTE: usize = 4;
+
+/// The largest constant that import computes from smaller ones.
+pub const MAX_FOLDED_TENSOR_BYTES: usize = 16 << 20;
+
+/// All constants together that import computes, beyond twice the bytes of the model's own weights.
+pub const MAX_FOLDED_BYTES: usize = 128 << 20;
+
+/// The most multiply-accumulate operations that import spends on one node with constant operands.
+pub const MAX_FOLDED_MACS: u64 = 1 << 26;
+
+/// The largest tensor that a sparse one is made into.
+pub const MAX_DENSE_BYTES: usize = 64 << 20;
+
+/// The most operands of a node.
+pub const MAX_OPERANDS: usize = 1 << 16;
+
+/// The most bytes of constants that a text may have generated for it (`splat`, `seed`).
+pub const MAX_GENERATED_BYTES: usize = 1 << 30;

@@ -6,10 +6,27 @@ use std::{fmt, sync::Arc};
 ///
 /// One pair for the whole tensor, or one for each index of `axis`.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedParams")]
 pub struct QuantParams {
     scales: Arc<[f32]>,
     zero_points: Arc<[i32]>,
     axis: Option<usize>,
+}
+
+/// What is read from a file, before it is checked.
+#[derive(Deserialize)]
+#[serde(rename = "QuantParams")]
+struct UncheckedParams {
+    scales: Vec<f32>,
+    zero_points: Vec<i32>,
+    axis: Option<usize>,
+}
+
+impl TryFrom<UncheckedParams> for QuantParams {
+    type Error = OpError;
+    fn try_from(p: UncheckedParams) -> Result<QuantParams, OpError> {
+        QuantParams::checked(p.scales, p.zero_points, p.axis)
+    }
 }
 
 impl QuantParams {
@@ -33,6 +50,9 @@ impl QuantParams {
                 scales.len(),
                 zero_points.len()
             )));
+        }
+        if axis.is_none() && scales.len() != 1 {
+            return Err(OpError::quant(format!("{} scales but no axis", scales.len())));
         }
         Ok(QuantParams { scales: scales.into(), zero_points: zero_points.into(), axis })
     }
@@ -68,9 +88,9 @@ impl QuantParams {
         }
     }
 
-    /// The same grid on another axis, for a tensor that was transposed.
-    pub fn with_axis(&self, axis: Option<usize>) -> QuantParams {
-        QuantParams { axis, ..self.clone() }
+    /// The same grid with its axis, if it has one, moved to `axis`: for a tensor that was transposed.
+    pub fn on_axis(&self, axis: usize) -> QuantParams {
+        QuantParams { axis: self.axis.map(|_| axis), ..self.clone() }
     }
 
     /// Checks the grid against the type it is to describe: zero points in range, as many scales as the axis is long.
@@ -82,8 +102,7 @@ impl QuantParams {
             return Err(OpError::quant(format!("zero point {z} is outside the range of {dtype}")));
         }
         match self.axis {
-            None if self.scales.len() == 1 => Ok(()),
-            None => Err(OpError::quant("more than one scale but no axis")),
+            None => Ok(()),
             Some(a) if a >= shape.rank() => {
                 Err(OpError::quant(format!("axis {a} of a tensor of rank {}", shape.rank())))
             }

@@ -39,6 +39,63 @@ elements! {
     u64 => U64,
 }
 
+/// Evaluates an expression with a type name bound to the Rust type that holds elements of a [`DType`].
+macro_rules! with_element {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $t = half::f16;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $t = half::bf16;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            $crate::DType::S8 | $crate::DType::S4 => {
+                type $t = i8;
+                $body
+            }
+            $crate::DType::U8 | $crate::DType::U4 | $crate::DType::Bool => {
+                type $t = u8;
+                $body
+            }
+            $crate::DType::S16 => {
+                type $t = i16;
+                $body
+            }
+            $crate::DType::U16 => {
+                type $t = u16;
+                $body
+            }
+            $crate::DType::S32 => {
+                type $t = i32;
+                $body
+            }
+            $crate::DType::U32 => {
+                type $t = u32;
+                $body
+            }
+            $crate::DType::S64 => {
+                type $t = i64;
+                $body
+            }
+            $crate::DType::U64 => {
+                type $t = u64;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
 /// A dense, row-major, immutable tensor. Cloning shares the data.
 ///
 /// The bytes may come from anywhere (a vector, a mapped file); they are always aligned for their type.

@@ -1,1 +1,192 @@
+//! The passes of qcc: what turns an imported float graph into one that code can be generated for.
+//!
+//! A compilation runs [`prepare`], then calibrates (someone runs the prepared graph on samples and feeds a
+//! [`Collector`] with the [`observed_values`]), then [`quantize`]s, then [`lower`]s:
+//!
+//! ```text
+//! Float ── prepare ──► Float ── quantize ──► FakeQuant ── lower ──► Int8 ──► Placed
+//! ```
+//!
+//! With [`Precision::Float`] nothing is quantized, with [`Precision::FakeQuant`] the rounding stays simulated in
+//! float. Every pass leaves a [`Record`]: what it did, what it declined and why.
 
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod affine;
+mod assign_devices;
+mod assign_layout;
+mod calibrate;
+mod canonicalise;
+mod capability;
+mod check_pins;
+mod classes;
+mod edit;
+mod fold_affine;
+mod fold_batch_norm;
+mod fold_constants;
+mod fuse_clamp;
+mod fuse_pad;
+mod fuse_residual;
+mod insert_fake_quant;
+mod lint_data;
+mod lower_to_int8;
+mod options;
+mod plan;
+mod record;
+mod regions;
+
+pub use calibrate::{Calibrator, Collector, Range, Ranges, observed_values};
+pub use capability::int8_capability;
+pub use options::{Capability, Options, Precision, WeightGrid};
+pub use plan::plan;
+pub use record::{Note, NoteKind, PassError, Record, Report};
+
+use qcc_ir::{Graph, verify};
+
+/// One transformation of a graph.
+pub struct Pass {
+    /// The name that `--print-after` and the records use.
+    pub name: &'static str,
+    run: fn(&mut Graph, &Context<'_>, &mut Record) -> Result<(), PassError>,
+}
+
+/// What a pass may ask for.
+struct Context<'a> {
+    options: &'a Options,
+    /// Observed ranges; empty before calibration.
+    ranges: &'a Ranges,
+}
+
+/// The three callable parts of the pipeline.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Prepare,
+    Quantize,
+    Lower,
+}
+
+/// One line of the pipeline.
+struct Line {
+    part: Part,
+    /// The only precision for which the pass runs, if not for all.
+    only: Option<Precision>,
+    pass: Pass,
+}
+
+const fn line(part: Part, pass: Pass) -> Line {
+    Line { part, only: None, pass }
+}
+
+const fn line_for(part: Part, precision: Precision, pass: Pass) -> Line {
+    Line { part, only: Some(precision), pass }
+}
+
+/// The pipeline, in order; each line with the reason for its place.
+const PIPELINE: &[Line] = &[
+    // Pins name nodes of the model: they are checked while all of these are still there.
+    line(Part::Prepare, check_pins::CHECK_PINS),
+    // Everything below sees one spelling of each computation.
+    line(Part::Prepare, canonicalise::CANONICALISE),
+    // Folds look for constant operands, and what canonicalisation reshaped may be constant.
+    line(Part::Prepare, fold_constants::FOLD_CONSTANTS),
+    // Before the other folds: what a batch norm cannot be folded into becomes an affine, which they may still place.
+    line(Part::Prepare, fold_batch_norm::FOLD_BATCH_NORM),
+    // Biases and scalings belong inside an op before a residual is added or a clamp applied behind them.
+    line(Part::Prepare, fold_affine::FOLD_AFFINE),
+    // After the folds into consumers, which are only valid for unpadded ops.
+    line(Part::Prepare, fuse_pad::FUSE_PAD),
+    // A residual is added after the bias and before the clamp.
+    line(Part::Prepare, fuse_residual::FUSE_RESIDUAL),
+    // Last of the fusions: a clamp ends an op.
+    line(Part::Prepare, fuse_clamp::FUSE_CLAMP),
+    // The fused graph is the one that was calibrated: its values are what gets a grid.
+    line(Part::Quantize, insert_fake_quant::INSERT_FAKE_QUANT),
+    // Weights stay float here, rounded to their grids once and for all.
+    line_for(Part::Lower, Precision::FakeQuant, fold_constants::FOLD_CONSTANTS),
+    // While moves and elementwise ops are still uniform: afterwards integer and float ops would need it twice.
+    line(Part::Lower, assign_layout::ASSIGN_LAYOUT),
+    line_for(Part::Lower, Precision::Int8, lower_to_int8::LOWER_TO_INT8),
+    // Which device an op can run on depends on what it has become.
+    line(Part::Lower, assign_devices::ASSIGN_DEVICES),
+];
+
+/// Names of all passes, in the order of their first appearance.
+pub fn pass_names() -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for line in PIPELINE {
+        if !names.contains(&line.pass.name) {
+            names.push(line.pass.name);
+        }
+    }
+    names
+}
+
+/// Called with the graph after each pass.
+pub type Observer<'a> = dyn FnMut(&Pass, &Graph) + 'a;
+
+/// Canonicalises, folds and fuses a float graph. The result computes the same in fewer ops (up to rounding).
+///
+/// # Errors
+/// Where a pin names no node, or an op refuses what a pass made of it.
+pub fn prepare(
+    graph: &mut Graph,
+    options: &Options,
+    observe: &mut Observer<'_>,
+) -> Result<Report, PassError> {
+    run(Part::Prepare, graph, options, &Ranges::default(), observe)
+}
+
+/// Rounds weights and activations to grids, in float: to [`Stage::FakeQuant`](qcc_ir::Stage::FakeQuant). With
+/// [`Precision::Float`] it does nothing.
+///
+/// # Errors
+/// Where a value that needs a grid has no range.
+pub fn quantize(
+    graph: &mut Graph,
+    ranges: &Ranges,
+    options: &Options,
+    observe: &mut Observer<'_>,
+) -> Result<Report, PassError> {
+    if options.precision == Precision::Float {
+        return Ok(Report::default());
+    }
+    run(Part::Quantize, graph, options, ranges, observe)
+}
+
+/// Chooses layouts, makes integer ops of fake-quantized ones ([`Precision::Int8`]) and places every op on a device:
+/// to [`Stage::Placed`](qcc_ir::Stage::Placed).
+///
+/// # Errors
+/// Where a pin cannot be honoured.
+pub fn lower(graph: &mut Graph, options: &Options, observe: &mut Observer<'_>) -> Result<Report, PassError> {
+    run(Part::Lower, graph, options, &Ranges::default(), observe)
+}
+
+fn run(
+    part: Part,
+    graph: &mut Graph,
+    options: &Options,
+    ranges: &Ranges,
+    observe: &mut Observer<'_>,
+) -> Result<Report, PassError> {
+    let context = Context { options, ranges };
+    let mut report = Report::default();
+    for Line { pass, .. } in
+        PIPELINE.iter().filter(|l| l.part == part && l.only.is_none_or(|p| p == options.precision))
+    {
+        let mut record = Record::new(pass.name);
+        (pass.run)(graph, &context, &mut record)?;
+        report.records.push(record);
+        if cfg!(debug_assertions) {
+            checked(pass.name, graph)?;
+        }
+        observe(pass, graph);
+    }
+    checked("the last pass", graph)?;
+    Ok(report)
+}
+
+fn checked(pass: &'static str, graph: &Graph) -> Result<(), PassError> {
+    verify(graph).map_err(|source| PassError::Invalid { pass, source })
+}

@@ -3,9 +3,12 @@
 //! Files mirror those of `qcc_ir::ops`. A family has a [`Lowerer`] for each op: what it supports and how it is
 //! emitted stand next to each other. An op without one runs in the reference interpreter.
 
+mod conv;
 mod elementwise;
+mod matmul;
 mod norm;
 mod pool;
+mod product;
 mod quantize;
 mod reduce;
 mod shape;
@@ -39,6 +42,9 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::QUnary(_) => &elementwise::Q_UNARY,
         Op::QBinary(_) => &elementwise::Q_BINARY,
         Op::Cast(_) => &elementwise::CAST,
+
+        Op::Conv(_) | Op::QConv(_) => &conv::CONV,
+        Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
         Op::Transpose(_) => &shape::TRANSPOSE,
         Op::Slice(_) => &shape::SLICE,

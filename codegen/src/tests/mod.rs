@@ -1,5 +1,6 @@
 //! Tests of whole compiled graphs against the interpreter, on every tier of the CPU.
 
+mod dense;
 mod elementwise;
 mod model;
 mod norm;

@@ -1,1 +1,22 @@
 //! ONNX import and export.
+//!
+//! [`Model`] is a file, parsed and validated, with its symbolic dimensions; [`Model::graph`] binds them and makes the
+//! concrete [`Graph`](crate::Graph) that everything else works on. Files are untrusted: see
+//! [`limits`](crate::limits) for what they may ask for. Nothing here panics or allocates by what a file claims.
+//!
+//! To add an op: one line in the table of `ops/mod.rs` and one function in the file of its family there.
+
+mod attribute;
+mod error;
+mod export;
+mod external;
+mod import;
+mod model;
+mod ops;
+mod tensor;
+mod wire;
+
+pub use error::{ImportError, NodeError, UnsupportedOp};
+pub use export::{ExportError, ExportOptions, export, export_with};
+pub use import::Bindings;
+pub use model::{Dim, InputInfo, Model, OPSETS};

@@ -21,7 +21,7 @@ pub use elementwise::{
 pub use matmul::{MatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Softmax};
 pub use pool::{Pool, PoolKind, QAveragePool};
-pub use quantize::{Dequantize, FakeQuant, Quantize};
+pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use reduce::{Reduce, ReduceKind};
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
 pub use window::Window;
@@ -150,6 +150,8 @@ ops! {
     Dequantize,
     /// Real numbers rounded to a grid.
     FakeQuant,
+    /// Integers read on another grid.
+    AssumeGrid,
     /// A value handed from one device to another.
     Transfer,
 }

@@ -5,7 +5,10 @@ use super::{
     conv::{for_each_window, per_tensor},
     numbers::Numbers,
 };
-use crate::{DType, Element, OpError, OutputGrid, Shape, Tensor, TensorType, numerics::Multiplier};
+use crate::{
+    DType, Element, OpError, OutputGrid, Shape, Tensor, TensorType, numerics::Multiplier,
+    tensor::with_element,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -99,7 +102,8 @@ fn counted(window: &Window, input: &[usize], position: &[usize], count_include_p
         .product()
 }
 
-fn max_pool<T: Element>(pool: &Pool, x: &Tensor, y: &Shape, dtype: DType) -> Result<Tensor, OpError> {
+fn max_pool<T: Element>(pool: &Pool, x: &Tensor, y: &Shape) -> Result<Tensor, OpError> {
+    let dtype = x.dtype();
     let lowest = Numbers::lowest(dtype).encode(dtype, Shape::scalar())?.as_slice::<T>()?[0];
     let mut largest = vec![lowest; y.elements()];
     let channels = y.get(pool.layout.channel_axis(y.rank())).copied().unwrap_or(0);
@@ -137,22 +141,7 @@ impl Operator for Pool {
     ) -> Result<Vec<Tensor>, OpError> {
         let (x, y) = (operands[0], &results[0].shape);
         if self.kind == PoolKind::Max {
-            let dtype = x.dtype();
-            let largest = match dtype {
-                DType::F32 => max_pool::<f32>,
-                DType::F16 => max_pool::<half::f16>,
-                DType::BF16 => max_pool::<half::bf16>,
-                DType::F64 => max_pool::<f64>,
-                DType::S8 | DType::S4 => max_pool::<i8>,
-                DType::U8 | DType::U4 | DType::Bool => max_pool::<u8>,
-                DType::S16 => max_pool::<i16>,
-                DType::U16 => max_pool::<u16>,
-                DType::S32 => max_pool::<i32>,
-                DType::U32 => max_pool::<u32>,
-                DType::S64 => max_pool::<i64>,
-                DType::U64 => max_pool::<u64>,
-            };
-            return Ok(vec![largest(self, x, y, dtype)?]);
+            return Ok(vec![with_element!(x.dtype(), T => max_pool::<T>(self, x, y)?)]);
         }
         let elements = x.as_slice::<f32>()?;
         let (_, channels, spatial) = self.layout.split(x.shape())?;

@@ -54,6 +54,15 @@ fn along_grid<T, U>(
     elements.iter().enumerate().map(|(i, x)| f(x, params.at(i / stride % extent))).collect()
 }
 
+/// The same integers read on another grid, or as plain ones where there is none.
+///
+/// Imported models compute integers and say only later, in the op that dequantizes them, what they stand for.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AssumeGrid {
+    /// The grid that the result has.
+    pub params: Option<QuantParams>,
+}
+
 impl Operator for Quantize {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
@@ -137,5 +146,27 @@ impl Operator for FakeQuant {
         let x = operands[0].as_slice::<f32>()?;
         let round = |x: &f32, (scale, zero)| numerics::fake_quant(*x, scale, zero, self.lo, self.hi);
         Ok(vec![Tensor::from_vec(shape.clone(), along_grid(x, shape, &self.params, round))?])
+    }
+}
+
+impl Operator for AssumeGrid {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        if !x.dtype.is_integer() {
+            return Err(OpError::quant(format!("{x} cannot have a grid")));
+        }
+        if let Some(params) = &self.params {
+            params.check(x.dtype, &x.shape)?;
+        }
+        Ok(vec![TensorType { quant: self.params.clone(), ..x }])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        _results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        Ok(vec![operands[0].clone()])
     }
 }

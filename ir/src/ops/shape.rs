@@ -189,8 +189,8 @@ impl Operator for Transpose {
         }
         let dims: Vec<usize> = self.perm.iter().map(|&p| x.shape[p]).collect();
         let quant = x.quant.map(|q| {
-            let axis = q.axis().and_then(|a| self.perm.iter().position(|&p| p == a));
-            q.with_axis(axis)
+            let moved = q.axis().and_then(|a| self.perm.iter().position(|&p| p == a));
+            moved.map_or(q.clone(), |axis| q.on_axis(axis))
         });
         Ok(vec![TensorType { dtype: x.dtype, shape: Shape::new(dims)?, quant }])
     }

@@ -1,0 +1,178 @@
+//! Tiles alone, operands in cache: M = 168 pixels, N = 64 channels, K = 576, by tile, tier and requantization mode.
+//!
+//! `cargo bench -p qcc-codegen --bench tiles [name part]`
+
+#![allow(clippy::print_stdout, reason = "a benchmark's result is its table")]
+#![allow(unsafe_code, reason = "calls emitted tiles")]
+
+use qcc_codegen::{
+    dense::{
+        asm::{emit_tile, tile_name},
+        pack::{PanelFormat, ParamLayout, pack_bias, pack_params, pack_weights},
+        spec::{Epilogue, Product, SLACK, TileSpec},
+    },
+    executable::Executable,
+    peak,
+    tier::{Isa, Tier},
+};
+use qcc_ir::{
+    DType, OutputGrid,
+    numerics::{ChannelBounds, RequantMode, Requantizer, ResidualInput},
+    ops::Clamp,
+};
+use std::{error::Error, time::Instant};
+
+const M: usize = 168;
+const N: usize = 64;
+const K: usize = 576;
+/// The fastest of so many repetitions counts.
+const REPETITIONS: usize = 400;
+
+type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
+
+/// Tiles worth comparing: pixels × channels.
+fn shapes(isa: Isa, product: Product) -> &'static [(usize, usize)] {
+    match (isa, product) {
+        (Isa::Avx512Vnni, _) => &[(14, 32), (12, 32), (6, 64), (4, 64), (8, 32), (28, 16), (14, 16), (7, 32)],
+        (Isa::Avx2, Product::U8S8) => &[(6, 16), (4, 16), (12, 8), (8, 8)],
+        (Isa::AvxVnni | Isa::Avx2, _) => &[(6, 16), (4, 16), (12, 8), (8, 8), (2, 32)],
+        (Isa::XmmVnni | Isa::Xmm, _) => &[],
+    }
+}
+
+fn requantizer(mode: RequantMode, residual: bool) -> Result<Requantizer, Box<dyn Error>> {
+    let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: 100, lo: 0, hi: 255 };
+    let residual = residual.then_some(ResidualInput { factor: 0.7, zero_point: 90 });
+    let bounds = [ChannelBounds { min: -10_000_000, max: 10_000_000 }; N];
+    let factors: Vec<f64> = (0..N)
+        .map(|c| {
+            if mode == RequantMode::Pow2 {
+                2f64.powi(-10 - (c % 3) as i32)
+            } else {
+                1e-3 / (1 + c % 7) as f64
+            }
+        })
+        .collect();
+    Ok(Requantizer::new(mode, &factors, grid, residual, &bounds)?)
+}
+
+/// GMAC/s of one tile over the whole product.
+fn measure(
+    isa: Isa,
+    (mr, nr): (usize, usize),
+    product: Product,
+    epilogue: Epilogue,
+) -> Result<(String, usize, f64), Box<dyn Error>> {
+    let format = PanelFormat { product, isa, panel: nr };
+    let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
+    let residual = match &epilogue {
+        Epilogue::Requantize(q) => q.has_residual,
+        Epilogue::PackOnly => false,
+        Epilogue::Float { residual, .. } => *residual,
+    };
+    let rows = |pitch: usize| -> Vec<i32> { (0..mr).map(|i| (i * pitch * element) as i32).collect() };
+    let spec = TileSpec {
+        product,
+        panel: nr,
+        columns: nr,
+        a_offsets: rows(K),
+        y_offsets: rows(wide),
+        r_offsets: if residual { rows(wide) } else { vec![] },
+        loops: vec![],
+        inner: (K / product.group()) as u32,
+        epilogue,
+    };
+    let bytes = emit_tile(isa, &spec)?;
+    let code = Executable::new(&bytes)?;
+    let layout = ParamLayout::new(format, &spec.epilogue);
+    let (weights, params) = match product {
+        Product::U8S8 => (
+            pack_weights(format, 0..N, 1, K, |c, _, i| ((c * 37 + i * 11) % 255) as u8 as i8),
+            match &spec.epilogue {
+                Epilogue::Requantize(q) => pack_params(format, Some(q), 0..N, &[1000; N]),
+                _ => pack_params(format, None, 0..N, &[1000; N]),
+            },
+        ),
+        Product::F32 => (
+            pack_weights(format, 0..N, 1, K, |c, _, i| (c * 37 + i) as f32 * 1e-3),
+            pack_bias(format, Clamp::RELU, 0..N, &[0.5; N]),
+        ),
+    };
+    // Aligned as the compiler aligns them, so that lines are not split.
+    let aligned = |bytes: &[u8], slack: usize| -> (Vec<u8>, usize) {
+        let mut buffer = vec![0u8; bytes.len() + slack + 64];
+        let start = buffer.as_ptr().align_offset(64);
+        buffer[start..start + bytes.len()].copy_from_slice(bytes);
+        (buffer, start)
+    };
+    let (weights, w_at) = aligned(&weights, 0);
+    let (params, p_at) = aligned(&params, 0);
+    let activations: Vec<u8> =
+        (0..M * K * element).map(|i| if element == 1 { (i * 31) as u8 } else { 0 }).collect();
+    let (a, a_at) = aligned(&activations, SLACK);
+    let (r, r_at) = aligned(&vec![0u8; M * wide * element], SLACK);
+    let (mut y, y_at) = aligned(&vec![0u8; M * wide * element], 0);
+    let (panels, tiles) = (N.div_ceil(nr), M / mr);
+    // SAFETY: the code is a tile of this signature; it is only reached for tiers of this CPU.
+    let tile: TileFn = unsafe { std::mem::transmute(code.entry()) };
+    let mut best = f64::INFINITY;
+    for _ in 0..REPETITIONS {
+        let start = Instant::now();
+        for panel in 0..panels {
+            for i in 0..tiles {
+                let (row, column) = (i * mr, panel * nr * element);
+                let out = row * wide * element + column;
+                // SAFETY: every buffer covers the tiles of the loop, with slack where tiles read beyond.
+                unsafe {
+                    tile(
+                        a.as_ptr().add(a_at + row * K * element),
+                        weights.as_ptr().add(w_at + panel * format.weight_bytes(K / product.group())),
+                        params.as_ptr().add(p_at + panel * layout.size),
+                        y.as_mut_ptr().add(y_at + out),
+                        r.as_ptr().add(r_at + out),
+                    );
+                }
+            }
+        }
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let macs = (panels * nr * tiles * mr * K) as f64;
+    Ok((tile_name(isa, &spec), bytes.len(), macs / best / 1e9))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
+    println!("{:<48} {:>6} {:>9} {:>7}", "tile", "bytes", "GMAC/s", "% peak");
+    for tier in Tier::available() {
+        for product in [Product::U8S8, Product::F32] {
+            let shapes = shapes(tier.isa, product);
+            if shapes.is_empty() {
+                continue;
+            }
+            let peak = peak::measure(tier, product)?;
+            println!("peak of {tier} {product:?}: {peak:.1} GMAC/s");
+            let mut report = |shape, epilogue| -> Result<(), Box<dyn Error>> {
+                let (name, bytes, speed) = measure(tier.isa, shape, product, epilogue)?;
+                if name.contains(&filter) {
+                    println!("{name:<48} {bytes:>6} {speed:>9.1} {:>7.1}", 100.0 * speed / peak);
+                }
+                Ok(())
+            };
+            for (i, &shape) in shapes.iter().enumerate() {
+                if product == Product::F32 {
+                    report(shape, Epilogue::Float { clamp: Clamp::RELU, residual: false })?;
+                    continue;
+                }
+                report(shape, Epilogue::PackOnly)?;
+                let modes = if i < 3 { RequantMode::ALL.as_slice() } else { &[RequantMode::Q15] };
+                for &mode in modes {
+                    report(shape, Epilogue::Requantize(&requantizer(mode, false)?))?;
+                    if i == 0 {
+                        report(shape, Epilogue::Requantize(&requantizer(mode, true)?))?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

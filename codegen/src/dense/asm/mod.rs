@@ -1,0 +1,245 @@
+//! Dense microkernels in machine code: 512-bit and 256-bit tiles, assembled for one [`TileSpec`] each.
+//!
+//! A tile keeps MR pixels × NR channels of accumulators in registers: accumulator (pixel, vector) is register
+//! pixel·vectors + vector. The registers behind them are temporaries: weights and activations while the tile sums
+//! ([`accumulate`]), then those of the epilogue ([`requantize`], [`store`]). Everything that is known when the
+//! tile is emitted (strides, trip counts, zero tests of constants) is part of the code; the code has no addresses.
+//!
+//! Arguments stay where the calling convention puts them: a = rdi, w = rsi, params = rdx, y = rcx, r = r8. Loops
+//! count in rax, r9, r10 and r11, so nothing has to be saved.
+
+mod accumulate;
+mod requantize;
+mod store;
+mod vector;
+
+#[cfg(test)]
+mod tests;
+
+use super::{
+    pack::{PanelFormat, ParamLayout},
+    spec::{Epilogue, Product, TileSpec},
+};
+use crate::tier::Isa;
+use iced_x86::{
+    IcedError,
+    code_asm::{AsmMemoryOperand, AsmRegister64, rdx},
+};
+use qcc_ir::DType;
+pub(crate) use vector::Reg;
+use vector::{Assembler, Width};
+
+/// Why a tile cannot be emitted. All but `Assembler` are a matter of asking for another tile.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum EmitError {
+    /// The tier's tiles are Cranelift's.
+    #[error("{isa:?} tiles are not emitted as machine code; use the Cranelift tile")]
+    Isa {
+        /// The tier's instruction set.
+        isa: Isa,
+    },
+    /// Not 1 to 4 vectors.
+    #[error("a panel of {panel} channels is not 1 to 4 vectors of {lanes}")]
+    Panel {
+        /// NR.
+        panel: usize,
+        /// 32-bit lanes of a vector.
+        lanes: usize,
+    },
+    /// No columns or more than the panel has.
+    #[error("{columns} columns of a panel of {panel}")]
+    Columns {
+        /// Channels to store.
+        columns: usize,
+        /// NR.
+        panel: usize,
+    },
+    /// No pixels or more than the registers hold.
+    #[error("{pixels} pixels by {panel} channels do not fit the registers, which hold 1 to {most} pixels")]
+    Pixels {
+        /// MR.
+        pixels: usize,
+        /// NR.
+        panel: usize,
+        /// What [`max_pixels`] says.
+        most: usize,
+    },
+    /// Offsets that do not match the pixels.
+    #[error("{found} {what} offsets for {expected} pixels")]
+    Offsets {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there must be.
+        expected: usize,
+    },
+    /// A sum over nothing.
+    #[error("the tile sums over no elements; write the bias instead")]
+    EmptySum,
+    /// More nested loops than counters.
+    #[error("{0} nested loops over K, more than 3; merge runs that are contiguous")]
+    Loops(usize),
+    /// An epilogue of another product.
+    #[error("the epilogue does not fit a {0:?} product")]
+    Epilogue(Product),
+    /// Codes that are not u8.
+    #[error("results of type {0} are not written by dense tiles; shift the grid by 128 to u8")]
+    Grid(DType),
+    /// A displacement that x86 cannot encode.
+    #[error("a tile spans more than 2 GiB")]
+    Displacement,
+    /// The assembler refused an instruction: a defect of the emitter.
+    #[error("the assembler refused an instruction: {0}")]
+    Assembler(String),
+}
+
+impl From<IcedError> for EmitError {
+    fn from(error: IcedError) -> EmitError {
+        EmitError::Assembler(error.to_string())
+    }
+}
+
+/// Vectors in the widest panel.
+const MAX_VECTORS: usize = 4;
+
+/// The most pixels of a tile with panels of `panel` channels; 0 where the tier or the panel is not emitted.
+pub fn max_pixels(isa: Isa, product: Product, panel: usize) -> usize {
+    let registers = match isa {
+        Isa::Avx512Vnni => 32,
+        Isa::AvxVnni | Isa::Avx2 => 16,
+        Isa::XmmVnni | Isa::Xmm => return 0,
+    };
+    let format = PanelFormat { product, isa, panel };
+    let vectors = format.vectors();
+    if !(1..=MAX_VECTORS).contains(&vectors) || !panel.is_multiple_of(format.lanes()) {
+        return 0;
+    }
+    // While summing: the weights of a group, an activation and, without a fused dot product, its product.
+    let summing = vectors + if (product, isa) == (Product::U8S8, Isa::Avx2) { 2 } else { 1 };
+    let epilogue = match product {
+        Product::U8S8 => requantize::TEMPORARIES,
+        Product::F32 => store::FLOAT_TEMPORARIES,
+    };
+    (registers - summing.max(epilogue)) / vectors
+}
+
+/// The tile's name after XNNPACK's convention: types, shape, elements of a group, tier, epilogue.
+pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
+    let (mr, nr) = (spec.pixels(), spec.panel);
+    let tier = match isa {
+        Isa::Avx512Vnni => "avx512vnni",
+        Isa::AvxVnni => "avxvnni",
+        Isa::Avx2 => "avx2",
+        Isa::XmmVnni => "xmmvnni",
+        Isa::Xmm => "sse42",
+    };
+    let shape = match spec.product {
+        Product::U8S8 => format!("qu8s8_gemm_{mr}x{nr}c4__{tier}"),
+        Product::F32 => format!("f32_gemm_{mr}x{nr}__{tier}"),
+    };
+    let residual = if spec.r_offsets.is_empty() { "" } else { "_add" };
+    match spec.epilogue {
+        Epilogue::Requantize(q) => format!("{shape}_{}{residual}", q.mode()),
+        Epilogue::PackOnly => format!("{shape}_packonly"),
+        Epilogue::Float { clamp, .. } if clamp.is_none() => format!("{shape}{residual}"),
+        Epilogue::Float { .. } => format!("{shape}_minmax{residual}"),
+    }
+}
+
+/// Assembles one tile as a position-independent function of the ABI in [`spec`](super::spec).
+///
+/// The weights and parameters it reads are those of [`pack`](super::pack) for
+/// `PanelFormat { product: spec.product, isa, panel: spec.panel }`.
+pub fn emit_tile(isa: Isa, spec: &TileSpec) -> Result<Vec<u8>, EmitError> {
+    let tile = Tile::new(isa, spec)?;
+    let mut asm = Assembler::new(tile.width())?;
+    accumulate::emit(&mut asm, &tile)?;
+    match spec.epilogue {
+        Epilogue::Float { clamp, residual } => store::floats(&mut asm, &tile, clamp, residual)?,
+        Epilogue::Requantize(_) | Epilogue::PackOnly => store::codes(&mut asm, &tile)?,
+    }
+    Ok(asm.finish()?)
+}
+
+/// A checked specification with what the emitters derive from it.
+struct Tile<'a> {
+    spec: &'a TileSpec<'a>,
+    format: PanelFormat,
+    layout: ParamLayout,
+}
+
+impl<'a> Tile<'a> {
+    fn new(isa: Isa, spec: &'a TileSpec<'a>) -> Result<Tile<'a>, EmitError> {
+        let format = PanelFormat { product: spec.product, isa, panel: spec.panel };
+        let (pixels, panel) = (spec.pixels(), spec.panel);
+        if matches!(isa, Isa::XmmVnni | Isa::Xmm) {
+            return Err(EmitError::Isa { isa });
+        }
+        let most = max_pixels(isa, spec.product, panel);
+        if most == 0 {
+            return Err(EmitError::Panel { panel, lanes: format.lanes() });
+        }
+        if !(1..=most).contains(&pixels) {
+            return Err(EmitError::Pixels { pixels, panel, most });
+        }
+        if !(1..=panel).contains(&spec.columns) {
+            return Err(EmitError::Columns { columns: spec.columns, panel });
+        }
+        let has_residual = match (spec.product, &spec.epilogue) {
+            (Product::U8S8, Epilogue::Requantize(q)) => {
+                if q.grid.dtype != DType::U8 {
+                    return Err(EmitError::Grid(q.grid.dtype));
+                }
+                q.has_residual
+            }
+            (Product::U8S8, Epilogue::PackOnly) => false,
+            (Product::F32, Epilogue::Float { residual, .. }) => *residual,
+            (product, _) => return Err(EmitError::Epilogue(product)),
+        };
+        // Timing without requantization may leave the offsets of a residual in place.
+        let needs_residuals = has_residual || !matches!(spec.epilogue, Epilogue::PackOnly);
+        let offsets = |what, found, expected| {
+            if found == expected { Ok(()) } else { Err(EmitError::Offsets { what, found, expected }) }
+        };
+        offsets("result", spec.y_offsets.len(), pixels)?;
+        if needs_residuals {
+            offsets("residual", spec.r_offsets.len(), if has_residual { pixels } else { 0 })?;
+        }
+        if spec.groups() == 0 {
+            return Err(EmitError::EmptySum);
+        }
+        Ok(Tile { spec, format, layout: ParamLayout::new(format, &spec.epilogue) })
+    }
+
+    fn width(&self) -> Width {
+        if self.format.vector_bytes() == 64 { Width::Zmm } else { Width::Ymm }
+    }
+
+    /// The accumulator of a pixel and a vector of the panel.
+    fn accumulator(&self, pixel: usize, vector: usize) -> Reg {
+        Reg(pixel * self.format.vectors() + vector)
+    }
+
+    /// The i-th register that is no accumulator.
+    fn temporary(&self, i: usize) -> Reg {
+        Reg(self.spec.pixels() * self.format.vectors() + i)
+    }
+
+    /// Registers that are no accumulators.
+    fn temporaries(&self) -> usize {
+        let registers = if self.width() == Width::Zmm { 32 } else { 16 };
+        registers - self.spec.pixels() * self.format.vectors()
+    }
+
+    /// Vector `i` of the parameter region at `offset`.
+    fn param(&self, offset: usize, i: usize) -> AsmMemoryOperand {
+        rdx + (offset + i * self.format.vector_bytes()) as i32
+    }
+}
+
+/// `base + a + b`, or an error where the sum is no 32-bit displacement.
+fn displaced(base: AsmRegister64, a: i32, b: usize) -> Result<AsmMemoryOperand, EmitError> {
+    let sum = i32::try_from(b).ok().and_then(|b| a.checked_add(b)).ok_or(EmitError::Displacement)?;
+    Ok(base + sum)
+}

@@ -1,0 +1,659 @@
+#![allow(unsafe_code, reason = "runs emitted code on buffers that end at inaccessible pages")]
+
+use super::*;
+use crate::{
+    dense::{
+        pack::{pack_bias, pack_params, pack_weights},
+        spec::SLACK,
+    },
+    executable::Executable,
+    tier::{TIERS, Tier},
+};
+use iced_x86::{Decoder, DecoderOptions, EncodingKind, Mnemonic};
+use proptest::{prelude::*, test_runner::TestRunner};
+use qcc_ir::{
+    OutputGrid,
+    numerics::{ChannelBounds, RequantMode, Requantizer, ResidualInput, accumulator_bounds},
+    ops::Clamp,
+};
+use region::{Allocation, Protection};
+use std::cell::RefCell;
+
+const ISAS: [Isa; 3] = [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2];
+
+/// The emitted tiers of this CPU. What is missing is said aloud: a test that skips silently tests nothing.
+#[allow(clippy::print_stderr, reason = "see above")]
+fn isas() -> Vec<Isa> {
+    let (here, missing): (Vec<&Tier>, Vec<&Tier>) =
+        TIERS.iter().filter(|t| ISAS.contains(&t.isa)).partition(|t| t.is_available());
+    for tier in missing {
+        eprintln!("skipped: this CPU has no {tier}");
+    }
+    here.iter().map(|t| t.isa).collect()
+}
+
+/// Bytes followed by `slack` readable ones and then a page that faults.
+struct Guarded {
+    memory: Allocation,
+    start: usize,
+    len: usize,
+}
+
+impl Guarded {
+    fn new(bytes: &[u8], slack: usize) -> Guarded {
+        let page = region::page::size();
+        let usable = (bytes.len() + slack).next_multiple_of(page).max(page);
+        let mut memory = region::alloc(usable + page, Protection::READ_WRITE).unwrap();
+        let start = usable - bytes.len() - slack;
+        // SAFETY: the last page of the allocation above, to which nothing refers.
+        unsafe { region::protect(memory.as_ptr::<u8>().add(usable), page, Protection::NONE).unwrap() };
+        // SAFETY: within the usable part of the allocation, which nothing else refers to yet.
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr::<u8>().add(start), bytes.len()) }
+            .copy_from_slice(bytes);
+        Guarded { memory, start, len: bytes.len() }
+    }
+
+    fn at(&mut self, offset: usize) -> *mut u8 {
+        assert!(offset <= self.len);
+        self.memory.as_mut_ptr::<u8>().wrapping_add(self.start + offset)
+    }
+
+    fn bytes(&mut self) -> &[u8] {
+        // SAFETY: initialised by `new`; `&mut self` excludes writers.
+        unsafe { std::slice::from_raw_parts(self.at(0), self.len) }
+    }
+}
+
+type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
+
+/// Marsaglia's xorshift64: data for a case from one number.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// In `range`, ends included.
+    fn within(&mut self, low: i64, high: i64) -> i64 {
+        low + (self.next() % (high - low + 1) as u64) as i64
+    }
+
+    fn real(&mut self, low: f64, high: f64) -> f64 {
+        low + (self.next() >> 11) as f64 / (1u64 << 53) as f64 * (high - low)
+    }
+}
+
+/// The shape of a tile.
+#[derive(Clone, Debug)]
+struct Geometry {
+    pixels: usize,
+    vectors: usize,
+    columns: usize,
+    loops: Vec<(u32, i32)>,
+    run_len: usize,
+    /// Channels of the op before this panel: constants must be picked from the middle of the op's.
+    before: usize,
+    seed: u64,
+}
+
+fn geometry() -> impl Strategy<Value = Geometry> {
+    (
+        1..=40usize,
+        1..=4usize,
+        1..=64usize,
+        prop::collection::vec((1..=3u32, -300..=300i32), 0..=2),
+        prop_oneof![4 => 1..=40usize, 1 => 41..=160usize],
+        prop::sample::select(vec![0usize, 3, 16]),
+        1..u64::MAX,
+    )
+        .prop_map(|(pixels, vectors, columns, loops, run_len, before, seed)| Geometry {
+            pixels,
+            vectors,
+            columns,
+            loops,
+            run_len,
+            before,
+            seed,
+        })
+}
+
+/// A tile with its operands, laid out as a driver might.
+struct Problem {
+    format: PanelFormat,
+    columns: usize,
+    channels: usize,
+    before: usize,
+    loops: Vec<(u32, i32)>,
+    run_len: usize,
+    a_offsets: Vec<i32>,
+    y_offsets: Vec<i32>,
+    r_offsets: Vec<i32>,
+    a_origin: usize,
+    a_bytes: usize,
+    y_bytes: usize,
+    r_bytes: usize,
+    rng: Random,
+}
+
+impl Problem {
+    fn new(isa: Isa, product: Product, g: &Geometry) -> Problem {
+        let mut rng = Random(g.seed);
+        let lanes = PanelFormat { product, isa, panel: 1 }.lanes();
+        let format = PanelFormat { product, isa, panel: g.vectors * lanes };
+        let pixels = 1 + (g.pixels - 1) % max_pixels(isa, product, format.panel);
+        let columns = 1 + (g.columns - 1) % format.panel;
+        // Any order and any distance, aligned for floats only.
+        let element = product.element();
+        let shuffled = |rng: &mut Random, pitch: usize| -> Vec<i32> {
+            let mut offsets: Vec<i32> = (0..pixels).map(|i| (i * pitch) as i32).collect();
+            for i in (1..pixels).rev() {
+                offsets.swap(i, rng.within(0, i as i64) as usize);
+            }
+            offsets
+        };
+        let row = columns * element;
+        let y_pitch = row + element * rng.within(0, 5) as usize;
+        let r_pitch = row + element * rng.within(0, 5) as usize;
+        let loops: Vec<(u32, i32)> = g.loops.iter().map(|(n, s)| (*n, s * element as i32)).collect();
+        let a_offsets: Vec<i32> =
+            (0..pixels).map(|_| (rng.within(-200, 600) * element as i64) as i32).collect();
+        let reach = |pick: fn(i32, i32) -> i32| -> i32 {
+            loops.iter().map(|(n, s)| pick(0, (*n as i32 - 1) * s)).sum()
+        };
+        let least = a_offsets.iter().min().unwrap() + reach(i32::min);
+        let most = a_offsets.iter().max().unwrap() + reach(i32::max);
+        let a_origin = (-least).max(0) as usize;
+        Problem {
+            format,
+            columns,
+            channels: g.before + columns,
+            before: g.before,
+            run_len: g.run_len,
+            a_bytes: (a_origin as i32 + most.max(0)) as usize + g.run_len * element,
+            a_offsets,
+            y_offsets: shuffled(&mut rng, y_pitch),
+            r_offsets: shuffled(&mut rng, r_pitch),
+            y_bytes: (pixels - 1) * y_pitch + row,
+            r_bytes: (pixels - 1) * r_pitch + row,
+            loops,
+            a_origin,
+            rng,
+        }
+    }
+
+    fn runs(&self) -> usize {
+        self.loops.iter().map(|l| l.0 as usize).product()
+    }
+
+    fn spec<'a>(&self, epilogue: Epilogue<'a>, residual: bool) -> TileSpec<'a> {
+        TileSpec {
+            product: self.format.product,
+            panel: self.format.panel,
+            columns: self.columns,
+            a_offsets: self.a_offsets.clone(),
+            y_offsets: self.y_offsets.clone(),
+            r_offsets: if residual { self.r_offsets.clone() } else { vec![] },
+            loops: self.loops.clone(),
+            inner: self.run_len.div_ceil(self.format.product.group()) as u32,
+            epilogue,
+        }
+    }
+
+    /// Byte offset in `a` of each run of a pixel, in the order of the loops.
+    fn run_starts(&self, pixel: usize) -> Vec<usize> {
+        let mut starts = vec![self.a_origin as i32 + self.a_offsets[pixel]];
+        for (trips, stride) in &self.loops {
+            starts = starts.iter().flat_map(|s| (0..*trips).map(move |i| s + i as i32 * stride)).collect();
+        }
+        starts.into_iter().map(|s| s as usize).collect()
+    }
+
+    /// Runs the tile on guarded buffers; what `y`, filled with 0xc5, holds afterwards.
+    fn execute(&self, spec: &TileSpec, a: &[u8], w: &[u8], params: &[u8], r: &[u8]) -> Vec<u8> {
+        let code = emit_tile(self.format.isa, spec).unwrap();
+        check_encoding(self.format.isa, &code);
+        let code = Executable::new(&code).unwrap();
+        let mut a = Guarded::new(a, SLACK);
+        let mut w = Guarded::new(w, 0);
+        let mut params = Guarded::new(params, 0);
+        let mut y = Guarded::new(&vec![0xc5; self.y_bytes], 0);
+        let mut r = Guarded::new(r, SLACK);
+        // SAFETY: the code is a tile of this signature for this CPU, and the buffers are those it was emitted for.
+        unsafe {
+            let tile: TileFn = std::mem::transmute(code.entry());
+            tile(a.at(self.a_origin), w.at(0), params.at(0), y.at(0), r.at(0));
+        }
+        y.bytes().to_vec()
+    }
+}
+
+/// A tier's code may hold only what its CPUs decode, and must give the upper halves of its registers back.
+fn check_encoding(isa: Isa, code: &[u8]) {
+    let instructions: Vec<_> = Decoder::new(64, code, DecoderOptions::NONE).iter().collect();
+    for i in &instructions {
+        assert!(!i.is_invalid(), "{isa:?}: undecodable");
+        let evex = i.code().encoding() == EncodingKind::EVEX;
+        assert!(isa == Isa::Avx512Vnni || !evex, "{isa:?} has the EVEX instruction {:?}", i.code());
+        let legacy_vector = i.code().encoding() == EncodingKind::Legacy
+            && (0..i.op_count()).any(|o| i.op_register(o).is_vector_register());
+        assert!(!legacy_vector, "{isa:?} mixes in {:?}", i.code());
+        let vnni = i.mnemonic() == Mnemonic::Vpdpbusd;
+        assert!(!vnni || isa != Isa::Avx2);
+        assert!(!vnni || evex == (isa == Isa::Avx512Vnni), "{isa:?} has {:?}", i.code());
+    }
+    let end: Vec<Mnemonic> = instructions.iter().rev().take(2).map(|i| i.mnemonic()).collect();
+    assert_eq!(end, [Mnemonic::Ret, Mnemonic::Vzeroupper]);
+}
+
+/// What the codes of an int8 case are made of.
+#[derive(Clone, Copy, Debug)]
+struct Content {
+    mode: RequantMode,
+    activations: Fill,
+    weights: Fill,
+    bias: BiasFill,
+    residual: Option<Fill>,
+    zero_point: i32,
+    full_range: bool,
+    /// log2 of the largest result in output steps.
+    reach: f64,
+    /// log2 of the ratio of channel factors.
+    spread: f64,
+    residual_factor: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fill {
+    Any,
+    Least,
+    Most,
+    Tiny,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum BiasFill {
+    Zero,
+    Any,
+    /// So that accumulators come close to ±2^31.
+    Huge,
+}
+
+fn fill() -> impl Strategy<Value = Fill> {
+    prop_oneof![4 => Just(Fill::Any), 1 => Just(Fill::Least), 1 => Just(Fill::Most), 1 => Just(Fill::Tiny)]
+}
+
+fn content() -> impl Strategy<Value = Content> {
+    let zero_point = prop_oneof![Just(0), Just(255), 0..=255i32];
+    (
+        prop::sample::select(RequantMode::ALL.to_vec()),
+        fill(),
+        fill(),
+        prop_oneof![Just(BiasFill::Zero), Just(BiasFill::Any), Just(BiasFill::Huge)],
+        prop::option::of(fill()),
+        zero_point,
+        any::<bool>(),
+        prop_oneof![3 => 4.0..12.0, 1 => -40.0..29.9f64, 1 => 29.0..60.0f64],
+        0.0..6.0f64,
+        prop_oneof![3 => -3.0..1.0, 1 => -20.0..14.0f64, 1 => 12.0..16.0f64],
+    )
+        .prop_map(
+            |(mode, activations, weights, bias, residual, zero_point, full_range, reach, spread, factor)| {
+                Content {
+                    mode,
+                    activations,
+                    weights,
+                    bias,
+                    residual,
+                    zero_point,
+                    full_range,
+                    reach,
+                    spread,
+                    residual_factor: factor,
+                }
+            },
+        )
+}
+
+fn code(rng: &mut Random, fill: Fill) -> u8 {
+    match fill {
+        Fill::Any => rng.next() as u8,
+        Fill::Least => 0,
+        Fill::Most => 255,
+        Fill::Tiny => (rng.next() % 2) as u8,
+    }
+}
+
+/// Runs one int8 case; `None` where the mode refuses the factors.
+fn run_codes(isa: Isa, geometry: &Geometry, c: Content) -> Result<Option<bool>, TestCaseError> {
+    let mut p = Problem::new(isa, Product::U8S8, geometry);
+    let channels = p.channels;
+    let k = p.runs() * p.run_len;
+    let weights: Vec<i8> = (0..channels * k)
+        .map(|_| match c.weights {
+            Fill::Any => p.rng.next() as i8,
+            Fill::Least => -127,
+            Fill::Most => 127,
+            Fill::Tiny => p.rng.within(-1, 1) as i8,
+        })
+        .collect();
+    let input_zero_point = p.rng.within(0, 255) as i32;
+    let mut biases = vec![];
+    let mut bounds: Vec<ChannelBounds> = vec![];
+    for w in weights.chunks_exact(k) {
+        let free = accumulator_bounds(w.iter().copied(), 0, input_zero_point);
+        let bias = match c.bias {
+            BiasFill::Zero => 0,
+            BiasFill::Any => p.rng.within(-100_000, 100_000),
+            BiasFill::Huge if p.rng.next() % 2 == 0 => i64::from(i32::MAX) - free.max - p.rng.within(0, 9),
+            BiasFill::Huge => i64::from(i32::MIN) - free.min + p.rng.within(0, 9),
+        };
+        bounds.push(ChannelBounds { min: free.min + bias, max: free.max + bias });
+        biases.push(bias as i32);
+    }
+    let reach = bounds.iter().map(|b| b.max.max(-b.min)).max().unwrap_or(1).max(1) as f64;
+    let factors: Vec<f64> = (0..channels)
+        .map(|_| {
+            let exact = (c.reach - p.rng.real(0.0, c.spread)).exp2() / reach;
+            if c.mode == RequantMode::Pow2 { exact.log2().round().exp2() } else { exact }
+        })
+        .collect();
+    let residual = c.residual.map(|_| ResidualInput {
+        factor: c.residual_factor.exp2(),
+        zero_point: [0, 255, p.rng.within(0, 255) as i32][p.rng.next() as usize % 3],
+    });
+    let (lo, hi) = if c.full_range {
+        (0, 255)
+    } else {
+        let lo = p.rng.within(0, 255);
+        (lo as i32, p.rng.within(lo, 255) as i32)
+    };
+    let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: c.zero_point, lo, hi };
+    let Ok(q) = Requantizer::new(c.mode, &factors, grid, residual, &bounds) else { return Ok(None) };
+
+    let weight = |channel: usize, run: usize, i: usize| weights[channel * k + run * p.run_len + i];
+    let own = p.before..channels;
+    let packed = pack_weights(p.format, own.clone(), p.runs(), p.run_len, weight);
+    let corrected: Vec<i32> = weights
+        .chunks_exact(k)
+        .zip(&biases)
+        .map(|(w, b)| b.wrapping_sub(input_zero_point * w.iter().map(|w| i32::from(*w)).sum::<i32>()))
+        .collect();
+    let params = pack_params(p.format, Some(&q), own.clone(), &corrected);
+    let mut rng = Random(geometry.seed ^ 0x5555);
+    let a: Vec<u8> = (0..p.a_bytes).map(|_| code(&mut rng, c.activations)).collect();
+    let r: Vec<u8> = (0..p.r_bytes).map(|_| code(&mut rng, c.residual.unwrap_or(Fill::Any))).collect();
+    let spec = p.spec(Epilogue::Requantize(&q), q.has_residual);
+    let y = p.execute(&spec, &a, &packed, &params, &r);
+
+    let mut expected = vec![0xc5u8; p.y_bytes];
+    let mut saturated = true;
+    for pixel in 0..p.a_offsets.len() {
+        let starts = p.run_starts(pixel);
+        for (column, channel) in own.clone().enumerate() {
+            let mut acc = corrected[channel];
+            for (run, start) in starts.iter().enumerate() {
+                for i in 0..p.run_len {
+                    acc = acc.wrapping_add(i32::from(a[start + i]) * i32::from(weight(channel, run, i)));
+                }
+            }
+            let res = r[p.r_offsets[pixel] as usize + column].into();
+            let code = q.apply(acc, channel, res);
+            saturated &= code == lo || code == hi;
+            expected[p.y_offsets[pixel] as usize + column] = code as u8;
+        }
+    }
+    let name = tile_name(isa, &spec);
+    prop_assert_eq!(y, expected, "{} with {:?}", name, q);
+    Ok(Some(!saturated))
+}
+
+#[test]
+fn codes_equal_the_reference_in_every_mode() {
+    for isa in isas() {
+        // Cases, and those with a result within the bounds, for each mode.
+        let counts = RefCell::new([(0, 0); RequantMode::ALL.len()]);
+        let mut runner =
+            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) });
+        runner
+            .run(&(geometry(), content()), |(g, c)| {
+                if let Some(telling) = run_codes(isa, &g, c)? {
+                    let mode = RequantMode::ALL.iter().position(|m| *m == c.mode).unwrap_or(0);
+                    let count = &mut counts.borrow_mut()[mode];
+                    count.0 += 1;
+                    count.1 += usize::from(telling);
+                }
+                Ok(())
+            })
+            .unwrap();
+        for (mode, (ran, telling)) in RequantMode::ALL.iter().zip(counts.into_inner()) {
+            assert!(
+                ran >= 20 && telling >= 8,
+                "{isa:?} {mode}: {ran} cases, {telling} of them within the bounds"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_shape_of_tile_is_right() {
+    // What random shapes may miss: each panel, each number of pixels, and each number of columns of the smallest.
+    for isa in isas() {
+        for vectors in 1..=MAX_VECTORS {
+            let lanes = PanelFormat { product: Product::U8S8, isa, panel: 1 }.lanes();
+            let panel = vectors * lanes;
+            let most = max_pixels(isa, Product::U8S8, panel);
+            let shapes = (1..=most).map(|p| (p, panel)).chain((1..=panel).map(|c| (most.min(5), c)));
+            for (i, (pixels, columns)) in shapes.enumerate() {
+                let g = Geometry {
+                    pixels,
+                    vectors,
+                    columns,
+                    loops: vec![(2, 37)],
+                    run_len: 1 + i % 23,
+                    before: i % 2,
+                    seed: 1 + i as u64,
+                };
+                let c = Content {
+                    mode: RequantMode::ALL[i % RequantMode::ALL.len()],
+                    activations: Fill::Any,
+                    weights: Fill::Any,
+                    bias: BiasFill::Any,
+                    residual: (i % 3 == 0).then_some(Fill::Any),
+                    zero_point: 100,
+                    full_range: i % 2 == 0,
+                    reach: 7.5,
+                    spread: 2.0,
+                    residual_factor: -1.0,
+                };
+                assert!(run_codes(isa, &g, c).unwrap().is_some(), "{isa:?} {g:?} {c:?} refused");
+            }
+        }
+    }
+}
+
+#[test]
+fn pack_only_narrows_with_saturation() {
+    for isa in isas() {
+        let g = Geometry {
+            pixels: 3,
+            vectors: 2,
+            columns: 13,
+            loops: vec![(3, 50)],
+            run_len: 7,
+            before: 0,
+            seed: 77,
+        };
+        let p = Problem::new(isa, Product::U8S8, &g);
+        let weight = |c: usize, run: usize, i: usize| ((c * 5 + run * 3 + i) % 7) as i8 - 3;
+        let bias: Vec<i32> = (0..p.channels as i32).map(|c| 40_000 * (c % 3 - 1) + 9 * c).collect();
+        let a: Vec<u8> = (0..p.a_bytes).map(|i| (i * 31 % 256) as u8).collect();
+        let packed = pack_weights(p.format, 0..p.channels, p.runs(), p.run_len, weight);
+        let params = pack_params(p.format, None, 0..p.channels, &bias);
+        let y = p.execute(&p.spec(Epilogue::PackOnly, true), &a, &packed, &params, &[]);
+        for pixel in 0..p.a_offsets.len() {
+            for c in 0..p.columns {
+                let sum: i32 = p
+                    .run_starts(pixel)
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(run, s)| (0..p.run_len).map(move |i| (run, s + i, i)))
+                    .map(|(run, at, i)| i32::from(a[at]) * i32::from(weight(c, run, i)))
+                    .sum();
+                let code = y[p.y_offsets[pixel] as usize + c];
+                assert_eq!(
+                    i32::from(code),
+                    (bias[c] + sum).clamp(0, 255),
+                    "{isa:?} pixel {pixel} channel {c}"
+                );
+            }
+        }
+    }
+}
+
+fn run_floats(isa: Isa, g: &Geometry, clamp: Clamp, residual: bool) -> Result<(), TestCaseError> {
+    let mut p = Problem::new(isa, Product::F32, g);
+    let k = p.runs() * p.run_len;
+    let mut reals = |n: usize| -> Vec<f32> { (0..n).map(|_| p.rng.real(-2.0, 2.0) as f32).collect() };
+    let (a, r) = (reals(p.a_bytes / 4), reals(p.r_bytes / 4));
+    let (weights, bias) = (reals(p.channels * k), reals(p.channels));
+    let weight = |c: usize, run: usize, i: usize| weights[c * k + run * p.run_len + i];
+    let own = p.before..p.channels;
+    let packed = pack_weights(p.format, own.clone(), p.runs(), p.run_len, weight);
+    let params = pack_bias(p.format, clamp, own.clone(), &bias);
+    let bytes = |x: &[f32]| -> Vec<u8> { x.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    let spec = p.spec(Epilogue::Float { clamp, residual }, residual);
+    let y = p.execute(&spec, &bytes(&a), &packed, &params, &bytes(&r));
+    let mut canary = vec![true; p.y_bytes];
+    for pixel in 0..p.a_offsets.len() {
+        for (column, channel) in own.clone().enumerate() {
+            let mut terms = vec![f64::from(bias[channel])];
+            for (run, start) in p.run_starts(pixel).into_iter().enumerate() {
+                let products =
+                    (0..p.run_len).map(|i| f64::from(a[start / 4 + i]) * f64::from(weight(channel, run, i)));
+                terms.extend(products);
+            }
+            if residual {
+                terms.push(r[p.r_offsets[pixel] as usize / 4 + column].into());
+            }
+            let sum: f64 = terms.iter().sum();
+            let expected = sum.clamp(clamp.lo.into(), clamp.hi.into());
+            // Higham: each of n additions errs by at most half an ulp of sums that the absolute terms bound.
+            let bound =
+                terms.len() as f64 * f64::from(f32::EPSILON) * terms.iter().map(|t| t.abs()).sum::<f64>();
+            let at = p.y_offsets[pixel] as usize + 4 * column;
+            let mut found = [0; 4];
+            found.copy_from_slice(&y[at..at + 4]);
+            canary[at..at + 4].fill(false);
+            let found = f64::from(f32::from_le_bytes(found));
+            prop_assert!(
+                (found - expected).abs() <= bound,
+                "{}: {} for {}",
+                tile_name(isa, &spec),
+                found,
+                expected
+            );
+        }
+    }
+    prop_assert!(y.iter().zip(canary).all(|(byte, canary)| !canary || *byte == 0xc5));
+    Ok(())
+}
+
+#[test]
+fn floats_are_within_the_rounding_bound() {
+    let clamp = prop::sample::select(vec![
+        Clamp::NONE,
+        Clamp::RELU,
+        Clamp { lo: 0.0, hi: 6.0 },
+        Clamp { lo: f32::NEG_INFINITY, hi: 1.5 },
+    ]);
+    for isa in isas() {
+        let mut runner =
+            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) });
+        runner
+            .run(&(geometry(), clamp.clone(), any::<bool>()), |(g, clamp, residual)| {
+                run_floats(isa, &g, clamp, residual)
+            })
+            .unwrap();
+    }
+}
+
+#[test]
+fn float_clamps_keep_nan_and_the_sign_of_zero() {
+    for isa in isas() {
+        let g = Geometry { pixels: 1, vectors: 1, columns: 8, loops: vec![], run_len: 1, before: 0, seed: 5 };
+        let p = Problem::new(isa, Product::F32, &g);
+        let bias = [f32::NAN, -0.0, 0.0, f32::INFINITY, f32::NEG_INFINITY, -1.0, 2.5, 7.0];
+        let clamp = Clamp { lo: 0.0, hi: 6.0 };
+        // -0 · x keeps the sign of a zero bias.
+        let packed = pack_weights(p.format, 0..8, 1, 1, |_, _, _| -0.0f32);
+        let params = pack_bias(p.format, clamp, 0..8, &bias);
+        let a: Vec<u8> = (0..p.a_bytes / 4).flat_map(|_| 1.0f32.to_le_bytes()).collect();
+        let y =
+            p.execute(&p.spec(Epilogue::Float { clamp, residual: false }, false), &a, &packed, &params, &[]);
+        for (b, y) in bias.iter().zip(y.chunks_exact(4)) {
+            assert_eq!(y, clamp.apply(*b).to_le_bytes(), "{isa:?}: bound of {b}");
+        }
+    }
+}
+
+fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
+    TileSpec {
+        product: Product::U8S8,
+        panel: 16,
+        columns: 16,
+        a_offsets: vec![0, 64],
+        y_offsets: vec![0, 16],
+        r_offsets: vec![],
+        loops: vec![],
+        inner: 3,
+        epilogue,
+    }
+}
+
+#[test]
+fn what_cannot_be_emitted_is_refused() {
+    let good = small_spec(Epilogue::PackOnly);
+    let refuse = |change: &dyn Fn(&mut TileSpec)| {
+        let mut spec = good.clone();
+        change(&mut spec);
+        emit_tile(Isa::Avx2, &spec).unwrap_err()
+    };
+    assert!(emit_tile(Isa::Avx2, &good).is_ok());
+    assert_eq!(emit_tile(Isa::Xmm, &good), Err(EmitError::Isa { isa: Isa::Xmm }));
+    assert_eq!(refuse(&|s| s.panel = 12), EmitError::Panel { panel: 12, lanes: 8 });
+    assert_eq!(refuse(&|s| s.panel = 40), EmitError::Panel { panel: 40, lanes: 8 });
+    assert_eq!(refuse(&|s| s.columns = 0), EmitError::Columns { columns: 0, panel: 16 });
+    assert_eq!(refuse(&|s| s.columns = 17), EmitError::Columns { columns: 17, panel: 16 });
+    assert_eq!(refuse(&|s| s.a_offsets = vec![0; 7]), EmitError::Pixels { pixels: 7, panel: 16, most: 6 });
+    let offsets = EmitError::Offsets { what: "result", found: 1, expected: 2 };
+    assert_eq!(refuse(&|s| s.y_offsets = vec![0]), offsets);
+    assert_eq!(refuse(&|s| s.inner = 0), EmitError::EmptySum);
+    assert_eq!(refuse(&|s| s.loops = vec![(2, 8); 4]), EmitError::Loops(4));
+    assert_eq!(refuse(&|s| s.a_offsets[1] = i32::MAX), EmitError::Displacement);
+    let float = Epilogue::Float { clamp: Clamp::NONE, residual: false };
+    assert_eq!(emit_tile(Isa::Avx2, &small_spec(float)), Err(EmitError::Epilogue(Product::U8S8)));
+}
+
+#[test]
+fn names_tell_types_shape_tier_and_epilogue() {
+    let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: 0, lo: 0, hi: 255 };
+    let bounds = [ChannelBounds { min: -1000, max: 1000 }];
+    let q = Requantizer::new(RequantMode::Q15, &[0.01], grid, None, &bounds).unwrap();
+    let name = tile_name(Isa::Avx512Vnni, &small_spec(Epilogue::Requantize(&q)));
+    assert_eq!(name, "qu8s8_gemm_2x16c4__avx512vnni_q15");
+    let float = Epilogue::Float { clamp: Clamp::RELU, residual: false };
+    let spec = TileSpec { product: Product::F32, ..small_spec(float) };
+    assert_eq!(tile_name(Isa::Avx2, &spec), "f32_gemm_2x16__avx2_minmax");
+}
+
+#[test]
+fn emitting_twice_gives_the_same_bytes() {
+    for isa in ISAS {
+        let spec = small_spec(Epilogue::PackOnly);
+        assert_eq!(emit_tile(isa, &spec), emit_tile(isa, &spec));
+    }
+}

@@ -1,0 +1,353 @@
+//! An assembler that is generic over the width of its vectors.
+
+use iced_x86::{IcedError, code_asm::*};
+
+/// The result of emitting an instruction.
+pub(super) type Emit = Result<(), IcedError>;
+
+/// Width and encoding of vector instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Width {
+    /// 256 bits, VEX: 16 registers, no masks.
+    Ymm,
+    /// 512 bits, EVEX: 32 registers, masks.
+    Zmm,
+}
+
+/// A vector register, whatever its width.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reg(pub(crate) usize);
+
+const XMM: [AsmRegisterXmm; 32] = [
+    xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
+    xmm16, xmm17, xmm18, xmm19, xmm20, xmm21, xmm22, xmm23, xmm24, xmm25, xmm26, xmm27, xmm28, xmm29, xmm30,
+    xmm31,
+];
+const YMM: [AsmRegisterYmm; 32] = [
+    ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15,
+    ymm16, ymm17, ymm18, ymm19, ymm20, ymm21, ymm22, ymm23, ymm24, ymm25, ymm26, ymm27, ymm28, ymm29, ymm30,
+    ymm31,
+];
+const ZMM: [AsmRegisterZmm; 32] = [
+    zmm0, zmm1, zmm2, zmm3, zmm4, zmm5, zmm6, zmm7, zmm8, zmm9, zmm10, zmm11, zmm12, zmm13, zmm14, zmm15,
+    zmm16, zmm17, zmm18, zmm19, zmm20, zmm21, zmm22, zmm23, zmm24, zmm25, zmm26, zmm27, zmm28, zmm29, zmm30,
+    zmm31,
+];
+
+impl Reg {
+    pub(crate) fn xmm(self) -> AsmRegisterXmm {
+        XMM[self.0]
+    }
+
+    pub(crate) fn ymm(self) -> AsmRegisterYmm {
+        YMM[self.0]
+    }
+
+    pub(crate) fn zmm(self) -> AsmRegisterZmm {
+        ZMM[self.0]
+    }
+}
+
+/// A register or a vector in memory.
+#[derive(Clone, Copy)]
+pub(super) enum Operand {
+    Reg(Reg),
+    Mem(AsmMemoryOperand),
+}
+
+impl From<Reg> for Operand {
+    fn from(reg: Reg) -> Operand {
+        Operand::Reg(reg)
+    }
+}
+
+impl From<AsmMemoryOperand> for Operand {
+    fn from(memory: AsmMemoryOperand) -> Operand {
+        Operand::Mem(memory)
+    }
+}
+
+/// The odd 32-bit elements of a vector.
+const ODD: AsmRegisterK = k1;
+/// The elements of a vector that [`Assembler::negate_where_negative`] negates.
+const NEGATIVE: AsmRegisterK = k2;
+/// The elements of a vector that a masked store writes.
+const STORED: AsmRegisterK = k3;
+
+/// Emits vector instructions of one width. Methods are named after the instruction, operands in Intel's order.
+pub(super) struct Assembler {
+    pub(super) asm: CodeAssembler,
+    pub(super) width: Width,
+}
+
+/// `d = op(a)`.
+macro_rules! one_source {
+    ($($name:ident)*) => { $(
+        pub(super) fn $name(&mut self, d: Reg, a: impl Into<Operand>) -> Emit {
+            match (self.width, a.into()) {
+                (Width::Ymm, Operand::Reg(a)) => self.asm.$name(d.ymm(), a.ymm()),
+                (Width::Ymm, Operand::Mem(a)) => self.asm.$name(d.ymm(), ymmword_ptr(a)),
+                (Width::Zmm, Operand::Reg(a)) => self.asm.$name(d.zmm(), a.zmm()),
+                (Width::Zmm, Operand::Mem(a)) => self.asm.$name(d.zmm(), zmmword_ptr(a)),
+            }
+        }
+    )* };
+}
+
+/// `d = op(a, b)`, or `d = op(d, a, b)`.
+macro_rules! two_sources {
+    ($($name:ident)*) => { $(
+        pub(super) fn $name(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
+            match (self.width, b.into()) {
+                (Width::Ymm, Operand::Reg(b)) => self.asm.$name(d.ymm(), a.ymm(), b.ymm()),
+                (Width::Ymm, Operand::Mem(b)) => self.asm.$name(d.ymm(), a.ymm(), ymmword_ptr(b)),
+                (Width::Zmm, Operand::Reg(b)) => self.asm.$name(d.zmm(), a.zmm(), b.zmm()),
+                (Width::Zmm, Operand::Mem(b)) => self.asm.$name(d.zmm(), a.zmm(), zmmword_ptr(b)),
+            }
+        }
+    )* };
+}
+
+/// `d = op(a, immediate)`.
+macro_rules! immediate_shift {
+    ($($name:ident)*) => { $(
+        pub(super) fn $name(&mut self, d: Reg, a: Reg, count: u32) -> Emit {
+            match self.width {
+                Width::Ymm => self.asm.$name(d.ymm(), a.ymm(), count),
+                Width::Zmm => self.asm.$name(d.zmm(), a.zmm(), count),
+            }
+        }
+    )* };
+}
+
+/// `d = every element is the 32 bits at m`.
+macro_rules! broadcast {
+    ($($name:ident)*) => { $(
+        pub(super) fn $name(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+            match self.width {
+                Width::Ymm => self.asm.$name(d.ymm(), dword_ptr(m)),
+                Width::Zmm => self.asm.$name(d.zmm(), dword_ptr(m)),
+            }
+        }
+    )* };
+}
+
+impl Assembler {
+    pub(super) fn new(width: Width) -> Result<Assembler, IcedError> {
+        let mut asm = CodeAssembler::new(64)?;
+        // An EVEX vpdpbusd of 256 bits would fault on CPUs with AVX-VNNI alone, a VEX one on those without it.
+        asm.set_prefer_vex(width == Width::Ymm);
+        Ok(Assembler { asm, width })
+    }
+
+    /// Ends the function and assembles it. The code can be placed anywhere.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>, IcedError> {
+        self.asm.vzeroupper()?;
+        self.asm.ret()?;
+        self.asm.assemble(0)
+    }
+
+    one_source! { vmovaps vmovups vcvtdq2ps vcvtps2dq vpabsd }
+
+    two_sources! {
+        vpdpbusd vpmaddwd vfmadd231ps
+        vpaddd vpaddq vpaddsw vpsubd vpsubw vpmulld vpmuldq vpmulhrsw
+        vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
+        vmulps vaddps vmaxps vminps
+        vpackssdw vpacksswb vpackuswb vpmaxub vpminub vpshufb vpermd
+    }
+
+    immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw vpsrlw }
+
+    broadcast! { vpbroadcastd vbroadcastss }
+
+    pub(super) fn bitand(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpand(d.ymm(), a.ymm(), ymmword_ptr(b)),
+            Width::Zmm => self.asm.vpandd(d.zmm(), a.zmm(), zmmword_ptr(b)),
+        }
+    }
+
+    pub(super) fn bitor(&mut self, d: Reg, a: Reg, b: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpor(d.ymm(), a.ymm(), b.ymm()),
+            Width::Zmm => self.asm.vpord(d.zmm(), a.zmm(), b.zmm()),
+        }
+    }
+
+    pub(super) fn bitxor(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpxor(d.ymm(), a.ymm(), ymmword_ptr(b)),
+            Width::Zmm => self.asm.vpxord(d.zmm(), a.zmm(), zmmword_ptr(b)),
+        }
+    }
+
+    /// Half a vector of bytes at `m`, sign-extended to 16 bits.
+    pub(super) fn load_bytes_as_words(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpmovsxbw(d.ymm(), xmmword_ptr(m)),
+            Width::Zmm => self.asm.vpmovsxbw(d.zmm(), ymmword_ptr(m)),
+        }
+    }
+
+    /// 128-bit lane l of `d` = 16 bytes at `m + l·stride`, on 256 bits.
+    pub(super) fn load_lanes(&mut self, d: Reg, m: AsmMemoryOperand, stride: i32) -> Emit {
+        self.asm.vmovdqu(d.xmm(), xmmword_ptr(m))?;
+        self.asm.vinserti128(d.ymm(), d.ymm(), xmmword_ptr(m + stride), 1)
+    }
+
+    /// Sets up the masks of [`merge_odd`](Self::merge_odd) and of stores of `stored` elements.
+    pub(super) fn set_masks(&mut self, stored: usize) -> Emit {
+        if self.width == Width::Zmm {
+            self.asm.mov(eax, 0xaaaa_u32)?;
+            self.asm.kmovw(ODD, eax)?;
+            self.asm.mov(rax, u64::MAX >> (64 - stored.clamp(1, 64)))?;
+            self.asm.kmovq(STORED, rax)?;
+        }
+        Ok(())
+    }
+
+    /// Odd 32-bit elements of `d` = those of `a`.
+    pub(super) fn merge_odd(&mut self, d: Reg, a: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpblendd(d.ymm(), d.ymm(), a.ymm(), 0xaa),
+            Width::Zmm => self.asm.vmovdqa32(d.zmm().k1(), a.zmm()),
+        }
+    }
+
+    /// Odd 32-bit elements of `d` = the even ones before them of `a`. Overwrites `a`.
+    pub(super) fn merge_even_as_odd(&mut self, d: Reg, a: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => {
+                self.vpsllq(a, a, 32)?;
+                self.merge_odd(d, a)
+            }
+            Width::Zmm => self.asm.vmovsldup(d.zmm().k1(), a.zmm()),
+        }
+    }
+
+    /// 64-bit elements of `d` = `a` >> counts. On 256 bits the shift is logical: AVX2 has no other.
+    pub(super) fn shift_right_wide(&mut self, d: Reg, a: Reg, counts: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.vpsrlvq(d, a, counts),
+            Width::Zmm => self.asm.vpsravq(d.zmm(), a.zmm(), zmmword_ptr(counts)),
+        }
+    }
+
+    /// RDBPOT: x = sign(x)·((|x| + half) >> right). Overwrites `t`.
+    ///
+    /// |x| + half stays below 2^32, so unsigned arithmetic cannot overflow, and right = 0 needs no special case.
+    pub(super) fn round_shift_away(
+        &mut self,
+        x: Reg,
+        t: Reg,
+        half: AsmMemoryOperand,
+        right: AsmMemoryOperand,
+    ) -> Emit {
+        self.vpabsd(t, x)?;
+        self.vpaddd(t, t, half)?;
+        self.vpsrlvd(t, t, right)?;
+        match self.width {
+            Width::Ymm => self.asm.vpsignd(x.ymm(), t.ymm(), x.ymm()),
+            Width::Zmm => {
+                self.asm.vpmovd2m(NEGATIVE, x.zmm())?;
+                self.asm.vpxord(x.zmm(), x.zmm(), x.zmm())?;
+                self.asm.vpsubd(t.zmm().k2(), x.zmm(), t.zmm())?;
+                self.vmovaps(x, t)
+            }
+        }
+    }
+
+    /// Stores `bytes` bytes of `a`, beginning with byte `from`, to `m`. `from` is a multiple of `bytes` rounded up to
+    /// a power of two. A length of 512-bit vectors that no plain store has takes the mask of
+    /// [`set_masks`](Self::set_masks), in elements of `element` bytes. Overwrites `t` when `from` is not 0.
+    pub(super) fn store(
+        &mut self,
+        m: AsmMemoryOperand,
+        a: Reg,
+        from: usize,
+        bytes: usize,
+        element: usize,
+        t: Reg,
+    ) -> Emit {
+        match self.width {
+            Width::Ymm => self.store_pieces(m, a, from, bytes, t),
+            Width::Zmm => self.store_masked(m, a, from, bytes, element, t),
+        }
+    }
+
+    fn store_masked(
+        &mut self,
+        m: AsmMemoryOperand,
+        a: Reg,
+        from: usize,
+        bytes: usize,
+        element: usize,
+        t: Reg,
+    ) -> Emit {
+        let asm = &mut self.asm;
+        match (from, bytes) {
+            (0, 64) => return asm.vmovups(zmmword_ptr(m), a.zmm()),
+            (0, 32) => return asm.vmovups(ymmword_ptr(m), a.ymm()),
+            (0, 16) => return asm.vmovups(xmmword_ptr(m), a.xmm()),
+            (32, 32) => return asm.vextracti64x4(ymmword_ptr(m), a.zmm(), 1),
+            (from, 16) => return asm.vextracti32x4(xmmword_ptr(m), a.zmm(), (from / 16) as u32),
+            _ => {}
+        }
+        let source = match from {
+            0 => a,
+            32 => {
+                asm.vextracti64x4(t.ymm(), a.zmm(), 1)?;
+                t
+            }
+            _ => {
+                asm.vextracti32x4(t.xmm(), a.zmm(), (from / 16) as u32)?;
+                t
+            }
+        };
+        // The narrowest store that holds the bytes: it crosses cache lines least often.
+        match (element, bytes) {
+            (4, ..=16) => asm.vmovups(xmmword_ptr(m).k3(), source.xmm()),
+            (4, ..=32) => asm.vmovups(ymmword_ptr(m).k3(), source.ymm()),
+            (4, _) => asm.vmovups(zmmword_ptr(m).k3(), source.zmm()),
+            (_, ..=16) => asm.vmovdqu8(xmmword_ptr(m).k3(), source.xmm()),
+            (_, ..=32) => asm.vmovdqu8(ymmword_ptr(m).k3(), source.ymm()),
+            _ => asm.vmovdqu8(zmmword_ptr(m).k3(), source.zmm()),
+        }
+    }
+
+    /// AVX2 has no masked byte stores: whole vectors, then halves, and so on down to single bytes.
+    fn store_pieces(&mut self, m: AsmMemoryOperand, a: Reg, from: usize, bytes: usize, t: Reg) -> Emit {
+        let asm = &mut self.asm;
+        if (from, bytes) == (0, 32) {
+            return asm.vmovups(ymmword_ptr(m), a.ymm());
+        }
+        let (mut done, mut in_t) = (0, false);
+        while done < bytes {
+            let at = from + done;
+            let piece = [16, 8, 4, 2, 1].into_iter().find(|p| *p <= bytes - done && at % p == 0).unwrap_or(1);
+            let to = m + done as i32;
+            done += piece;
+            if at >= 16 && piece == 16 {
+                asm.vextracti128(xmmword_ptr(to), a.ymm(), 1)?;
+                continue;
+            }
+            if at >= 16 && !in_t {
+                asm.vextracti128(t.xmm(), a.ymm(), 1)?;
+                in_t = true;
+            }
+            let source = if at >= 16 { t.xmm() } else { a.xmm() };
+            let index = (at % 16 / piece) as u32;
+            match (piece, index) {
+                (16, _) => asm.vmovups(xmmword_ptr(to), source)?,
+                (8, 0) => asm.vmovq(qword_ptr(to), source)?,
+                (8, _) => asm.vpextrq(qword_ptr(to), source, index)?,
+                (4, 0) => asm.vmovd(dword_ptr(to), source)?,
+                (4, _) => asm.vpextrd(dword_ptr(to), source, index)?,
+                (2, _) => asm.vpextrw(word_ptr(to), source, index)?,
+                _ => asm.vpextrb(byte_ptr(to), source, index)?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! How a dense problem is cut into tiles: the one place that decides it, from a small model of the CPU.
+//!
+//! A tile is a block of output pixels by a panel of channels. Its accumulators stay in registers, so pixels × vectors
+//! is bounded; within the bound, the model adds up what every group of K costs:
+//!
+//! * multiplying: pixels × vectors instructions, so many a cycle, but never less than their latency;
+//! * loading: a vector of weights and a broadcast activation for each, so many a cycle;
+//! * streaming: weights that no level-1 cache holds come from the second level, so many bytes a cycle.
+//!
+//! Blocks that divide the image cost no edge tiles, which the sum over all tiles shows by itself; wide panels pay off
+//! for few groups of K (fewer activations are loaded again), tall blocks for many (weights are streamed once for more
+//! pixels). That is what was measured: 6×64 for small K, 14×32 for large K and outputs whose width 14 or 7 divides.
+
+use super::{
+    Problem, asm,
+    clif_tile::{self, Dot},
+    spec::Product,
+};
+use crate::tier::Isa;
+
+/// A panel: channels that one tile computes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Panel {
+    /// First channel, in the group.
+    pub(crate) first: usize,
+    /// Channels of the weights' layout, padding included.
+    pub(crate) width: usize,
+    /// Channels that exist.
+    pub(crate) columns: usize,
+}
+
+/// The order in which one thread goes through the tiles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Order {
+    /// All pixels of one panel, then the next panel: weights are read once.
+    PanelsOuter,
+    /// All panels of one block, then the next block: activations are read once.
+    PixelsOuter,
+}
+
+/// A problem cut into tiles.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Cut {
+    /// Rows and columns of output pixels of a block; smaller ones at the lower and right edge.
+    pub(crate) rows: usize,
+    /// Columns.
+    pub(crate) cols: usize,
+    /// Panels of one group, by channel.
+    pub(crate) panels: Vec<Panel>,
+    /// Loop order.
+    pub(crate) order: Order,
+}
+
+/// What the model knows about a vector unit.
+struct Unit {
+    isa: Isa,
+    product: Product,
+    /// 32-bit lanes of a vector.
+    lanes: usize,
+    /// Panel widths to choose from, in vectors, the widest first.
+    widths: &'static [usize],
+    /// Multiplications of a group by a vector in a cycle.
+    rate: f64,
+    /// Cycles from one multiplication to the next into the same accumulator.
+    latency: f64,
+}
+
+/// Cycles that a tile takes besides its loops over K: to be called, to finish an accumulator, to store a pixel.
+const CALL: f64 = 30.0;
+const FINISH: f64 = 4.0;
+const STORE: f64 = 3.0;
+/// Vector loads in a cycle.
+const LOADS: f64 = 2.0;
+/// Bytes of level-1 cache that weights may take, and bytes in a cycle from the level behind it.
+const LEVEL1: usize = 24 << 10;
+const STREAM: f64 = 16.0;
+
+fn unit(isa: Isa, product: Product) -> Unit {
+    let wide = Unit { isa, product, lanes: 16, widths: &[4, 2, 1], rate: 2.0, latency: 5.0 };
+    let half = Unit { lanes: 8, widths: &[2, 1], ..wide };
+    let narrow = Unit { lanes: 4, ..half };
+    match (isa, product) {
+        (Isa::Avx512Vnni, _) => wide,
+        (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
+        // Even and odd bytes are multiplied apart, and summed by an instruction of their own.
+        (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
+        (Isa::XmmVnni, _) => narrow,
+        (Isa::Xmm, Product::F32) => Unit { rate: 1.0, latency: 4.0, ..narrow },
+        (Isa::Xmm, Product::U8S8) => Unit { rate: 0.75, ..narrow },
+    }
+}
+
+impl Unit {
+    /// Pixels whose accumulators fit in registers.
+    fn pixels(&self, vectors: usize) -> usize {
+        match Dot::of_isa(self.product, self.isa) {
+            Some(dot) => clif_tile::max_pixels(dot, vectors),
+            None => asm::max_pixels(self.isa, self.product, vectors * self.lanes),
+        }
+    }
+
+    /// Cycles of one tile; `streams` if its weights are not in the level-1 cache.
+    fn tile(&self, pixels: usize, vectors: usize, groups: f64, streams: bool) -> f64 {
+        let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency);
+        let load = (pixels + vectors) as f64 / LOADS;
+        let stream = if streams { (vectors * self.lanes * 4) as f64 / STREAM } else { 0.0 };
+        let after = CALL + FINISH * (pixels * vectors) as f64 + STORE * pixels as f64;
+        groups * multiply.max(load).max(stream) + after
+    }
+}
+
+/// Cuts a problem for a tier.
+pub(crate) fn choose(problem: &Problem, isa: Isa) -> Cut {
+    let unit = unit(isa, problem.product);
+    let mut best: Option<(f64, Cut)> = None;
+    for &widest in unit.widths {
+        let panels = panels(problem.channels, widest, &unit);
+        // All panels share the blocks, so the widest bounds them.
+        let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
+        let most = unit.pixels(vectors);
+        for cols in 1..=most.min(problem.cols) {
+            for rows in 1..=(most / cols).min(problem.rows) {
+                let cost = cost(problem, &unit, &panels, rows, cols);
+                if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                    let order = order(problem, &panels, rows * cols);
+                    best = Some((cost, Cut { rows, cols, panels: panels.clone(), order }));
+                }
+            }
+        }
+    }
+    best.map_or(Cut { rows: 1, cols: 1, panels: Vec::new(), order: Order::PanelsOuter }, |(_, cut)| cut)
+}
+
+/// The channels as panels of `widest` vectors, the rest in as few vectors as hold it.
+fn panels(channels: usize, widest: usize, unit: &Unit) -> Vec<Panel> {
+    let mut panels = Vec::new();
+    let mut first = 0;
+    while first < channels {
+        let left = channels - first;
+        let needed = left.div_ceil(unit.lanes);
+        // The widest that is not wider than needed: three vectors are two and one.
+        let vectors = unit.widths.iter().copied().find(|&w| w <= widest && w <= needed).unwrap_or(1);
+        let width = vectors * unit.lanes;
+        panels.push(Panel { first, width, columns: left.min(width) });
+        first += width;
+    }
+    panels
+}
+
+/// Cycles of the whole problem on one core.
+fn cost(problem: &Problem, unit: &Unit, panels: &[Panel], rows: usize, cols: usize) -> f64 {
+    let groups = problem.k_groups() as f64;
+    // Interior, right edge, lower edge, corner: how often, and how many pixels.
+    let along = |extent: usize, block: usize| {
+        [(extent / block, block), (usize::from(extent % block > 0), extent % block)]
+    };
+    let mut cycles = 0.0;
+    for panel in panels {
+        let vectors = panel.width / unit.lanes;
+        let streams = panel.width * 4 * problem.k_groups() > LEVEL1;
+        for (n_rows, tile_rows) in along(problem.rows, rows) {
+            for (n_cols, tile_cols) in along(problem.cols, cols) {
+                let tiles = n_rows * n_cols;
+                if tiles > 0 {
+                    cycles += tiles as f64 * unit.tile(tile_rows * tile_cols, vectors, groups, streams);
+                }
+            }
+        }
+    }
+    cycles
+}
+
+/// The order that moves fewer bytes: weights again for every block, or activations again for every panel.
+fn order(problem: &Problem, panels: &[Panel], pixels: usize) -> Order {
+    let weights = panels.iter().map(|p| p.width * 4 * problem.k_groups()).sum::<usize>() * problem.groups;
+    let all_pixels = problem.images * problem.rows * problem.cols;
+    let activations = problem.a_bytes();
+    let again = |bytes: usize, times: usize| if bytes > LEVEL1 { bytes * times } else { bytes };
+    let panels_outer = weights + again(activations, panels.len());
+    let pixels_outer = activations + again(weights, all_pixels.div_ceil(pixels));
+    if pixels_outer < panels_outer { Order::PixelsOuter } else { Order::PanelsOuter }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dense::Strides;
+
+    /// A convolution of `kernel`² taps over an unpadded image of `size`² output pixels.
+    fn problem(size: usize, kernel: usize, input: usize, channels: usize) -> Problem {
+        let row = (size + kernel - 1) * input;
+        let (rows, cols) = if kernel == 1 { (1, size * size) } else { (size, size) };
+        Problem {
+            product: Product::U8S8,
+            images: 1,
+            rows,
+            cols,
+            groups: 1,
+            channels,
+            a: Strides { image: row * (size + kernel - 1), row, col: input, group: 0 },
+            y: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
+            loops: if kernel > 1 { vec![(kernel as u32, row as i32)] } else { vec![] },
+            run: kernel * input,
+        }
+    }
+
+    #[test]
+    fn every_pixel_and_channel_is_in_one_tile() {
+        for channels in [1, 3, 16, 24, 33, 40, 48, 64, 96, 100, 1000] {
+            for isa in [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::XmmVnni, Isa::Xmm] {
+                let cut = choose(&problem(7, 3, 16, channels), isa);
+                let mut next = 0;
+                for p in &cut.panels {
+                    assert_eq!(p.first, next);
+                    assert!(p.columns > 0 && p.columns <= p.width);
+                    next += p.columns;
+                }
+                assert_eq!(next, channels, "{isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn resnet_layers_get_the_tiles_that_were_measured_best() {
+        let cut = |size, kernel, input, channels| {
+            let c = choose(&problem(size, kernel, input, channels), Isa::Avx512Vnni);
+            (c.rows * c.cols, c.panels[0].width)
+        };
+        // Little K: a wide panel.
+        assert_eq!(cut(56, 1, 64, 256).1, 64);
+        // Large K on outputs of 14 and 7: tall blocks of two vectors.
+        assert_eq!(cut(14, 3, 256, 256), (14, 32));
+        assert_eq!(cut(7, 3, 512, 512), (14, 32));
+    }
+
+    #[test]
+    fn a_block_that_divides_the_width_is_preferred() {
+        let cut = choose(&problem(28, 3, 128, 128), Isa::Avx512Vnni);
+        assert_eq!(28 % cut.cols, 0, "{cut:?}");
+    }
+}

@@ -1,0 +1,353 @@
+//! Depthwise convolutions in Cranelift's 128-bit vectors, for every tier.
+//!
+//! A tile is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each other share a
+//! vector: their codes are interleaved, so that one `pmaddwd` (two rows) or `vpdpbusd` (four rows) multiplies and sums
+//! them for four channels. An interleaved input column serves every output pixel of a block that a tap of it reaches,
+//! so several neighbouring pixels are computed at once.
+
+use super::{
+    Problem,
+    choose::{Cut, Order, Panel},
+    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
+    clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
+    driver::{
+        self, Class, Coefficients, Operands, PanelEntry, Weight, class_of, classes, for_each_part,
+        kernel_name,
+    },
+    pack,
+    spec::Epilogue,
+};
+use crate::{
+    CodegenError,
+    lower::Lowering,
+    model::Work,
+    module::{FunctionKind, MEM},
+};
+use cranelift_codegen::ir::{
+    BlockArg, ConstantData, InstBuilder, Value,
+    condcodes::IntCC,
+    types::{F32X4, F64, F64X2, I8X16, I16X8, I64},
+};
+use cranelift_frontend::FunctionBuilder;
+use std::collections::BTreeSet;
+
+/// Channels of a panel.
+const WIDTH: usize = 2 * LANES;
+/// Output pixels that are computed at once.
+const PIXELS: usize = 4;
+/// Output pixels of a tile: enough to pay for its call, few enough that rows are shared between threads.
+const TILE_COLS: usize = 64;
+/// Taps that are unrolled; larger kernels go the way of grouped convolutions.
+pub(crate) const MAX_TAPS: usize = 128;
+
+/// The taps of a depthwise convolution.
+#[derive(Clone, Debug)]
+pub(crate) struct Taps {
+    /// Kernel rows and columns.
+    pub(crate) rows: usize,
+    /// Columns.
+    pub(crate) cols: usize,
+    /// Bytes of the input from one kernel row to the next.
+    pub(crate) row_stride: usize,
+    /// Pixels of the input from one kernel column to the next.
+    pub(crate) dilation: usize,
+    /// Pixels of the input from one output pixel to the next.
+    pub(crate) stride: usize,
+    /// Bytes of a pixel of the input.
+    pub(crate) pixel: usize,
+}
+
+/// Whether a panel's loads reach beyond the last channel of a pixel, and so beyond the last pixel of the input.
+pub(crate) fn overreads(channels: usize) -> bool {
+    !channels.is_multiple_of(LANES)
+}
+
+/// Lowers a depthwise convolution to one step: a problem whose groups are single channels, as one group. A run of K
+/// is one tap.
+#[allow(clippy::too_many_arguments, reason = "all that a step is made of")]
+pub(crate) fn lower(
+    cx: &mut Lowering,
+    problem: &Problem,
+    taps: &Taps,
+    epilogue: Epilogue<'_>,
+    operands: Operands,
+    coefficients: &Coefficients<'_>,
+    work: Work,
+) -> Result<(), CodegenError> {
+    let cut = cut(problem);
+    let name = kernel_name(cx, "dwconv", problem.product, PIXELS, cut.panels.first());
+    let dot = Dot::of_tier(problem.product, cx.options.tier);
+    let mut functions = Vec::new();
+    for class in classes(&cut) {
+        let of_class = for_each_part(problem, &cut, |_, cols| {
+            let tile_name = cx.step_name(&format!("{name}_tile_{cols}x{}", class.1));
+            cx.define_function(&tile_name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
+                let arguments = TileArguments::of(&e.params);
+                let constants = Params::new(epilogue, class.0);
+                Tile { taps, dot, class, problem, params: &constants }.emit(&mut e.b, cols, arguments);
+                Ok(())
+            })
+        })?;
+        functions.push(of_class);
+    }
+    let mut entries = Vec::with_capacity(cut.panels.len());
+    for panel in &cut.panels {
+        let constants = Params::new(epilogue, panel.width);
+        let channels = panel.first..panel.first + panel.columns;
+        let (weights, params) = match coefficients {
+            Coefficients::Codes(w, start) => {
+                (pack_codes(panel, taps, dot, w), constants.pack(channels, start))
+            }
+            Coefficients::Floats(w, bias) => {
+                (pack_floats(panel, taps, w), constants.pack_float(channels, bias))
+            }
+        };
+        let first = (panel.first * problem.product.element()) as u32;
+        let class = classes(&cut).iter().position(|&c| c == class_of(panel)).unwrap_or(0);
+        entries.push(PanelEntry {
+            a: first,
+            weights: cx.weights(&weights, pack::ALIGN)?,
+            params: cx.weights(&params, pack::ALIGN)?,
+            y: first,
+            class: class as u32,
+        });
+    }
+    driver::step(cx, &name, problem, &cut, operands, &functions, &entries, work)
+}
+
+/// Rows of at most [`TILE_COLS`] pixels, all of the same length as nearly as whole blocks allow.
+fn cut(problem: &Problem) -> Cut {
+    let tiles = problem.cols.div_ceil(TILE_COLS);
+    let cols = problem.cols.div_ceil(tiles).next_multiple_of(PIXELS).min(problem.cols);
+    let panels = (0..problem.channels)
+        .step_by(WIDTH)
+        .map(|first| {
+            let columns = (problem.channels - first).min(WIDTH);
+            Panel { first, width: columns.next_multiple_of(LANES), columns }
+        })
+        .collect();
+    // All channels of a row, then the next: the rows of the input stay in the first cache.
+    Cut { rows: 1, cols, panels, order: Order::PixelsOuter }
+}
+
+/// Rows of taps that one multiplication takes.
+fn rows_at_once(dot: Dot) -> usize {
+    match dot {
+        Dot::Vnni => 4,
+        Dot::Madd => 2,
+        Dot::Fma | Dot::MulAdd => 1,
+    }
+}
+
+/// Weights in the order of the tile: `[rows of taps][column][vector][channel][row]`, one vector of 16 bytes each;
+/// `put` gets channel and tap, or nothing where there is none.
+fn pack_in_order(panel: &Panel, taps: &Taps, at_once: usize, mut put: impl FnMut(Option<(usize, usize)>)) {
+    for rows in (0..taps.rows).step_by(at_once) {
+        for col in 0..taps.cols {
+            for channel in 0..panel.width {
+                for row in rows..rows + at_once {
+                    let exists = channel < panel.columns && row < taps.rows;
+                    put(exists.then_some((panel.first + channel, row * taps.cols + col)));
+                }
+            }
+        }
+    }
+}
+
+fn pack_codes(panel: &Panel, taps: &Taps, dot: Dot, weight: Weight<'_, i8>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    pack_in_order(panel, taps, rows_at_once(dot), |at| {
+        let w = at.map_or(0, |(channel, tap)| weight(channel, tap, 0));
+        match dot {
+            Dot::Vnni => bytes.extend(w.to_le_bytes()),
+            _ => bytes.extend(i16::from(w).to_le_bytes()),
+        }
+    });
+    bytes
+}
+
+fn pack_floats(panel: &Panel, taps: &Taps, weight: Weight<'_, f32>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    pack_in_order(panel, taps, 1, |at| {
+        bytes.extend(at.map_or(0.0, |(channel, tap)| weight(channel, tap, 0)).to_le_bytes());
+    });
+    bytes
+}
+
+/// Emits one tile function.
+struct Tile<'t> {
+    taps: &'t Taps,
+    dot: Dot,
+    class: Class,
+    problem: &'t Problem,
+    params: &'t Params<'t>,
+}
+
+impl Tile<'_> {
+    fn vectors(&self) -> usize {
+        self.class.0 / LANES
+    }
+
+    /// A loop over blocks of [`PIXELS`], and what is left.
+    fn emit(&self, b: &mut FunctionBuilder, cols: usize, arguments: TileArguments) {
+        let (blocks, rest) = (cols / PIXELS, cols % PIXELS);
+        let mut at = arguments;
+        if blocks > 0 {
+            let (head, exit) = (b.create_block(), b.create_block());
+            for block in [head, exit] {
+                for _ in 0..3 {
+                    b.append_block_param(block, I64);
+                }
+            }
+            let left = b.append_block_param(head, I64);
+            let count = b.ins().iconst(I64, blocks as i64);
+            b.ins().jump(head, &[at.a.into(), at.y.into(), at.r.into(), count.into()]);
+            b.switch_to_block(head);
+            let [a, y, r] = [0, 1, 2].map(|i| b.block_params(head)[i]);
+            self.block(b, PIXELS, TileArguments { a, y, r, ..arguments });
+            let step_a = (PIXELS * self.problem.a.col) as i64;
+            let step_y = (PIXELS * self.problem.y.col) as i64;
+            let [a, y, r] = [(a, step_a), (y, step_y), (r, step_y)].map(|(p, s)| b.ins().iadd_imm_s(p, s));
+            let left = b.ins().iadd_imm_s(left, -1);
+            let more = b.ins().icmp_imm_s(IntCC::NotEqual, left, 0);
+            let leaving: [BlockArg; 3] = [a.into(), y.into(), r.into()];
+            let again = [a.into(), y.into(), r.into(), left.into()];
+            b.ins().brif(more, head, &again, exit, &leaving);
+            b.switch_to_block(exit);
+            let [a, y, r] = [0, 1, 2].map(|i| b.block_params(exit)[i]);
+            at = TileArguments { a, y, r, ..arguments };
+        }
+        if rest > 0 {
+            self.block(b, rest, at);
+        }
+        b.ins().return_(&[]);
+    }
+
+    /// `pixels` neighbouring output pixels.
+    fn block(&self, b: &mut FunctionBuilder, pixels: usize, arguments: TileArguments) {
+        let (taps, vectors) = (self.taps, self.vectors());
+        let TileArguments { a, w, params: p, y, r } = arguments;
+        let mut finisher = Finisher { b, params: self.params, columns: self.class.1, p, y, r };
+        let start: Vec<Value> =
+            (0..vectors).map(|v| finisher.start(self.dot.accumulator(), v * LANES)).collect();
+        let mut sums: Vec<Value> = (0..pixels).flat_map(|_| start.iter().copied()).collect();
+        // Input columns, in pixels, that a tap of some output pixel reaches.
+        let reach = |pixel: usize, tap: usize| pixel * taps.stride + tap * taps.dilation;
+        let columns: BTreeSet<usize> =
+            (0..pixels).flat_map(|p| (0..taps.cols).map(move |t| reach(p, t))).collect();
+        for (group, first) in (0..taps.rows).step_by(rows_at_once(self.dot)).enumerate() {
+            for &column in &columns {
+                let at = (first * taps.row_stride + column * taps.pixel) as i32;
+                let inputs = self.load(finisher.b, a, at, taps.rows - first);
+                for (pixel, sums) in sums.chunks_mut(vectors).enumerate() {
+                    for tap in (0..taps.cols).filter(|&t| reach(pixel, t) == column) {
+                        let weights = ((group * taps.cols + tap) * vectors * 16) as i32;
+                        self.multiply(finisher.b, &inputs, w, weights, sums);
+                    }
+                }
+            }
+        }
+        let done: Vec<Accumulator> = sums
+            .iter()
+            .enumerate()
+            .map(|(i, &value)| {
+                let offset = (i / vectors * self.problem.y.col) as i32;
+                let channel = i % vectors * LANES;
+                Accumulator { value, channel, y_offset: offset, r_offset: offset }
+            })
+            .collect();
+        finisher.finish(&done);
+    }
+
+    /// One input column of as many rows as are multiplied at once and exist, by vector.
+    fn load(&self, b: &mut FunctionBuilder, a: Value, at: i32, rows_left: usize) -> Vec<Value> {
+        let row = |i: usize| at + (i * self.taps.row_stride) as i32;
+        match self.dot {
+            Dot::Fma | Dot::MulAdd => {
+                (0..self.vectors()).map(|v| b.ins().load(F32X4, MEM, a, at + v as i32 * 16)).collect()
+            }
+            Dot::Madd => {
+                let pairs = match rows_left {
+                    1 => {
+                        let codes = self.load_codes(b, a, row(0));
+                        let words = b.ins().uwiden_low(codes);
+                        let low = b.ins().uwiden_low(words);
+                        let high = b.ins().uwiden_high(words);
+                        [low, high]
+                    }
+                    _ => {
+                        let (r0, r1) = (self.load_codes(b, a, row(0)), self.load_codes(b, a, row(1)));
+                        let bytes = interleave_low(b, r0, r1, 1);
+                        [b.ins().uwiden_low(bytes), b.ins().uwiden_high(bytes)]
+                    }
+                };
+                pairs[..self.vectors()].iter().map(|&v| cast(b, I16X8, v)).collect()
+            }
+            Dot::Vnni => {
+                let zero = b.func.dfg.constants.insert(ConstantData::from(vec![0; 16]));
+                let zero = b.ins().vconst(I8X16, zero);
+                let rows = [0, 1, 2, 3].map(|i| match i < rows_left {
+                    true => self.load_codes(b, a, row(i)),
+                    false => zero,
+                });
+                let upper = interleave_low(b, rows[0], rows[1], 1);
+                let lower = interleave_low(b, rows[2], rows[3], 1);
+                let quads = [interleave_low(b, upper, lower, 2), interleave_high_words(b, upper, lower)];
+                quads[..self.vectors()].to_vec()
+            }
+        }
+    }
+
+    /// The codes of one pixel: as many as the panel is wide, and anything above.
+    fn load_codes(&self, b: &mut FunctionBuilder, a: Value, at: i32) -> Value {
+        if self.vectors() == 1 {
+            return super::clif_epilogue::load_4_bytes(b, a, at);
+        }
+        let scalar = b.ins().load(F64, MEM, a, at);
+        let vector = b.ins().scalar_to_vector(F64X2, scalar);
+        cast(b, I8X16, vector)
+    }
+
+    fn multiply(&self, b: &mut FunctionBuilder, inputs: &[Value], w: Value, at: i32, sums: &mut [Value]) {
+        for (v, (sum, &x)) in sums.iter_mut().zip(inputs).enumerate() {
+            let at = at + v as i32 * 16;
+            *sum = match self.dot {
+                Dot::Vnni => {
+                    let weights = b.ins().load(I8X16, MEM, w, at);
+                    dot_accumulate(b, x, weights, *sum)
+                }
+                Dot::Madd => {
+                    let weights = b.ins().load(I16X8, MEM, w, at);
+                    let products = multiply_add_pairs(b, x, weights);
+                    b.ins().iadd(*sum, products)
+                }
+                Dot::Fma => {
+                    let weights = b.ins().load(F32X4, MEM, w, at);
+                    b.ins().fma(x, weights, *sum)
+                }
+                Dot::MulAdd => {
+                    let weights = b.ins().load(F32X4, MEM, w, at);
+                    let product = b.ins().fmul(x, weights);
+                    b.ins().fadd(*sum, product)
+                }
+            };
+        }
+    }
+}
+
+/// Elements of `size` bytes of the lower halves of two vectors, in turn.
+fn interleave_low(b: &mut FunctionBuilder, x: Value, y: Value, size: u8) -> Value {
+    interleave(b, x, y, size, 0)
+}
+
+/// 16-bit elements of the upper halves of two vectors, in turn.
+fn interleave_high_words(b: &mut FunctionBuilder, x: Value, y: Value) -> Value {
+    interleave(b, x, y, 2, 8)
+}
+
+fn interleave(b: &mut FunctionBuilder, x: Value, y: Value, size: u8, first: u8) -> Value {
+    let elements = (first..first + 8).step_by(size.into());
+    let mask: Vec<u8> = elements.flat_map(|at| (at..at + size).chain(at + 16..at + 16 + size)).collect();
+    let mask = b.func.dfg.immediates.push(ConstantData::from(mask));
+    b.ins().shuffle(x, y, mask)
+}

@@ -1,0 +1,98 @@
+//! The dense family: convolutions and matrix products as tiles of one microkernel.
+//!
+//! An op becomes a [`Problem`] (extents and strides, nothing of its origin), [`choose`] cuts it into tiles, `driver`
+//! emits the step that walks them, and the tier's emitter makes one function for each kind of tile.
+
+pub mod asm;
+pub(crate) mod choose;
+mod clif_epilogue;
+mod clif_tile;
+pub(crate) mod depthwise;
+pub(crate) mod driver;
+pub mod pack;
+pub(crate) mod pad;
+pub mod spec;
+
+use spec::Product;
+
+/// Byte strides of an operand or a result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Strides {
+    /// From one image of the batch to the next.
+    pub(crate) image: usize,
+    /// From one row of output pixels to the next.
+    pub(crate) row: usize,
+    /// From one output pixel to the next.
+    pub(crate) col: usize,
+    /// From the first channel of one group to that of the next.
+    pub(crate) group: usize,
+}
+
+/// What remains of a convolution or matrix product: output pixels, channels, and where the summands lie.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Problem {
+    /// Element types.
+    pub(crate) product: Product,
+    /// Images, output rows, output columns.
+    pub(crate) images: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Columns.
+    pub(crate) cols: usize,
+    /// Groups of channels that do not see each other.
+    pub(crate) groups: usize,
+    /// Output channels of one group.
+    pub(crate) channels: usize,
+    /// The input: strides between first taps.
+    pub(crate) a: Strides,
+    /// The result (and the residual).
+    pub(crate) y: Strides,
+    /// Outer loops over K: trip count and byte stride in the input.
+    pub(crate) loops: Vec<(u32, i32)>,
+    /// Elements of K in one contiguous run.
+    pub(crate) run: usize,
+}
+
+impl Problem {
+    /// Steps of the innermost loop in one run.
+    pub(crate) fn inner(&self) -> usize {
+        self.run.div_ceil(self.product.group())
+    }
+
+    /// Contiguous runs of K.
+    pub(crate) fn runs(&self) -> usize {
+        self.loops.iter().map(|l| l.0 as usize).product()
+    }
+
+    /// Steps of the innermost loop in all of K, padding of the runs included.
+    pub(crate) fn k_groups(&self) -> usize {
+        self.runs() * self.inner()
+    }
+
+    /// Whether runs end within a group, so that bytes behind the last one are read.
+    pub(crate) fn overreads(&self) -> bool {
+        !self.run.is_multiple_of(self.product.group())
+    }
+
+    /// Bytes of input that the problem reads, roughly.
+    pub(crate) fn a_bytes(&self) -> usize {
+        let span = self.rows * self.a.row + self.cols * self.a.col;
+        self.images.saturating_sub(1) * self.a.image + span.max(self.a.image)
+    }
+
+    /// Takes images and rows that follow each other without a gap, in input and result, as one long row.
+    pub(crate) fn flattened(mut self) -> Problem {
+        if self.a.row == self.cols * self.a.col && self.y.row == self.cols * self.y.col {
+            self.cols *= self.rows;
+            self.rows = 1;
+            let follows = self.a.image == self.cols * self.a.col && self.y.image == self.cols * self.y.col;
+            if follows {
+                self.cols *= self.images;
+                self.images = 1;
+            }
+            self.a.row = self.cols * self.a.col;
+            self.y.row = self.cols * self.y.col;
+        }
+        self
+    }
+}

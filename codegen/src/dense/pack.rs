@@ -1,0 +1,703 @@
+//! Panels: how the weights and epilogue constants of a dense microkernel lie in memory.
+//!
+//! A *panel* is NR channels of one tile. Its weights follow in the order in which the tile walks over K; its
+//! epilogue constants are one block of regions, named by [`ParamLayout`], each aligned to [`ALIGN`] bytes if the
+//! block is.
+//!
+//! The narrowing packs of x86 work within 128-bit lanes. The order of the columns inside a panel undoes that, so
+//! that codes come out in the order of their channels: [`PanelFormat::channel_of_column`] is the one place that
+//! knows it, [`PanelFormat::channel_of_word`] and [`PanelFormat::channel_of_wide`] follow from it. With one lane
+//! (the 128-bit tiers) all three are the identity.
+
+use super::spec::{Epilogue, Product};
+use crate::tier::Isa;
+use qcc_ir::{
+    numerics::{Requantizer, Rescale},
+    ops::Clamp,
+};
+use std::ops::Range;
+
+/// Alignment of packed weights, of parameter blocks and of the regions in them, in bytes.
+pub const ALIGN: usize = 64;
+
+/// How one tile wants its panels.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PanelFormat {
+    /// Element types.
+    pub product: Product,
+    /// The tile's instruction set.
+    pub isa: Isa,
+    /// NR: channels of a panel, a multiple of [`lanes`](Self::lanes).
+    pub panel: usize,
+}
+
+impl PanelFormat {
+    /// Bytes of a vector register.
+    pub fn vector_bytes(self) -> usize {
+        match self.isa {
+            Isa::Avx512Vnni => 64,
+            Isa::AvxVnni | Isa::Avx2 => 32,
+            Isa::XmmVnni | Isa::Xmm => 16,
+        }
+    }
+
+    /// Accumulators in a vector: its 32-bit lanes.
+    pub fn lanes(self) -> usize {
+        self.vector_bytes() / 4
+    }
+
+    /// Vectors in a panel.
+    pub fn vectors(self) -> usize {
+        self.panel / self.lanes()
+    }
+
+    /// Panels that cover this many channels.
+    pub fn panels(self, channels: usize) -> usize {
+        channels.div_ceil(self.panel)
+    }
+
+    /// Bytes of one panel's weights: a group takes 4 bytes a channel, be it 4 codes or 1 float.
+    pub fn weight_bytes(self, groups: usize) -> usize {
+        groups * self.panel * 4
+    }
+
+    /// The channel, counted from the panel's first, whose accumulator is in 32-bit column `column`.
+    ///
+    /// Column 4·(lanes/4)·v + 4·l + i is element i of 128-bit lane l of vector v. Packing the vectors of a row
+    /// twice puts, in each lane, 4 channels of vector 0, then 4 of vector 1, and so on; hence for codes
+    /// channel = 4·vectors·l + 4·v + i. Floats are not packed: their order is natural.
+    pub fn channel_of_column(self, column: usize) -> usize {
+        match self.product {
+            Product::F32 => column,
+            Product::U8S8 => {
+                let (v, l, i) = (column / self.lanes(), column % self.lanes() / 4, column % 4);
+                4 * self.vectors() * l + 4 * v + i
+            }
+        }
+    }
+
+    /// The channel of 16-bit element `word` once pairs of vectors were packed to words.
+    ///
+    /// The pairs are vectors (0, 1), (2, 3)…; an odd last vector is packed with itself, and a panel of one vector
+    /// with that of the next pixel.
+    pub fn channel_of_word(self, word: usize) -> usize {
+        let (pair, l, j) = (word / (2 * self.lanes()), word % (2 * self.lanes()) / 8, word % 8);
+        let v = (2 * pair + j / 4).min(self.vectors() - 1);
+        4 * self.vectors() * l + 4 * v + j % 4
+    }
+
+    /// Words of [`channel_of_word`](Self::channel_of_word) for all pairs of a panel.
+    pub fn words(self) -> usize {
+        self.vectors().div_ceil(2) * 2 * self.lanes()
+    }
+
+    /// The channel of 64-bit element `wide`, for accumulators widened to 64 bits.
+    ///
+    /// `pmuldq` takes the even columns of a vector; the odd ones follow as a second vector. The 128-bit tiers widen
+    /// in natural order instead.
+    pub fn channel_of_wide(self, wide: usize) -> usize {
+        match self.isa {
+            Isa::XmmVnni | Isa::Xmm => wide,
+            Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => {
+                let half = self.lanes() / 2;
+                let (v, odd, i) = (wide / self.lanes(), wide % self.lanes() / half, wide % half);
+                self.channel_of_column(v * self.lanes() + 2 * i + odd)
+            }
+        }
+    }
+
+    /// Where code `t` of column `column` lies in a group of int8 weights.
+    ///
+    /// Dot products take the 4 codes of a channel as a dword: `[NR][4]`. AVX2 multiplies 16-bit pairs of
+    /// activations, of which masking and shifting a dword gives (0, 2) and (1, 3): `[2][NR][2]`.
+    fn code_offset(self, column: usize, t: usize) -> usize {
+        match self.isa {
+            Isa::Avx2 => (t % 2) * self.panel * 2 + column * 2 + t / 2,
+            _ => column * 4 + t,
+        }
+    }
+
+    /// Whether pixels are narrowed in 128-bit lanes by the emitter of `asm`, with constants of its own.
+    fn is_wide(self) -> bool {
+        self.vector_bytes() > 16
+    }
+}
+
+/// A weight as it is packed: `i8` or `f32`.
+pub trait Weight: Copy {
+    /// The product whose panels hold it.
+    const PRODUCT: Product;
+    /// Writes the weight at element `t` of `column` in a group.
+    fn put(self, format: PanelFormat, group: &mut [u8], column: usize, t: usize);
+}
+
+impl Weight for i8 {
+    const PRODUCT: Product = Product::U8S8;
+    fn put(self, format: PanelFormat, group: &mut [u8], column: usize, t: usize) {
+        group[format.code_offset(column, t)] = self.to_ne_bytes()[0];
+    }
+}
+
+impl Weight for f32 {
+    const PRODUCT: Product = Product::F32;
+    fn put(self, _: PanelFormat, group: &mut [u8], column: usize, _: usize) {
+        group[4 * column..][..4].copy_from_slice(&self.to_le_bytes());
+    }
+}
+
+/// Packs the weights of `channels` as `[panel][run][group][NR]` groups of [`Product::group`] elements.
+///
+/// `weight(channel, run, i)` is weight i of a run of `run_len`; runs are in the order of the tile's loops. Channels
+/// beyond the range and elements beyond a run's length are zero.
+///
+/// # Panics
+///
+/// When the weights are not of the format's product.
+pub fn pack_weights<W: Weight>(
+    format: PanelFormat,
+    channels: Range<usize>,
+    runs: usize,
+    run_len: usize,
+    weight: impl Fn(usize, usize, usize) -> W,
+) -> Vec<u8> {
+    assert_eq!(W::PRODUCT, format.product, "weights of another product");
+    let step = format.product.group();
+    let group_bytes = 4 * format.panel;
+    let groups = runs * run_len.div_ceil(step);
+    let mut bytes = vec![0; format.panels(channels.len()) * format.weight_bytes(groups)];
+    let mut rest = bytes.as_mut_slice();
+    for first in channels.clone().step_by(format.panel) {
+        let columns: Vec<(usize, usize)> = (0..format.panel)
+            .map(|column| (column, first + format.channel_of_column(column)))
+            .filter(|(_, channel)| *channel < channels.end)
+            .collect();
+        for run in 0..runs {
+            for start in (0..run_len).step_by(step) {
+                let (group, behind) = rest.split_at_mut(group_bytes);
+                rest = behind;
+                for &(column, channel) in &columns {
+                    for t in 0..step.min(run_len - start) {
+                        weight(channel, run, start + t).put(format, group, column, t);
+                    }
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Byte offsets of the regions of one panel's parameter block.
+///
+/// Notation: `[NR] i32` is one value a column (in the order of [`PanelFormat::channel_of_column`]), `[words] i16` one
+/// a word, `[wide] i64` one a 64-bit element; `splat` is one value repeated over a vector. A region that the
+/// format does not need has no bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamLayout {
+    /// `[NR] i32` or `[NR] f32`: what accumulators start from. Codes: q_b − z_x·Σq_w plus what the mode folds in.
+    pub bias: usize,
+    /// splat u16 0x00ff: the even bytes of a dword of activations. AVX2 only.
+    pub even_bytes: usize,
+    /// `[lanes] u32`: dword permutation of narrowed codes that brings a pixel's bytes together. 256 and 512 bits only.
+    pub permutation: usize,
+    /// The constants of the epilogue.
+    pub epilogue: EpilogueLayout,
+    /// Bytes of a block, a multiple of [`ALIGN`].
+    pub size: usize,
+}
+
+/// Regions of an epilogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EpilogueLayout {
+    /// Nothing.
+    PackOnly,
+    /// Floats.
+    Float {
+        /// splat f32: lower bound.
+        lo: usize,
+        /// splat f32: upper bound.
+        hi: usize,
+    },
+    /// Codes.
+    Requantize {
+        /// splat u8: smallest code.
+        lo: usize,
+        /// splat u8: largest code.
+        hi: usize,
+        /// splat i16: zero point of the result.
+        zero_point: usize,
+        /// `[lanes] u32`: dword permutation that gives each 128-bit lane the residual codes of its channels. 512
+        /// bits only.
+        residual_permutation: usize,
+        /// Byte shuffles, one vector each, from a lane's residual codes to its columns (one a vector of the panel)
+        /// or, in q15, to its words (one a pair; two for a panel of one vector: low half and high half). 256 and
+        /// 512 bits only.
+        residual_shuffle: usize,
+        /// The constants of the mode.
+        rescale: RescaleLayout,
+    },
+}
+
+/// Regions of a requantization mode. Names as in [`Requantizer::apply`]; those with `_r` only with a residual.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RescaleLayout {
+    /// v = (acc·m + q_r·m_r·2^k + add) >> n, with add = 2^(n−1) − z_r·m_r·2^k.
+    Shift {
+        /// `[NR] i32`; the 4 bytes behind it can be read, so that the odd columns are a vector at `m + 4`.
+        m: usize,
+        /// `[wide] i64`; on 256 bits, where right shifts of 64 bits are logical, plus 2^63.
+        add: usize,
+        /// `[wide] u64`.
+        n: usize,
+        /// `[NR] i32`: 2^(63−n), what the 2^63 in `add` became. 256 bits only.
+        sign: usize,
+        /// splat i32.
+        m_r: usize,
+        /// `[wide] u64`.
+        k: usize,
+    },
+    /// Two roundings.
+    Tflite {
+        /// `[NR] u32`.
+        left: usize,
+        /// `[NR] i32`; readable at `m + 4` likewise.
+        m: usize,
+        /// splat i64: 2^30.
+        nudge: usize,
+        /// `[NR] u32`: half a unit of the right shift, 2^(right−1), or 0.
+        half: usize,
+        /// `[NR] u32`.
+        right: usize,
+        /// splat i32.
+        z_r: usize,
+        /// splat u32.
+        left_r: usize,
+        /// splat i32.
+        m_r: usize,
+        /// splat u32.
+        half_r: usize,
+        /// splat u32.
+        right_r: usize,
+        /// splat u32: half a unit of the guard bits.
+        guard_half: usize,
+        /// splat u32: guard bits.
+        guard: usize,
+    },
+    /// 16-bit lanes; the offset is in the bias. The zero point is not used.
+    Q15 {
+        /// `[NR] u32`.
+        s1: usize,
+        /// `[words] i16`.
+        m: usize,
+        /// splat u8 0x80: from s8 to u8.
+        flip: usize,
+        /// splat i16.
+        z_r: usize,
+        /// splat i16.
+        m_r: usize,
+    },
+    /// v = (acc + q_r·m_r) >> n; rounding term and −z_r·m_r are in the bias.
+    Pow2 {
+        /// `[NR] u32`.
+        n: usize,
+        /// `[NR] i32`.
+        m_r: usize,
+    },
+    /// v = round(min(f32(acc)·scale + f32(q_r − z_r)·scale_r, most)).
+    Float {
+        /// `[NR] f32`.
+        scale: usize,
+        /// splat f32: hi − z_y.
+        most: usize,
+        /// splat i32.
+        z_r: usize,
+        /// splat f32.
+        scale_r: usize,
+    },
+}
+
+/// Hands out aligned regions.
+struct Regions {
+    format: PanelFormat,
+    end: usize,
+}
+
+impl Regions {
+    fn take(&mut self, bytes: usize) -> usize {
+        let start = self.end;
+        self.end = (start + bytes).next_multiple_of(ALIGN);
+        start
+    }
+
+    fn columns(&mut self) -> usize {
+        self.take(4 * self.format.panel)
+    }
+
+    fn wide(&mut self) -> usize {
+        self.take(8 * self.format.panel)
+    }
+
+    fn splat(&mut self) -> usize {
+        self.take(self.format.vector_bytes())
+    }
+
+    fn splat_if(&mut self, needed: bool) -> usize {
+        if needed { self.splat() } else { self.end }
+    }
+
+    fn rescale(&mut self, q: &Requantizer) -> RescaleLayout {
+        let residual = q.has_residual;
+        match q.rescale {
+            Rescale::Shift { .. } => RescaleLayout::Shift {
+                m: self.columns(),
+                add: self.wide(),
+                n: self.wide(),
+                sign: if has_logical_wide_shift(self.format) { self.columns() } else { self.end },
+                m_r: self.splat_if(residual),
+                k: if residual { self.wide() } else { self.end },
+            },
+            Rescale::Tflite { .. } => RescaleLayout::Tflite {
+                left: self.columns(),
+                m: self.columns(),
+                nudge: self.splat(),
+                half: self.columns(),
+                right: self.columns(),
+                z_r: self.splat_if(residual),
+                left_r: self.splat_if(residual),
+                m_r: self.splat_if(residual),
+                half_r: self.splat_if(residual),
+                right_r: self.splat_if(residual),
+                guard_half: self.splat_if(residual),
+                guard: self.splat_if(residual),
+            },
+            Rescale::Q15 { .. } => RescaleLayout::Q15 {
+                s1: self.columns(),
+                m: self.take(2 * self.format.words()),
+                flip: self.splat(),
+                z_r: self.splat_if(residual),
+                m_r: self.splat_if(residual),
+            },
+            Rescale::Pow2 { .. } => RescaleLayout::Pow2 {
+                n: self.columns(),
+                m_r: if residual { self.columns() } else { self.end },
+            },
+            Rescale::Float { .. } => RescaleLayout::Float {
+                scale: self.columns(),
+                most: self.splat(),
+                z_r: self.splat_if(residual),
+                scale_r: self.splat_if(residual),
+            },
+        }
+    }
+}
+
+/// AVX2 has no arithmetic right shift of 64-bit elements; its tiles add 2^63, shift and take 2^(63−n) off again.
+fn has_logical_wide_shift(format: PanelFormat) -> bool {
+    format.vector_bytes() == 32
+}
+
+/// How many shuffles spread a pixel's residual codes.
+fn residual_shuffles(format: PanelFormat, q: &Requantizer) -> usize {
+    match (&q.rescale, format.vectors()) {
+        (Rescale::Q15 { .. }, 1) => 2,
+        (Rescale::Q15 { .. }, vectors) => vectors.div_ceil(2),
+        (_, vectors) => vectors,
+    }
+}
+
+impl ParamLayout {
+    /// The regions that a tile of this format with this epilogue reads.
+    pub fn new(format: PanelFormat, epilogue: &Epilogue) -> ParamLayout {
+        let codes = format.product == Product::U8S8;
+        let mut regions = Regions { format, end: 0 };
+        let bias = regions.columns();
+        let even_bytes = regions.splat_if(codes && format.isa == Isa::Avx2);
+        let permutation = regions.splat_if(codes && format.is_wide());
+        let epilogue = match epilogue {
+            Epilogue::PackOnly => EpilogueLayout::PackOnly,
+            Epilogue::Float { .. } => EpilogueLayout::Float { lo: regions.splat(), hi: regions.splat() },
+            Epilogue::Requantize(q) => {
+                let shuffled = q.has_residual && format.is_wide();
+                EpilogueLayout::Requantize {
+                    lo: regions.splat(),
+                    hi: regions.splat(),
+                    zero_point: regions.splat(),
+                    residual_permutation: regions.splat_if(shuffled && format.vector_bytes() == 64),
+                    residual_shuffle: if shuffled {
+                        regions.take(residual_shuffles(format, q) * format.vector_bytes())
+                    } else {
+                        regions.end
+                    },
+                    rescale: regions.rescale(q),
+                }
+            }
+        };
+        ParamLayout { bias, even_bytes, permutation, epilogue, size: regions.end }
+    }
+}
+
+/// One panel's block while it is written.
+struct Block<'a> {
+    format: PanelFormat,
+    /// The panel's channels; fewer than NR in the last panel.
+    channels: Range<usize>,
+    bytes: &'a mut [u8],
+}
+
+impl Block<'_> {
+    /// Writes `N`-byte values, given by channel; 0 for channels that do not exist.
+    fn each<const N: usize>(
+        &mut self,
+        at: usize,
+        count: usize,
+        channel_of: impl Fn(usize) -> usize,
+        value: impl Fn(usize) -> [u8; N],
+    ) {
+        for (i, slot) in self.bytes[at..].chunks_exact_mut(N).take(count).enumerate() {
+            let channel = self.channels.start + channel_of(i);
+            if channel < self.channels.end {
+                slot.copy_from_slice(&value(channel));
+            }
+        }
+    }
+
+    fn columns(&mut self, at: usize, value: impl Fn(usize) -> u32) {
+        let f = self.format;
+        self.each(at, f.panel, |i| f.channel_of_column(i), |c| value(c).to_le_bytes());
+    }
+
+    fn words(&mut self, at: usize, value: impl Fn(usize) -> i16) {
+        let f = self.format;
+        self.each(at, f.words(), |i| f.channel_of_word(i), |c| value(c).to_le_bytes());
+    }
+
+    fn wide(&mut self, at: usize, value: impl Fn(usize) -> u64) {
+        let f = self.format;
+        self.each(at, f.panel, |i| f.channel_of_wide(i), |c| value(c).to_le_bytes());
+    }
+
+    fn splat<const N: usize>(&mut self, at: usize, value: [u8; N]) {
+        for slot in self.bytes[at..][..self.format.vector_bytes()].chunks_exact_mut(N) {
+            slot.copy_from_slice(&value);
+        }
+    }
+
+    /// A pixel's dwords of narrowed codes are spread over the lanes, beside those of other pixels: gather them.
+    fn permutation(&mut self, at: usize) {
+        let (lanes, vectors) = (self.format.lanes() / 4, self.format.vectors());
+        for pixel in 0..4 / vectors {
+            for lane in 0..lanes {
+                for j in 0..vectors {
+                    let (to, from) = ((pixel * lanes + lane) * vectors + j, 4 * lane + pixel * vectors + j);
+                    self.bytes[at + 4 * to..][..4].copy_from_slice(&(from as u32).to_le_bytes());
+                }
+            }
+        }
+    }
+
+    /// The other way round: lane l gets the dwords of its 4·vectors channels.
+    fn residual_permutation(&mut self, at: usize) {
+        let vectors = self.format.vectors();
+        for lane in 0..self.format.lanes() / 4 {
+            for j in 0..vectors {
+                let (to, from) = (4 * lane + j, vectors * lane + j);
+                self.bytes[at + 4 * to..][..4].copy_from_slice(&(from as u32).to_le_bytes());
+            }
+        }
+    }
+
+    /// `pshufb` masks that zero-extend codes `first..` of a lane to elements of `size` bytes; `elements` of them,
+    /// from element `to` on.
+    fn shuffle(&mut self, at: usize, size: usize, first: usize, elements: usize, to: usize) {
+        const ZERO: u8 = 0x80;
+        for lane in self.bytes[at..][..self.format.vector_bytes()].chunks_exact_mut(16) {
+            lane.fill(ZERO);
+            for i in 0..elements {
+                lane[size * (to + i)] = (first + i) as u8;
+            }
+        }
+    }
+
+    fn residual_shuffle(&mut self, at: usize, q: &Requantizer) {
+        let vector = self.format.vector_bytes();
+        let count = residual_shuffles(self.format, q);
+        for i in 0..count {
+            let at = at + i * vector;
+            match (&q.rescale, self.format.vectors()) {
+                (Rescale::Q15 { .. }, 1) => self.shuffle(at, 2, 0, 4, 4 * i),
+                (Rescale::Q15 { .. }, _) => self.shuffle(at, 2, 8 * i, 8, 0),
+                _ => self.shuffle(at, 4, 4 * i, 4, 0),
+            }
+        }
+    }
+
+    fn rescale(&mut self, layout: &RescaleLayout, q: &Requantizer) {
+        let residual = q.has_residual;
+        let z_r = q.residual_zero_point;
+        match (&q.rescale, layout) {
+            (
+                Rescale::Shift { m, n, m_r, k },
+                RescaleLayout::Shift { m: at_m, add, n: at_n, sign, m_r: at_m_r, k: at_k },
+            ) => {
+                self.columns(*at_m, |c| m[c] as u32);
+                let bias = if has_logical_wide_shift(self.format) { 1 << 63 } else { 0 };
+                let zero = |c: usize| i64::from(z_r * m_r) << k[c];
+                self.wide(*add, |c| (1u64 << (n[c] - 1)).wrapping_sub(zero(c) as u64).wrapping_add(bias));
+                self.wide(*at_n, |c| n[c].into());
+                if has_logical_wide_shift(self.format) {
+                    self.columns(*sign, |c| (1u64 << (63 - n[c])) as u32);
+                }
+                if residual {
+                    self.splat(*at_m_r, m_r.to_le_bytes());
+                    self.wide(*at_k, |c| k[c].into());
+                }
+            }
+            (
+                Rescale::Tflite { m, left, right, guard, residual: (m_r, left_r, right_r) },
+                RescaleLayout::Tflite {
+                    left: at_left,
+                    m: at_m,
+                    nudge,
+                    half,
+                    right: at_right,
+                    z_r: at_z_r,
+                    left_r: at_left_r,
+                    m_r: at_m_r,
+                    half_r,
+                    right_r: at_right_r,
+                    guard_half,
+                    guard: at_guard,
+                },
+            ) => {
+                let half_of = |shift: u32| (1u32 << shift) >> 1;
+                self.columns(*at_left, |c| left[c]);
+                self.columns(*at_m, |c| m[c] as u32);
+                self.splat(*nudge, (1u64 << 30).to_le_bytes());
+                self.columns(*half, |c| half_of(right[c]));
+                self.columns(*at_right, |c| right[c]);
+                if residual {
+                    self.splat(*at_z_r, z_r.to_le_bytes());
+                    self.splat(*at_left_r, left_r.to_le_bytes());
+                    self.splat(*at_m_r, m_r.to_le_bytes());
+                    self.splat(*half_r, half_of(*right_r).to_le_bytes());
+                    self.splat(*at_right_r, right_r.to_le_bytes());
+                    self.splat(*guard_half, half_of(*guard).to_le_bytes());
+                    self.splat(*at_guard, guard.to_le_bytes());
+                }
+            }
+            (
+                Rescale::Q15 { s1, m, m_r, .. },
+                RescaleLayout::Q15 { s1: at_s1, m: at_m, flip, z_r: at_z_r, m_r: at_m_r },
+            ) => {
+                self.columns(*at_s1, |c| s1[c]);
+                self.words(*at_m, |c| m[c]);
+                self.splat(*flip, [0x80]);
+                if residual {
+                    self.splat(*at_z_r, (z_r as i16).to_le_bytes());
+                    self.splat(*at_m_r, m_r.to_le_bytes());
+                }
+            }
+            (Rescale::Pow2 { n, m_r }, RescaleLayout::Pow2 { n: at_n, m_r: at_m_r }) => {
+                self.columns(*at_n, |c| n[c]);
+                if residual {
+                    self.columns(*at_m_r, |c| m_r[c] as u32);
+                }
+            }
+            (
+                Rescale::Float { scale, scale_r },
+                RescaleLayout::Float { scale: at_scale, most, z_r: at_z_r, scale_r: at_scale_r },
+            ) => {
+                self.columns(*at_scale, |c| scale[c].to_bits());
+                self.splat(*most, ((q.grid.hi - q.grid.zero_point) as f32).to_le_bytes());
+                if residual {
+                    self.splat(*at_z_r, z_r.to_le_bytes());
+                    self.splat(*at_scale_r, scale_r.to_le_bytes());
+                }
+            }
+            _ => unreachable!("the layout was made for this requantizer"),
+        }
+    }
+}
+
+/// What the mode adds to the bias of channel `c`.
+fn folded(q: &Requantizer, c: usize) -> i32 {
+    match &q.rescale {
+        Rescale::Q15 { offset, .. } => offset[c],
+        Rescale::Pow2 { n, m_r } => {
+            ((1i32 << n[c]) >> 1).wrapping_sub(q.residual_zero_point.wrapping_mul(m_r[c]))
+        }
+        Rescale::Shift { .. } | Rescale::Tflite { .. } | Rescale::Float { .. } => 0,
+    }
+}
+
+/// Blocks of all panels of `channels`, one after the other, each `layout.size` bytes.
+fn blocks(
+    format: PanelFormat,
+    layout: &ParamLayout,
+    channels: Range<usize>,
+    mut write: impl FnMut(&mut Block),
+) -> Vec<u8> {
+    let mut bytes = vec![0; format.panels(channels.len()) * layout.size];
+    for (first, block) in channels.clone().step_by(format.panel).zip(bytes.chunks_exact_mut(layout.size)) {
+        let channels = first..channels.end.min(first + format.panel);
+        write(&mut Block { format, channels, bytes: block });
+    }
+    bytes
+}
+
+/// Packs the epilogue constants of an int8 product's `channels`, panel after panel.
+///
+/// `requantizer` is `None` for [`Epilogue::PackOnly`]. `bias` holds q_b − z_x·Σq_w for every channel of the op, as
+/// the requantizer does; `channels` indexes both.
+pub fn pack_params(
+    format: PanelFormat,
+    requantizer: Option<&Requantizer>,
+    channels: Range<usize>,
+    bias: &[i32],
+) -> Vec<u8> {
+    let layout = ParamLayout::new(format, &requantizer.map_or(Epilogue::PackOnly, Epilogue::Requantize));
+    blocks(format, &layout, channels, |block| {
+        block.columns(layout.bias, |c| bias[c].wrapping_add(requantizer.map_or(0, |q| folded(q, c))) as u32);
+        if format.isa == Isa::Avx2 {
+            block.splat(layout.even_bytes, 0x00ffu16.to_le_bytes());
+        }
+        if format.is_wide() {
+            block.permutation(layout.permutation);
+        }
+        let (
+            Some(q),
+            EpilogueLayout::Requantize {
+                lo,
+                hi,
+                zero_point,
+                residual_permutation,
+                residual_shuffle,
+                rescale,
+            },
+        ) = (requantizer, &layout.epilogue)
+        else {
+            return;
+        };
+        block.splat(*lo, [q.grid.lo as u8]);
+        block.splat(*hi, [q.grid.hi as u8]);
+        block.splat(*zero_point, (q.grid.zero_point as i16).to_le_bytes());
+        if q.has_residual && format.is_wide() {
+            if format.vector_bytes() == 64 {
+                block.residual_permutation(*residual_permutation);
+            }
+            block.residual_shuffle(*residual_shuffle, q);
+        }
+        block.rescale(rescale, q);
+    })
+}
+
+/// Packs the epilogue constants of a float product's `channels`, panel after panel. `channels` indexes `bias`.
+pub fn pack_bias(format: PanelFormat, clamp: Clamp, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
+    let layout = ParamLayout::new(format, &Epilogue::Float { clamp, residual: false });
+    blocks(format, &layout, channels, |block| {
+        block.columns(layout.bias, |c| bias[c].to_bits());
+        if let EpilogueLayout::Float { lo, hi } = layout.epilogue {
+            block.splat(lo, clamp.lo.to_le_bytes());
+            block.splat(hi, clamp.hi.to_le_bytes());
+        }
+    })
+}

@@ -1,0 +1,163 @@
+//! Copies of an input with a border around it, and with readable slack behind it.
+//!
+//! A padded convolution would need a test for every tap at every border. A copy whose border holds the code of zero
+//! needs none, moves far fewer bytes than the convolution multiplies, and stays in cache for it.
+
+use crate::{
+    CodegenError,
+    lower::Lowering,
+    model::Work,
+    module::{Location, MEM},
+};
+use cranelift_codegen::ir::{
+    InstBuilder, Type, Value,
+    condcodes::IntCC,
+    types::{I8, I8X16, I64},
+};
+use cranelift_frontend::FunctionBuilder;
+
+/// A batch of images of `[rows, row_bytes]`, and how much border a copy has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Border {
+    /// Images of the batch.
+    pub(crate) images: usize,
+    /// Rows of one image.
+    pub(crate) rows: usize,
+    /// Bytes of one row.
+    pub(crate) row_bytes: usize,
+    /// Rows above and below.
+    pub(crate) above: usize,
+    /// Rows below.
+    pub(crate) below: usize,
+    /// Bytes before and behind each row.
+    pub(crate) left: usize,
+    /// Bytes behind each row.
+    pub(crate) right: usize,
+    /// The byte that the border holds.
+    pub(crate) fill: u8,
+}
+
+impl Border {
+    /// Bytes of a row of the copy.
+    pub(crate) fn padded_row_bytes(&self) -> usize {
+        self.left + self.row_bytes + self.right
+    }
+
+    /// Rows of an image of the copy.
+    pub(crate) fn padded_rows(&self) -> usize {
+        self.above + self.rows + self.below
+    }
+
+    /// Bytes of the copy.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.images as u64 * self.padded_rows() as u64 * self.padded_row_bytes() as u64
+    }
+}
+
+/// A step that copies `from` into scratch memory with a border; the copy. A unit is a row of it.
+pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result<Location, CodegenError> {
+    let to = cx.scratch(border.bytes())?;
+    let work = Work {
+        macs: 0,
+        bytes_read: (border.images * border.rows * border.row_bytes) as u64,
+        bytes_written: border.bytes(),
+    };
+    let units = (border.images * border.padded_rows()) as u64;
+    cx.step("pad", units, work, |e, ctx, begin, end| {
+        let (source, target) = (e.address(ctx, from), e.address(ctx, to));
+        let b = &mut e.b;
+        let (head, inside, outside, next, exit) =
+            (b.create_block(), b.create_block(), b.create_block(), b.create_block(), b.create_block());
+        let unit = b.append_block_param(head, I64);
+        b.ins().jump(head, &[begin.into()]);
+        b.switch_to_block(head);
+        let padded = border.padded_row_bytes();
+        let row_offset = b.ins().imul_imm_s(unit, padded as i64);
+        let row = b.ins().iadd(target, row_offset);
+        let y = b.ins().urem_imm_u(unit, border.padded_rows() as i64);
+        let image = b.ins().udiv_imm_u(unit, border.padded_rows() as i64);
+        let y = b.ins().iadd_imm_s(y, -(border.above as i64));
+        // Rows above wrap to huge numbers.
+        let is_inside = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, y, border.rows as i64);
+        b.ins().brif(is_inside, inside, &[], outside, &[]);
+
+        b.switch_to_block(outside);
+        fill(b, row, 0, padded, border.fill);
+        b.ins().jump(next, &[]);
+
+        b.switch_to_block(inside);
+        fill(b, row, 0, border.left, border.fill);
+        let first = b.ins().imul_imm_s(image, border.rows as i64);
+        let from_row = b.ins().iadd(first, y);
+        let from_offset = b.ins().imul_imm_s(from_row, border.row_bytes as i64);
+        let from = b.ins().iadd(source, from_offset);
+        let middle = b.ins().iadd_imm_s(row, border.left as i64);
+        sweep(b, border.row_bytes, &mut |b, ty, at, offset| {
+            let from = b.ins().iadd(from, at);
+            let x = b.ins().load(ty, MEM, from, offset);
+            let to = b.ins().iadd(middle, at);
+            b.ins().store(MEM, x, to, offset);
+        });
+        fill(b, row, border.left + border.row_bytes, border.right, border.fill);
+        b.ins().jump(next, &[]);
+
+        b.switch_to_block(next);
+        let following = b.ins().iadd_imm_s(unit, 1);
+        let more = b.ins().icmp(IntCC::UnsignedLessThan, following, end);
+        b.ins().brif(more, head, &[following.into()], exit, &[]);
+        b.switch_to_block(exit);
+        Ok(())
+    })?;
+    Ok(to)
+}
+
+/// Writes `byte` to `count` bytes from `base + start`.
+fn fill(b: &mut FunctionBuilder, base: Value, start: usize, count: usize, byte: u8) {
+    if count == 0 {
+        return;
+    }
+    let base = b.ins().iadd_imm_s(base, start as i64);
+    let scalar = b.ins().iconst(I8, i64::from(byte));
+    let vector = b.ins().splat(I8X16, scalar);
+    sweep(b, count, &mut |b, ty, at, offset| {
+        let x = if ty == I8 { scalar } else { vector };
+        let to = b.ins().iadd(base, at);
+        b.ins().store(MEM, x, to, offset);
+    });
+}
+
+/// Vectors that one round of a sweep moves.
+const UNROLL: usize = 4;
+
+/// Visits `count` bytes in pieces of 16, the last of which may overlap the one before, or one by one if they are
+/// fewer: `visit(type, byte offset, constant to add to it)`.
+fn sweep(
+    b: &mut FunctionBuilder,
+    count: usize,
+    visit: &mut dyn FnMut(&mut FunctionBuilder, Type, Value, i32),
+) {
+    let zero = b.ins().iconst(I64, 0);
+    if count < 16 {
+        (0..count as i32).for_each(|i| visit(b, I8, zero, i));
+        return;
+    }
+    let rounds = count / (16 * UNROLL);
+    let mut at = zero;
+    if rounds > 0 {
+        let (head, done) = (b.create_block(), b.create_block());
+        let offset = b.append_block_param(head, I64);
+        b.ins().jump(head, &[zero.into()]);
+        b.switch_to_block(head);
+        (0..UNROLL as i32).for_each(|i| visit(b, I8X16, offset, i * 16));
+        let next = b.ins().iadd_imm_s(offset, 16 * UNROLL as i64);
+        let more = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, next, (rounds * 16 * UNROLL) as i64);
+        b.ins().brif(more, head, &[next.into()], done, &[]);
+        b.switch_to_block(done);
+        at = next;
+    }
+    let left = count - rounds * 16 * UNROLL;
+    (0..left / 16).for_each(|i| visit(b, I8X16, at, i as i32 * 16));
+    if !left.is_multiple_of(16) {
+        visit(b, I8X16, at, left as i32 - 16);
+    }
+}

@@ -1,0 +1,234 @@
+//! Convolutions: implicit matrix products on channels-last images, without a copy of patches.
+//!
+//! A tap row of a dense convolution is one contiguous run of kernel width × channels; with dilation or groups, each
+//! tap is a run of its own. Row and tap displacements are constants of the emitted tiles.
+
+use super::{
+    Lowerer, Lowering,
+    product::{self, Extras, Kernel, Parts, check_constant, check_extents, constant},
+};
+use crate::{
+    CodegenError,
+    dense::{
+        Problem, Strides,
+        depthwise::{self, Taps},
+        pad::{self, Border},
+        spec::Product,
+    },
+    module::Location,
+};
+use qcc_ir::{
+    Graph, NodeId, Op, OpError,
+    numerics::Requantizer,
+    ops::{Clamp, Layout, Window},
+};
+
+/// `Conv` and `QConv`.
+pub(super) const CONV: Lowerer = Lowerer { supported, lower };
+
+/// The extents of a convolution.
+struct Extents {
+    images: usize,
+    /// Input rows, columns, channels.
+    rows: usize,
+    cols: usize,
+    channels: usize,
+    out_rows: usize,
+    out_cols: usize,
+    out_channels: usize,
+    groups: usize,
+}
+
+/// What `Conv` and `QConv` have in common.
+struct Convolution<'g> {
+    product: Product,
+    window: &'g Window,
+    extents: Extents,
+    extras: Extras,
+    clamp: Clamp,
+}
+
+impl<'g> Convolution<'g> {
+    fn of(graph: &'g Graph, node: NodeId) -> Result<Convolution<'g>, String> {
+        let (product, window, layout, groups, clamp, extras) = match graph.op(node) {
+            Some(Op::Conv(c)) => {
+                let extras = Extras::new(c.bias, c.residual_slot());
+                (Product::F32, &c.window, c.layout, c.groups, c.clamp, extras)
+            }
+            Some(Op::QConv(c)) => {
+                let extras = Extras::new(c.bias, c.residual_slot());
+                (Product::U8S8, &c.window, c.layout, c.groups, Clamp::NONE, extras)
+            }
+            _ => return Err("not a convolution".into()),
+        };
+        if layout != Layout::ChannelsLast {
+            return Err("the layout is channels-first: only channels-last has kernels".into());
+        }
+        let (x, y) = (graph.shape(graph.operand(node, 0)), graph.shape(node.out()));
+        let (&[images, rows, cols, channels], &[_, out_rows, out_cols, out_channels]) = (&x[..], &y[..])
+        else {
+            return Err(format!("{} spatial dimensions: only 2 have kernels", window.rank()));
+        };
+        let extents = Extents { images, rows, cols, channels, out_rows, out_cols, out_channels, groups };
+        Ok(Convolution { product, window, extents, extras, clamp })
+    }
+
+    fn border(&self, fill: u8) -> Border {
+        let (e, w) = (&self.extents, self.window);
+        let pixel = e.channels * self.product.element();
+        Border {
+            images: e.images,
+            rows: e.rows,
+            row_bytes: e.cols * pixel,
+            above: w.pads_begin[0],
+            below: w.pads_end[0],
+            left: w.pads_begin[1] * pixel,
+            right: w.pads_end[1] * pixel,
+            fill,
+        }
+    }
+
+    /// The problem on an input with this border.
+    fn problem(&self, border: &Border) -> Problem {
+        let (e, w, element) = (&self.extents, self.window, self.product.element());
+        let (row, pixel) = (border.padded_row_bytes(), e.channels * element);
+        let (kernel_rows, kernel_cols) = (w.kernel[0] as u32, w.kernel[1] as u32);
+        let mut loops = vec![(kernel_rows, (w.dilations[0] * row) as i32)];
+        let mut run = e.channels / e.groups;
+        if self.has_contiguous_rows() {
+            run *= w.kernel[1];
+        } else {
+            loops.push((kernel_cols, (w.dilations[1] * pixel) as i32));
+        }
+        loops.retain(|&(trips, _)| trips > 1);
+        let group = e.channels / e.groups * element;
+        let out_pixel = e.out_channels * element;
+        let out_row = e.out_cols * out_pixel;
+        Problem {
+            product: self.product,
+            images: e.images,
+            rows: e.out_rows,
+            cols: e.out_cols,
+            groups: e.groups,
+            channels: e.out_channels / e.groups,
+            a: Strides {
+                image: border.padded_rows() * row,
+                row: w.strides[0] * row,
+                col: w.strides[1] * pixel,
+                group,
+            },
+            y: Strides {
+                image: e.out_rows * out_row,
+                row: out_row,
+                col: out_pixel,
+                group: e.out_channels / e.groups * element,
+            },
+            loops,
+            run,
+        }
+    }
+
+    /// The taps, if every channel is a group of its own and the kernel is one that is unrolled.
+    fn depthwise_taps(&self, border: &Border) -> Option<Taps> {
+        let (e, w) = (&self.extents, self.window);
+        let is_depthwise = e.groups > 1 && e.groups == e.channels && e.groups == e.out_channels;
+        (is_depthwise && w.taps() <= depthwise::MAX_TAPS).then(|| Taps {
+            rows: w.kernel[0],
+            cols: w.kernel[1],
+            row_stride: w.dilations[0] * border.padded_row_bytes(),
+            dilation: w.dilations[1],
+            stride: w.strides[1],
+            pixel: e.channels * self.product.element(),
+        })
+    }
+
+    /// The same problem with all single-channel groups as one, and each tap as a run of K.
+    fn depthwise_problem(&self, border: &Border) -> Problem {
+        let problem = self.problem(border);
+        Problem { groups: 1, channels: self.extents.channels, ..problem }
+    }
+
+    /// Whether the taps of one kernel row follow each other in memory.
+    fn has_contiguous_rows(&self) -> bool {
+        self.window.kernel[1] == 1 || (self.window.dilations[1] == 1 && self.extents.groups == 1)
+    }
+
+    /// Index in the weights `[out, in/groups, rows, cols]` of element i of run `run` of an output channel.
+    fn weight_index(&self, channel: usize, run: usize, i: usize) -> usize {
+        let (rows, cols) = (self.window.kernel[0], self.window.kernel[1]);
+        let inputs = self.extents.channels / self.extents.groups;
+        let (tap, input) = match self.has_contiguous_rows() {
+            true => (run * cols + i / inputs, i % inputs),
+            false => (run, i),
+        };
+        (channel * inputs + input) * rows * cols + tap
+    }
+}
+
+fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
+    let conv = Convolution::of(graph, node)?;
+    check_extents(graph, node)?;
+    check_constant(graph, node, 1, "weights")?;
+    if let Some(slot) = conv.extras.bias {
+        check_constant(graph, node, slot, "bias")?;
+    }
+    let image = conv.border(0).bytes() / conv.extents.images as u64;
+    if image > i32::MAX as u64 {
+        return Err(format!("a padded image takes {image} bytes, more than 2^31 − 1"));
+    }
+    requantizer(graph, node).map(|_| ()).map_err(|e| e.to_string())
+}
+
+/// The requantizer of a `QConv`.
+fn requantizer(graph: &Graph, node: NodeId) -> Result<Option<Requantizer>, OpError> {
+    let Some(Op::QConv(conv)) = graph.op(node) else { return Ok(None) };
+    let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
+    let bias = conv.bias.then(|| constant(graph, node, 2)).transpose()?;
+    conv.requantizer(&types, constant(graph, node, 1)?, bias).map(Some)
+}
+
+fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let conv = Convolution::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
+    let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
+    // Padding holds the code of zero.
+    let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z);
+    let border = conv.border(zero as u8);
+    let taps = conv.depthwise_taps(&border);
+    let (problem, overreads, kernel) = match &taps {
+        Some(taps) => {
+            let problem = conv.depthwise_problem(&border);
+            (problem, depthwise::overreads(conv.extents.channels), Kernel::Depthwise(taps))
+        }
+        None => {
+            let problem = conv.problem(&border).flattened();
+            let overreads = problem.overreads();
+            (problem, overreads, Kernel::Dense("conv"))
+        }
+    };
+    let a = conv.input(cx, node, overreads, border)?;
+    let parts = Parts {
+        extras: conv.extras,
+        requantizer: requantizer.as_ref(),
+        clamp: conv.clamp,
+        weight_index: &|channel, run, i| conv.weight_index(channel, run, i),
+    };
+    product::lower(cx, node, &problem, &kernel, a, &parts)
+}
+
+impl Convolution<'_> {
+    /// Where the input lies: itself, or a copy where it needs a border or slack behind it.
+    fn input(
+        &self,
+        cx: &mut Lowering,
+        node: NodeId,
+        overreads: bool,
+        border: Border,
+    ) -> Result<Location, CodegenError> {
+        let x = cx.location(cx.graph.operand(node, 0))?;
+        let is_external = matches!(x, Location::Input(_) | Location::Output(_));
+        if self.window.is_unpadded() && !(is_external && overreads) {
+            return Ok(x);
+        }
+        pad::lower(cx, x, border)
+    }
+}

@@ -1,0 +1,461 @@
+//! Convolutions and matrix products against their definitions, on every tier of this CPU.
+
+use super::{compiled, run, tiers};
+use crate::{CompiledModel, Parallel, Serial, Tier, capability};
+use proptest::{prelude::*, test_runner::TestCaseResult};
+use qcc_ir::{
+    DType, Device, Graph, NodeId, Op, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
+    numerics::RequantMode,
+    ops::{Clamp, Conv, Layout, MatMul, QConv, QMatMul, Window},
+};
+use std::sync::Arc;
+
+/// Two threads for each step, whatever its size.
+struct Two;
+
+impl Parallel for Two {
+    fn threads(&self) -> usize {
+        2
+    }
+    fn run(&self, parts: usize, f: &(dyn Fn(usize) + Sync)) {
+        std::thread::scope(|s| {
+            for part in 0..parts {
+                s.spawn(move || f(part));
+            }
+        });
+    }
+}
+
+/// A small generator, so that a case is a few numbers that proptest can shrink.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+    /// Codes, every eighth an extreme one.
+    fn code(&mut self, lo: i32, hi: i32) -> i32 {
+        match self.below(16) {
+            0 => lo,
+            1 => hi,
+            _ => lo + self.below((hi - lo + 1) as usize) as i32,
+        }
+    }
+    fn unit(&mut self) -> f32 {
+        self.next() as f32 / (1u64 << 31) as f32
+    }
+    fn signed(&mut self) -> f32 {
+        self.unit() * 2.0 - 1.0
+    }
+}
+
+fn shape(dims: &[usize]) -> Shape {
+    Shape::new(dims).unwrap()
+}
+
+fn u8_tensor(r: &mut Random, s: &Shape) -> Tensor {
+    Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.code(0, 255) as u8).collect()).unwrap()
+}
+
+fn s8_tensor(r: &mut Random, s: &Shape) -> Tensor {
+    Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.code(-128, 127) as i8).collect()).unwrap()
+}
+
+fn f32_tensor(r: &mut Random, s: &Shape) -> Tensor {
+    Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.signed()).collect()).unwrap()
+}
+
+/// One op under test: its operands as graph inputs and constants, and what they hold.
+struct Case {
+    graph: Graph,
+    node: NodeId,
+    /// All operands, constants included.
+    operands: Vec<Tensor>,
+    /// Bytes of the inputs.
+    inputs: Vec<Vec<u8>>,
+}
+
+/// Puts operands into a graph: inputs, behind a copy or not, and constants.
+struct Builder {
+    graph: Graph,
+    values: Vec<ValueId>,
+    operands: Vec<Tensor>,
+    inputs: Vec<Vec<u8>>,
+}
+
+impl Builder {
+    fn new() -> Builder {
+        Builder { graph: Graph::new("case"), values: vec![], operands: vec![], inputs: vec![] }
+    }
+    fn input(&mut self, tensor: Tensor, quant: Option<QuantParams>) {
+        let ty = TensorType { quant, ..tensor.ty() };
+        self.values.push(self.graph.input("x", ty).unwrap());
+        self.inputs.push(tensor.bytes().to_vec());
+        self.operands.push(tensor);
+    }
+    fn constant(&mut self, tensor: Tensor, quant: Option<QuantParams>) {
+        let ty = TensorType { quant, ..tensor.ty() };
+        self.values.push(match ty.quant {
+            Some(_) => self.graph.quantized_constant("w", tensor.clone(), ty).unwrap(),
+            None => self.graph.constant("w", tensor.clone()),
+        });
+        self.operands.push(tensor);
+    }
+    fn finish(mut self, op: impl Into<Op>) -> Option<Case> {
+        let node = self.graph.add("op", op, &self.values).ok()?;
+        self.graph.set_device(node, Some(Device::Int8Jit));
+        self.graph.output("y", node.out());
+        Some(Case { graph: self.graph, node, operands: self.operands, inputs: self.inputs })
+    }
+}
+
+impl Case {
+    fn expected(&self) -> Tensor {
+        let types: Vec<&TensorType> =
+            self.graph.operands(self.node).into_iter().map(|v| self.graph.ty(v)).collect();
+        let operands: Vec<&Tensor> = self.operands.iter().collect();
+        let results = self.graph.node(self.node).outputs();
+        let op = self.graph.op(self.node).unwrap();
+        op.eval(&operands, &types, results).unwrap().remove(0)
+    }
+
+    /// Compiles and runs on every tier and with one and two threads; `check(tier, bytes)` judges.
+    fn on_every_tier(&self, check: impl Fn(&Tier, &[u8]) -> TestCaseResult) -> TestCaseResult {
+        prop_assert_eq!(capability(&self.graph, self.node), Ok(()));
+        for tier in tiers() {
+            let model: Arc<CompiledModel> = compiled(&self.graph, tier);
+            let inputs: Vec<&[u8]> = self.inputs.iter().map(Vec::as_slice).collect();
+            let pools: [&dyn Parallel; 2] = [&Serial, &Two];
+            for pool in pools {
+                check(tier, &run(&model, &inputs, pool)[0])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn equals_bits(&self) -> TestCaseResult {
+        let expected = self.expected();
+        self.on_every_tier(|tier, got| {
+            let wrong = got.iter().zip(expected.bytes()).filter(|(a, b)| a != b).count();
+            let first = got.iter().zip(expected.bytes()).position(|(a, b)| a != b);
+            prop_assert_eq!(wrong, 0, "of {} on {}, first at {:?}", got.len(), tier, first);
+            Ok(())
+        })
+    }
+
+    /// Sums in another order differ by at most the terms' magnitudes times their number times an ulp.
+    fn is_close(&self, terms: usize) -> TestCaseResult {
+        let expected = self.expected();
+        let expected = expected.as_slice::<f32>().unwrap();
+        // Weights and activations are within ±1.
+        let bound = (terms + 2) as f32 * (terms + 2) as f32 * f32::EPSILON;
+        self.on_every_tier(|tier, got| {
+            for (i, (e, g)) in expected.iter().zip(got.chunks_exact(4)).enumerate() {
+                let g = f32::from_le_bytes(g.try_into().unwrap());
+                prop_assert!((e - g).abs() <= bound, "{g} instead of {e} at {i} on {tier}");
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A convolution, in numbers.
+#[derive(Clone, Debug)]
+struct ConvCase {
+    seed: u64,
+    batch: usize,
+    spatial: [usize; 2],
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    dilations: [usize; 2],
+    pads: [usize; 4],
+    groups: usize,
+    inputs: usize,
+    outputs: usize,
+    bias: bool,
+    residual: bool,
+}
+
+fn conv_case() -> impl Strategy<Value = ConvCase> {
+    let window = ([1usize..4, 1..4], [1usize..4, 1..4], [1usize..3, 1..3], [0usize..3, 0..3, 0..3, 0..3]);
+    let channels = (prop_oneof![3 => Just(1usize), 1 => 2usize..4], 1usize..10, 1usize..40);
+    let rest = (any::<u64>(), 1usize..3, [1usize..12, 1..12], any::<bool>(), any::<bool>());
+    (window, channels, rest).prop_map(|(window, (groups, inputs, outputs), rest)| {
+        let (kernel, strides, dilations, pads) = window;
+        let (seed, batch, spatial, bias, residual) = rest;
+        let outputs = if groups > 1 { outputs.div_ceil(2) } else { outputs };
+        ConvCase {
+            seed,
+            batch,
+            spatial,
+            kernel,
+            strides,
+            dilations,
+            pads,
+            groups,
+            inputs,
+            outputs,
+            bias,
+            residual,
+        }
+    })
+}
+
+/// A depthwise convolution.
+fn depthwise_case() -> impl Strategy<Value = ConvCase> {
+    (conv_case(), 2usize..40).prop_map(|(case, channels)| ConvCase {
+        groups: channels,
+        inputs: 1,
+        outputs: 1,
+        ..case
+    })
+}
+
+impl ConvCase {
+    fn window(&self) -> Window {
+        Window::new(self.kernel)
+            .strides(self.strides)
+            .dilations(self.dilations)
+            .pads([self.pads[0], self.pads[1]], [self.pads[2], self.pads[3]])
+    }
+
+    /// Shapes of input, weights and result; `None` where the window does not fit.
+    fn shapes(&self) -> Option<[Shape; 3]> {
+        let [h, w] = self.spatial;
+        let [kh, kw] = self.kernel;
+        let out = self.window().output(&[h, w], false).ok()?;
+        let (inputs, outputs) = (self.groups * self.inputs, self.groups * self.outputs);
+        Some([
+            shape(&[self.batch, h, w, inputs]),
+            shape(&[outputs, self.inputs, kh, kw]),
+            shape(&[self.batch, out[0], out[1], outputs]),
+        ])
+    }
+
+    fn terms(&self) -> usize {
+        self.inputs * self.kernel[0] * self.kernel[1]
+    }
+
+    fn quantized(&self, mode: RequantMode) -> Option<Case> {
+        let [x, w, y] = self.shapes()?;
+        let mut r = Random(self.seed);
+        let mut b = Builder::new();
+        let grids = Grids::random(&mut r, mode, self.terms(), w[0]);
+        b.input(u8_tensor(&mut r, &x), Some(grids.x.clone()));
+        b.constant(s8_tensor(&mut r, &w), Some(grids.weights(0)));
+        if self.bias {
+            b.constant(grids.bias(&mut r), None);
+        }
+        if self.residual {
+            b.input(u8_tensor(&mut r, &y), Some(grids.residual.clone()));
+        }
+        b.finish(QConv {
+            window: self.window(),
+            groups: self.groups,
+            layout: Layout::ChannelsLast,
+            bias: self.bias,
+            residual: self.residual,
+            requant: mode,
+            output: grids.output,
+        })
+    }
+
+    fn float(&self) -> Option<Case> {
+        let [x, w, y] = self.shapes()?;
+        let mut r = Random(self.seed);
+        let mut b = Builder::new();
+        b.input(f32_tensor(&mut r, &x), None);
+        b.constant(f32_tensor(&mut r, &w), None);
+        if self.bias {
+            b.constant(f32_tensor(&mut r, &shape(&[w[0]])), None);
+        }
+        if self.residual {
+            b.input(f32_tensor(&mut r, &y), None);
+        }
+        b.finish(Conv {
+            window: self.window(),
+            groups: self.groups,
+            layout: Layout::ChannelsLast,
+            bias: self.bias,
+            residual: self.residual,
+            clamp: random_clamp(&mut r),
+        })
+    }
+}
+
+fn random_clamp(r: &mut Random) -> Clamp {
+    match r.below(4) {
+        0 => Clamp::RELU,
+        1 => Clamp { lo: -0.25, hi: 0.5 },
+        2 => Clamp { lo: f32::NEG_INFINITY, hi: 0.25 },
+        _ => Clamp::NONE,
+    }
+}
+
+/// The grids of an int8 product, such that its mode can express it.
+struct Grids {
+    x: QuantParams,
+    scales: Vec<f32>,
+    residual: QuantParams,
+    output: OutputGrid,
+}
+
+impl Grids {
+    fn random(r: &mut Random, mode: RequantMode, terms: usize, channels: usize) -> Grids {
+        let power = |n: i32| 2f32.powi(n);
+        // So that typical accumulators fill the output's range, and some overflow it.
+        let typical = 1.0 / (90.0 * (terms as f32).sqrt());
+        let factor = |r: &mut Random| match mode {
+            RequantMode::Pow2 => power((typical.log2().round() as i32 + r.below(4) as i32 - 2).min(0)),
+            // q15 needs factors below 2^-4, less with a residual.
+            RequantMode::Q15 => (typical * power(r.below(5) as i32 - 3)).min(1.0 / 40.0),
+            _ if r.below(8) == 0 => 0.5 + r.unit() * 3.0,
+            _ => typical * (0.2 + r.unit()) * power(r.below(3) as i32 - 1),
+        };
+        let scales = (0..channels).map(|_| factor(r)).collect();
+        let residual_scale = match mode {
+            RequantMode::Pow2 => power(r.below(3) as i32 - 1),
+            RequantMode::Q15 => 0.1 + r.unit(),
+            _ => 0.1 + 2.0 * r.unit(),
+        };
+        let (lo, hi) =
+            if r.below(2) == 0 { (0, 255) } else { (r.below(100) as i32, 120 + r.below(135) as i32) };
+        Grids {
+            x: QuantParams::per_tensor(1.0, r.code(0, 255)).unwrap(),
+            scales,
+            residual: QuantParams::per_tensor(residual_scale, r.code(0, 255)).unwrap(),
+            output: OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: r.code(0, 255), lo, hi },
+        }
+    }
+
+    fn weights(&self, axis: usize) -> QuantParams {
+        QuantParams::per_axis(axis, self.scales.clone(), vec![0; self.scales.len()]).unwrap()
+    }
+
+    fn bias(&self, r: &mut Random) -> Tensor {
+        let bias = self.scales.iter().map(|&s| (r.signed() * 100.0 / s) as i32).collect();
+        Tensor::from_vec(shape(&[self.scales.len()]), bias).unwrap()
+    }
+}
+
+/// A matrix product, in numbers.
+#[derive(Clone, Debug)]
+struct MatMulCase {
+    seed: u64,
+    lead: usize,
+    rows: usize,
+    inner: usize,
+    columns: usize,
+    bias: bool,
+    residual: bool,
+}
+
+fn matmul_case() -> impl Strategy<Value = MatMulCase> {
+    (any::<u64>(), 1usize..3, 1usize..40, 1usize..70, 1usize..150, any::<bool>(), any::<bool>()).prop_map(
+        |(seed, lead, rows, inner, columns, bias, residual)| MatMulCase {
+            seed,
+            lead,
+            rows,
+            inner,
+            columns,
+            bias,
+            residual,
+        },
+    )
+}
+
+impl MatMulCase {
+    fn shapes(&self) -> [Shape; 3] {
+        [
+            shape(&[self.lead, self.rows, self.inner]),
+            shape(&[self.inner, self.columns]),
+            shape(&[self.lead, self.rows, self.columns]),
+        ]
+    }
+
+    fn quantized(&self, mode: RequantMode) -> Option<Case> {
+        let [x, w, y] = self.shapes();
+        let mut r = Random(self.seed);
+        let mut b = Builder::new();
+        let grids = Grids::random(&mut r, mode, self.inner, self.columns);
+        b.input(u8_tensor(&mut r, &x), Some(grids.x.clone()));
+        b.constant(s8_tensor(&mut r, &w), Some(grids.weights(1)));
+        if self.bias {
+            b.constant(grids.bias(&mut r), None);
+        }
+        if self.residual {
+            b.input(u8_tensor(&mut r, &y), Some(grids.residual.clone()));
+        }
+        b.finish(QMatMul { bias: self.bias, residual: self.residual, requant: mode, output: grids.output })
+    }
+
+    fn float(&self) -> Option<Case> {
+        let [x, w, y] = self.shapes();
+        let mut r = Random(self.seed);
+        let mut b = Builder::new();
+        b.input(f32_tensor(&mut r, &x), None);
+        b.constant(f32_tensor(&mut r, &w), None);
+        if self.bias {
+            b.constant(f32_tensor(&mut r, &shape(&[w[1]])), None);
+        }
+        if self.residual {
+            b.input(f32_tensor(&mut r, &y), None);
+        }
+        b.finish(MatMul { bias: self.bias, residual: self.residual, clamp: random_clamp(&mut r) })
+    }
+}
+
+/// A case that exists: windows that do not fit and factors that a mode refuses are drawn again.
+fn exists(case: Option<Case>) -> Result<Case, TestCaseError> {
+    case.filter(|c| capability(&c.graph, c.node).is_ok()).ok_or_else(|| TestCaseError::reject("no such case"))
+}
+
+fn any_mode() -> impl Strategy<Value = RequantMode> {
+    prop::sample::select(RequantMode::ALL.to_vec())
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, max_global_rejects: 20 * cases, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config(300))]
+
+    #[test]
+    fn quantized_convolutions_equal_their_definition(case in conv_case(), mode in any_mode()) {
+        exists(case.quantized(mode))?.equals_bits()?;
+    }
+
+    #[test]
+    fn quantized_depthwise_convolutions_equal_their_definition(case in depthwise_case(), mode in any_mode()) {
+        exists(case.quantized(mode))?.equals_bits()?;
+    }
+
+    #[test]
+    fn quantized_matrix_products_equal_their_definition(case in matmul_case(), mode in any_mode()) {
+        exists(case.quantized(mode))?.equals_bits()?;
+    }
+}
+
+proptest! {
+    #![proptest_config(config(100))]
+
+    #[test]
+    fn float_convolutions_are_close(case in conv_case()) {
+        exists(case.float())?.is_close(case.terms())?;
+    }
+
+    #[test]
+    fn float_depthwise_convolutions_are_close(case in depthwise_case()) {
+        exists(case.float())?.is_close(case.terms())?;
+    }
+
+    #[test]
+    fn float_matrix_products_are_close(case in matmul_case()) {
+        exists(case.float())?.is_close(case.inner)?;
+    }
+}

@@ -1,0 +1,525 @@
+//! What each op of the IR is in ONNX.
+
+use super::{Exporter, proto::*};
+use crate::{
+    DType, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
+    numerics::quantize,
+    onnx::tensor::dtype_code,
+    ops::{
+        BinaryKind, Clamp, Conv, FakeQuant, Layout, MatMul, Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind,
+        Slice, SliceSpec, UnaryKind, Window,
+    },
+};
+use half::{bf16, f16};
+use onnx_protobuf::AttributeProto;
+
+type Result<T, E = OpError> = std::result::Result<T, E>;
+
+/// An op on its way into the file.
+struct Writer<'e, 'g> {
+    exporter: &'e mut Exporter<'g>,
+    name: String,
+    operands: Vec<ValueId>,
+    id: NodeId,
+}
+
+/// Writes the ONNX nodes of IR node `id`; answers the name of the last one's result.
+pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<String> {
+    let name = exporter.graph.node(id).name.clone();
+    let operands = exporter.graph.operands(id);
+    let mut w = Writer { exporter, name, operands, id };
+    match op {
+        Op::Conv(op) => w.conv(op),
+        Op::MatMul(op) => w.matmul(op),
+        Op::BatchNorm(op) => w.on_axis_1(op.axis, |w, x| {
+            let mut inputs = vec![x];
+            inputs.extend((1..5).map(|slot| w.operand(slot)));
+            Ok(w.op("BatchNormalization", inputs, vec![float("epsilon", op.epsilon)]))
+        }),
+        Op::Lrn(op) => w.channels_first(op.layout, |w, x| {
+            let attributes = vec![
+                int("size", op.size as i64),
+                float("alpha", op.alpha),
+                float("beta", op.beta),
+                float("bias", op.bias),
+            ];
+            Ok(w.op("LRN", vec![x], attributes))
+        }),
+        Op::Softmax(op) => {
+            Ok(w.plain(if op.log { "LogSoftmax" } else { "Softmax" }, vec![int("axis", op.axis as i64)]))
+        }
+        Op::Pool(op) => w.pool(op),
+        Op::Unary(op) => w.unary(op.kind),
+        Op::Binary(op) => Ok(w.plain(binary_name(op.kind), vec![])),
+        Op::Cast(op) => Ok(w.plain("Cast", vec![int("to", dtype_code(op.to).into())])),
+        Op::Reduce(op) => w.reduce(op),
+        Op::Reshape(op) => w.reshape(&op.shape),
+        Op::Transpose(op) => Ok(w.plain("Transpose", vec![ints("perm", op.perm.iter().copied())])),
+        Op::Slice(op) => w.slice(op),
+        Op::Concat(op) => Ok(w.plain("Concat", vec![int("axis", op.axis as i64)])),
+        Op::Pad(op) => w.pad(op),
+        Op::Expand(op) => {
+            let x = w.operand(0);
+            let shape = w.ints("shape", op.shape.iter().map(|&d| d as i64).collect())?;
+            Ok(w.op("Expand", vec![x, shape], vec![]))
+        }
+        Op::Gather(op) => Ok(w.plain("Gather", vec![int("axis", op.axis as i64)])),
+        Op::Quantize(op) => {
+            let x = w.operand(0);
+            w.quantize(x, op.dtype, &op.params)
+        }
+        Op::Dequantize(_) => {
+            let ty = w.ty(0).clone();
+            let grid = ty.quant.ok_or_else(|| OpError::quant("the operand has no grid"))?;
+            let x = w.operand(0);
+            w.dequantize(x, ty.dtype, &grid)
+        }
+        Op::FakeQuant(op) => w.fake_quant(op),
+        // What integers stand for is said by the ops that dequantize them; where they are, has no ONNX form.
+        Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
+        Op::QConv(_) | Op::QMatMul(_) | Op::QAveragePool(_) | Op::QUnary(_) | Op::QBinary(_) => {
+            Err(OpError::unsupported("is an integer op; export the graph at the fake-quant stage"))
+        }
+    }
+}
+
+fn binary_name(kind: BinaryKind) -> &'static str {
+    match kind {
+        BinaryKind::Add => "Add",
+        BinaryKind::Sub => "Sub",
+        BinaryKind::Mul => "Mul",
+        BinaryKind::Div => "Div",
+        BinaryKind::Max => "Max",
+        BinaryKind::Min => "Min",
+        BinaryKind::Pow => "Pow",
+        BinaryKind::Equal => "Equal",
+        BinaryKind::Less => "Less",
+        BinaryKind::LessOrEqual => "LessOrEqual",
+        BinaryKind::Greater => "Greater",
+        BinaryKind::GreaterOrEqual => "GreaterOrEqual",
+        BinaryKind::And => "And",
+        BinaryKind::Or => "Or",
+        BinaryKind::Xor => "Xor",
+    }
+}
+
+fn reduce_name(kind: ReduceKind) -> &'static str {
+    match kind {
+        ReduceKind::Sum => "ReduceSum",
+        ReduceKind::Mean => "ReduceMean",
+        ReduceKind::Max => "ReduceMax",
+        ReduceKind::Min => "ReduceMin",
+        ReduceKind::Product => "ReduceProd",
+        ReduceKind::SumSquare => "ReduceSumSquare",
+        ReduceKind::L1 => "ReduceL1",
+        ReduceKind::L2 => "ReduceL2",
+        ReduceKind::LogSum => "ReduceLogSum",
+        ReduceKind::LogSumExp => "ReduceLogSumExp",
+    }
+}
+
+/// A number of type `dtype`, or a vector of them, from f64.
+fn numbers(dtype: DType, shape: Shape, values: &[f64]) -> Result<Tensor> {
+    macro_rules! of {
+        ($convert:expr) => {
+            Tensor::from_vec_as(dtype, shape, values.iter().map($convert).collect())
+        };
+    }
+    Ok(match dtype {
+        DType::F32 => of!(|&v| v as f32),
+        DType::F64 => of!(|&v| v),
+        DType::F16 => of!(|&v| f16::from_f64(v)),
+        DType::BF16 => of!(|&v| bf16::from_f64(v)),
+        DType::S8 | DType::S4 => of!(|&v| v as i8),
+        DType::U8 | DType::U4 | DType::Bool => of!(|&v| v as u8),
+        DType::S16 => of!(|&v| v as i16),
+        DType::U16 => of!(|&v| v as u16),
+        DType::S32 => of!(|&v| v as i32),
+        DType::U32 => of!(|&v| v as u32),
+        DType::S64 => of!(|&v| v as i64),
+        DType::U64 => of!(|&v| v as u64),
+    }?)
+}
+
+/// A value for each index of a grid's axis, or the one of the whole tensor as a scalar.
+fn per_index(dtype: DType, grid: &QuantParams, values: &[f64]) -> Result<Tensor> {
+    let shape = if grid.axis().is_some() { Shape::new([values.len()])? } else { Shape::scalar() };
+    numbers(dtype, shape, values)
+}
+
+fn window_attributes(window: &Window) -> Vec<AttributeProto> {
+    let pads = window.pads_begin.iter().chain(&window.pads_end).copied();
+    vec![
+        ints("kernel_shape", window.kernel.iter().copied()),
+        ints("strides", window.strides.iter().copied()),
+        ints("dilations", window.dilations.iter().copied()),
+        ints("pads", pads),
+    ]
+}
+
+impl Writer<'_, '_> {
+    fn operand(&mut self, slot: usize) -> String {
+        self.exporter.value(self.operands[slot])
+    }
+
+    fn ty(&self, slot: usize) -> &TensorType {
+        self.exporter.graph.ty(self.operands[slot])
+    }
+
+    fn op(&mut self, op: &str, inputs: Vec<String>, attributes: Vec<AttributeProto>) -> String {
+        self.exporter.op(&self.name, op, inputs, attributes)
+    }
+
+    /// An op whose operands are those of the IR's.
+    fn plain(&mut self, op: &str, attributes: Vec<AttributeProto>) -> String {
+        let inputs = (0..self.operands.len()).map(|slot| self.operand(slot)).collect();
+        self.op(op, inputs, attributes)
+    }
+
+    fn constant(&mut self, role: &str, value: &Tensor) -> String {
+        self.exporter.constant(&format!("{}_{role}", self.name), value)
+    }
+
+    fn ints(&mut self, role: &str, values: Vec<i64>) -> Result<String> {
+        Ok(self.exporter.ints(&format!("{}_{role}", self.name), values)?)
+    }
+
+    /// Writes an op that has its channels on axis 1, between transposes where the IR has them elsewhere.
+    fn on_axis_1(
+        &mut self,
+        axis: usize,
+        write: impl FnOnce(&mut Self, String) -> Result<String>,
+    ) -> Result<String> {
+        let rank = self.ty(0).shape.rank();
+        let x = self.operand(0);
+        if axis == 1 {
+            return write(self, x);
+        }
+        let there: Vec<usize> = match axis {
+            // A vector of channels: as a batch of one.
+            0 if rank == 1 => return Err(OpError::unsupported("normalises a vector")),
+            0 => [1, 0].into_iter().chain(2..rank).collect(),
+            _ => [0, axis].into_iter().chain((1..rank).filter(|&d| d != axis)).collect(),
+        };
+        let mut back = vec![0; rank];
+        for (i, &p) in there.iter().enumerate() {
+            back[p] = i;
+        }
+        let x = self.op("Transpose", vec![x], vec![ints("perm", there)]);
+        let y = write(self, x)?;
+        Ok(self.op("Transpose", vec![y], vec![ints("perm", back)]))
+    }
+
+    fn channels_first(
+        &mut self,
+        layout: Layout,
+        write: impl FnOnce(&mut Self, String) -> Result<String>,
+    ) -> Result<String> {
+        let axis = layout.channel_axis(self.ty(0).shape.rank());
+        self.on_axis_1(axis, write)
+    }
+
+    fn conv(&mut self, op: &Conv) -> Result<String> {
+        let y = self.channels_first(op.layout, |w, x| {
+            let mut inputs = vec![x, w.operand(1)];
+            if op.bias {
+                inputs.push(w.operand(2));
+            }
+            let mut attributes = window_attributes(&op.window);
+            attributes.push(int("group", op.groups as i64));
+            Ok(w.op("Conv", inputs, attributes))
+        })?;
+        self.residual_and_clamp(y, op.residual_slot(), op.clamp)
+    }
+
+    fn matmul(&mut self, op: &MatMul) -> Result<String> {
+        let are_matrices = self.ty(0).shape.rank() == 2 && self.ty(1).shape.rank() == 2;
+        let mut inputs = vec![self.operand(0), self.operand(1)];
+        let y = match op.bias {
+            true if are_matrices => {
+                inputs.push(self.operand(2));
+                self.op("Gemm", inputs, vec![])
+            }
+            true => {
+                let y = self.op("MatMul", inputs, vec![]);
+                let bias = self.operand(2);
+                self.op("Add", vec![y, bias], vec![])
+            }
+            false => self.op("MatMul", inputs, vec![]),
+        };
+        self.residual_and_clamp(y, op.residual_slot(), op.clamp)
+    }
+
+    fn residual_and_clamp(&mut self, y: String, residual: Option<usize>, clamp: Clamp) -> Result<String> {
+        let y = match residual {
+            Some(slot) => {
+                let residual = self.operand(slot);
+                self.op("Add", vec![y, residual], vec![])
+            }
+            None => y,
+        };
+        match clamp {
+            Clamp::NONE => Ok(y),
+            Clamp::RELU => Ok(self.op("Relu", vec![y], vec![])),
+            clamp => self.clip(y, DType::F32, clamp),
+        }
+    }
+
+    fn clip(&mut self, x: String, dtype: DType, clamp: Clamp) -> Result<String> {
+        let mut bound = |role: &str, value: f32, none: f32| match value == none {
+            true => Ok(String::new()),
+            false => {
+                let t = numbers(dtype, Shape::scalar(), &[value.into()])?;
+                Ok::<_, OpError>(self.constant(role, &t))
+            }
+        };
+        let min = bound("min", clamp.lo, f32::NEG_INFINITY)?;
+        let max = bound("max", clamp.hi, f32::INFINITY)?;
+        let mut inputs = vec![x, min, max];
+        while inputs.last().is_some_and(String::is_empty) {
+            inputs.pop();
+        }
+        Ok(self.op("Clip", inputs, vec![]))
+    }
+
+    fn pool(&mut self, op: &Pool) -> Result<String> {
+        let (_, _, spatial) = op.layout.split(&self.ty(0).shape)?;
+        let is_global = op.window.kernel == spatial && op.window.is_unpadded();
+        let name = match op.kind {
+            PoolKind::Max => "MaxPool",
+            PoolKind::Average { .. } => "AveragePool",
+        };
+        self.channels_first(op.layout, |w, x| {
+            if is_global {
+                return Ok(w.op(&format!("Global{name}"), vec![x], vec![]));
+            }
+            let mut attributes = window_attributes(&op.window);
+            attributes.push(int("ceil_mode", op.ceil_mode.into()));
+            if let PoolKind::Average { count_include_pad } = op.kind {
+                attributes.push(int("count_include_pad", count_include_pad.into()));
+            }
+            Ok(w.op(name, vec![x], attributes))
+        })
+    }
+
+    fn unary(&mut self, kind: UnaryKind) -> Result<String> {
+        use UnaryKind::*;
+        let (name, attributes) = match kind {
+            Identity => ("Identity", vec![]),
+            Relu => ("Relu", vec![]),
+            LeakyRelu { alpha } => ("LeakyRelu", vec![float("alpha", alpha)]),
+            Clip { lo, hi } => {
+                let (x, dtype) = (self.operand(0), self.ty(0).dtype);
+                return self.clip(x, dtype, Clamp { lo, hi });
+            }
+            Sigmoid => ("Sigmoid", vec![]),
+            Tanh => ("Tanh", vec![]),
+            HardSigmoid { alpha, beta } => ("HardSigmoid", vec![float("alpha", alpha), float("beta", beta)]),
+            HardSwish => ("HardSwish", vec![]),
+            Silu => {
+                let x = self.operand(0);
+                let gate = self.op("Sigmoid", vec![x.clone()], vec![]);
+                return Ok(self.op("Mul", vec![x, gate], vec![]));
+            }
+            Gelu => ("Gelu", vec![]),
+            GeluTanh => ("Gelu", vec![string("approximate", "tanh")]),
+            Elu { alpha } => ("Elu", vec![float("alpha", alpha)]),
+            Selu { alpha, gamma } => ("Selu", vec![float("alpha", alpha), float("gamma", gamma)]),
+            Mish => ("Mish", vec![]),
+            Softplus => ("Softplus", vec![]),
+            Softsign => ("Softsign", vec![]),
+            Exp => ("Exp", vec![]),
+            Log => ("Log", vec![]),
+            Sqrt => ("Sqrt", vec![]),
+            Reciprocal => ("Reciprocal", vec![]),
+            Erf => ("Erf", vec![]),
+            Neg => ("Neg", vec![]),
+            Abs => ("Abs", vec![]),
+            Sign => ("Sign", vec![]),
+            Floor => ("Floor", vec![]),
+            Ceil => ("Ceil", vec![]),
+            Round => ("Round", vec![]),
+            Sin => ("Sin", vec![]),
+            Cos => ("Cos", vec![]),
+            Not => ("Not", vec![]),
+        };
+        Ok(self.plain(name, attributes))
+    }
+
+    fn reduce(&mut self, op: &Reduce) -> Result<String> {
+        let x = self.operand(0);
+        let axes = self.ints("axes", op.axes.iter().map(|&a| a as i64).collect())?;
+        let attributes = vec![
+            int("keepdims", op.keep_dims.into()),
+            // No axes mean all of them otherwise.
+            int("noop_with_empty_axes", op.axes.is_empty().into()),
+        ];
+        Ok(self.op(reduce_name(op.kind), vec![x, axes], attributes))
+    }
+
+    /// Leading dimensions that stay are copied, so that a model with another batch keeps working.
+    fn reshape(&mut self, shape: &Shape) -> Result<String> {
+        let from = self.ty(0).shape.clone();
+        let has_empty = shape.elements() == 0;
+        let copied = from.iter().zip(shape.iter()).take_while(|(a, b)| a == b).count();
+        let dims = shape.iter().enumerate();
+        let target = dims.map(|(i, &d)| if i < copied && !has_empty { 0 } else { d as i64 }).collect();
+        let x = self.operand(0);
+        let target = self.ints("shape", target)?;
+        let attributes = if has_empty { vec![int("allowzero", 1)] } else { vec![] };
+        Ok(self.op("Reshape", vec![x, target], attributes))
+    }
+
+    fn slice(&mut self, op: &Slice) -> Result<String> {
+        let shape = self.ty(0).shape.clone();
+        let (mut starts, mut ends, mut axes, mut steps) = (vec![], vec![], vec![], vec![]);
+        for (axis, part) in op.axes.iter().enumerate() {
+            if *part == SliceSpec::all(shape[axis]) {
+                continue;
+            }
+            let (start, len, step) = (part.start as i64, part.len as i64, part.step as i64);
+            let step = if step == 0 { 1 } else { step };
+            let end = start.saturating_add(len.saturating_mul(step));
+            starts.push(start);
+            // Before the first element there is no other number for the end: −1 is the last element.
+            ends.push(if len > 0 && end < 0 { i64::MIN } else { end });
+            axes.push(axis as i64);
+            steps.push(step);
+        }
+        let mut inputs = vec![self.operand(0)];
+        for (role, values) in [("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps)] {
+            inputs.push(self.ints(role, values)?);
+        }
+        Ok(self.op("Slice", inputs, vec![]))
+    }
+
+    fn pad(&mut self, op: &Pad) -> Result<String> {
+        let ty = self.ty(0).clone();
+        let x = self.operand(0);
+        let pads = self.ints("pads", op.before.iter().chain(&op.after).map(|&p| p as i64).collect())?;
+        let mut inputs = vec![x, pads];
+        let mode = match op.mode {
+            PadMode::Constant { value } => {
+                let value = match ty.per_tensor() {
+                    Some((scale, zero_point)) => (value / f64::from(scale)).round() + f64::from(zero_point),
+                    None => value,
+                };
+                let value = numbers(ty.dtype, Shape::scalar(), &[value])?;
+                inputs.push(self.constant("value", &value));
+                "constant"
+            }
+            PadMode::Reflect => "reflect",
+            PadMode::Edge => "edge",
+            PadMode::Wrap => "wrap",
+        };
+        Ok(self.op("Pad", inputs, vec![string("mode", mode)]))
+    }
+
+    /// Scale and zero point as operands, and the axis.
+    fn grid(&mut self, dtype: DType, grid: &QuantParams) -> Result<(Vec<String>, Vec<AttributeProto>)> {
+        let scales: Vec<f64> = grid.scales().iter().map(|&s| s.into()).collect();
+        let zeros: Vec<f64> = grid.zero_points().iter().map(|&z| z.into()).collect();
+        let scale = per_index(DType::F32, grid, &scales)?;
+        let mut operands = vec![self.constant("scale", &scale)];
+        // ONNX has no zero points of 32-bit integers; they are 0.
+        if dtype != DType::S32 {
+            let zero_point = per_index(dtype, grid, &zeros)?;
+            operands.push(self.constant("zero_point", &zero_point));
+        } else if zeros.iter().any(|&z| z != 0.0) {
+            return Err(OpError::quant("s32 with a zero point other than 0 has no ONNX form"));
+        }
+        Ok((operands, grid.axis().map(|a| int("axis", a as i64)).into_iter().collect()))
+    }
+
+    fn quantize(&mut self, x: String, dtype: DType, grid: &QuantParams) -> Result<String> {
+        let (mut inputs, attributes) = self.grid(dtype, grid)?;
+        inputs.insert(0, x);
+        Ok(self.op("QuantizeLinear", inputs, attributes))
+    }
+
+    fn dequantize(&mut self, x: String, dtype: DType, grid: &QuantParams) -> Result<String> {
+        let (mut inputs, attributes) = self.grid(dtype, grid)?;
+        inputs.insert(0, x);
+        Ok(self.op("DequantizeLinear", inputs, attributes))
+    }
+
+    fn fake_quant(&mut self, op: &FakeQuant) -> Result<String> {
+        let grid = &op.params;
+        let value = self.operands[0];
+        if let Some(real) = self.exporter.graph.constant_value(value) {
+            let codes = codes(real, op)?;
+            let name = self.exporter.graph.node(value.node).name.clone();
+            let codes = self.exporter.constant(&format!("{name}_quantized"), &codes);
+            return self.dequantize(codes, op.dtype, grid);
+        }
+        let x = self.operand(0);
+        if op.dtype.size() > 2 {
+            return self.fake_quant_in_float(x, op);
+        }
+        let (lo, hi) = op.dtype.integer_range().unwrap_or((0, 0));
+        let x = match (lo, hi) == (op.lo.into(), op.hi.into()) {
+            true => x,
+            false => self.bounded(x, op, true)?,
+        };
+        let codes = self.quantize(x, op.dtype, grid)?;
+        // The scale and zero point of the first node serve the second as well.
+        let last = self.exporter.proto.node.last();
+        let mut inputs = last.map(|n| n.input.clone()).unwrap_or_default();
+        let attributes = last.map(|n| n.attribute.clone()).unwrap_or_default();
+        inputs[0] = codes;
+        Ok(self.op("DequantizeLinear", inputs, attributes))
+    }
+
+    /// QuantizeLinear does not write 32-bit integers: clamp(round(x/s), lo − z, hi − z)·s.
+    fn fake_quant_in_float(&mut self, x: String, op: &FakeQuant) -> Result<String> {
+        let scales: Vec<f64> = op.params.scales().iter().map(|&s| s.into()).collect();
+        let scale = self.along_axis(&op.params, &scales)?;
+        let scale = self.constant("scale", &scale);
+        let steps = self.op("Div", vec![x, scale.clone()], vec![]);
+        let rounded = self.op("Round", vec![steps], vec![]);
+        let codes = self.bounded(rounded, op, false)?;
+        Ok(self.op("Mul", vec![codes, scale], vec![]))
+    }
+
+    /// x within the codes `lo` to `hi`, counted from the zero point: as real numbers or in steps.
+    fn bounded(&mut self, mut x: String, op: &FakeQuant, real: bool) -> Result<String> {
+        let grid = &op.params;
+        for (name, bound) in [("Max", op.lo), ("Min", op.hi)] {
+            let pairs = grid.scales().iter().zip(grid.zero_points());
+            let values: Vec<f64> = pairs
+                .map(|(&s, &z)| (f64::from(bound) - f64::from(z)) * if real { s.into() } else { 1.0 })
+                .collect();
+            let bound = self.along_axis(grid, &values)?;
+            let bound = self.constant(if name == "Max" { "lo" } else { "hi" }, &bound);
+            x = self.op(name, vec![x, bound], vec![]);
+        }
+        Ok(x)
+    }
+
+    /// One f32 for each index of the grid's axis, in a shape that broadcasts to the operand.
+    fn along_axis(&self, grid: &QuantParams, values: &[f64]) -> Result<Tensor> {
+        let dims = match grid.axis() {
+            None => vec![],
+            Some(axis) => {
+                let rank = self.exporter.graph.node(self.id).outputs()[0].shape.rank();
+                (0..rank).map(|d| if d == axis { values.len() } else { 1 }).collect()
+            }
+        };
+        numbers(DType::F32, Shape::new(dims)?, values)
+    }
+}
+
+/// The codes of a constant.
+fn codes(real: &Tensor, op: &FakeQuant) -> Result<Tensor> {
+    let shape = real.shape();
+    let (stride, length) = match op.params.axis() {
+        Some(axis) => (shape.strides()[axis], shape[axis]),
+        None => (1, 1),
+    };
+    let code = |(i, &x): (usize, &f32)| {
+        let (scale, zero_point) = op.params.at(i / stride % length);
+        f64::from(quantize(x, scale, zero_point, op.lo, op.hi))
+    };
+    let codes: Vec<f64> = real.as_slice::<f32>()?.iter().enumerate().map(code).collect();
+    numbers(op.dtype, shape.clone(), &codes)
+}

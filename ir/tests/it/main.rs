@@ -1,0 +1,9 @@
+//! Tests of the public interface.
+
+mod eval;
+mod graph;
+mod record;
+mod requantize;
+mod samples;
+mod text;
+mod verify;

@@ -1,0 +1,146 @@
+//! Graphs and tensors that several tests use.
+
+use qcc_ir::{
+    DType, Device, Graph, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId, numerics::RequantMode,
+    ops::*, text::seeded,
+};
+
+pub(crate) fn shape(dims: &[usize]) -> Shape {
+    Shape::new(dims).unwrap()
+}
+
+pub(crate) fn f32s(dims: &[usize], values: &[f32]) -> Tensor {
+    Tensor::from_vec(shape(dims), values.to_vec()).unwrap()
+}
+
+pub(crate) fn grid(scale: f32, zero_point: i32) -> OutputGrid {
+    OutputGrid::full(DType::U8, scale, zero_point).unwrap()
+}
+
+pub(crate) fn quantized(dtype: DType, dims: &[usize], scale: f32, zero_point: i32) -> TensorType {
+    let params = QuantParams::per_tensor(scale, zero_point).unwrap();
+    TensorType::quantized(dtype, shape(dims), params).unwrap()
+}
+
+/// A constant of seeded contents.
+pub(crate) fn weights(g: &mut Graph, ty: TensorType) -> ValueId {
+    let seed = g.len() as u64;
+    let tensor = seeded(ty.dtype, &ty.shape, seed);
+    g.quantized_constant(&format!("weights{seed}"), tensor, ty).unwrap()
+}
+
+/// A graph in which every op stands, with every attribute away from its default and grids of both kinds.
+pub(crate) fn every_op() -> Graph {
+    let mut g = Graph::new("every \"op\"\n\u{1f980}");
+    let image = g.input("image", TensorType::f32(&[1, 4, 6, 6]).unwrap()).unwrap();
+    let add = |op: Op, operands: &[ValueId], g: &mut Graph| {
+        let name = format!("node/{}", op.mnemonic());
+        g.add(&name, op, operands).unwrap().out()
+    };
+    let clamp = Clamp { lo: -0.1, hi: f32::INFINITY };
+    let window = Window::new([3, 3]).strides([2, 1]).pads([1, 1], [1, 0]).dilations([1, 2]);
+
+    // Floats.
+    let w = weights(&mut g, TensorType::f32(&[4, 2, 3, 3]).unwrap());
+    let b = weights(&mut g, TensorType::f32(&[4]).unwrap());
+    let conv = Conv {
+        window: window.clone(),
+        groups: 2,
+        layout: Layout::ChannelsFirst,
+        bias: true,
+        residual: false,
+        clamp,
+    };
+    let conv = add(conv.into(), &[image, w, b], &mut g);
+    let norm = add(BatchNorm { epsilon: 1e-5, axis: 1 }.into(), &[conv, b, b, b, b], &mut g);
+    let lrn = Lrn { size: 3, alpha: 1e-4, beta: 0.75, bias: 1.0, layout: Layout::ChannelsFirst };
+    let lrn = add(lrn.into(), &[norm], &mut g);
+    let pool = Pool {
+        kind: PoolKind::Average { count_include_pad: true },
+        window: Window::new([2, 2]).pads([1, 0], [0, 1]),
+        ceil_mode: true,
+        layout: Layout::ChannelsFirst,
+    };
+    let pool = add(pool.into(), &[lrn], &mut g);
+    let unary =
+        add(Unary { kind: UnaryKind::Selu { alpha: 1.6732632, gamma: 1.050701 } }.into(), &[pool], &mut g);
+    let binary = add(Binary { kind: BinaryKind::Pow }.into(), &[unary, unary], &mut g);
+    let reduce = Reduce { kind: ReduceKind::LogSumExp, axes: vec![0, 3], keep_dims: false };
+    let reduce = add(reduce.into(), &[binary], &mut g);
+    let m = weights(&mut g, TensorType::f32(&[4, 5]).unwrap());
+    let transpose = add(Transpose { perm: vec![1, 0] }.into(), &[reduce], &mut g);
+    let matmul = MatMul { bias: false, residual: false, clamp: Clamp::RELU };
+    let matmul = add(matmul.into(), &[transpose, m], &mut g);
+    let softmax = add(Softmax { axis: 1, log: true }.into(), &[matmul], &mut g);
+    let half = add(Cast { to: DType::BF16 }.into(), &[softmax], &mut g);
+    g.output("half", half);
+
+    // Moves.
+    let reshape = add(Reshape { shape: shape(&[2, 2, 36]) }.into(), &[image], &mut g);
+    let slice = Slice {
+        axes: vec![
+            SliceSpec { start: 1, len: 2, step: -1 },
+            SliceSpec::all(2),
+            SliceSpec { start: 0, len: 12, step: 3 },
+        ],
+    };
+    let slice = add(slice.into(), &[reshape], &mut g);
+    let concat = add(Concat { axis: 1 }.into(), &[slice, slice, slice], &mut g);
+    let pad = Pad { before: vec![0, 1, 0], after: vec![0, 0, 2], mode: PadMode::Constant { value: -1e-300 } };
+    let pad = add(pad.into(), &[concat], &mut g);
+    let expand = add(Expand { shape: shape(&[3, 2, 7, 14]) }.into(), &[pad], &mut g);
+    let indices = g.constant("indices", Tensor::from_vec(shape(&[2]), vec![-1i64, 0]).unwrap());
+    let gather = add(Gather { axis: 0 }.into(), &[expand, indices], &mut g);
+    g.output("gather", gather);
+
+    // Grids.
+    let scales = vec![0.01, 1e-30, 0.1 + f32::EPSILON, 3e30];
+    let per_axis = QuantParams::per_axis(1, scales, vec![0, -3, 0, 127]).unwrap();
+    let fake = FakeQuant { dtype: DType::S8, lo: -127, hi: 127, params: per_axis.clone() };
+    let fake = add(fake.into(), &[image], &mut g);
+    let codes = add(Quantize { dtype: DType::S8, params: per_axis }.into(), &[fake], &mut g);
+    let real = add(Dequantize {}.into(), &[codes], &mut g);
+    g.output("real", real);
+
+    // Integers.
+    let activation = QuantParams::per_tensor(0.02, 128).unwrap();
+    let x = add(Quantize { dtype: DType::U8, params: activation }.into(), &[image], &mut g);
+    let w_params = QuantParams::per_axis(0, vec![0.01, 0.02, 0.03, 0.04], vec![0; 4]).unwrap();
+    let w_type = TensorType::quantized(DType::S8, shape(&[4, 2, 3, 3]), w_params).unwrap();
+    let qw = weights(&mut g, w_type);
+    let qb = weights(&mut g, TensorType::new(DType::S32, shape(&[4])));
+    let r = g.input("residual", quantized(DType::U8, &[1, 4, 3, 3], 0.05, 3)).unwrap();
+    let qconv = QConv {
+        window,
+        groups: 2,
+        layout: Layout::ChannelsFirst,
+        bias: true,
+        residual: true,
+        requant: RequantMode::Q15,
+        output: OutputGrid { lo: 10, hi: 250, ..grid(0.05, 10) },
+    };
+    let qconv = add(qconv.into(), &[x, qw, qb, r], &mut g);
+    let qpool = QAveragePool {
+        window: Window::new([2, 2]),
+        ceil_mode: false,
+        count_include_pad: false,
+        layout: Layout::ChannelsFirst,
+        output: grid(0.04, 7),
+    };
+    let qpool = add(qpool.into(), &[qconv], &mut g);
+    let qunary =
+        QUnary { kind: UnaryKind::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }, output: grid(1.0 / 255.0, 0) };
+    let qunary = add(qunary.into(), &[qpool], &mut g);
+    let qbinary = QBinary { kind: QBinaryKind::Mul, output: grid(0.01, 0) };
+    let qbinary = add(qbinary.into(), &[qpool, qunary], &mut g);
+    let rows = add(Reshape { shape: shape(&[4, 4]) }.into(), &[qbinary], &mut g);
+    let qm = weights(&mut g, quantized(DType::S8, &[4, 3], 0.02, 0));
+    let qmatmul =
+        QMatMul { bias: false, residual: false, requant: RequantMode::Shift, output: grid(0.03, 100) };
+    let qmatmul = add(qmatmul.into(), &[rows, qm], &mut g);
+    let transfer = add(Transfer { to: Device::FloatJit }.into(), &[qmatmul], &mut g);
+    g.set_device(qmatmul.node, Some(Device::Int8Jit));
+    g.set_device(transfer.node, Some(Device::FloatJit));
+    g.output("codes", transfer);
+    g
+}

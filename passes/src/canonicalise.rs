@@ -1,0 +1,264 @@
+//! One spelling for each computation: ops that do nothing go, chains of moves merge, spatial means are pools,
+//! one-dimensional windows are two-dimensional ones of height 1, compositions with a name get it.
+
+use crate::{
+    Context, Pass, PassError, Record,
+    edit::{add_f32, f32_constant, f32_scalar, keeps_order, replace},
+};
+use qcc_ir::{
+    DType, Graph, NodeId, Op, OpError, Shape, ValueId,
+    ops::{
+        Binary, BinaryKind, Cast, Clamp, Expand, Layout, Pad, Pool, PoolKind, Reduce, ReduceKind, Reshape,
+        Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
+    },
+};
+
+/// See the module.
+pub(crate) const CANONICALISE: Pass = Pass { name: "canonicalise", run };
+
+fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+    for node in graph.order() {
+        // Producers come first, so that one sweep sees chains already merged above.
+        if !graph.contains(node) || graph.op(node).is_none() || ctx.options.pin(graph, node).is_some() {
+            continue;
+        }
+        let name = graph.node(node).name.clone();
+        let mut did = Vec::new();
+        // Merging may leave an op that does nothing, and a mean made a pool may have one dimension.
+        for rule in RULES {
+            if let Some(what) = rule(graph, node)? {
+                did.push(what);
+            }
+            if !graph.contains(node) {
+                break;
+            }
+        }
+        if graph.contains(node)
+            && let Some(x) = no_op(graph, node)
+        {
+            did.push("does nothing");
+            replace(graph, node, x)?;
+        }
+        if !did.is_empty() {
+            record.applied(&name, did.join(", "));
+        }
+    }
+    Ok(())
+}
+
+/// What a rule did, if it applied.
+type Did = Option<&'static str>;
+
+const RULES: [fn(&mut Graph, NodeId) -> Result<Did, PassError>; 4] =
+    [merge_moves, name_compositions, mean_to_pool, widen];
+
+/// The operand that the node's result equals, if the node does nothing.
+fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
+    let operands = graph.operands(node);
+    let x = *operands.first()?;
+    let ty = graph.ty(x);
+    let idle = match graph.op(node)? {
+        Op::Unary(Unary { kind: UnaryKind::Identity }) => true,
+        Op::Unary(Unary { kind: UnaryKind::Clip { lo, hi } }) => (Clamp { lo: *lo, hi: *hi }).is_none(),
+        Op::Reshape(Reshape { shape }) | Op::Expand(Expand { shape }) => *shape == ty.shape,
+        Op::Transpose(Transpose { perm }) => perm.is_sorted(),
+        Op::Cast(Cast { to }) => *to == ty.dtype,
+        Op::Concat(_) => operands.len() == 1,
+        Op::Pad(Pad { before, after, .. }) => before.iter().chain(after).all(|&p| p == 0),
+        Op::Slice(Slice { axes }) => axes.iter().zip(ty.shape.iter()).all(|(s, &d)| {
+            let all = SliceSpec::all(d);
+            (s.start, s.len) == (all.start, all.len) && (s.step == 1 || d <= 1)
+        }),
+        Op::Pool(Pool { window, .. }) => {
+            window.is_unpadded() && window.taps() == 1 && window.strides.iter().all(|&s| s == 1)
+        }
+        Op::Reduce(Reduce { kind, axes, .. }) => {
+            use ReduceKind::*;
+            axes.is_empty() && matches!(kind, Sum | Mean | Max | Min | Product)
+        }
+        _ => false,
+    };
+    idle.then_some(x)
+}
+
+/// A reshape of a reshape, a transpose of a transpose; a transpose that only moves axes of length 1 is a reshape.
+fn merge_moves(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
+    let x = match graph.op(node) {
+        Some(Op::Transpose(_) | Op::Reshape(_)) => graph.operand(node, 0),
+        _ => return Ok(None),
+    };
+    let mut did = None;
+    if let (Some(Op::Transpose(outer)), Some(Op::Transpose(inner))) = (graph.op(node), graph.op(x.node)) {
+        let perm = outer.perm.iter().map(|&p| inner.perm[p]).collect();
+        let source = graph.operand(x.node, 0);
+        graph.rewrite(node, Transpose { perm }, &[source])?;
+        did = Some("merged with the transpose before it");
+    }
+    let x = graph.operand(node, 0);
+    if let Some(Op::Transpose(t)) = graph.op(node)
+        && !t.perm.is_sorted()
+        && keeps_order(graph.shape(x), &t.perm)
+    {
+        let shape = graph.shape(node.out()).clone();
+        graph.set_op(node, Reshape { shape })?;
+        did = Some("a transpose that keeps the order of elements is a reshape");
+    }
+    if let (Some(Op::Reshape(outer)), Some(Op::Reshape(_))) = (graph.op(node), graph.op(x.node)) {
+        let outer = outer.clone();
+        let source = graph.operand(x.node, 0);
+        graph.rewrite(node, outer, &[source])?;
+        did = Some("merged with the reshape before it");
+    }
+    if did.is_some() {
+        graph.remove_dead();
+    }
+    Ok(did)
+}
+
+/// max(x, c) and min(x, c) are clips, x/c is x·(1/c), x·sigmoid(x) is SiLU, x·hardsigmoid(x) is hard-swish.
+fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
+    let Some(Op::Binary(Binary { kind })) = graph.op(node).cloned() else {
+        return Ok(None);
+    };
+    let [a, b] = graph.operands(node)[..] else {
+        return Ok(None);
+    };
+    let commutes = matches!(kind, BinaryKind::Max | BinaryKind::Min | BinaryKind::Mul);
+    let sides = if commutes { vec![(a, b), (b, a)] } else { vec![(a, b)] };
+    for (x, other) in sides {
+        let same_shape = graph.shape(node.out()) == graph.shape(x);
+        if graph.ty(x).dtype != DType::F32 || !same_shape {
+            continue;
+        }
+        if let (BinaryKind::Max | BinaryKind::Min, Some(c)) = (kind, f32_scalar(graph, other))
+            && !c.is_nan()
+        {
+            let kind = match kind {
+                BinaryKind::Max if c == 0.0 => UnaryKind::Relu,
+                BinaryKind::Max => UnaryKind::Clip { lo: c, hi: f32::INFINITY },
+                _ => UnaryKind::Clip { lo: f32::NEG_INFINITY, hi: c },
+            };
+            graph.rewrite(node, Unary { kind }, &[x])?;
+            return Ok(Some("a maximum or minimum with a constant is a clip"));
+        }
+        if kind == BinaryKind::Div
+            && let Some(c) = f32_constant(graph, other).filter(|c| c.iter().all(|c| c.recip().is_normal()))
+        {
+            let reciprocals = c.iter().map(|c| c.recip()).collect();
+            let dims = graph.shape(other).clone();
+            let name = format!("{}_reciprocal", graph.node(other.node).name);
+            let r = add_f32(graph, &name, &dims, reciprocals)?;
+            graph.rewrite(node, Binary { kind: BinaryKind::Mul }, &[x, r])?;
+            graph.remove_dead();
+            return Ok(Some("a division by constants is a multiplication"));
+        }
+        if let (BinaryKind::Mul, Some(Op::Unary(u))) = (kind, graph.op(other.node))
+            && graph.operand(other.node, 0) == x
+        {
+            let kind = match u.kind {
+                UnaryKind::Sigmoid => UnaryKind::Silu,
+                UnaryKind::HardSigmoid { alpha, beta } if alpha == 1.0 / 6.0 && beta == 0.5 => {
+                    UnaryKind::HardSwish
+                }
+                _ => continue,
+            };
+            graph.rewrite(node, Unary { kind }, &[x])?;
+            graph.remove_dead();
+            return Ok(Some("x times its sigmoid is one function"));
+        }
+    }
+    Ok(None)
+}
+
+/// A mean over exactly the spatial axes, channels first or last, is an average pool over all of them.
+fn mean_to_pool(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
+    let Some(Op::Reduce(Reduce { kind: ReduceKind::Mean, axes, .. })) = graph.op(node).cloned() else {
+        return Ok(None);
+    };
+    let x = graph.operand(node, 0);
+    let ty = graph.ty(x);
+    let rank = ty.shape.rank();
+    let spatial = |layout: Layout| (1..rank).filter(move |&d| d != layout.channel_axis(rank));
+    let layout = [Layout::ChannelsFirst, Layout::ChannelsLast]
+        .into_iter()
+        .find(|&l| matches!(rank, 3 | 4) && axes.iter().copied().eq(spatial(l)));
+    let (Some(layout), true) = (layout, ty.dtype == DType::F32 && ty.shape.elements() > 0) else {
+        return Ok(None);
+    };
+    let kernel: Vec<usize> = axes.iter().map(|&a| ty.shape[a]).collect();
+    let pool = Pool {
+        kind: PoolKind::Average { count_include_pad: false },
+        window: Window::new(kernel),
+        ceil_mode: false,
+        layout,
+    };
+    let shape = graph.shape(node.out()).clone();
+    let name = graph.node(node).name.clone();
+    let pooled = graph.add(&name, pool, &[x])?;
+    graph.rewrite(node, Reshape { shape }, &[pooled.out()])?;
+    give_name(graph, node, pooled);
+    // The pool gets its turn here: it is not in the sweep's list.
+    widen(graph, pooled)?;
+    merge_moves(graph, node)?;
+    Ok(Some("a mean over the spatial axes is an average pool"))
+}
+
+/// A convolution or pool over one spatial dimension becomes one over two, the first of extent 1.
+fn widen(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
+    let op = graph.op(node).cloned();
+    let (layout, mut window) = match &op {
+        Some(Op::Conv(c)) => (c.layout, c.window.clone()),
+        Some(Op::Pool(p)) => (p.layout, p.window.clone()),
+        _ => return Ok(None),
+    };
+    if window.rank() != 1 || graph.ty(node.out()).dtype != DType::F32 {
+        return Ok(None);
+    }
+    for (extents, one) in [
+        (&mut window.kernel, 1),
+        (&mut window.strides, 1),
+        (&mut window.dilations, 1),
+        (&mut window.pads_begin, 0),
+        (&mut window.pads_end, 0),
+    ] {
+        extents.insert(0, one);
+    }
+    let name = graph.node(node).name.clone();
+    let narrow = graph.shape(node.out()).clone();
+    let spatial = 3 - layout.channel_axis(3);
+    let mut operands = graph.operands(node);
+    let has_bias = matches!(&op, Some(Op::Conv(c)) if c.bias);
+    for (slot, v) in operands.iter_mut().enumerate() {
+        let at = match slot {
+            1 => 2,
+            2 if has_bias => continue,
+            _ => spatial,
+        };
+        let mut dims = graph.shape(*v).to_vec();
+        dims.insert(at, 1);
+        let reshape = reshape_to(&name, dims)?;
+        *v = graph.add(&format!("{}_2d", graph.node(v.node).name), reshape, &[*v])?.out();
+        merge_moves(graph, v.node)?;
+    }
+    let wide: Op = match op {
+        Some(Op::Conv(c)) => qcc_ir::ops::Conv { window, ..c }.into(),
+        Some(Op::Pool(p)) => Pool { window, ..p }.into(),
+        _ => return Ok(None),
+    };
+    let result = graph.add(&name, wide, &operands)?;
+    graph.rewrite(node, Reshape { shape: narrow }, &[result.out()])?;
+    give_name(graph, node, result);
+    Ok(Some("a window over one dimension is one over two"))
+}
+
+/// Lets the node that now does the work have the name, and the reshape behind it another.
+fn give_name(graph: &mut Graph, reshape: NodeId, worker: NodeId) {
+    let name = graph.node(reshape).name.clone();
+    graph.rename(reshape, &format!("{name}_shape"));
+    graph.rename(worker, &name);
+}
+
+fn reshape_to(node: &str, dims: Vec<usize>) -> Result<Reshape, PassError> {
+    let shape = Shape::new(dims).map_err(|e| PassError::op(node, "Reshape", OpError::from(e)))?;
+    Ok(Reshape { shape })
+}

@@ -1,0 +1,146 @@
+//! Questions and edits that several passes share.
+
+use crate::PassError;
+use qcc_ir::{
+    DType, Graph, NodeId, Op, OpError, Shape, Tensor, ValueId,
+    ops::{Clamp, Conv, MatMul, PoolKind, UnaryKind},
+};
+
+/// The elements of a constant f32 operand.
+pub(crate) fn f32_constant(graph: &Graph, value: ValueId) -> Option<&[f32]> {
+    graph.constant_value(value)?.as_slice::<f32>().ok()
+}
+
+/// The one number of a constant f32 operand that is a scalar, of any rank.
+pub(crate) fn f32_scalar(graph: &Graph, value: ValueId) -> Option<f32> {
+    match f32_constant(graph, value)? {
+        [x] => Some(*x),
+        _ => None,
+    }
+}
+
+/// Adds a constant of f32 elements.
+pub(crate) fn add_f32(
+    graph: &mut Graph,
+    name: &str,
+    dims: &[usize],
+    elements: Vec<f32>,
+) -> Result<ValueId, PassError> {
+    let tensor = Shape::new(dims)
+        .map_err(OpError::from)
+        .and_then(|shape| Ok(Tensor::from_vec(shape, elements)?))
+        .map_err(|e| PassError::op(name, "constant", e))?;
+    Ok(graph.constant(name, tensor))
+}
+
+/// The bounds of a node that is a ReLU or a clip of f32.
+pub(crate) fn clamp_of(graph: &Graph, node: NodeId) -> Option<Clamp> {
+    if graph.ty(node.out()).dtype != DType::F32 {
+        return None;
+    }
+    match graph.op(node) {
+        Some(Op::Unary(u)) => match u.kind {
+            UnaryKind::Relu => Some(Clamp::RELU),
+            UnaryKind::Clip { lo, hi } => Some(Clamp { lo, hi }),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A convolution or matrix product, as fusions see it.
+#[derive(Clone)]
+pub(crate) enum Product {
+    Conv(Conv),
+    MatMul(MatMul),
+}
+
+impl Product {
+    /// The node as a product, if it is one.
+    pub(crate) fn of(graph: &Graph, node: NodeId) -> Option<Product> {
+        match graph.op(node)? {
+            Op::Conv(c) => Some(Product::Conv(c.clone())),
+            Op::MatMul(m) => Some(Product::MatMul(m.clone())),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn op(self) -> Op {
+        match self {
+            Product::Conv(c) => c.into(),
+            Product::MatMul(m) => m.into(),
+        }
+    }
+
+    pub(crate) fn bias(&mut self) -> &mut bool {
+        match self {
+            Product::Conv(c) => &mut c.bias,
+            Product::MatMul(m) => &mut m.bias,
+        }
+    }
+
+    pub(crate) fn residual(&mut self) -> &mut bool {
+        match self {
+            Product::Conv(c) => &mut c.residual,
+            Product::MatMul(m) => &mut m.residual,
+        }
+    }
+
+    pub(crate) fn clamp(&mut self) -> &mut Clamp {
+        match self {
+            Product::Conv(c) => &mut c.clamp,
+            Product::MatMul(m) => &mut m.clamp,
+        }
+    }
+
+    /// The axis of input and result (of rank `rank`) that holds channels.
+    pub(crate) fn channel_axis(&self, rank: usize) -> usize {
+        match self {
+            Product::Conv(c) => c.layout.channel_axis(rank),
+            Product::MatMul(_) => rank - 1,
+        }
+    }
+}
+
+/// Whether the node moves or selects elements of its first operand and computes none: every code of the result is a
+/// code of the operand (or zero), so on codes it is the same op.
+pub(crate) fn is_move(op: &Op) -> bool {
+    match op {
+        Op::Reshape(_)
+        | Op::Transpose(_)
+        | Op::Slice(_)
+        | Op::Concat(_)
+        | Op::Pad(_)
+        | Op::Expand(_)
+        | Op::Gather(_) => true,
+        Op::Pool(p) => p.kind == PoolKind::Max,
+        _ => false,
+    }
+}
+
+/// The operands of a node that are activations: not its weights, bias or indices.
+pub(crate) fn activations(graph: &Graph, node: NodeId) -> Vec<(usize, ValueId)> {
+    let operands = graph.operands(node);
+    let slots: Vec<usize> = match graph.op(node) {
+        Some(Op::Conv(c)) => std::iter::once(0).chain(c.residual_slot()).collect(),
+        Some(Op::MatMul(m)) => std::iter::once(0).chain(m.residual_slot()).collect(),
+        Some(Op::Gather(_)) => vec![0],
+        Some(_) => (0..operands.len()).collect(),
+        None => vec![],
+    };
+    slots.into_iter().map(|s| (s, operands[s])).collect()
+}
+
+/// Whether a transpose by `perm` leaves the row-major order of the elements as it is.
+pub(crate) fn keeps_order(shape: &Shape, perm: &[usize]) -> bool {
+    perm.iter().filter(|&&p| shape[p] != 1).is_sorted()
+}
+
+/// Replaces a node by a value that computes the same, and removes it with all that only it needed.
+///
+/// At once and not at the end of the pass: a dead consumer would hide that a value has one use.
+pub(crate) fn replace(graph: &mut Graph, node: NodeId, value: ValueId) -> Result<(), PassError> {
+    graph.replace_all_uses(node.out(), value)?;
+    graph.remove_dead();
+    Ok(())
+}

@@ -1,0 +1,312 @@
+//! Puts a fake-quantization behind every value that an integer op will take or make.
+//!
+//! Which ops those are is decided first, in [`regions`]. Values joined by moves share one grid.
+
+use crate::{
+    Context, Pass, PassError, Range, Record, WeightGrid,
+    calibrate::value_name,
+    classes::Classes,
+    edit::{Product, activations, clamp_of, f32_constant, is_move},
+    regions,
+};
+use qcc_ir::{
+    DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, ValueId,
+    numerics::RequantMode,
+    ops::{BinaryKind, FakeQuant, PoolKind, UnaryKind},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// See the module.
+pub(crate) const INSERT_FAKE_QUANT: Pass = Pass { name: "insert_fake_quant", run };
+
+/// Codes of a bias stay within ±2^23, where f32 holds them exactly, and half of that is kept for rounding.
+const BIAS_CODES: i32 = 1 << 23;
+const MOST_BIAS: f64 = (BIAS_CODES / 2) as f64;
+/// 2^−22: a sum of 4,096 products, each wrong by half a code of the weight, is then wrong by an eighth of a step.
+const LEAST_FACTOR: f64 = 1.0 / (1 << 22) as f64;
+
+fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+    for warning in &ctx.ranges.warnings {
+        record.warning(&graph.name, warning);
+    }
+    let chosen = regions::choose(graph, ctx, record);
+    let grids = activation_grids(graph, ctx, &chosen)?;
+    let nodes: Vec<NodeId> = graph.order().into_iter().filter(|n| chosen.contains(n)).collect();
+    for &node in &nodes {
+        if Product::of(graph, node).is_some() {
+            quantize_parameters(graph, ctx, node, &chosen, &grids)?;
+        }
+    }
+    for (&value, grid) in &grids {
+        quantize_activation(graph, value, grid, &chosen)?;
+    }
+    for node in nodes {
+        record.applied(&graph.node(node).name, "computes on its grid");
+    }
+    graph.stage = Stage::FakeQuant;
+    Ok(())
+}
+
+/// The clamp that ends `node`, as its one consumer, where node and clamp become one integer op: then only the result
+/// of the clamp has a grid.
+pub(crate) fn clamp_behind(graph: &Graph, node: NodeId) -> Option<NodeId> {
+    let absorbs = match graph.op(node)? {
+        Op::Binary(b) => matches!(b.kind, BinaryKind::Add | BinaryKind::Sub | BinaryKind::Mul),
+        Op::Unary(_) => clamp_of(graph, node).is_none(),
+        Op::Pool(p) => matches!(p.kind, PoolKind::Average { .. }),
+        Op::Conv(_) | Op::MatMul(_) => true,
+        _ => false,
+    };
+    let u = graph.sole_use(node.out()).filter(|_| absorbs)?;
+    clamp_of(graph, u.node).map(|_| u.node)
+}
+
+/// The grid of each activation that gets a fake-quantization of its own: those that chosen ops take or make, but the
+/// results of moves, which are on the grid of what was moved.
+fn activation_grids(
+    graph: &Graph,
+    ctx: &Context<'_>,
+    chosen: &BTreeSet<NodeId>,
+) -> Result<BTreeMap<ValueId, OutputGrid>, PassError> {
+    let mut classes = Classes::new();
+    for &node in chosen {
+        let inner = clamp_behind(graph, node).is_some_and(|c| chosen.contains(&c));
+        if !inner {
+            classes.join(node.out(), node.out());
+        }
+        let from_inside = |v: &ValueId| chosen.contains(&v.node) && clamp_behind(graph, v.node) == Some(node);
+        for (_, v) in activations(graph, node) {
+            if from_inside(&v) {
+                continue;
+            }
+            classes.join(v, v);
+            if graph.op(node).is_some_and(is_move) {
+                classes.join(node.out(), v);
+            }
+        }
+    }
+    let mut ranges: BTreeMap<ValueId, Range> = BTreeMap::new();
+    let members: Vec<ValueId> = classes.members().collect();
+    for &v in &members {
+        let range = range_of(graph, ctx, v)?;
+        let root = classes.find(v);
+        ranges.entry(root).and_modify(|r| *r = r.union(range)).or_insert(range);
+    }
+    let mut grids = BTreeMap::new();
+    for v in members {
+        let moved = chosen.contains(&v.node) && graph.op(v.node).is_some_and(is_move);
+        if !moved {
+            let grid = grid_of(ranges[&classes.find(v)])
+                .map_err(|e| PassError::op(&graph.node(v.node).name, graph.mnemonic(v.node), e))?;
+            grids.insert(v, grid);
+        }
+    }
+    Ok(grids)
+}
+
+/// What was observed of a value, within what its op can produce at all.
+fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, PassError> {
+    if let Some(c) = f32_constant(graph, value) {
+        let range = |f: fn(f32, f32) -> f32| c.iter().copied().fold(0.0, f);
+        return Ok(Range { min: range(f32::min), max: range(f32::max) });
+    }
+    let seen = ctx
+        .ranges
+        .get(graph, value)
+        .filter(|r| r.min.is_finite() && r.max.is_finite() && r.min <= r.max)
+        .ok_or_else(|| PassError::MissingRange { value: value_name(graph, value) })?;
+    let (lo, hi) = bounds_of(graph, value.node);
+    Ok(Range { min: seen.min.clamp(lo, hi), max: seen.max.clamp(lo, hi) })
+}
+
+/// What the op of a node can produce at most.
+fn bounds_of(graph: &Graph, node: NodeId) -> (f32, f32) {
+    let clamp = Product::of(graph, node).map(|mut p| *p.clamp()).or_else(|| clamp_of(graph, node));
+    if let Some(c) = clamp.filter(|c| c.lo <= c.hi) {
+        return (c.lo, c.hi);
+    }
+    match graph.op(node) {
+        Some(Op::Unary(u)) => match u.kind {
+            UnaryKind::Sigmoid | UnaryKind::HardSigmoid { .. } => (0.0, 1.0),
+            UnaryKind::Tanh | UnaryKind::Erf | UnaryKind::Softsign => (-1.0, 1.0),
+            _ => (f32::NEG_INFINITY, f32::INFINITY),
+        },
+        _ => (f32::NEG_INFINITY, f32::INFINITY),
+    }
+}
+
+/// The u8 grid over a range and zero. Zero is a code: the range is shifted by less than half a step for that.
+fn grid_of(range: Range) -> Result<OutputGrid, qcc_ir::OpError> {
+    let (min, max) = (f64::from(range.min.min(0.0)), f64::from(range.max.max(0.0)));
+    let scale = ((max - min) / 255.0) as f32;
+    if !scale.is_normal() {
+        // Nothing but (next to) zeros was seen: any grid holds them.
+        return OutputGrid::full(DType::U8, 1.0, 0);
+    }
+    let zero_point = (-min / f64::from(scale)).round().clamp(0.0, 255.0) as i32;
+    OutputGrid::full(DType::U8, scale, zero_point)
+}
+
+fn fake_quant(grid: &OutputGrid) -> Result<FakeQuant, qcc_ir::OpError> {
+    Ok(FakeQuant { dtype: grid.dtype, lo: grid.lo, hi: grid.hi, params: grid.params()? })
+}
+
+/// Rounds a value to its grid: for all its users if an integer op makes it, otherwise for the integer ops alone.
+fn quantize_activation(
+    graph: &mut Graph,
+    value: ValueId,
+    grid: &OutputGrid,
+    chosen: &BTreeSet<NodeId>,
+) -> Result<(), PassError> {
+    let name = graph.node(value.node).name.clone();
+    let op = fake_quant(grid).map_err(|e| PassError::op(&name, "FakeQuant", e))?;
+    let uses = graph.uses(value);
+    let rounded = graph.add(&format!("{name}_fq"), op, &[value])?.out();
+    if chosen.contains(&value.node) {
+        graph.replace_all_uses(value, rounded)?;
+        return Ok(());
+    }
+    for u in uses.into_iter().filter(|u| chosen.contains(&u.node)) {
+        if activations(graph, u.node).iter().any(|(slot, _)| *slot == usize::from(u.slot)) {
+            graph.set_operand(u.node, u.slot.into(), rounded)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rounds weights and bias of a convolution or matrix product to their grids.
+fn quantize_parameters(
+    graph: &mut Graph,
+    ctx: &Context<'_>,
+    node: NodeId,
+    chosen: &BTreeSet<NodeId>,
+    grids: &BTreeMap<ValueId, OutputGrid>,
+) -> Result<(), PassError> {
+    let name = graph.node(node).name.clone();
+    let fail = |e| PassError::op(&name, "FakeQuant", e);
+    let (Some(mut product), operands) = (Product::of(graph, node), graph.operands(node)) else {
+        return Ok(());
+    };
+    let has_bias = *product.bias();
+    let axis = match product {
+        Product::Conv(_) => 0,
+        Product::MatMul(_) => 1,
+    };
+    let result = clamp_behind(graph, node).filter(|c| chosen.contains(c)).unwrap_or(node).out();
+    let (Some(s_x), Some(s_y)) = (scale_of(graph, grids, operands[0]), scale_of(graph, grids, result)) else {
+        return Err(PassError::MissingRange { value: value_name(graph, operands[0]) });
+    };
+    let Some(weights) = f32_constant(graph, operands[1]) else {
+        return Ok(());
+    };
+    let largest = largest_by_channel(weights, graph.shape(operands[1]), axis);
+    let bias: Vec<f32> = match has_bias {
+        true => f32_constant(graph, operands[2]).unwrap_or_default().to_vec(),
+        false => vec![0.0; largest.len()],
+    };
+    let mut scales: Vec<f64> =
+        largest.iter().zip(&bias).map(|(&w, &b)| weight_scale(w.into(), b.into(), s_x, s_y)).collect();
+    if ctx.options.weights == WeightGrid::PerTensor {
+        scales = vec![scales.iter().copied().fold(0.0, f64::max)];
+    }
+    if ctx.options.requant == RequantMode::Pow2 {
+        scales.iter_mut().for_each(|s| *s = power_of_two_scale(*s, s_x, s_y));
+    }
+    let narrow = |x: f64| (x as f32).clamp(f32::MIN_POSITIVE, f32::MAX);
+    let params = |axis: usize, scales: Vec<f32>| match ctx.options.weights {
+        WeightGrid::PerTensor => QuantParams::per_tensor(scales[0], 0),
+        WeightGrid::PerAxis => {
+            let zeros = vec![0; scales.len()];
+            QuantParams::per_axis(axis, scales, zeros)
+        }
+    };
+    let weight_scales: Vec<f32> = scales.iter().map(|&s| narrow(s)).collect();
+    let bias_scales = weight_scales.iter().map(|&s| narrow(s_x * f64::from(s))).collect();
+    let op =
+        FakeQuant { dtype: DType::S8, lo: -127, hi: 127, params: params(axis, weight_scales).map_err(fail)? };
+    let rounded = graph.add(&format!("{name}_weight_fq"), op, &[operands[1]])?;
+    graph.set_operand(node, 1, rounded.out())?;
+    if has_bias {
+        let op = FakeQuant {
+            dtype: DType::S32,
+            lo: -BIAS_CODES,
+            hi: BIAS_CODES,
+            params: params(0, bias_scales).map_err(fail)?,
+        };
+        let rounded = graph.add(&format!("{name}_bias_fq"), op, &[operands[2]])?;
+        graph.set_operand(node, 2, rounded.out())?;
+    }
+    Ok(())
+}
+
+/// The scale of a value's grid, through the moves that keep it.
+fn scale_of(graph: &Graph, grids: &BTreeMap<ValueId, OutputGrid>, mut value: ValueId) -> Option<f64> {
+    loop {
+        if let Some(grid) = grids.get(&value) {
+            return Some(grid.scale.into());
+        }
+        graph.op(value.node).filter(|op| is_move(op))?;
+        value = graph.operand(value.node, 0);
+    }
+}
+
+fn largest_by_channel(weights: &[f32], shape: &[usize], axis: usize) -> Vec<f32> {
+    let inner: usize = shape[axis + 1..].iter().product();
+    let mut largest = vec![0f32; shape[axis]];
+    for (i, w) in weights.iter().enumerate() {
+        let c = i / inner % shape[axis];
+        largest[c] = largest[c].max(w.abs());
+    }
+    largest
+}
+
+/// The scale of a channel's symmetric weights: its largest magnitude at ±127, but not so fine that the bias, in units
+/// of s_x·s_w, needs more than 24 bits, nor that S = s_x·s_w/s_y is below 2^−22. Finer weights would change no result,
+/// and the zero point, in units of S, would leave 32 bits; a channel of zeros gets that scale, too.
+fn weight_scale(largest: f64, bias: f64, s_x: f64, s_y: f64) -> f64 {
+    (largest / 127.0).max(bias.abs() / (s_x * MOST_BIAS)).max(LEAST_FACTOR * s_y / s_x)
+}
+
+/// The next scale up for which S = s_x·s_w/s_y is a power of two; S above 1 is left alone, as no shift expresses it.
+fn power_of_two_scale(scale: f64, s_x: f64, s_y: f64) -> f64 {
+    let exponent = (s_x * scale / s_y).log2().ceil();
+    if exponent > 0.0 { scale } else { 2f64.powf(exponent) * s_y / s_x }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_is_a_code_of_every_grid() {
+        for (min, max) in [(-1.0, 3.0), (2.0, 5.0), (-7.0, -3.0), (0.0, 0.0), (-1e-42, 1e-42), (-3e38, 3e38)]
+        {
+            let grid = grid_of(Range { min, max }).unwrap();
+            let zero = qcc_ir::numerics::fake_quant(0.0, grid.scale, grid.zero_point, grid.lo, grid.hi);
+            assert_eq!(zero, 0.0, "{min} {max}");
+            let (lo, hi) =
+                (-grid.zero_point as f32 * grid.scale, (255 - grid.zero_point) as f32 * grid.scale);
+            assert!(lo <= min + 0.51 * grid.scale && hi >= max - 0.51 * grid.scale, "{lo} {hi}");
+        }
+    }
+
+    #[test]
+    fn weight_scales_leave_room_for_the_bias_and_never_vanish() {
+        assert_eq!(weight_scale(127.0, 0.0, 1.0, 1.0), 1.0);
+        let s = weight_scale(1e-30, 5.0, 0.1, 0.02);
+        assert!(5.0 / (0.1 * s) <= MOST_BIAS);
+        for dead in [0.0, 1e-30] {
+            assert_eq!(weight_scale(dead, 0.0, 0.25, 0.5) * 0.25 / 0.5, LEAST_FACTOR);
+        }
+    }
+
+    #[test]
+    fn powers_of_two_round_up_so_that_nothing_clips() {
+        for s in [0.0011, 0.3, 0.25, 1e-5] {
+            let scale = power_of_two_scale(s, 0.02, 0.05);
+            let factor: f64 = 0.02 * scale / 0.05;
+            assert!(scale >= s * (1.0 - 1e-12));
+            assert!((factor.log2() - factor.log2().round()).abs() < 1e-9);
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! Ops between fake-quantizations become integer ops, fake-quantized constants become integers, and real numbers are
+//! converted where integer ops meet float ones.
+//!
+//! The pattern is the whole contract: an op whose activations are all on grids and whose one user is a
+//! fake-quantization to u8 (possibly behind a clamp), or a move of values on one grid. So a fake-quant graph from
+//! anywhere can be lowered. The graph is built anew, in order; each old value is known as real numbers, as codes, or
+//! as both.
+
+use crate::{
+    Context, Pass, PassError, Record,
+    edit::{Product, activations, clamp_of, is_move},
+    insert_fake_quant::clamp_behind,
+};
+use qcc_ir::{
+    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, Stage, Tensor, TensorType, ValueId,
+    numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer},
+    ops::{
+        Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
+        QConv, QMatMul, QUnary, Quantize, Unary, UnaryKind,
+    },
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// See the module.
+pub(crate) const LOWER_TO_INT8: Pass = Pass { name: "lower_to_int8", run };
+
+fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+    let mut builder = Builder {
+        old: graph,
+        new: Graph::new(graph.name.clone()),
+        ctx,
+        real: BTreeMap::new(),
+        codes: BTreeMap::new(),
+        absorbed: BTreeSet::new(),
+    };
+    for &input in graph.inputs() {
+        let value = builder.new.input(&graph.node(input).name, graph.ty(input.out()).clone())?;
+        builder.real.insert(input.out(), value);
+    }
+    for node in graph.order() {
+        if !builder.absorbed.contains(&node) {
+            builder.visit(node, record)?;
+        }
+    }
+    for output in graph.outputs() {
+        let value = builder.as_real(output.value)?;
+        builder.new.output(output.name.clone(), value);
+    }
+    let mut new = builder.new;
+    new.remove_dead();
+    new.stage = Stage::Int8;
+    *graph = new;
+    Ok(())
+}
+
+struct Builder<'a> {
+    old: &'a Graph,
+    new: Graph,
+    ctx: &'a Context<'a>,
+    /// Old values as real numbers (or plain integers, or what the model itself quantized).
+    real: BTreeMap<ValueId, ValueId>,
+    /// Old values as codes.
+    codes: BTreeMap<ValueId, ValueId>,
+    /// Clamps and fake-quantizations that the op before them took in.
+    absorbed: BTreeSet<NodeId>,
+}
+
+/// Where the result of an op goes, when it is to be an integer op.
+struct Target {
+    fake_quant: NodeId,
+    clamp: Option<NodeId>,
+    grid: OutputGrid,
+}
+
+/// An integer op, or why there is none.
+type Lowered = Result<(Op, Vec<ValueId>), String>;
+
+impl Builder<'_> {
+    fn name(&self, value: ValueId) -> &str {
+        &self.old.node(value.node).name
+    }
+
+    fn visit(&mut self, node: NodeId, record: &mut Record) -> Result<(), PassError> {
+        let name = self.old.node(node).name.clone();
+        let op = match self.old.node(node).kind() {
+            Kind::Input => return Ok(()),
+            Kind::Constant(tensor) => {
+                let ty = self.old.ty(node.out());
+                let value = match ty.quant {
+                    Some(_) => self.new.quantized_constant(&name, tensor.clone(), ty.clone())?,
+                    None => self.new.constant(&name, tensor.clone()),
+                };
+                self.real.insert(node.out(), value);
+                return Ok(());
+            }
+            Kind::Op(op) => op,
+        };
+        match op {
+            // Its users say what they need it as.
+            Op::FakeQuant(_) if self.rounded_constant(node.out()).is_some() => return Ok(()),
+            Op::FakeQuant(f) => return self.to_codes(node, f),
+            _ => {}
+        }
+        if self.on_grids(node) {
+            if is_move(op) {
+                if self.lower_move(node, op)? {
+                    record.applied(&name, "moves codes");
+                    return Ok(());
+                }
+                record.declined(&name, "its operands are on different grids");
+            } else if let Some(target) = self.target(node) {
+                match self.lowered(node, op, &target, record)? {
+                    Ok((lowered, operands)) => {
+                        let mnemonic = lowered.mnemonic();
+                        let value = self.new.add(&name, lowered, &operands)?.out();
+                        self.codes.insert(target.fake_quant.out(), value);
+                        self.absorbed.insert(target.fake_quant);
+                        self.absorbed.extend(target.clamp);
+                        record.applied(&name, format!("{} became {mnemonic}", op.mnemonic()));
+                        return Ok(());
+                    }
+                    Err(why) => record.declined(&name, format!("stays float: {why}")),
+                }
+            }
+        }
+        let operands =
+            self.old.operands(node).into_iter().map(|v| self.as_real(v)).collect::<Result<Vec<_>, _>>()?;
+        let value = self.new.add(&name, op.clone(), &operands)?.out();
+        self.real.insert(node.out(), value);
+        Ok(())
+    }
+
+    /// Whether all activations of the node are known as codes, and the user lets it be an integer op.
+    fn on_grids(&self, node: NodeId) -> bool {
+        let pinned = self.ctx.options.pin(self.old, node).is_some_and(|d| d != Device::Int8Jit);
+        let activations = activations(self.old, node);
+        let has_codes = |v: ValueId| {
+            self.codes.contains_key(&v) || self.rounded_constant(v).is_some_and(|(_, f)| f.dtype.size() == 1)
+        };
+        !pinned && !activations.is_empty() && activations.iter().all(|(_, v)| has_codes(*v))
+    }
+
+    /// The constant behind a fake-quantization of one, and the fake-quantization.
+    fn rounded_constant(&self, value: ValueId) -> Option<(&Tensor, &FakeQuant)> {
+        match self.old.op(value.node)? {
+            Op::FakeQuant(f) => Some((self.old.constant_value(self.old.operand(value.node, 0))?, f)),
+            _ => None,
+        }
+    }
+
+    /// The fake-quantization that is the one user of the node, and the grid and bounds it stands for.
+    fn target(&self, node: NodeId) -> Option<Target> {
+        let clamp = clamp_behind(self.old, node);
+        let end = clamp.unwrap_or(node);
+        let u = self.old.sole_use(end.out())?;
+        let Some(Op::FakeQuant(f)) = self.old.op(u.node) else {
+            return None;
+        };
+        let (scale, zero_point) = f.params.as_per_tensor().filter(|_| f.dtype == DType::U8)?;
+        let own = Product::of(self.old, node).map(|mut p| *p.clamp());
+        let own = own.or_else(|| clamp_of(self.old, node)).unwrap_or(Clamp::NONE);
+        let bounds = own.then(clamp.and_then(|c| clamp_of(self.old, c)).unwrap_or(Clamp::NONE));
+        let code = |x: f32| numerics::quantize(x, scale, zero_point, f.lo, f.hi);
+        let grid = OutputGrid { dtype: f.dtype, scale, zero_point, lo: code(bounds.lo), hi: code(bounds.hi) };
+        Some(Target { fake_quant: u.node, clamp, grid })
+    }
+
+    /// A fake-quantization that no op took in: a conversion, or nothing where the codes are on its grid already.
+    fn to_codes(&mut self, node: NodeId, f: &FakeQuant) -> Result<(), PassError> {
+        let name = self.old.node(node).name.clone();
+        let x = self.old.operand(node, 0);
+        let per_tensor = f.params.as_per_tensor();
+        let value = match (self.codes.get(&x).copied(), per_tensor) {
+            (Some(codes), Some((scale, zero_point))) => {
+                let ty = self.new.ty(codes);
+                if ty.dtype == f.dtype && ty.per_tensor() == per_tensor && full_range(f) {
+                    codes
+                } else {
+                    let output = OutputGrid { dtype: f.dtype, scale, zero_point, lo: f.lo, hi: f.hi };
+                    self.new.add(&name, QUnary { kind: UnaryKind::Identity, output }, &[codes])?.out()
+                }
+            }
+            _ => {
+                let real = self.as_real(x)?;
+                let quantize = Quantize { dtype: f.dtype, params: f.params.clone() };
+                let source = format!("{}_quantize", self.name(x));
+                let codes = self.new.add(&source, quantize, &[real])?.out();
+                match per_tensor {
+                    Some((scale, zero_point)) if !full_range(f) => {
+                        let output = OutputGrid { dtype: f.dtype, scale, zero_point, lo: f.lo, hi: f.hi };
+                        self.new.add(&name, QUnary { kind: UnaryKind::Identity, output }, &[codes])?.out()
+                    }
+                    _ => codes,
+                }
+            }
+        };
+        self.codes.insert(node.out(), value);
+        Ok(())
+    }
+
+    /// The old value as real numbers.
+    fn as_real(&mut self, value: ValueId) -> Result<ValueId, PassError> {
+        if let Some(&real) = self.real.get(&value) {
+            return Ok(real);
+        }
+        let name = self.name(value).to_string();
+        let real = match (self.codes.get(&value).copied(), self.rounded_constant(value)) {
+            (Some(codes), _) => {
+                let source = format!("{}_dequantize", self.new.node(codes.node).name);
+                self.new.add(&source, Dequantize {}, &[codes])?.out()
+            }
+            (None, Some((tensor, f))) => {
+                let fail = |e| PassError::op(&name, "FakeQuant", e);
+                let ty = tensor.ty();
+                let rounded = Op::from(f.clone())
+                    .eval(&[tensor], &[&ty], std::slice::from_ref(&ty))
+                    .map_err(fail)?
+                    .pop()
+                    .ok_or_else(|| fail(OpError::unsupported("gave no result")))?;
+                self.new.constant(&name, rounded)
+            }
+            (None, None) => {
+                let why = OpError::unsupported("its value was asked for before it was built");
+                return Err(PassError::op(&name, self.old.mnemonic(value.node), why));
+            }
+        };
+        self.real.insert(value, real);
+        Ok(real)
+    }
+
+    /// The old value as codes, where [`on_grids`](Self::on_grids) said that it has some.
+    fn as_codes(&mut self, value: ValueId) -> Result<ValueId, PassError> {
+        if let Some(&codes) = self.codes.get(&value) {
+            return Ok(codes);
+        }
+        let Some((tensor, f)) = self.rounded_constant(value) else {
+            let why = OpError::unsupported("it has no codes");
+            return Err(PassError::op(self.name(value), self.old.mnemonic(value.node), why));
+        };
+        let name = self.name(value).to_string();
+        let (tensor, ty) = integers(tensor, f).map_err(|e| PassError::op(&name, "constant", e))?;
+        let codes = self.new.quantized_constant(&name, tensor, ty)?;
+        self.codes.insert(value, codes);
+        Ok(codes)
+    }
+
+    /// Whether the move could be done on codes.
+    fn lower_move(&mut self, node: NodeId, op: &Op) -> Result<bool, PassError> {
+        let moved: Vec<usize> = activations(self.old, node).into_iter().map(|(slot, _)| slot).collect();
+        let mut operands = Vec::new();
+        for (slot, v) in self.old.operands(node).into_iter().enumerate() {
+            operands.push(if moved.contains(&slot) { self.as_codes(v)? } else { self.as_real(v)? });
+        }
+        let types: Vec<&TensorType> = operands.iter().map(|&v| self.new.ty(v)).collect();
+        if op.infer(&types).is_err() {
+            return Ok(false);
+        }
+        let name = self.old.node(node).name.clone();
+        let value = self.new.add(&name, op.clone(), &operands)?.out();
+        self.codes.insert(node.out(), value);
+        Ok(true)
+    }
+
+    /// The integer op for a node whose activations have codes.
+    fn lowered(
+        &mut self,
+        node: NodeId,
+        op: &Op,
+        target: &Target,
+        record: &mut Record,
+    ) -> Result<Lowered, PassError> {
+        let output = target.grid;
+        let lowered: Op = match op {
+            Op::Conv(_) | Op::MatMul(_) => return self.product(node, output, record),
+            Op::Unary(Unary { kind }) => QUnary { kind: *kind, output }.into(),
+            Op::Binary(Binary { kind }) => match *kind {
+                BinaryKind::Add => QBinary { kind: QBinaryKind::Add, output }.into(),
+                BinaryKind::Sub => QBinary { kind: QBinaryKind::Sub, output }.into(),
+                BinaryKind::Mul => QBinary { kind: QBinaryKind::Mul, output }.into(),
+                kind => return Ok(Err(format!("{kind:?} has no integer form"))),
+            },
+            Op::Pool(Pool { kind: PoolKind::Average { count_include_pad }, window, ceil_mode, layout }) => {
+                QAveragePool {
+                    window: window.clone(),
+                    ceil_mode: *ceil_mode,
+                    count_include_pad: *count_include_pad,
+                    layout: *layout,
+                    output,
+                }
+                .into()
+            }
+            op => return Ok(Err(format!("{} has no integer form", op.mnemonic()))),
+        };
+        let old = self.old.operands(node);
+        let operands = old.into_iter().map(|v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
+        let types: Vec<&TensorType> = operands.iter().map(|&v| self.new.ty(v)).collect();
+        if let Err(why) = lowered.infer(&types) {
+            return Ok(Err(why.to_string()));
+        }
+        if let Op::QBinary(b) = &lowered
+            && let Err(why) = rescalable(b, &types)
+        {
+            return Ok(Err(why));
+        }
+        Ok(Ok((lowered, operands)))
+    }
+
+    /// A convolution or matrix product of integers, in the first requantization mode that can express it.
+    fn product(
+        &mut self,
+        node: NodeId,
+        output: OutputGrid,
+        record: &mut Record,
+    ) -> Result<Lowered, PassError> {
+        let Some(mut product) = Product::of(self.old, node) else {
+            return Ok(Err("it has no weights".into()));
+        };
+        let old = self.old.operands(node);
+        let has_bias = *product.bias();
+        let parameters = &old[1..2 + usize::from(has_bias)];
+        let rounded: Vec<_> = parameters.iter().map(|&v| self.rounded_constant(v)).collect();
+        match rounded[..] {
+            [Some((_, w))] if w.dtype == DType::S8 => {}
+            [Some((_, w)), Some((_, b))] if w.dtype == DType::S8 && b.dtype == DType::S32 => {}
+            _ => return Ok(Err("its weights and bias are not constants rounded to s8 and s32".into())),
+        }
+        let operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
+        let types: Vec<&TensorType> = operands.iter().map(|&v| self.new.ty(v)).collect();
+        if has_bias && let Err(why) = bias_fits(&types) {
+            return Ok(Err(why));
+        }
+        let constant = |slot: usize| self.new.constant_value(operands[slot]);
+        let (Some(weights), bias) = (constant(1), has_bias.then(|| constant(2)).flatten()) else {
+            return Ok(Err("its weights are not constant".into()));
+        };
+        let name = &self.old.node(node).name;
+        let mut refusals = Vec::new();
+        for mode in modes(self.ctx.options.requant) {
+            let (op, requantizer) = integer_product(&product, mode, output, &types, weights, bias);
+            if let Err(why) = requantizer.and_then(|_| op.infer(&types)) {
+                refusals.push(why.to_string());
+                continue;
+            }
+            if !refusals.is_empty() {
+                record.declined(name, format!("requantizes in mode {mode}: {}", refusals.join("; ")));
+            }
+            return Ok(Ok((op, operands)));
+        }
+        Ok(Err(refusals.join("; ")))
+    }
+}
+
+/// The wanted mode, then those that can express more.
+fn modes(wanted: RequantMode) -> Vec<RequantMode> {
+    let mut modes = vec![wanted];
+    modes.extend([RequantMode::Shift, RequantMode::Float].into_iter().filter(|&m| m != wanted));
+    modes
+}
+
+/// The integer op, and whether its mode can express it.
+fn integer_product(
+    product: &Product,
+    requant: RequantMode,
+    output: OutputGrid,
+    types: &[&TensorType],
+    weights: &Tensor,
+    bias: Option<&Tensor>,
+) -> (Op, Result<Requantizer, OpError>) {
+    match product {
+        Product::Conv(c) => {
+            let q = QConv {
+                window: c.window.clone(),
+                groups: c.groups,
+                layout: c.layout,
+                bias: c.bias,
+                residual: c.residual,
+                requant,
+                output,
+            };
+            let requantizer = q.requantizer(types, weights, bias);
+            (q.into(), requantizer)
+        }
+        Product::MatMul(m) => {
+            let q = QMatMul { bias: m.bias, residual: m.residual, requant, output };
+            let requantizer = q.requantizer(types, weights, bias);
+            (q.into(), requantizer)
+        }
+    }
+}
+
+/// Whether the bias is in units of s_x·s_w, as integer ops take it.
+fn bias_fits(types: &[&TensorType]) -> Result<(), String> {
+    let (Some((s_x, _)), Some(w), Some(b)) = (types[0].per_tensor(), &types[1].quant, &types[2].quant) else {
+        return Err("its input, weights or bias have no usable grid".into());
+    };
+    for c in 0..types[2].shape.elements() {
+        let (unit, expected) = (f64::from(b.at(c).0), f64::from(s_x) * f64::from(w.at(c).0));
+        if (unit / expected - 1.0).abs() > 1e-6 {
+            return Err(format!("its bias is in steps of {unit}, not of {expected} (input times weights)"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the factors of a sum or product are in the range of their fixed-point form.
+fn rescalable(op: &QBinary, types: &[&TensorType]) -> Result<(), String> {
+    let scale = |i: usize| f64::from(types[i].per_tensor().map_or(0.0, |(s, _)| s));
+    let (a, b, y) = (scale(0), scale(1), f64::from(op.output.scale));
+    let fits = match op.kind {
+        QBinaryKind::Add => AddRescale::new(a / y, b / y).is_some(),
+        QBinaryKind::Sub => AddRescale::new(a / y, -b / y).is_some(),
+        QBinaryKind::Mul => MulRescale::new(a * b / y).is_some(),
+    };
+    match fits {
+        true => Ok(()),
+        false => Err(format!("scales {a} and {b} are too far above the result's {y}")),
+    }
+}
+
+fn full_range(f: &FakeQuant) -> bool {
+    f.dtype.integer_range() == Some((f.lo.into(), f.hi.into()))
+}
+
+/// The codes of a constant, as its fake-quantization rounds it.
+fn integers(tensor: &Tensor, f: &FakeQuant) -> Result<(Tensor, TensorType), OpError> {
+    let shape = tensor.shape().clone();
+    let (inner, extent) = match f.params.axis() {
+        Some(a) => (shape[a + 1..].iter().product(), shape[a]),
+        None => (1, 1),
+    };
+    let codes = tensor.as_slice::<f32>()?.iter().enumerate().map(|(i, &x)| {
+        let (scale, zero_point) = f.params.at(i / inner % extent);
+        numerics::quantize(x, scale, zero_point, f.lo, f.hi)
+    });
+    let tensor = match f.dtype {
+        DType::U8 => Tensor::from_vec(shape, codes.map(|q| q as u8).collect())?,
+        DType::S8 => Tensor::from_vec(shape, codes.map(|q| q as i8).collect())?,
+        DType::S32 => Tensor::from_vec(shape, codes.collect())?,
+        other => return Err(OpError::unsupported(format!("constants of {other}"))),
+    };
+    let ty = TensorType::quantized(f.dtype, tensor.shape().clone(), f.params.clone())?;
+    Ok((tensor, ty))
+}

@@ -1,0 +1,83 @@
+//! What a caller chooses.
+
+use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What the compiled model computes with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// f32 throughout.
+    Float,
+    /// f32 rounded to the grids of [`Int8`](Precision::Int8).
+    FakeQuant,
+    /// 8-bit integers wherever an op has an integer form.
+    #[default]
+    Int8,
+}
+
+impl Precision {
+    /// All of them, in the order of benchmark tables.
+    pub const ALL: [Precision; 3] = [Precision::Float, Precision::FakeQuant, Precision::Int8];
+
+    /// The spelling of the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Precision::Float => "float",
+            Precision::FakeQuant => "fake-quant",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
+/// How many scales a tensor of weights has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightGrid {
+    /// One an output channel.
+    #[default]
+    PerAxis,
+    /// One.
+    PerTensor,
+}
+
+/// Whether the code generator can lower a node, or why not.
+pub type Capability = fn(&Graph, NodeId) -> Result<(), String>;
+
+/// What a caller chooses; [`Options::default`] is int8 with per-channel weights and Q15 requantization.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What to compute with.
+    pub precision: Precision,
+    /// The wanted requantization; an op that it cannot express takes `Shift`, and if need be `Float`, and says so.
+    pub requant: RequantMode,
+    /// Scales of weights.
+    pub weights: WeightGrid,
+    /// Devices for nodes of the model, by name.
+    pub pins: BTreeMap<String, Device>,
+    /// What the code generator can lower; the rest runs in the interpreter.
+    pub capability: Capability,
+    /// The largest constant, in bytes, that folding may create where it takes more room than its operands.
+    pub fold_limit: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            precision: Precision::default(),
+            requant: RequantMode::Q15,
+            weights: WeightGrid::default(),
+            pins: BTreeMap::new(),
+            capability: |_, _| Ok(()),
+            fold_limit: 1 << 20,
+        }
+    }
+}
+
+impl Options {
+    /// The device a node is pinned to.
+    pub(crate) fn pin(&self, graph: &Graph, node: NodeId) -> Option<Device> {
+        self.pins.get(&graph.node(node).name).copied()
+    }
+}

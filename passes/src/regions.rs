@@ -1,0 +1,108 @@
+//! Which ops become integer ops.
+//!
+//! Candidates are the ops with an integer form. Convolutions and matrix products always gain. The others are cheap
+//! either way, so that conversions at the borders decide: one of them turns float where that saves conversions, until
+//! none does. What is then connected to no product stays float as a whole.
+
+use crate::{
+    Context, Record,
+    capability::{gains, int8_capability},
+    classes::Classes,
+    edit::activations,
+};
+use qcc_ir::{Device, Graph, NodeId, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The ops that become integer ops; every other op of floats is declined with its reason.
+pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> BTreeSet<NodeId> {
+    let mut refused: BTreeMap<NodeId, String> = BTreeMap::new();
+    let mut chosen = BTreeSet::new();
+    for (id, node) in graph.nodes().filter(|(_, n)| n.op().is_some()) {
+        let pinned = ctx.options.pin(graph, id).filter(|&d| d != Device::Int8Jit);
+        match (pinned, int8_capability(graph, id)) {
+            (Some(device), _) => {
+                refused.insert(id, format!("pinned to {device}"));
+            }
+            // Ops of integers, such as shapes, were never candidates.
+            (None, Err(why)) if node.outputs().iter().any(|t| t.dtype.is_float()) => {
+                refused.insert(id, why);
+            }
+            (None, Err(_)) => {}
+            (None, Ok(())) => {
+                chosen.insert(id);
+            }
+        }
+    }
+    for id in drop_costly(graph, &mut chosen) {
+        refused
+            .insert(id, "its neighbours are float: converting for it would cost more than it gains".into());
+    }
+    for id in drop_idle(graph, &mut chosen) {
+        let why =
+            "no integer convolution or matrix product is connected to it: quantizing would gain nothing";
+        refused.insert(id, why.into());
+    }
+    for (id, why) in refused {
+        record.declined(&graph.node(id).name, format!("stays float: {why}"));
+    }
+    chosen
+}
+
+/// Takes out cheap ops that cause more conversions (in elements) than they save; again while one goes, as the
+/// neighbours of one that went have one float neighbour more. Those that went, by id.
+fn drop_costly(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let mut dropped = BTreeSet::new();
+    loop {
+        let before = dropped.len();
+        let cheap: Vec<NodeId> =
+            chosen.iter().copied().filter(|&n| !graph.op(n).is_some_and(gains)).collect();
+        for node in cheap {
+            let mut values: BTreeSet<ValueId> =
+                activations(graph, node).into_iter().map(|(_, v)| v).collect();
+            values.insert(node.out());
+            let cost = |chosen: &BTreeSet<NodeId>| -> usize {
+                values.iter().map(|&v| conversions(graph, v, chosen)).sum()
+            };
+            let kept = cost(chosen);
+            chosen.remove(&node);
+            if cost(chosen) < kept {
+                dropped.insert(node);
+            } else {
+                chosen.insert(node);
+            }
+        }
+        if dropped.len() == before {
+            return dropped;
+        }
+    }
+}
+
+/// Elements converted between float and integer for the users of a value. A graph output is a float user.
+fn conversions(graph: &Graph, value: ValueId, chosen: &BTreeSet<NodeId>) -> usize {
+    if graph.constant_value(value).is_some() {
+        return 0;
+    }
+    let made_as_integer = chosen.contains(&value.node);
+    let users = graph.uses(value).into_iter().map(|u| chosen.contains(&u.node));
+    let output = graph.is_output(value).then_some(false);
+    let differs = users.chain(output).any(|integer| integer != made_as_integer);
+    if differs { graph.shape(value).elements() } else { 0 }
+}
+
+/// Takes out connected regions without a product. Those that went, by id.
+fn drop_idle(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let mut regions = Classes::new();
+    for &id in chosen.iter() {
+        regions.join(id, id);
+        for (_, v) in activations(graph, id) {
+            if chosen.contains(&v.node) {
+                regions.join(id, v.node);
+            }
+        }
+    }
+    let paying: BTreeSet<NodeId> =
+        chosen.iter().filter(|&&id| graph.op(id).is_some_and(gains)).map(|&id| regions.find(id)).collect();
+    let (kept, idle) = chosen.iter().partition(|&&id| paying.contains(&regions.find(id)));
+    *chosen = kept;
+    idle
+}

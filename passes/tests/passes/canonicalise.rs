@@ -1,0 +1,167 @@
+use crate::common::*;
+use qcc_ir::{
+    Op, Shape, Tensor,
+    ops::{
+        BinaryKind, Expand, Layout, PadMode, Pool, PoolKind, Reduce, ReduceKind, Slice, SliceSpec, UnaryKind,
+        Window,
+    },
+};
+
+#[test]
+fn what_does_nothing_goes() {
+    let mut net = Net::new(1);
+    let x = net.input("x", &[2, 3, 4, 4]);
+    let y = net.unary("identity", UnaryKind::Identity, x);
+    let y = net.reshape("reshape", y, &[2, 3, 4, 4]);
+    let y = net.transpose("transpose", y, &[0, 1, 2, 3]);
+    let y = net.pad("pad", y, 0, PadMode::Reflect);
+    let all = [2, 3, 4, 4].map(SliceSpec::all).to_vec();
+    let y = net.op("slice", Slice { axes: all }, &[y]);
+    let y = net.op("expand", Expand { shape: Shape::new([2, 3, 4, 4]).unwrap() }, &[y]);
+    let y = net.concat("concat", &[y], 1);
+    let y = net.max_pool("pool", y, 1);
+    let y = net.unary("clip", UnaryKind::Clip { lo: f32::NEG_INFINITY, hi: f32::INFINITY }, y);
+    let y = net.unary("exp", UnaryKind::Exp, y);
+    let (after, report) = prepared(&net.finish(y));
+    assert_eq!(after.len(), 2, "{report}");
+    assert_eq!(applied(&report, "canonicalise"), 9);
+}
+
+#[test]
+fn chains_of_moves_merge() {
+    let mut net = Net::new(2);
+    let x = net.input("x", &[2, 3, 4, 5]);
+    let y = net.transpose("t1", x, &[0, 2, 3, 1]);
+    let y = net.transpose("t2", y, &[0, 3, 2, 1]);
+    let y = net.reshape("r1", y, &[6, 20]);
+    let y = net.reshape("r2", y, &[3, 40]);
+    let y = net.unary("exp", UnaryKind::Exp, y);
+    // Inverses cancel.
+    let y = net.transpose("t3", y, &[1, 0]);
+    let y = net.transpose("t4", y, &[1, 0]);
+    // Only axes of length 1 move: no element does.
+    let y = net.reshape("r3", y, &[3, 40, 1]);
+    let y = net.transpose("t5", y, &[2, 0, 1]);
+    let (after, report) = prepared(&net.finish(y));
+    assert_eq!((count(&after, "Transpose"), count(&after, "Reshape")), (1, 2), "{report}");
+    assert!(after.find("t2").is_some() && after.find("t5").is_some());
+}
+
+#[test]
+fn a_transpose_between_others_is_kept_for_its_other_users() {
+    let mut net = Net::new(3);
+    let x = net.input("x", &[2, 3]);
+    let t = net.transpose("t1", x, &[1, 0]);
+    let back = net.transpose("t2", t, &[1, 0]);
+    let e = net.unary("exp", UnaryKind::Exp, back);
+    net.graph.output("transposed", t);
+    let (after, _) = prepared(&net.finish(e));
+    assert_eq!(count(&after, "Transpose"), 1);
+}
+
+#[test]
+fn spatial_means_are_average_pools() {
+    for (dims, axes, keep_dims, layout) in [
+        (vec![2, 3, 4, 5], vec![2, 3], true, Layout::ChannelsFirst),
+        (vec![2, 3, 4, 5], vec![2, 3], false, Layout::ChannelsFirst),
+        (vec![2, 4, 5, 3], vec![1, 2], false, Layout::ChannelsLast),
+        (vec![2, 3, 5], vec![2], false, Layout::ChannelsFirst),
+        (vec![2, 5, 3], vec![1], true, Layout::ChannelsLast),
+    ] {
+        let mut net = Net::new(4);
+        let x = net.input("x", &dims);
+        let y = net.op("mean", Reduce { kind: ReduceKind::Mean, axes, keep_dims }, &[x]);
+        let (after, report) = prepared(&net.finish(y));
+        let pool = after.op(find(&after, "mean"));
+        let Some(Op::Pool(p)) = pool else { panic!("{pool:?}\n{report}") };
+        assert_eq!((p.layout, p.window.rank()), (layout, 2));
+    }
+    for (axes, dims) in
+        [(vec![1], vec![2, 3, 4, 5]), (vec![1, 2, 3], vec![2, 3, 4, 5]), (vec![0], vec![3, 4])]
+    {
+        let mut net = Net::new(5);
+        let x = net.input("x", &dims);
+        let y = net.op("mean", Reduce { kind: ReduceKind::Mean, axes, keep_dims: true }, &[x]);
+        let (after, _) = prepared(&net.finish(y));
+        assert_eq!(after.op(find(&after, "mean")).map(Op::mnemonic), Some("Reduce"));
+    }
+}
+
+#[test]
+fn one_dimensional_windows_become_two_dimensional() {
+    let mut net = Net::new(6);
+    let x = net.input("x", &[2, 6, 20]);
+    let window = Window::new([5]).strides([2]).pads([2], [1]).dilations([2]);
+    let y = net.conv("conv", x, 4, window, 2, true);
+    let pool = Pool {
+        kind: PoolKind::Average { count_include_pad: false },
+        window: Window::new([3]).pads([1], [1]),
+        ceil_mode: false,
+        layout: Layout::ChannelsFirst,
+    };
+    let y = net.op("pool", pool, &[y]);
+    let (after, report) = prepared(&net.finish(y));
+    for name in ["conv", "pool"] {
+        let shape = after.shape(find(&after, name).out());
+        assert_eq!((shape.rank(), shape[2]), (4, 1), "{report}");
+    }
+    assert_eq!(count(&after, "Reshape"), 2, "in, and out; none between\n{report}");
+}
+
+#[test]
+fn compositions_get_their_name() {
+    let kind = |build: &dyn Fn(&mut Net, qcc_ir::ValueId) -> qcc_ir::ValueId| {
+        let mut net = Net::new(7);
+        let x = net.input("x", &[2, 9]);
+        let y = build(&mut net, x);
+        let (after, report) = prepared(&net.finish(y));
+        let ops: Vec<String> =
+            after.nodes().filter_map(|(_, n)| n.op().map(|op| format!("{op:?}"))).collect();
+        assert_eq!(ops.len(), 1, "{report}");
+        ops[0].clone()
+    };
+    let scalar = |net: &mut Net, x: f32| net.graph.constant("c", Tensor::scalar(x));
+    assert!(
+        kind(&|net, x| {
+            let s = net.unary("sigmoid", UnaryKind::Sigmoid, x);
+            net.binary("mul", BinaryKind::Mul, s, x)
+        })
+        .contains("Silu")
+    );
+    assert!(
+        kind(&|net, x| {
+            let s = net.unary("hard", UnaryKind::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }, x);
+            net.binary("mul", BinaryKind::Mul, x, s)
+        })
+        .contains("HardSwish")
+    );
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 0.0);
+            net.binary("max", BinaryKind::Max, c, x)
+        })
+        .contains("Relu")
+    );
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 0.5);
+            net.binary("min", BinaryKind::Min, x, c)
+        })
+        .contains("Clip { lo: -inf, hi: 0.5 }")
+    );
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 255.0);
+            net.binary("div", BinaryKind::Div, x, c)
+        })
+        .contains("Mul")
+    );
+    // Not x times its own sigmoid, and a division by what has no finite reciprocal.
+    assert!(
+        kind(&|net, x| {
+            let c = scalar(net, 1e-42);
+            net.binary("div", BinaryKind::Div, x, c)
+        })
+        .contains("Div")
+    );
+}

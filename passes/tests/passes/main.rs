@@ -1,0 +1,16 @@
+//! Tests of the passes: one module a pass, and the whole way.
+
+mod assign_layout;
+mod calibrate;
+mod canonicalise;
+mod common;
+mod fold_affine;
+mod fold_batch_norm;
+mod fold_constants;
+mod fuse_clamp;
+mod fuse_pad;
+mod fuse_residual;
+mod insert_fake_quant;
+mod lower_to_int8;
+mod models;
+mod pipeline;

@@ -1,0 +1,453 @@
+//! From a model file to machine code.
+
+use crate::{
+    Calibration, DataError, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples, Session,
+    TensorInfo, TensorView, Threads, choose_tier, is_program,
+};
+use qcc_ir::{
+    Device, Graph, Output, ValueId,
+    numerics::RequantMode,
+    onnx::{self, Bindings},
+};
+use qcc_passes::{Calibrator, Collector, Options, Precision, Ranges, Report, WeightGrid};
+use std::{fmt, path::Path, sync::Arc};
+
+/// What a compiler tells while it works.
+pub enum Event<'a> {
+    /// A pass has run; this is the graph that it left. The first one is called `import`.
+    Pass {
+        /// Name of the pass.
+        name: &'a str,
+        /// The graph.
+        graph: &'a Graph,
+    },
+    /// Calibration has seen this many batches.
+    Calibrating {
+        /// Batches seen.
+        done: usize,
+        /// Batches in all.
+        total: usize,
+    },
+    /// Machine code is being generated.
+    Generating,
+    /// Something looks wrong with the model or the data.
+    Warning(&'a str),
+}
+
+type Observer = Arc<dyn Fn(Event<'_>) + Send + Sync>;
+
+/// Compiles models. What is not chosen has a default: int8 on the best tier of this CPU, on one thread, calibrated on
+/// synthetic noise (with a warning: that is good for timing only).
+///
+/// ```
+/// # fn main() -> Result<(), qcc_runtime::Error> {
+/// use qcc_runtime::{Compiler, Precision, Session, bundled};
+///
+/// let compiler = Compiler::new()
+///     .calibration(bundled::calibration()?.limit(32))
+///     .preprocess(bundled::preprocess());
+/// let int8 = compiler.compile_onnx(bundled::FASHION_RESNET8)?;
+/// let float = compiler.precision(Precision::Float).compile_onnx(bundled::FASHION_RESNET8)?;
+///
+/// let image = ndarray::Array4::<f32>::zeros((1, 1, 28, 28));
+/// let logits = Session::new(&int8).run(&[(&image).into()])?;
+/// assert_eq!(logits[0].shape().dims(), [1, 10]);
+/// assert_eq!(float.outputs(), int8.outputs());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Compiler {
+    options: Options,
+    calibrator: Calibrator,
+    samples: Option<Samples>,
+    preprocess: Preprocess,
+    bindings: Bindings,
+    tier: Option<String>,
+    threads: Threads,
+    listing: bool,
+    observer: Option<Observer>,
+}
+
+impl Default for Compiler {
+    fn default() -> Compiler {
+        Compiler::new()
+    }
+}
+
+/// A graph that is folded and fused, ready to be calibrated and lowered in any precision.
+#[derive(Clone)]
+pub struct Prepared {
+    graph: Graph,
+    report: Report,
+}
+
+impl Prepared {
+    /// The graph, at `Stage::Float`.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+}
+
+/// Ranges of a prepared graph's values.
+#[derive(Clone)]
+pub struct Calibrated {
+    ranges: Ranges,
+    summary: Calibration,
+}
+
+impl Compiler {
+    /// A compiler with the defaults.
+    pub fn new() -> Compiler {
+        Compiler {
+            options: Options { capability: qcc_codegen::capability, ..Options::default() },
+            calibrator: Calibrator::MinMax,
+            samples: None,
+            preprocess: Preprocess::default(),
+            bindings: Bindings::default(),
+            tier: None,
+            threads: Threads::one(),
+            listing: false,
+            observer: None,
+        }
+    }
+
+    /// What to compute with.
+    pub fn precision(mut self, precision: Precision) -> Compiler {
+        self.options.precision = precision;
+        self
+    }
+
+    /// How accumulators of integer ops become codes.
+    pub fn requant(mut self, mode: RequantMode) -> Compiler {
+        self.options.requant = mode;
+        self
+    }
+
+    /// How many scales a tensor of weights has.
+    pub fn weights(mut self, grid: WeightGrid) -> Compiler {
+        self.options.weights = grid;
+        self
+    }
+
+    /// The name of the best tier to use; see [`choose_tier`].
+    pub fn tier(mut self, name: impl Into<String>) -> Compiler {
+        self.tier = Some(name.into());
+        self
+    }
+
+    /// Binds the shape of an input. Symbolic first dimensions are 1 where nothing else is said.
+    pub fn shape(mut self, input: impl Into<String>, dims: impl Into<Vec<usize>>) -> Compiler {
+        self.bindings.shapes.insert(input.into(), dims.into());
+        self
+    }
+
+    /// Binds a symbolic dimension by its name.
+    pub fn dimension(mut self, symbol: impl Into<String>, length: usize) -> Compiler {
+        self.bindings.symbols.insert(symbol.into(), length);
+        self
+    }
+
+    /// Samples to find the ranges of activations with.
+    pub fn calibration(mut self, samples: Samples) -> Compiler {
+        self.samples = Some(samples);
+        self
+    }
+
+    /// How ranges are chosen.
+    pub fn calibrator(mut self, calibrator: Calibrator) -> Compiler {
+        self.calibrator = calibrator;
+        self
+    }
+
+    /// How images become inputs.
+    pub fn preprocess(mut self, preprocess: Preprocess) -> Compiler {
+        self.preprocess = preprocess;
+        self
+    }
+
+    /// Places the node of this name on a device.
+    pub fn pin(mut self, node: impl Into<String>, device: Device) -> Compiler {
+        self.options.pins.insert(node.into(), device);
+        self
+    }
+
+    /// Threads of the model's sessions.
+    pub fn threads(mut self, threads: Threads) -> Compiler {
+        self.threads = threads;
+        self
+    }
+
+    /// Keeps the text of generated code; see [`Model::listing`].
+    pub fn listing(mut self, keep: bool) -> Compiler {
+        self.listing = keep;
+        self
+    }
+
+    /// Is told what happens. Called on the thread that compiles.
+    pub fn observer(mut self, observer: impl Fn(Event<'_>) + Send + Sync + 'static) -> Compiler {
+        self.observer = Some(Arc::new(observer));
+        self
+    }
+
+    // ---- all at once
+
+    /// Compiles an ONNX file, or generates code for a `.qcc` file (to which only tier and threads apply).
+    ///
+    /// # Errors
+    /// Where the file is not usable, an option does not fit it, or this CPU cannot run it.
+    pub fn compile_file(&self, path: &Path) -> Result<Model, Error> {
+        self.jit(&self.program_of_file(path)?)
+    }
+
+    /// Compiles an ONNX model that is in memory.
+    ///
+    /// # Errors
+    /// As [`compile_file`](Self::compile_file).
+    pub fn compile_onnx(&self, bytes: &[u8]) -> Result<Model, Error> {
+        self.compile_graph(self.import_onnx(bytes)?)
+    }
+
+    /// Compiles a float graph.
+    ///
+    /// # Errors
+    /// As [`compile_file`](Self::compile_file).
+    pub fn compile_graph(&self, graph: Graph) -> Result<Model, Error> {
+        self.jit(&self.program_of_graph(graph)?)
+    }
+
+    /// Takes an ONNX file through the passes, or loads a `.qcc` file.
+    ///
+    /// # Errors
+    /// As [`compile_file`](Self::compile_file).
+    pub fn program_of_file(&self, path: &Path) -> Result<Program, Error> {
+        match is_program(path) {
+            true => Ok(Program::load(path)?),
+            false => self.program_of_graph(self.import_file(path)?),
+        }
+    }
+
+    /// Takes a float graph through the passes.
+    ///
+    /// # Errors
+    /// As [`compile_file`](Self::compile_file).
+    pub fn program_of_graph(&self, graph: Graph) -> Result<Program, Error> {
+        let prepared = self.prepare(graph)?;
+        let calibrated = match self.options.precision {
+            Precision::Float => None,
+            Precision::FakeQuant | Precision::Int8 => Some(self.calibrate(&prepared)?),
+        };
+        self.lower(&prepared, calibrated.as_ref())
+    }
+
+    // ---- step by step, to share the first steps between several models
+
+    /// Reads an ONNX file and binds its shapes.
+    ///
+    /// # Errors
+    /// Where the file is not a model, its ops are not supported, or shapes do not fit.
+    pub fn import_file(&self, path: &Path) -> Result<Graph, Error> {
+        let failed = |source| Error::Import { path: path.display().to_string(), source };
+        let model = onnx::Model::load(path).map_err(failed)?;
+        self.imported(model.graph(&self.bindings).map_err(failed)?)
+    }
+
+    /// Reads an ONNX model that is in memory.
+    ///
+    /// # Errors
+    /// As [`import_file`](Self::import_file).
+    pub fn import_onnx(&self, bytes: &[u8]) -> Result<Graph, Error> {
+        let failed = |source| Error::Import { path: "the model".into(), source };
+        let model = onnx::Model::parse(bytes.to_vec()).map_err(failed)?;
+        self.imported(model.graph(&self.bindings).map_err(failed)?)
+    }
+
+    fn imported(&self, graph: Graph) -> Result<Graph, Error> {
+        self.tell(Event::Pass { name: IMPORT, graph: &graph });
+        Ok(graph)
+    }
+
+    /// Folds and fuses a float graph.
+    ///
+    /// # Errors
+    /// Where a pin names no node.
+    pub fn prepare(&self, mut graph: Graph) -> Result<Prepared, Error> {
+        let report = qcc_passes::prepare(&mut graph, &self.options, &mut self.watch())?;
+        self.warn_of(&report);
+        Ok(Prepared { graph, report })
+    }
+
+    /// Runs the prepared graph in float on the samples and collects ranges.
+    ///
+    /// # Errors
+    /// Where samples cannot be read or do not fit the model.
+    pub fn calibrate(&self, prepared: &Prepared) -> Result<Calibrated, Error> {
+        let samples = self.samples.clone().unwrap_or_else(|| {
+            self.tell(Event::Warning(
+                "no calibration data: ranges come from synthetic noise. The result is good for timing; \
+                 its accuracy means nothing. Give samples of real inputs",
+            ));
+            Samples::noise()
+        });
+        let mut collector = Collector::new(&prepared.graph, self.calibrator);
+        let values: Vec<ValueId> = collector.values().collect();
+        if !values.is_empty() && !prepared.graph.inputs().is_empty() {
+            let feed = samples.bind(&graph_inputs(&prepared.graph), &self.preprocess)?;
+            self.collect(&prepared.graph, &values, &feed, &mut collector)?;
+        }
+        let ranges = collector.finish();
+        if !samples.is_noise() {
+            ranges.warnings.iter().for_each(|w| self.tell(Event::Warning(w)));
+        }
+        let summary = Calibration {
+            origin: samples.origin().into(),
+            samples: ranges.samples,
+            calibrator: self.calibrator,
+            synthetic: samples.is_noise(),
+        };
+        Ok(Calibrated { ranges, summary })
+    }
+
+    fn collect(
+        &self,
+        graph: &Graph,
+        values: &[ValueId],
+        feed: &Feed,
+        collector: &mut Collector,
+    ) -> Result<(), Error> {
+        // Inputs need no run to be seen, and are not made outputs.
+        let (inputs, computed): (Vec<ValueId>, Vec<ValueId>) =
+            values.iter().partition(|v| graph.inputs().contains(&v.node));
+        let mut session = match computed[..] {
+            [] => None,
+            _ => Some(Session::new(&self.probe(graph, &computed)?)),
+        };
+        for i in 0..feed.batches() {
+            let batch = feed.batch(i)?;
+            for value in &inputs {
+                let at = graph.inputs().iter().position(|n| *n == value.node);
+                let elements = at.and_then(|at| batch.get(at)).and_then(|t| t.as_slice::<f32>().ok());
+                collector.record(*value, elements.unwrap_or_default());
+            }
+            if let Some(session) = &mut session {
+                let views: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
+                for (value, tensor) in computed.iter().zip(session.run(&views)?) {
+                    collector.record(*value, tensor.as_slice().unwrap_or_default());
+                }
+            }
+            self.tell(Event::Calibrating { done: i + 1, total: feed.batches() });
+        }
+        Ok(())
+    }
+
+    /// The float model whose outputs are these values.
+    fn probe(&self, graph: &Graph, values: &[ValueId]) -> Result<Model, Error> {
+        let mut graph = graph.clone();
+        let outputs = values.iter().map(|&value| Output { name: value.to_string(), value });
+        graph.set_outputs(outputs.collect());
+        graph.remove_dead();
+        // Without pins: they are meant for the model that comes out, and may name integer devices.
+        let options = Options { capability: qcc_codegen::capability, precision: Precision::Float, ..Options::default() };
+        qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
+        let info = ProgramInfo { precision: Precision::Float, ..self.info(None, &Report::default()) };
+        let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
+        Ok(Program::new(graph, info).jit(&jit)?)
+    }
+
+    /// Quantizes (unless in float), lays out and places a prepared graph.
+    ///
+    /// # Errors
+    /// Where a pin cannot be honoured, or ranges are needed and not given.
+    pub fn lower(&self, prepared: &Prepared, calibrated: Option<&Calibrated>) -> Result<Program, Error> {
+        let mut graph = prepared.graph.clone();
+        let none = Ranges::default();
+        let ranges = calibrated.map_or(&none, |c| &c.ranges);
+        let quantized = qcc_passes::quantize(&mut graph, ranges, &self.options, &mut self.watch())?;
+        let lowered = qcc_passes::lower(&mut graph, &self.options, &mut self.watch())?;
+        let report = quantized.then(lowered);
+        self.warn_of(&report);
+        let info = self.info(calibrated, &prepared.report.clone().then(report));
+        Ok(Program::new(graph, info))
+    }
+
+    fn info(&self, calibrated: Option<&Calibrated>, report: &Report) -> ProgramInfo {
+        let quantized = self.options.precision != Precision::Float;
+        ProgramInfo {
+            qcc: env!("CARGO_PKG_VERSION").into(),
+            precision: self.options.precision,
+            requant: self.options.requant,
+            calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
+            preprocess: self.preprocess.clone(),
+            report: report.to_string(),
+        }
+    }
+
+    /// Generates machine code for a program, on this compiler's tier and threads.
+    ///
+    /// # Errors
+    /// Where this CPU lacks the tier, or the model needs more memory than the limits allow.
+    pub fn jit(&self, program: &Program) -> Result<Model, Error> {
+        self.tell(Event::Generating);
+        Ok(program.jit(&self.jit_options()?)?)
+    }
+
+    /// The tier and threads chosen.
+    ///
+    /// # Errors
+    /// Where this CPU lacks the tier.
+    pub fn jit_options(&self) -> Result<JitOptions, Error> {
+        let tier = choose_tier(self.tier.as_deref())?;
+        Ok(JitOptions { listing: self.listing, ..JitOptions::new(tier).threads(self.threads.clone()) })
+    }
+
+    fn tell(&self, event: Event<'_>) {
+        if let Some(observer) = &self.observer {
+            observer(event);
+        }
+    }
+
+    fn warn_of(&self, report: &Report) {
+        for note in report.warnings() {
+            self.tell(Event::Warning(&format!("`{}`: {}", note.node, note.text)));
+        }
+    }
+
+    fn watch(&self) -> impl FnMut(&qcc_passes::Pass, &Graph) + '_ {
+        |pass, graph| self.tell(Event::Pass { name: pass.name, graph })
+    }
+}
+
+/// What the import is called among the passes.
+pub const IMPORT: &str = "import";
+
+/// Names and types of a graph's inputs.
+pub fn graph_inputs(graph: &Graph) -> Vec<TensorInfo> {
+    let info = |id| {
+        let node = graph.node(id);
+        TensorInfo { name: node.name.clone(), ty: node.outputs()[0].clone() }
+    };
+    graph.inputs().iter().map(|&id| info(id)).collect()
+}
+
+impl fmt::Debug for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut s = f.debug_struct("Compiler");
+        s.field("options", &self.options).field("calibrator", &self.calibrator).field("bindings", &self.bindings);
+        s.field("tier", &self.tier).field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+/// A [`Calibrator`] by the name of the command line: `min-max`, `percentile`, or `percentile:99.9`.
+///
+/// # Errors
+/// Where there is none of this name, or the percentage is not between 50 and 100.
+pub fn parse_calibrator(text: &str) -> Result<Calibrator, DataError> {
+    let (name, percent) = text.split_once(':').unwrap_or((text, "99.99"));
+    match (name, percent.parse::<f64>()) {
+        ("min-max", _) if !text.contains(':') => Ok(Calibrator::MinMax),
+        ("percentile", Ok(p)) if p > 50.0 && p <= 100.0 => Ok(Calibrator::Percentile(p)),
+        _ => Err(DataError::Preprocess(format!(
+            "`{text}` is not a calibrator; there are min-max and percentile:P with P above 50, at most 100"
+        ))),
+    }
+}

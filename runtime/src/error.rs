@@ -1,0 +1,48 @@
+use crate::{BindError, DataError, ProgramError, TierError, threads::ThreadsError, zoo::ZooError};
+use qcc_codegen::CodegenError;
+use qcc_ir::onnx::ImportError;
+use qcc_passes::PassError;
+
+/// What can go wrong between a model file and its results.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The ONNX file is not usable.
+    #[error("`{path}`: {source}")]
+    Import {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: ImportError,
+    },
+    /// The `.qcc` file is not usable.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The graph is not usable.
+    #[error(transparent)]
+    Graph(#[from] qcc_ir::Error),
+    /// A pass cannot do its work.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// No code can be generated, or it cannot run.
+    #[error(transparent)]
+    Codegen(#[from] CodegenError),
+    /// Samples, labels or images are not usable.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Inputs or outputs are not the model's.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The instructions asked for are not there.
+    #[error(transparent)]
+    Tier(#[from] TierError),
+    /// The threads asked for are not there.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
+    /// A synthetic model cannot be built.
+    #[error(transparent)]
+    Zoo(#[from] ZooError),
+    /// Models that cannot be compared with each other, or labels that are no classes of the model.
+    #[error("{0}")]
+    Evaluation(String),
+}

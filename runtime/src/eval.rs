@@ -1,0 +1,199 @@
+//! Accuracy: how often models are right, how often they agree, and how far their outputs are apart.
+
+use crate::{Error, Feed, Model, Session, TensorView, Threads};
+use qcc_ir::Tensor;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What [`evaluate`] found.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Evaluation {
+    /// Number of samples.
+    pub samples: usize,
+    /// One for each model, in their order.
+    pub scores: Vec<Score>,
+}
+
+/// What was found of one model.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Score {
+    /// Share of samples whose label scores highest; `None` without labels.
+    pub top1: Option<f64>,
+    /// Share of samples whose label is among the five highest.
+    pub top5: Option<f64>,
+    /// Share of samples for which the highest score is that of the first model.
+    pub agreement: f64,
+    /// Signal-to-noise ratio of the first output against the first model's, in dB; infinite where they are equal, and
+    /// then `null` in JSON.
+    pub sqnr_db: f64,
+}
+
+/// Sums over some samples.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    top1: usize,
+    top5: usize,
+    agreement: usize,
+    signal: f64,
+    noise: f64,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Counts) {
+        self.top1 += other.top1;
+        self.top5 += other.top5;
+        self.agreement += other.agreement;
+        self.signal += other.signal;
+        self.noise += other.noise;
+    }
+}
+
+/// Runs models on the same samples and compares their first outputs (one row of class scores a sample) with the labels
+/// and with those of the first model. `progress` is told how many batches are done.
+///
+/// Samples are shared out to the threads; what is found does not depend on their number.
+///
+/// # Errors
+/// Where the models do not take the same inputs or give the same outputs, samples cannot be read, or a label is beyond
+/// the model's classes.
+pub fn evaluate(
+    models: &[Model],
+    feed: &Feed,
+    threads: &Threads,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Evaluation, Error> {
+    check(models)?;
+    let batches = feed.batches();
+    // Sessions hold memory: few chunks, but enough for threads that start late to find work.
+    let chunk = batches.div_ceil(threads.count() * 4).max(1);
+    let done = AtomicUsize::new(0);
+    let run_chunk = |first: usize| -> Result<Vec<Vec<Counts>>, Error> {
+        let mut sessions: Vec<Session> =
+            models.iter().map(|m| Session::with_threads(m, Threads::one())).collect();
+        let batch = |i| {
+            let counts = run_batch(&mut sessions, feed, i)?;
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, batches);
+            Ok(counts)
+        };
+        (first..batches.min(first + chunk)).map(batch).collect()
+    };
+    let firsts: Vec<usize> = (0..batches).step_by(chunk).collect();
+    let chunks: Vec<Vec<Vec<Counts>>> = match threads.count() {
+        1 => firsts.into_iter().map(run_chunk).collect::<Result<_, Error>>()?,
+        _ => threads.enter(|| firsts.into_par_iter().map(run_chunk).collect::<Result<_, Error>>())?,
+    };
+    // Summed in the order of the samples: floats do not add up the same in any other.
+    let mut totals = vec![Counts::default(); models.len()];
+    for counts in chunks.iter().flatten() {
+        totals.iter_mut().zip(counts).for_each(|(t, c)| t.add(c));
+    }
+    let samples = feed.samples();
+    let share = |n: usize| n as f64 / samples as f64;
+    let labelled = feed.labels().is_some();
+    let score = |c: &Counts| Score {
+        top1: labelled.then(|| share(c.top1)),
+        top5: labelled.then(|| share(c.top5)),
+        agreement: share(c.agreement),
+        sqnr_db: 10.0 * (c.signal / c.noise).log10(),
+    };
+    Ok(Evaluation { samples, scores: totals.iter().map(score).collect() })
+}
+
+fn check(models: &[Model]) -> Result<(), Error> {
+    let Some((first, others)) = models.split_first() else { return Ok(()) };
+    let refuse = |why: String| Err(Error::Evaluation(why));
+    let Some(output) = first.outputs().first() else { return refuse("the model has no outputs".into()) };
+    for other in others {
+        if other.inputs() != first.inputs() || other.outputs().first().map(|o| &o.ty) != Some(&output.ty) {
+            return refuse("models can only be compared where their inputs and first outputs are the same".into());
+        }
+    }
+    let is_rows = output.ty.shape.rank() >= 2 && output.ty.shape.elements() > 0;
+    match is_rows && (output.ty.dtype.is_float() || output.ty.dtype.is_integer()) {
+        true => Ok(()),
+        false => refuse(format!("output `{}` is {}, not a row of scores a sample", output.name, output.ty)),
+    }
+}
+
+/// Counts of each model on one batch.
+fn run_batch(sessions: &mut [Session], feed: &Feed, index: usize) -> Result<Vec<Counts>, Error> {
+    let batch = feed.batch(index)?;
+    let views: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
+    let first = index * feed.batch_size();
+    // The last batch is filled up with copies, which do not count.
+    let count = feed.batch_size().min(feed.samples() - first);
+    let mut outputs = Vec::with_capacity(sessions.len());
+    for session in sessions.iter_mut() {
+        let output = session.run(&views)?.swap_remove(0);
+        outputs.push(scores(&output).ok_or_else(|| Error::Evaluation("scores are not numbers".into()))?);
+    }
+    let mut counts = vec![Counts::default(); sessions.len()];
+    let Some(reference) = outputs.first() else { return Ok(counts) };
+    let width = reference.len() / feed.batch_size();
+    for i in 0..count {
+        let row = i * width..(i + 1) * width;
+        let expected = &reference[row.clone()];
+        for (c, output) in counts.iter_mut().zip(&outputs) {
+            let got = &output[row.clone()];
+            c.agreement += usize::from(best(got) == best(expected));
+            c.signal += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+            c.noise += expected.iter().zip(got).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>();
+            if let Some(&label) = feed.labels().and_then(|l| l.get(first + i)) {
+                let rank = rank(got, label as usize).ok_or_else(|| {
+                    Error::Evaluation(format!("sample {}: label {label}, but the model has {width} classes", first + i))
+                })?;
+                c.top1 += usize::from(rank == 0);
+                c.top5 += usize::from(rank < 5);
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn scores(output: &Tensor) -> Option<Vec<f32>> {
+    output.to_f32().or_else(|| Some(output.to_i64()?.into_iter().map(|x| x as f32).collect()))
+}
+
+/// Index of the highest score, the first of equals; NaN is below everything.
+fn best(scores: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, x) in scores.iter().enumerate() {
+        if *x > scores[best] || scores[best].is_nan() && !x.is_nan() {
+            best = i;
+        }
+    }
+    best
+}
+
+/// How many classes come before `label`: higher scores, and equal ones of lower index.
+fn rank(scores: &[f32], label: usize) -> Option<usize> {
+    let own = *scores.get(label)?;
+    if own.is_nan() {
+        return Some(scores.len());
+    }
+    Some(scores.iter().enumerate().filter(|&(i, x)| *x > own || (*x == own && i < label)).count())
+}
+
+/// The `k` highest scores with their indices, the highest first, equal ones by index.
+pub fn top(scores: &[f32], k: usize) -> Vec<(usize, f32)> {
+    let mut ranked: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    ranked.truncate(k);
+    ranked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scores_rank_by_index_and_nan_comes_last() {
+        let s = [1.0, 3.0, 3.0, f32::NAN, 2.0];
+        assert_eq!(best(&s), 1);
+        assert_eq!(best(&[f32::NAN, -1.0]), 1);
+        assert_eq!([0, 1, 2, 3, 4].map(|l| rank(&s, l)), [Some(3), Some(0), Some(1), Some(5), Some(2)]);
+        assert_eq!(rank(&s, 5), None);
+        assert_eq!(top(&[1.0, 3.0, 3.0], 2), [(1, 3.0), (2, 3.0)]);
+    }
+}

@@ -1,0 +1,239 @@
+//! File tests: graphs in the text form under `filetests/`, each with commands and expectations in `;` lines.
+//!
+//! ```text
+//! ; test run                 the graph on the interpreter and, compiled, on every tier with one and two threads
+//! ; test pass NAME           the graph after one pass of `prepare`; same results as before it
+//! ; test quantize MODE       the whole int8 pipeline, calibrated on the test's inputs; same bits on every tier
+//! ; test error               the graph is refused, with the text of a `check:` in the message
+//! ; tolerance 1e-5           floats may differ by this share of the largest magnitude (default 1e-5; `exact` for none)
+//! ; steps 80                 `quantize`: int8 may differ from float by this many output steps (default 4)
+//! ; interpreted NAME         this node runs in the interpreter; any other that does is a failure
+//! ; check: TEXT              this text is in the printed graph, behind the previous check's
+//! ; not: TEXT                this text is not in it
+//! ; note: TEXT               this text is in a note that a pass made
+//! ```
+//!
+//! Every graph must also print and parse back to itself.
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use qcc_ir::{DType, Graph, Stage, Tensor, interpreter, numerics::RequantMode, text, verify};
+use qcc_passes::{Calibrator, Collector, Options, Precision, Report};
+use std::path::{Path, PathBuf};
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let root = qcc_tests::repository().join("tests/filetests");
+    let mut files = vec![];
+    collect(&root, &mut files);
+    files.sort();
+    assert!(!files.is_empty(), "no file tests under {}", root.display());
+    let trials = files.into_iter().map(|file| {
+        let name = file.strip_prefix(&root).unwrap_or(&file).with_extension("");
+        Trial::test(name.to_string_lossy().into_owned(), move || run_file(&file))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit();
+}
+
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|e| e == "qir") {
+            files.push(path);
+        }
+    }
+}
+
+/// The commands and expectations of one file.
+struct Test<'a> {
+    lines: Vec<&'a str>,
+}
+
+impl<'a> Test<'a> {
+    fn new(source: &'a str) -> Test<'a> {
+        Test { lines: source.lines().filter_map(|l| l.strip_prefix(';')).map(str::trim).collect() }
+    }
+
+    /// What follows each line that begins with `key`.
+    fn all(&self, key: &str) -> impl Iterator<Item = &'a str> {
+        let key = key.to_string();
+        self.lines.iter().filter_map(move |l| l.strip_prefix(&key)).map(str::trim)
+    }
+
+    fn tolerance(&self) -> Result<f32, Failed> {
+        match self.all("tolerance ").next() {
+            None => Ok(1e-5),
+            Some("exact") => Ok(0.0),
+            Some(t) => Ok(t.parse()?),
+        }
+    }
+
+    /// Holds the `check:` and `not:` lines against a text.
+    fn check(&self, text: &str) -> Result<(), Failed> {
+        let mut rest = text;
+        for expected in self.all("check:") {
+            let Some(at) = rest.find(expected) else {
+                return Err(format!("not found (in this order): {expected}\n{text}").into());
+            };
+            rest = &rest[at + expected.len()..];
+        }
+        match self.all("not:").find(|t| text.contains(t)) {
+            Some(unwanted) => Err(format!("found: {unwanted}\n{text}").into()),
+            None => Ok(()),
+        }
+    }
+
+    fn check_notes(&self, report: &Report) -> Result<(), Failed> {
+        let notes: Vec<String> = report
+            .records
+            .iter()
+            .flat_map(|r| r.notes.iter().map(|n| format!("{}: {}: {}", r.pass, n.node, n.text)))
+            .collect();
+        match self.all("note:").find(|t| !notes.iter().any(|n| n.contains(t))) {
+            Some(missing) => Err(format!("no note says: {missing}\n{}", notes.join("\n")).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn run_file(file: &Path) -> Result<(), Failed> {
+    let source = std::fs::read_to_string(file)?;
+    let test = Test::new(&source);
+    let commands: Vec<&str> = test.all("test ").collect();
+    if commands.is_empty() {
+        return Err("the file has no `; test` line".into());
+    }
+    let parsed = text::parse(&source).map_err(|e| e.to_string());
+    if commands == ["error"] {
+        let refusal = match parsed {
+            Err(e) => e,
+            Ok(graph) => match verify(&graph) {
+                Err(e) => e.to_string(),
+                Ok(()) => return Err("the graph was accepted".into()),
+            },
+        };
+        return test.check(&refusal);
+    }
+    let graph = parsed?;
+    verify(&graph)?;
+    let (printed, blobs) = text::print_with_blobs(&graph);
+    let again = text::parse_with_blobs(&printed, &blobs)?;
+    if text::print_with_blobs(&again) != (printed.clone(), blobs) {
+        return Err(format!("does not print back to itself:\n{printed}").into());
+    }
+    for command in commands {
+        match command.split_once(' ').unwrap_or((command, "")) {
+            ("run", "") => run(&test, &graph)?,
+            ("pass", name) => pass(&test, &graph, name)?,
+            ("quantize", mode) => {
+                let mode = RequantMode::from_name(mode).ok_or_else(|| format!("no mode `{mode}`"))?;
+                quantize(&test, &graph, mode)?;
+            }
+            _ => return Err(format!("no command `{command}`").into()),
+        }
+    }
+    Ok(())
+}
+
+fn options(precision: Precision, requant: RequantMode) -> Options {
+    Options { precision, requant, capability: qcc_codegen::capability, ..Options::default() }
+}
+
+fn run(test: &Test, graph: &Graph) -> Result<(), Failed> {
+    let inputs = qcc_tests::inputs(graph, 1.0);
+    let expected = interpreter::run(graph, &inputs)?;
+    let mut placed = graph.clone();
+    if placed.stage != Stage::Placed {
+        qcc_passes::lower(&mut placed, &options(Precision::Float, RequantMode::Q15), &mut |_, _| {})?;
+    }
+    on_every_tier(test, &placed, &inputs, &expected, test.tolerance()?)
+}
+
+/// Integers bit for bit, floats within the tolerance, two threads bit for bit as one.
+fn on_every_tier(
+    test: &Test,
+    placed: &Graph,
+    inputs: &[Tensor],
+    expected: &[Tensor],
+    tolerance: f32,
+) -> Result<(), Failed> {
+    for tier in qcc_tests::tiers() {
+        let model = qcc_tests::compile(placed, tier)?;
+        for step in model.steps().iter().filter(|s| s.kernel == "interpreter") {
+            if !test.all("interpreted ").any(|name| name == step.name) {
+                return Err(format!("{tier}: `{}` ({}) runs in the interpreter", step.name, step.op).into());
+            }
+        }
+        let got = qcc_tests::run(&model, inputs, 1)?;
+        same(expected, &got, tolerance).map_err(|e| format!("{tier}: {e}"))?;
+        if qcc_tests::run(&model, inputs, 2)? != got {
+            return Err(format!("{tier}: two threads give other bits than one").into());
+        }
+    }
+    Ok(())
+}
+
+fn same(expected: &[Tensor], got: &[Tensor], tolerance: f32) -> Result<(), String> {
+    for (i, (e, g)) in expected.iter().zip(got).enumerate() {
+        if e.ty() != g.ty() {
+            return Err(format!("output {i} is {:?}, not {:?}", g.ty(), e.ty()));
+        }
+        if tolerance > 0.0 && e.dtype() == DType::F32 {
+            let floats = |t: &Tensor| t.to_f32().unwrap_or_default();
+            let error = qcc_tests::relative_error(&floats(g), &floats(e));
+            if error.is_nan() || error > tolerance {
+                return Err(format!("output {i} differs by {error} of its magnitude"));
+            }
+        } else if e != g {
+            let differing = e.bytes().iter().zip(g.bytes()).filter(|(a, b)| a != b).count();
+            return Err(format!("output {i} differs in {differing} of {} bytes", e.bytes().len()));
+        }
+    }
+    Ok(())
+}
+
+fn pass(test: &Test, graph: &Graph, name: &str) -> Result<(), Failed> {
+    let mut graph = graph.clone();
+    let inputs = qcc_tests::inputs(&graph, 1.0);
+    let expected = interpreter::run(&graph, &inputs)?;
+    let mut after = None;
+    let report =
+        qcc_passes::prepare(&mut graph, &options(Precision::Float, RequantMode::Q15), &mut |pass, graph| {
+            if pass.name == name {
+                after = Some(graph.clone());
+            }
+        })?;
+    let after = after.ok_or_else(|| format!("`prepare` has no pass `{name}`"))?;
+    test.check(&text::print(&after))?;
+    test.check_notes(&report)?;
+    Ok(same(&expected, &interpreter::run(&after, &inputs)?, test.tolerance()?)?)
+}
+
+fn quantize(test: &Test, graph: &Graph, mode: RequantMode) -> Result<(), Failed> {
+    let options = options(Precision::Int8, mode);
+    let mut graph = graph.clone();
+    let inputs = qcc_tests::inputs(&graph, 1.0);
+    let mut report = qcc_passes::prepare(&mut graph, &options, &mut |_, _| {})?;
+    let mut collector = Collector::new(&graph, Calibrator::MinMax);
+    let float = interpreter::run_observed(&graph, &inputs, &mut |value, tensor| {
+        if let Ok(elements) = tensor.as_slice::<f32>() {
+            collector.record(value, elements);
+        }
+    })?;
+    report = report.then(qcc_passes::quantize(&mut graph, &collector.finish(), &options, &mut |_, _| {})?);
+    let report = report.then(qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?);
+    test.check(&text::print(&graph))?;
+    test.check_notes(&report)?;
+    let int8 = interpreter::run(&graph, &inputs)?;
+    let steps: f32 = test.all("steps ").next().unwrap_or("4").parse()?;
+    for (i, (f, q)) in float.iter().zip(&int8).enumerate() {
+        let (f, q) = (f.to_f32().unwrap_or_default(), q.to_f32().unwrap_or_default());
+        let span = f.iter().fold(0f32, |m, &x| m.max(x)) - f.iter().fold(0f32, |m, &x| m.min(x));
+        let largest = f.iter().zip(&q).fold(0f32, |m, (f, q)| m.max((f - q).abs()));
+        if largest > span / 255.0 * steps {
+            return Err(format!("output {i}: int8 is {} steps from float", largest / (span / 255.0)).into());
+        }
+    }
+    on_every_tier(test, &graph, &inputs, &int8, 0.0)
+}
