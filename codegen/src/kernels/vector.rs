@@ -9,7 +9,7 @@ use cranelift_codegen::ir::{
     types::{F32X4, F64X2, I8X16, I16X8, I32X4, I64X2},
 };
 use cranelift_frontend::FunctionBuilder;
-use qcc_ir::DType;
+use qcc_ir::{DType, OutputGrid};
 
 /// Lane order of casts between vector types.
 const LANES: MemFlagsData = MemFlagsData::new().with_endianness(Endianness::Little);
@@ -49,6 +49,32 @@ pub(crate) fn load(b: &mut FunctionBuilder, ty: Type, pointer: Value, displaceme
     let other = if ty == I64X2 { I32X4 } else { I64X2 };
     let x = b.ins().load(other, MEM, pointer, displacement);
     cast(b, ty, x)
+}
+
+/// A vector of which `count` lanes are read; the others are 0.
+pub(crate) fn load_lanes(b: &mut FunctionBuilder, ty: Type, pointer: Value, at: i32, count: i64) -> Value {
+    if count == i64::from(ty.lane_count()) {
+        return load(b, ty, pointer, at);
+    }
+    let size = ty.lane_bits() as i32 / 8;
+    (0..count as i32).fold(constant(b, ty, &[0; 16]), |vector, i| {
+        let x = b.ins().load(ty.lane_type(), MEM, pointer, at + i * size);
+        b.ins().insertlane(vector, x, i as u8)
+    })
+}
+
+/// Stores `count` lanes of a vector.
+pub(crate) fn store_lanes(b: &mut FunctionBuilder, x: Value, pointer: Value, at: i32, count: i64) {
+    let ty = b.func.dfg.value_type(x);
+    if count == i64::from(ty.lane_count()) {
+        b.ins().store(MEM, x, pointer, at);
+        return;
+    }
+    let size = ty.lane_bits() as i32 / 8;
+    for i in 0..count as i32 {
+        let lane = b.ins().extractlane(x, i as u8);
+        b.ins().store(MEM, lane, pointer, at + i * size);
+    }
 }
 
 /// A constant vector.
@@ -161,8 +187,17 @@ pub(crate) fn narrow16(b: &mut FunctionBuilder, low: Value, high: Value, signed:
     }
 }
 
+/// Rescaled values (four vectors of s32) as codes of a grid.
+pub(crate) fn codes(b: &mut FunctionBuilder, values: &[Value], grid: OutputGrid) -> Value {
+    let zero = i32x4(b, grid.zero_point);
+    let shifted: Vec<Value> = values.iter().map(|&v| b.ins().iadd(v, zero)).collect();
+    let halves: Vec<Value> = shifted.chunks(2).map(|p| b.ins().snarrow(p[0], p[1])).collect();
+    let bytes = narrow16(b, halves[0], halves[1], grid.dtype == DType::S8);
+    clamp_codes(b, bytes, grid.dtype, grid.lo, grid.hi)
+}
+
 /// Codes within inclusive bounds, as bytes.
-pub(crate) fn clamp_codes(b: &mut FunctionBuilder, x: Value, dtype: DType, lo: i32, hi: i32) -> Value {
+fn clamp_codes(b: &mut FunctionBuilder, x: Value, dtype: DType, lo: i32, hi: i32) -> Value {
     let (least, most) = dtype.integer_range().unwrap_or((0, 0));
     let signed = dtype == DType::S8;
     let mut y = x;

@@ -7,8 +7,8 @@ use crate::{
         map,
         math::{self, has_unary},
         vector::{
-            clamp_codes, i8x16, i16x8, i32x4, larger, less, lookup, narrow16, select, shuffle, smaller,
-            to_i32, truth, vector_type, widen8, widen16,
+            codes, i8x16, i16x8, i32x4, larger, less, lookup, select, shuffle, smaller, to_i32, truth,
+            vector_type, widen8, widen16,
         },
     },
 };
@@ -19,7 +19,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_frontend::FunctionBuilder;
 use qcc_ir::{
-    DType, Graph, NodeId, Op, OutputGrid,
+    DType, Graph, NodeId, Op,
     numerics::{AddRescale, MulRescale},
     ops::{BinaryKind, QBinaryRescale, UnaryKind},
 };
@@ -234,15 +234,6 @@ fn rounded_shift(b: &mut FunctionBuilder, x: Value, s: u32) -> Value {
     let half = i32x4(b, 1 << (s - 1));
     let x = b.ins().iadd(x, half);
     b.ins().sshr_imm_u(x, i64::from(s))
-}
-
-/// Rescaled values (four vectors of s32) as codes of a grid.
-pub(super) fn codes(b: &mut FunctionBuilder, values: &[Value], grid: OutputGrid) -> Value {
-    let zero = i32x4(b, grid.zero_point);
-    let shifted: Vec<Value> = values.iter().map(|&v| b.ins().iadd(v, zero)).collect();
-    let halves: Vec<Value> = shifted.chunks(2).map(|p| b.ins().snarrow(p[0], p[1])).collect();
-    let bytes = narrow16(b, halves[0], halves[1], grid.dtype == DType::S8);
-    clamp_codes(b, bytes, grid.dtype, grid.lo, grid.hi)
 }
 
 fn cast_supported(graph: &Graph, node: NodeId) -> Result<(), String> {

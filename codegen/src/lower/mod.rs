@@ -7,7 +7,10 @@ mod conv;
 mod elementwise;
 mod matmul;
 mod product;
+mod norm;
+mod pool;
 mod quantize;
+mod reduce;
 mod shape;
 
 use crate::{
@@ -49,6 +52,11 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Pad(_) => &shape::PAD,
         Op::Expand(_) => &shape::EXPAND,
         Op::Gather(_) => &shape::GATHER,
+        Op::Pool(_) => &pool::POOL,
+        Op::QAveragePool(_) => &pool::Q_AVERAGE_POOL,
+        Op::Softmax(_) => &norm::SOFTMAX,
+        Op::Lrn(_) => &norm::LRN,
+        Op::Reduce(_) => &reduce::REDUCE,
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,

@@ -3,7 +3,9 @@
 mod dense;
 mod elementwise;
 mod model;
+mod norm;
 mod plan;
+mod pool;
 mod shape;
 
 use crate::{CompiledModel, Execution, Options, Parallel, Serial, Tier, capability, compile};

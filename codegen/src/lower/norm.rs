@@ -1,0 +1,86 @@
+//! Normalisations. Batch normalisation never comes here: it is folded into weights or made a sum and a product.
+
+use super::{Lowerer, Lowering, shape::attributes};
+use crate::{
+    CodegenError,
+    kernels::{
+        line::{self, Line},
+        map::{self, View},
+        math,
+        vector::f32x4,
+    },
+    model::Work,
+    module::Location,
+};
+use cranelift_codegen::ir::InstBuilder;
+use qcc_ir::{DType, Graph, NodeId, Op};
+
+pub(super) const SOFTMAX: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: softmax };
+pub(super) const LRN: Lowerer = Lowerer { supported: lrn_supported, lower: lrn };
+
+fn softmax(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let op = attributes!(cx, node, Softmax);
+    let operand = cx.graph.operand(node, 0);
+    let Some(line) = Line::new(cx.graph.shape(operand), &[op.axis]) else { return Ok(()) };
+    let places = (cx.location(operand)?, cx.location(node.out())?);
+    let work = cx.current_work();
+    line::softmax(cx, line, op.log, places, work)
+}
+
+/// Widest neighbourhood of a local response normalisation: the kernel reads each neighbour on its own.
+const MAX_LRN_SIZE: usize = 16;
+
+fn lrn_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
+    match graph.op(node) {
+        Some(Op::Lrn(op)) if op.size > MAX_LRN_SIZE => {
+            Err(format!("a neighbourhood of {} channels is above {MAX_LRN_SIZE}", op.size))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Squares go into scratch with a border of zeros along the channels, which add nothing to the sums; then each
+/// result is a function of x and `size` neighbouring squares.
+fn lrn(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let op = attributes!(cx, node, Lrn);
+    let dims = cx.graph.shape(node.out()).to_vec();
+    let axis = op.layout.channel_axis(dims.len());
+    let (before, after) = ((op.size - 1) / 2, op.size / 2);
+    let mut padded = dims.clone();
+    padded[axis] += before + after;
+    let bytes = padded.iter().product::<usize>() as u64 * 4;
+    let squares = View::dense(cx.scratch(bytes)?, DType::F32, &padded);
+    let shifted =
+        |channels: usize| View { offset: squares.strides[axis] * channels as i64, ..squares.clone() };
+    let zero = Location::Weights(cx.weights(&0f32.to_le_bytes(), 4)?);
+    let zero = View::along(zero, DType::F32, None, dims.len());
+    for (first, count) in [(0, before), (before + dims[axis], after)] {
+        let mut border = dims.clone();
+        border[axis] = count;
+        map::copy(cx, "lrn_border", &border, zero.clone(), shifted(first))?;
+    }
+    let (x, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
+    let work = cx.current_work();
+    let pass = Work { bytes_written: work.bytes_read, ..work };
+    map::map(cx, "lrn_squares", &dims, std::slice::from_ref(&x), &shifted(before), pass, |b, loaded| {
+        loaded[0].iter().map(|&x| b.ins().fmul(x, x)).collect()
+    })?;
+
+    let mut operands = vec![x];
+    operands.extend((0..op.size).map(shifted));
+    map::map(cx, "lrn", &dims, &operands, &result, work, |b, loaded| {
+        let (bias, factor) = (f32x4(b, op.bias), f32x4(b, op.alpha / op.size as f32));
+        let exponent = f32x4(b, -op.beta);
+        (0..4)
+            .map(|v| {
+                let sum = loaded[2..].iter().fold(loaded[1][v], |sum, s| b.ins().fadd(sum, s[v]));
+                let scaled = b.ins().fmul(factor, sum);
+                let base = b.ins().fadd(bias, scaled);
+                let log = math::ln(b, base);
+                let log = b.ins().fmul(exponent, log);
+                let power = math::exp(b, log);
+                b.ins().fmul(loaded[0][v], power)
+            })
+            .collect()
+    })
+}
