@@ -59,7 +59,7 @@ pub struct VerifyError {
 /// | `Float` | `FakeQuant`; the integer ops `QConv`, `QMatMul`, `QAveragePool`, `QUnary`, `QBinary` |
 /// | `FakeQuant` | the integer ops |
 /// | `Int8` | `FakeQuant`, `BatchNorm` |
-/// | `Placed` | the same; an op without a device; an op that uses the result of an op on another device, unless that is a `Transfer` to its own device; a `Transfer` that is not on the device it hands to |
+/// | `Placed` | `BatchNorm` (fake-quant graphs are placed as they are); an op without a device; an op that uses the result of an op on another device, unless that is a `Transfer` to its own device; a `Transfer` that is not on the device it hands to |
 ///
 /// Quantize, dequantize and moves of quantized values are legal everywhere: models bring them. That every operand of an
 /// integer op has a grid is a matter of its type inference, which is repeated here.
@@ -128,7 +128,8 @@ fn allowed(stage: Stage, op: &Op) -> Result<(), String> {
     let legal = match stage {
         Stage::Float => !is_integer_op && !matches!(op, Op::FakeQuant(_)),
         Stage::FakeQuant => !is_integer_op,
-        Stage::Int8 | Stage::Placed => !matches!(op, Op::FakeQuant(_) | Op::BatchNorm(_)),
+        Stage::Int8 => !matches!(op, Op::FakeQuant(_) | Op::BatchNorm(_)),
+        Stage::Placed => !matches!(op, Op::BatchNorm(_)),
     };
     if legal { Ok(()) } else { Err(format!("may not stand in a graph of stage {stage}")) }
 }

@@ -369,7 +369,7 @@ fn reordered(op: &Op, perm: &[usize]) -> Option<(Op, Vec<usize>)> {
         v.iter().zip(perm).for_each(|(&x, &p)| moved[p] = x);
         moved
     };
-    let grid = |q: &QuantParams| q.on_axis(q.axis().map_or(0, |a| perm[a]));
+    let grid = |q: &QuantParams| q.axis().map_or_else(|| q.clone(), |a| q.on_axis(perm[a]));
     let same = perm.to_vec();
     let op = match op {
         Op::Unary(_) | Op::Binary(_) | Op::Cast(_) => op.clone(),

@@ -3,7 +3,7 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    edit::{add_f32, f32_constant, f32_scalar, keeps_order, replace},
+    edit::{add_f32, f32_constant, f32_scalar, keeps_order, live_op, replace},
 };
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Shape, ValueId,
@@ -19,27 +19,21 @@ pub(crate) const CANONICALISE: Pass = Pass { name: "canonicalise", run };
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     for node in graph.order() {
         // Producers come first, so that one sweep sees chains already merged above.
-        if !graph.contains(node) || graph.op(node).is_none() || ctx.options.pin(graph, node).is_some() {
+        if live_op(graph, node).is_none() || ctx.options.pin(graph, node).is_some() {
             continue;
         }
         let name = graph.node(node).name.clone();
         let mut did = Vec::new();
         // Merging may leave an op that does nothing, and a mean made a pool may have one dimension.
         for rule in RULES {
-            if let Some(what) = rule(graph, node)? {
-                did.push(what);
-            }
-            if !graph.contains(node) {
-                break;
-            }
+            did.extend(rule(graph, node)?);
         }
-        if graph.contains(node)
-            && let Some(x) = no_op(graph, node)
-        {
+        if let Some(x) = no_op(graph, node) {
             did.push("does nothing");
             replace(graph, node, x)?;
         }
         if !did.is_empty() {
+            graph.remove_dead();
             record.applied(&name, did.join(", "));
         }
     }
@@ -49,8 +43,9 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
 /// What a rule did, if it applied.
 type Did = Option<&'static str>;
 
-const RULES: [fn(&mut Graph, NodeId) -> Result<Did, PassError>; 4] =
-    [merge_moves, name_compositions, mean_to_pool, widen];
+type Rule = fn(&mut Graph, NodeId) -> Result<Did, PassError>;
+
+const RULES: [Rule; 4] = [merge_moves, name_compositions, mean_to_pool, widen];
 
 /// The operand that the node's result equals, if the node does nothing.
 fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
@@ -70,7 +65,7 @@ fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
             (s.start, s.len) == (all.start, all.len) && (s.step == 1 || d <= 1)
         }),
         Op::Pool(Pool { window, .. }) => {
-            window.is_unpadded() && window.taps() == 1 && window.strides.iter().all(|&s| s == 1)
+            window.is_unpadded() && window.kernel.iter().chain(&window.strides).all(|&n| n == 1)
         }
         Op::Reduce(Reduce { kind, axes, .. }) => {
             use ReduceKind::*;
@@ -109,9 +104,6 @@ fn merge_moves(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
         graph.rewrite(node, outer, &[source])?;
         did = Some("merged with the reshape before it");
     }
-    if did.is_some() {
-        graph.remove_dead();
-    }
     Ok(did)
 }
 
@@ -149,7 +141,6 @@ fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> 
             let name = format!("{}_reciprocal", graph.node(other.node).name);
             let r = add_f32(graph, &name, &dims, reciprocals)?;
             graph.rewrite(node, Binary { kind: BinaryKind::Mul }, &[x, r])?;
-            graph.remove_dead();
             return Ok(Some("a division by constants is a multiplication"));
         }
         if let (BinaryKind::Mul, Some(Op::Unary(u))) = (kind, graph.op(other.node))
@@ -163,7 +154,6 @@ fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> 
                 _ => continue,
             };
             graph.rewrite(node, Unary { kind }, &[x])?;
-            graph.remove_dead();
             return Ok(Some("x times its sigmoid is one function"));
         }
     }
@@ -239,6 +229,7 @@ fn widen(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
         let reshape = reshape_to(&name, dims)?;
         *v = graph.add(&format!("{}_2d", graph.node(v.node).name), reshape, &[*v])?.out();
         merge_moves(graph, v.node)?;
+        *v = no_op(graph, v.node).unwrap_or(*v);
     }
     let wide: Op = match op {
         Some(Op::Conv(c)) => qcc_ir::ops::Conv { window, ..c }.into(),

@@ -40,7 +40,7 @@ pub fn int8_capability(graph: &Graph, node: NodeId) -> Result<(), String> {
             Err(format!("pools over {} spatial dimensions have no integer form", p.window.rank()))
         }
         Op::Pool(p) => match p.kind {
-            PoolKind::Average { .. } if p.window.taps() * 255 > i32::MAX as usize => {
+            PoolKind::Average { .. } if p.window.taps().saturating_mul(255) > i32::MAX as usize => {
                 Err("the sum over its window overflows 32 bits".into())
             }
             _ => Ok(()),

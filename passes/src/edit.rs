@@ -136,6 +136,11 @@ pub(crate) fn keeps_order(shape: &Shape, perm: &[usize]) -> bool {
     perm.iter().filter(|&&p| shape[p] != 1).is_sorted()
 }
 
+/// The op of a node in a list that was made before other nodes were removed; `None` where it is gone, or no op.
+pub(crate) fn live_op(graph: &Graph, node: NodeId) -> Option<&Op> {
+    graph.contains(node).then(|| graph.op(node)).flatten()
+}
+
 /// Replaces a node by a value that computes the same, and removes it with all that only it needed.
 ///
 /// At once and not at the end of the pass: a dead consumer would hide that a value has one use.

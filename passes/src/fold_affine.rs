@@ -2,38 +2,68 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    affine::{Affine, fold_into_consumer, fold_into_producer},
-    edit::{f32_constant, replace},
+    affine::{Affine, Declined, Folded, fold_into_consumer, fold_into_producer},
+    edit::{f32_constant, live_op, replace},
 };
 use qcc_ir::{Graph, NodeId, Op, ValueId, ops::BinaryKind};
+use std::collections::BTreeMap;
 
 /// See the module.
 pub(crate) const FOLD_AFFINE: Pass = Pass { name: "fold_affine", run };
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
-    for node in graph.order() {
-        // An earlier fold may have removed it.
-        if !graph.contains(node) || ctx.options.pin(graph, node).is_some() {
-            continue;
-        }
-        let Some((x, affine)) = affine_of(graph, node) else {
-            continue;
-        };
-        let name = graph.node(node).name.clone();
-        let folded = match fold_into_producer(graph, x, &affine)? {
-            Ok(into) => Ok(into),
-            Err(before) => fold_into_consumer(graph, node.out(), &affine)?
-                .map_err(|after| format!("before: {before}; after: {after}")),
-        };
-        match folded {
-            Ok(into) => {
-                replace(graph, node, x)?;
-                record.applied(&name, format!("folded into `{into}`"));
+    let order = graph.order();
+    let mut declined: BTreeMap<NodeId, String> = BTreeMap::new();
+    // Forwards into what comes before, then backwards into what comes after: so that chains fold as a whole.
+    for &node in &order {
+        if let Some((x, affine)) = candidate(graph, ctx, node) {
+            let folded = fold_into_producer(graph, x, &affine)?;
+            if let Err(why) = settle(graph, node, x, folded, record)? {
+                declined.insert(node, why);
             }
-            Err(why) => record.declined(&name, why),
         }
     }
+    for &node in order.iter().rev() {
+        if let Some((x, affine)) = candidate(graph, ctx, node) {
+            let folded = fold_into_consumer(graph, node.out(), &affine)?;
+            if let Err(after) = settle(graph, node, x, folded, record)? {
+                let before = declined.entry(node).or_default();
+                *before = format!("before: {before}; after: {after}");
+            }
+        }
+    }
+    for (node, why) in declined.into_iter().filter(|(n, _)| graph.contains(*n)).collect::<Vec<_>>() {
+        record.declined(&graph.node(node).name, why);
+    }
     Ok(())
+}
+
+/// The node as an affine, if it is one that may go.
+fn candidate(graph: &Graph, ctx: &Context<'_>, node: NodeId) -> Option<(ValueId, Affine)> {
+    live_op(graph, node)?;
+    if ctx.options.pin(graph, node).is_some() {
+        return None;
+    }
+    affine_of(graph, node)
+}
+
+/// Removes a node that was folded.
+fn settle(
+    graph: &mut Graph,
+    node: NodeId,
+    x: ValueId,
+    folded: Folded,
+    record: &mut Record,
+) -> Result<Result<(), Declined>, PassError> {
+    Ok(match folded {
+        Ok(into) => {
+            let name = graph.node(node).name.clone();
+            replace(graph, node, x)?;
+            record.applied(&name, format!("folded into `{into}`"));
+            Ok(())
+        }
+        Err(why) => Err(why),
+    })
 }
 
 /// The node as an affine function of its one operand that is not constant, if it is one, per channel or as a whole.

@@ -4,31 +4,32 @@
 use crate::{
     Context, Pass, PassError, Record,
     affine::{Affine, fold_into_consumer, fold_into_producer},
-    edit::{add_f32, f32_constant, replace},
+    edit::{add_f32, f32_constant, live_op, replace},
 };
 use qcc_ir::{
-    Graph, NodeId, Op, ValueId,
-    ops::{BatchNorm, Binary, BinaryKind},
+    Graph, NodeId, Op, Shape, ValueId,
+    ops::{BatchNorm, Binary, BinaryKind, Reshape, Unary, UnaryKind},
 };
 
 /// See the module.
 pub(crate) const FOLD_BATCH_NORM: Pass = Pass { name: "fold_batch_norm", run };
 
 /// Factors above this say that a variance is next to nothing; int8 weights would be all but one channel's.
-const HUGE_FACTOR: f64 = 1e4;
+const HUGE_FACTOR: f64 = 1e3;
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     let mut stale = Vec::new();
     let mut seen = 0;
     for node in graph.order() {
-        let Some(Op::BatchNorm(bn)) = graph.op(node).cloned() else {
+        let Some(Op::BatchNorm(bn)) = live_op(graph, node).cloned() else {
             continue;
         };
         let name = graph.node(node).name.clone();
         let operands = graph.operands(node);
         let statistics: Option<Vec<&[f32]>> = operands[1..].iter().map(|&v| f32_constant(graph, v)).collect();
         let Some(statistics) = statistics else {
-            record.declined(&name, "its parameters are not constant");
+            compute(graph, node, &bn)?;
+            record.declined(&name, "its parameters are not constant: it is computed from them");
             continue;
         };
         seen += 1;
@@ -117,5 +118,34 @@ fn to_affine(
     let scaled = graph.add(&format!("{name}_scaled"), Binary { kind: BinaryKind::Mul }, &[x, factor])?;
     graph.rewrite(node, Binary { kind: BinaryKind::Add }, &[scaled.out(), shift])?;
     graph.remove_dead();
+    Ok(())
+}
+
+/// The node as the ops of its definition, for parameters that are only known when the model runs.
+fn compute(graph: &mut Graph, node: NodeId, bn: &BatchNorm) -> Result<(), PassError> {
+    let name = graph.node(node).name.clone();
+    let [x, scale, bias, mean, variance] = graph.operands(node)[..] else {
+        return Ok(());
+    };
+    let mut dims = vec![1; graph.shape(x).rank() - bn.axis];
+    dims[0] = graph.shape(x)[bn.axis];
+    let shape = Shape::new(dims).map_err(|e| PassError::op(&name, "BatchNorm", e.into()))?;
+    let mut broadcast = [scale, bias, mean, variance];
+    for (v, what) in broadcast.iter_mut().zip(["scale", "bias", "mean", "variance"]) {
+        let reshape = Reshape { shape: shape.clone() };
+        *v = graph.add(&format!("{name}_{what}"), reshape, &[*v])?.out();
+    }
+    let [scale, bias, mean, variance] = broadcast;
+    let binary = |graph: &mut Graph, what: &str, kind, a, b| {
+        graph.add(&format!("{name}_{what}"), Binary { kind }, &[a, b]).map(NodeId::out)
+    };
+    let epsilon = add_f32(graph, &format!("{name}_epsilon"), &[], vec![bn.epsilon])?;
+    let variance = binary(graph, "stabilised", BinaryKind::Add, variance, epsilon)?;
+    let deviation =
+        graph.add(&format!("{name}_deviation"), Unary { kind: UnaryKind::Sqrt }, &[variance])?.out();
+    let centred = binary(graph, "centred", BinaryKind::Sub, x, mean)?;
+    let normal = binary(graph, "normal", BinaryKind::Div, centred, deviation)?;
+    let scaled = binary(graph, "scaled", BinaryKind::Mul, normal, scale)?;
+    graph.rewrite(node, Binary { kind: BinaryKind::Add }, &[scaled, bias])?;
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Ops of constants are computed at compile time.
 
-use crate::{Context, Pass, PassError, Record, edit::replace};
+use crate::{
+    Context, Pass, PassError, Record,
+    edit::{live_op, replace},
+};
 use qcc_ir::{Graph, NodeId, Tensor, TensorType};
 
 /// See the module.
@@ -8,11 +11,7 @@ pub(crate) const FOLD_CONSTANTS: Pass = Pass { name: "fold_constants", run };
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     for node in graph.order() {
-        // What only a folded op needed is gone.
-        if !graph.contains(node) {
-            continue;
-        }
-        let Some(op) = graph.op(node) else { continue };
+        let Some(op) = live_op(graph, node) else { continue };
         let operands = graph.operands(node);
         let values: Option<Vec<&Tensor>> = operands.iter().map(|&v| graph.constant_value(v)).collect();
         // No op has several results; one that had would be left as it is.

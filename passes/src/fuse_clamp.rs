@@ -2,7 +2,7 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    edit::{Product, clamp_of, is_move, replace},
+    edit::{Product, clamp_of, is_move, live_op, replace},
 };
 use qcc_ir::{
     Graph, NodeId, Op,
@@ -14,7 +14,7 @@ pub(crate) const FUSE_CLAMP: Pass = Pass { name: "fuse_clamp", run };
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     for node in graph.order() {
-        let Some(clamp) = clamp_of(graph, node) else {
+        let Some(clamp) = live_op(graph, node).and_then(|_| clamp_of(graph, node)) else {
             continue;
         };
         let name = graph.node(node).name.clone();

@@ -1,6 +1,9 @@
 //! Paddings with zeros become the pads of the convolution or average pool behind them.
 
-use crate::{Context, Pass, PassError, Record, edit::replace};
+use crate::{
+    Context, Pass, PassError, Record,
+    edit::{live_op, replace},
+};
 use qcc_ir::{
     Graph, NodeId, Op,
     ops::{Layout, Pad, PadMode, PoolKind, Window},
@@ -11,7 +14,7 @@ pub(crate) const FUSE_PAD: Pass = Pass { name: "fuse_pad", run };
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     for node in graph.order() {
-        let Some(Op::Pad(pad)) = graph.op(node).cloned() else {
+        let Some(Op::Pad(pad)) = live_op(graph, node).cloned() else {
             continue;
         };
         let name = graph.node(node).name.clone();

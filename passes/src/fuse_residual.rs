@@ -2,7 +2,7 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    edit::{Product, replace},
+    edit::{Product, live_op, replace},
 };
 use qcc_ir::{
     Graph, NodeId, Op, ValueId,
@@ -17,7 +17,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     let order = graph.order();
     let position: BTreeMap<NodeId, usize> = order.iter().enumerate().map(|(i, &n)| (n, i)).collect();
     for node in order {
-        if !matches!(graph.op(node), Some(Op::Binary(Binary { kind: BinaryKind::Add }))) {
+        if !matches!(live_op(graph, node), Some(Op::Binary(Binary { kind: BinaryKind::Add }))) {
             continue;
         }
         let operands = graph.operands(node);

@@ -110,6 +110,9 @@ fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, P
         let range = |f: fn(f32, f32) -> f32| c.iter().copied().fold(0.0, f);
         return Ok(Range { min: range(f32::min), max: range(f32::max) });
     }
+    if graph.shape(value).elements() == 0 {
+        return Ok(Range { min: 0.0, max: 0.0 });
+    }
     let seen = ctx
         .ranges
         .get(graph, value)

@@ -98,7 +98,7 @@ impl Builder<'_> {
         match op {
             // Its users say what they need it as.
             Op::FakeQuant(_) if self.rounded_constant(node.out()).is_some() => return Ok(()),
-            Op::FakeQuant(f) => return self.to_codes(node, f),
+            Op::FakeQuant(f) => return self.convert(node, f),
             _ => {}
         }
         if self.on_grids(node) {
@@ -166,7 +166,7 @@ impl Builder<'_> {
     }
 
     /// A fake-quantization that no op took in: a conversion, or nothing where the codes are on its grid already.
-    fn to_codes(&mut self, node: NodeId, f: &FakeQuant) -> Result<(), PassError> {
+    fn convert(&mut self, node: NodeId, f: &FakeQuant) -> Result<(), PassError> {
         let name = self.old.node(node).name.clone();
         let x = self.old.operand(node, 0);
         let per_tensor = f.params.as_per_tensor();

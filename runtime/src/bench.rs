@@ -4,6 +4,7 @@ use crate::{
     Error, Feed, JitOptions, Model, Precision, Preprocess, Program, ProgramError, Samples, Score, Session,
     TensorView, TensorViewMut, container::ContainerError, memory,
 };
+use qcc_codegen::{dense::spec::Product, peak};
 use qcc_ir::numerics::RequantMode;
 use serde::Serialize;
 use smallvec::SmallVec;
@@ -16,6 +17,15 @@ pub struct Peaks {
     pub int8: f64,
     /// f32.
     pub float: f64,
+}
+
+/// Measures what one core reaches with the instructions of a tier. Takes a fraction of a second.
+///
+/// # Errors
+/// Where no memory can be had for code.
+pub fn measure_peaks(jit: &JitOptions) -> Result<Peaks, Error> {
+    let measure = |product| Ok::<f64, Error>(1e9 * peak::measure(jit.tier, product)?);
+    Ok(Peaks { int8: measure(Product::U8S8)?, float: measure(Product::F32)? })
 }
 
 /// The timings of one model, as `qcc bench --json` writes them.

@@ -349,7 +349,7 @@ impl Compiler {
         // Without pins: they are meant for the model that comes out, and may name integer devices.
         let options = Options { capability: qcc_codegen::capability, precision: Precision::Float, ..Options::default() };
         qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo { precision: Precision::Float, ..self.info(None, &Report::default()) };
+        let info = ProgramInfo { precision: Precision::Float, ..self.info(&graph, None, &Report::default()) };
         let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
         Ok(Program::new(graph, info).jit(&jit)?)
     }
@@ -366,11 +366,11 @@ impl Compiler {
         let lowered = qcc_passes::lower(&mut graph, &self.options, &mut self.watch())?;
         let report = quantized.then(lowered);
         self.warn_of(&report);
-        let info = self.info(calibrated, &prepared.report.clone().then(report));
+        let info = self.info(&graph, calibrated, &prepared.report.clone().then(report));
         Ok(Program::new(graph, info))
     }
 
-    fn info(&self, calibrated: Option<&Calibrated>, report: &Report) -> ProgramInfo {
+    fn info(&self, graph: &Graph, calibrated: Option<&Calibrated>, report: &Report) -> ProgramInfo {
         let quantized = self.options.precision != Precision::Float;
         ProgramInfo {
             qcc: env!("CARGO_PKG_VERSION").into(),
@@ -379,6 +379,7 @@ impl Compiler {
             calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
             preprocess: self.preprocess.clone(),
             report: report.to_string(),
+            plan: qcc_passes::plan(graph, report),
         }
     }
 

@@ -39,6 +39,9 @@ pub enum Error {
     /// The threads asked for are not there.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
+    /// The peak of this CPU cannot be measured.
+    #[error(transparent)]
+    Peak(#[from] qcc_codegen::peak::PeakError),
     /// A synthetic model cannot be built.
     #[error(transparent)]
     Zoo(#[from] ZooError),

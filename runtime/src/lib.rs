@@ -68,7 +68,7 @@ mod tier;
 mod view;
 pub mod zoo;
 
-pub use bench::{BenchReport, Latency, Layer, Peaks, Run, bench};
+pub use bench::{BenchReport, Latency, Layer, Peaks, Run, bench, measure_peaks};
 pub use compiler::{Calibrated, Compiler, Event, IMPORT, Prepared, graph_inputs, parse_calibrator};
 pub use container::{ContainerError, is_program};
 pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_npz, write_npy};
@@ -76,7 +76,7 @@ pub use error::Error;
 pub use eval::{Evaluation, Score, evaluate, top};
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
 pub use program::{Calibration, Program, ProgramError, ProgramInfo};
-pub use qcc_codegen::{ListingKind, Tier};
+pub use qcc_codegen::{CodegenError, ListingKind, Tier};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
 pub use qcc_passes::{Calibrator, Precision};

@@ -32,6 +32,8 @@ pub struct ProgramInfo {
     pub preprocess: Preprocess,
     /// What the passes did and declined, as text.
     pub report: String,
+    /// Every op with its device and the reason for it, as text.
+    pub plan: String,
 }
 
 /// Where the ranges of activations come from.

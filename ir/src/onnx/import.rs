@@ -14,13 +14,16 @@ use crate::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a graph's symbolic dimensions are to be.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Bindings {
     /// Shapes of inputs, by name. They must agree with what the model declares.
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// Lengths of named dimensions. Those that a shape does not tell and that are not here: 1 for the first dimension
     /// of an input, which is the batch; an error for others.
     pub symbols: BTreeMap<String, usize>,
+    /// Inputs that are to be constants of the graph, by name: values that do not change from run to run, such as axes
+    /// and target shapes that a model takes as inputs.
+    pub values: BTreeMap<String, Tensor>,
 }
 
 impl Model {
@@ -39,11 +42,7 @@ impl Model {
             budget: MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)),
         };
         for (info, shape) in self.inputs.iter().zip(shapes) {
-            let value = importer
-                .graph
-                .input(&info.name, TensorType::new(info.dtype, shape))
-                .map_err(|e| ImportError::Input { input: info.name.clone(), reason: e.to_string() })?;
-            importer.values.insert(&info.name, value);
+            importer.input(info, shape, bindings.values.get(&info.name))?;
         }
         for def in &self.nodes {
             importer.node(def)?;
@@ -78,15 +77,19 @@ impl Model {
 /// The concrete shapes of the inputs.
 fn bind(inputs: &[InputInfo], bindings: &Bindings) -> Result<Vec<Shape>, ImportError> {
     let names = || inputs.iter().map(|i| format!("`{}`", i.name)).collect::<Vec<_>>().join(", ");
-    if let Some(unknown) = bindings.shapes.keys().find(|&name| inputs.iter().all(|i| i.name != *name)) {
+    let mut bound = bindings.shapes.keys().chain(bindings.values.keys());
+    if let Some(unknown) = bound.find(|&name| inputs.iter().all(|i| i.name != *name)) {
         return Err(ImportError::Input {
             input: unknown.clone(),
             reason: format!("the model has no input of this name; its inputs are {}", names()),
         });
     }
     let mut symbols = bindings.symbols.clone();
+    let value_shapes = bindings.values.iter().map(|(name, t)| (name, t.shape().to_vec()));
+    let shapes: BTreeMap<&String, Vec<usize>> =
+        bindings.shapes.iter().map(|(name, dims)| (name, dims.clone())).chain(value_shapes).collect();
     for info in inputs {
-        if let Some(given) = bindings.shapes.get(&info.name) {
+        if let Some(given) = shapes.get(&info.name) {
             check_given(info, given, &mut symbols)?;
         }
     }
@@ -95,7 +98,7 @@ fn bind(inputs: &[InputInfo], bindings: &Bindings) -> Result<Vec<Shape>, ImportE
             symbols.entry(batch.clone()).or_insert(1);
         }
     }
-    inputs.iter().map(|info| concrete(info, bindings.shapes.get(&info.name), &symbols)).collect()
+    inputs.iter().map(|info| concrete(info, shapes.get(&info.name), &symbols)).collect()
 }
 
 /// Checks a shape that the caller gives against the declared one, and learns what its symbols are.
@@ -169,6 +172,29 @@ struct Importer<'m> {
 }
 
 impl<'m> Importer<'m> {
+    fn input(
+        &mut self,
+        info: &'m InputInfo,
+        shape: Shape,
+        known: Option<&Tensor>,
+    ) -> Result<(), ImportError> {
+        let refuse = |reason: String| ImportError::Input { input: info.name.clone(), reason };
+        let ty = TensorType::new(info.dtype, shape);
+        let value = match known {
+            Some(t) if t.dtype() == info.dtype => self.graph.constant(&info.name, t.clone()),
+            Some(t) => {
+                return Err(refuse(format!("bound to {}, but the model declares {}", t.ty(), info.dtype)));
+            }
+            None => self
+                .graph
+                .input(&info.name, ty)
+                .map_err(NodeError::from)
+                .map_err(|e| refuse(e.to_string()))?,
+        };
+        self.values.insert(&info.name, value);
+        Ok(())
+    }
+
     fn node(&mut self, def: &'m NodeDef) -> Result<(), ImportError> {
         let fail = |source| ImportError::Node { node: def.name.clone(), op: def.op.clone(), source };
         let opset = self.model.opset();

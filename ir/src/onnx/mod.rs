@@ -20,3 +20,6 @@ pub use error::{ImportError, NodeError, UnsupportedOp};
 pub use export::{ExportError, ExportOptions, export, export_with};
 pub use import::Bindings;
 pub use model::{Dim, InputInfo, Model, OPSETS};
+
+#[cfg(test)]
+mod tests;

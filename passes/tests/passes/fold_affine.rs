@@ -32,7 +32,6 @@ fn a_normalised_input_joins_an_unpadded_product_after_it() {
     let y = net.binary("spread", BinaryKind::Div, y, spread);
     let y = net.conv("conv", y, 4, Window::new([4, 4]).strides([4, 4]), 1, true);
     let (after, report) = prepared(&net.finish(y));
-    // Backwards, the centring comes after the division is gone: one sweep takes the later one only.
     assert_eq!(count(&after, "Binary"), 0, "{report}");
 }
 

@@ -41,7 +41,8 @@ fn the_branches_of_a_concatenation_share_one_grid() {
         let b = net.max_pool("pool", b, 2);
         let a = net.max_pool("pool_a", a, 2);
         let c = net.random_constant("c", &[1, 1, 3, 3], 9.0);
-        net.concat("concat", &[a, b, c], 1)
+        let y = net.concat("concat", &[a, b, c], 1);
+        net.conv1x1("next", y, 2)
     });
     let (after, report) = quantized(&graph);
     let grids = ["a_fq", "b_fq", "c_fq"].map(|n| fake_quant(&after, n).params.clone());

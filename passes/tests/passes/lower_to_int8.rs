@@ -61,6 +61,7 @@ fn constants_beside_activations_are_codes() {
     let y = net.binary("mul", BinaryKind::Mul, c, y);
     let d = net.random_constant("d", &[1, 4, 5, 5], 3.0);
     let y = net.concat("concat", &[y, d], 1);
+    let y = net.conv1x1("next", y, 4);
     let (placed, report) = within(&net.finish(y), 1.0);
     assert_eq!((count(&placed, "QBinary"), count(&placed, "Concat")), (1, 1), "{report}");
     assert_eq!(count(&placed, "Quantize"), 1, "constants are not quantized at run time");
@@ -124,14 +125,12 @@ fn float_islands_are_converted_at_their_borders_once() {
     let l = net.unary("reciprocal", UnaryKind::Reciprocal, s);
     let b = net.conv1x1("b", l, 4);
     let c = net.conv1x1("c", l, 4);
-    net.graph.output("also", a);
+    let also = net.unary("log", UnaryKind::Log, a);
+    net.graph.output("also", also);
     let y = net.binary("mul", BinaryKind::Mul, b, c);
-    let (placed, report) = {
-        let float = net.finish(y);
-        let (_, placed, report) = compiled(&float, &Options::default());
-        (placed, report)
-    };
-    // In: x, and the island's result. Out: a (for island and output), mul.
+    let float = net.finish(y);
+    let (_, placed, report) = compiled(&float, &Options::default());
+    // In: x, and the island's result for both its users. Out: a for both its users, mul.
     assert_eq!((count(&placed, "Quantize"), count(&placed, "Dequantize")), (2, 2), "{report}");
 }
 
@@ -146,13 +145,59 @@ fn what_the_model_quantizes_itself_stays_as_it_is() {
     let y = net.conv1x1("conv", d, 4);
     let float = net.finish(y);
     let (fake, placed, report) = compiled(&float, &Options::default());
-    for name in ["q", "pool", "d"] {
-        assert!(
-            declined(&report, "insert_fake_quant", name).contains("quantized by the model itself"),
-            "{report}"
-        );
-    }
+    assert!(declined(&report, "insert_fake_quant", "d").contains("quantized by the model itself"));
+    let pooled = placed.ty(find(&placed, "pool").out());
+    assert_eq!(pooled.per_tensor(), Some((1.0 / 64.0, 128)));
     let x = inputs(&float, 9);
     assert!(distance(&run(&float, &x), &run(&placed, &x)) < 0.05);
+    assert!(distance(&run(&fake, &x), &run(&placed, &x)) < 0.02);
+}
+
+/// A fake-quant graph that no pass of ours made, with the scale of the bias given.
+fn foreign(bias_scale: f32) -> Graph {
+    let text = format!(
+        r#"qir 1
+graph "foreign" stage fake-quant
+%0 = input "x" : f32[1x4x4x2]
+%1 = "x_fq" FakeQuant(dtype:u8,lo:0,hi:255,params:(scales:[0.0078125],zero_points:[128],axis:None))(%0)
+%2 = const "w" : f32[3x2x1x1] = seed(7)
+%3 = "w_fq" FakeQuant(dtype:s8,lo:-127,hi:127,params:(scales:[0.0078125],zero_points:[0],axis:None))(%2)
+%4 = const "b" : f32[3] = [0.5, -0.25, 0.125]
+%5 = "b_fq" FakeQuant(dtype:s32,lo:-8388608,hi:8388608,params:(scales:[{bias_scale}],zero_points:[0],axis:None))(%4)
+%6 = "conv" Conv(window:(kernel:[1,1],strides:[1,1],dilations:[1,1],pads_begin:[0,0],pads_end:[0,0]),groups:1,layout:ChannelsLast,bias:true,residual:false,clamp:(lo:-inf,hi:inf))(%1, %3, %5)
+%7 = "y_fq" FakeQuant(dtype:u8,lo:10,hi:250,params:(scales:[0.015625],zero_points:[120],axis:None))(%6)
+%8 = "narrow" FakeQuant(dtype:u8,lo:0,hi:255,params:(scales:[0.0078125],zero_points:[128],axis:None))(%7)
+output "y" = %8
+"#
+    );
+    qcc_ir::text::parse(&text).unwrap()
+}
+
+#[test]
+fn a_fake_quant_graph_from_elsewhere_is_lowered_by_its_pattern() {
+    let fake = foreign(0.0078125 * 0.0078125);
+    let mut placed = fake.clone();
+    let report = qcc_passes::lower(&mut placed, &Options::default(), &mut |_, _| {}).unwrap();
+    let Some(Op::QConv(c)) = placed.op(find(&placed, "conv")) else { panic!("{report}") };
+    assert_eq!((c.output.lo, c.output.hi), (10, 250));
+    assert_eq!(placed.op(find(&placed, "narrow")).map(Op::mnemonic), Some("QUnary"), "codes change grid");
+    let x = inputs(&fake, 4);
+    let steps = run(&fake, &x)
+        .iter()
+        .zip(&run(&placed, &x))
+        .map(|(a, b)| (a - b).abs() / 0.015625)
+        .fold(0.0, f32::max);
+    assert!(steps <= 1.01, "{steps}");
+}
+
+#[test]
+fn a_bias_in_other_units_is_not_taken_for_one_in_the_right_units() {
+    let fake = foreign(0.001);
+    let mut placed = fake.clone();
+    let report = qcc_passes::lower(&mut placed, &Options::default(), &mut |_, _| {}).unwrap();
+    let why = declined(&report, "lower_to_int8", "conv");
+    assert!(why.contains("its bias is in steps of"), "{why}");
+    assert_eq!(count(&placed, "Conv"), 1);
+    let x = inputs(&fake, 5);
     assert!(distance(&run(&fake, &x), &run(&placed, &x)) < 0.02);
 }

@@ -196,3 +196,45 @@ fn values_without_a_range_are_named() {
     let e = qcc_passes::quantize(&mut graph, &ranges, &options, &mut |_, _| {}).unwrap_err();
     assert_eq!(e, PassError::MissingRange { value: "b.expand".into() });
 }
+
+#[test]
+fn a_graph_without_anything_to_gain_stays_float() {
+    let mut net = Net::new(10);
+    let x = net.input("x", &[2, 3, 4, 4]);
+    let y = net.unary("tanh", UnaryKind::Tanh, x);
+    let y = net.max_pool("pool", y, 2);
+    let float = net.finish(y);
+    let (_, placed, _) = compiled(&float, &Options::default());
+    assert_eq!((count(&placed, "Quantize"), placed.stage), (0, Stage::Placed));
+    assert_same(&float, &placed);
+}
+
+#[test]
+fn empty_tensors_and_inputs_that_are_results_pass_through() {
+    let mut net = Net::new(11);
+    let x = net.input("x", &[0, 3, 4, 4]);
+    let y = net.conv3x3("conv", x, 4, 1);
+    let y = net.unary("relu", UnaryKind::Relu, y);
+    net.graph.output("x", x);
+    let float = net.finish(y);
+    let (_, placed, report) = compiled(&float, &Options::default());
+    assert_eq!(placed.outputs().len(), 2);
+    assert_eq!(count(&placed, "QConv"), 1, "{report}");
+    assert_eq!(run(&placed, &inputs(&float, 1)), Vec::<f32>::new());
+}
+
+#[test]
+fn every_pass_is_observed_in_order_with_a_valid_graph() {
+    let mut graph = residual_net(12);
+    let options = Options::default();
+    let mut seen = Vec::new();
+    let mut observe = |pass: &qcc_passes::Pass, graph: &Graph| {
+        qcc_ir::verify(graph).unwrap();
+        seen.push(pass.name);
+    };
+    qcc_passes::prepare(&mut graph, &options, &mut observe).unwrap();
+    let ranges = calibrated(&graph);
+    qcc_passes::quantize(&mut graph, &ranges, &options, &mut observe).unwrap();
+    qcc_passes::lower(&mut graph, &options, &mut observe).unwrap();
+    assert_eq!(seen, qcc_passes::pass_names(), "int8 runs each pass once");
+}

@@ -7,9 +7,9 @@ use super::{
 use crate::{dense::spec::Product, tier::Isa};
 use iced_x86::code_asm::*;
 
-/// Vector instructions in the unrolled body of the innermost loop: enough to hide the loop's own, few enough to
-/// leave room in the decoded instruction cache for the tiles of a whole layer.
-const BODY: usize = 128;
+/// Vector instructions in the unrolled body of the innermost loop, about: enough to hide the loop's own, which take
+/// slots of the multipliers' ports, and few enough for the decoded instruction cache.
+const BODY: usize = 400;
 /// The most groups in a body.
 const MAX_UNROLL: usize = 8;
 
@@ -65,8 +65,7 @@ fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
 /// One contiguous run. Returns how far it moved rdi; rsi is moved to the next run's weights if there is one.
 fn run(asm: &mut Assembler, tile: &Tile, more: bool) -> Result<i32, EmitError> {
     let groups = tile.spec.inner as usize;
-    let per_group = (tile.spec.pixels() + 1) * (tile.format.vectors() + 1);
-    let unroll = (BODY / per_group).clamp(1, MAX_UNROLL);
+    let unroll = unroll(tile, groups);
     let (trips, rest) = (groups / unroll, groups % unroll);
     let group_bytes = 4;
     let weight_bytes = tile.format.weight_bytes(1);
@@ -94,6 +93,13 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool) -> Result<i32, EmitError> {
         advance(asm, rsi, (straight * weight_bytes) as i64)?;
     }
     i32::try_from(moved).map_err(|_| EmitError::Displacement)
+}
+
+/// Groups in the body of the innermost loop: a divisor of their number if a large one fits, so that no tail is left.
+fn unroll(tile: &Tile, groups: usize) -> usize {
+    let per_group = (tile.spec.pixels() + 1) * (tile.format.vectors() + 1);
+    let most = (BODY / per_group).clamp(1, MAX_UNROLL);
+    (most / 2 + 1..=most).rev().find(|u| groups.is_multiple_of(*u)).unwrap_or(most)
 }
 
 fn advance(asm: &mut Assembler, pointer: AsmRegister64, by: i64) -> Result<(), EmitError> {

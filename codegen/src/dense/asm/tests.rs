@@ -348,7 +348,9 @@ fn run_codes(isa: Isa, geometry: &Geometry, c: Content) -> Result<Option<bool>, 
         let bias = match c.bias {
             BiasFill::Zero => 0,
             BiasFill::Any => p.rng.within(-100_000, 100_000),
-            BiasFill::Huge if p.rng.next() % 2 == 0 => i64::from(i32::MAX) - free.max - p.rng.within(0, 9),
+            BiasFill::Huge if p.rng.next().is_multiple_of(2) => {
+                i64::from(i32::MAX) - free.max - p.rng.within(0, 9)
+            }
             BiasFill::Huge => i64::from(i32::MIN) - free.min + p.rng.within(0, 9),
         };
         bounds.push(ChannelBounds { min: free.min + bias, max: free.max + bias });
@@ -470,6 +472,35 @@ fn every_shape_of_tile_is_right() {
                     residual_factor: -1.0,
                 };
                 assert!(run_codes(isa, &g, c).unwrap().is_some(), "{isa:?} {g:?} {c:?} refused");
+            }
+        }
+    }
+}
+
+#[test]
+fn tflite_shifts_a_large_residual_left() {
+    // A factor of 2^13 or more shifts left before the multiplier. Such a residual saturates unless the accumulator
+    // cancels it, which random cases do not hit.
+    let factor = 9000.0;
+    let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: 10, lo: 0, hi: 255 };
+    for isa in isas() {
+        let g = Geometry { pixels: 2, vectors: 1, columns: 8, loops: vec![], run_len: 1, before: 0, seed: 9 };
+        let p = Problem::new(isa, Product::U8S8, &g);
+        let bias: Vec<i32> = (0..p.channels as i32).map(|c| 20 * c - 9000).collect();
+        let bounds: Vec<_> =
+            bias.iter().map(|b| ChannelBounds { min: (*b).into(), max: (*b).into() }).collect();
+        let residual = Some(ResidualInput { factor, zero_point: 4 });
+        let q =
+            Requantizer::new(RequantMode::Tflite, &vec![1.0; p.channels], grid, residual, &bounds).unwrap();
+        let packed = pack_weights(p.format, 0..p.channels, 1, 1, |_, _, _| 0i8);
+        let params = pack_params(p.format, Some(&q), 0..p.channels, &bias);
+        let spec = p.spec(Epilogue::Requantize(&q), true);
+        let y = p.execute(&spec, &vec![0; p.a_bytes], &packed, &params, &vec![5; p.r_bytes]);
+        for y_offset in &p.y_offsets {
+            for (c, b) in bias.iter().enumerate().take(p.columns) {
+                let expected = q.apply(*b, c, 5);
+                assert_eq!(i32::from(y[*y_offset as usize + c]), expected, "{isa:?} channel {c}");
+                assert_eq!(expected, 10 + 20 * c as i32);
             }
         }
     }

@@ -325,7 +325,10 @@ impl Assembler {
         let (mut done, mut in_t) = (0, false);
         while done < bytes {
             let at = from + done;
-            let piece = [16, 8, 4, 2, 1].into_iter().find(|p| *p <= bytes - done && at % p == 0).unwrap_or(1);
+            let piece = [16, 8, 4, 2, 1]
+                .into_iter()
+                .find(|p| *p <= bytes - done && at.is_multiple_of(*p))
+                .unwrap_or(1);
             let to = m + done as i32;
             done += piece;
             if at >= 16 && piece == 16 {

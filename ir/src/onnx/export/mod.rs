@@ -1,7 +1,7 @@
 //! From a float or fake-quant graph to an ONNX model.
 
 mod ops;
-mod proto;
+pub(super) mod proto;
 
 use crate::{Graph, Kind, NodeId, OpError, Stage, Tensor, TensorError, ValueId};
 use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto};
@@ -132,8 +132,14 @@ impl<'g> Exporter<'g> {
         }
     }
 
-    /// Lets the last node that was written have the name and the result of IR node `id`.
+    /// Lets the last node that was written have the name and the result of IR node `id`. Where none was written, the
+    /// result has the name of the operand.
     fn settle(&mut self, id: NodeId, result: String) {
+        let is_new = self.proto.node.last().is_some_and(|n| n.output.first() == Some(&result));
+        if !is_new && !self.graph.is_output(id.out()) {
+            self.names.insert(id.out(), result);
+            return;
+        }
         let name = self.name(id.out());
         let last = self.proto.node.last_mut().filter(|n| n.output.first() == Some(&result));
         match last {

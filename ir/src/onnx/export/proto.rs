@@ -8,15 +8,15 @@ use onnx_protobuf::{
     type_proto,
 };
 
-pub(super) fn int(name: &str, value: i64) -> AttributeProto {
+pub(in crate::onnx) fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: name.into(), type_: AttributeType::INT.into(), i: value, ..Default::default() }
 }
 
-pub(super) fn float(name: &str, value: f32) -> AttributeProto {
+pub(in crate::onnx) fn float(name: &str, value: f32) -> AttributeProto {
     AttributeProto { name: name.into(), type_: AttributeType::FLOAT.into(), f: value, ..Default::default() }
 }
 
-pub(super) fn string(name: &str, value: &str) -> AttributeProto {
+pub(in crate::onnx) fn string(name: &str, value: &str) -> AttributeProto {
     AttributeProto {
         name: name.into(),
         type_: AttributeType::STRING.into(),
@@ -25,7 +25,7 @@ pub(super) fn string(name: &str, value: &str) -> AttributeProto {
     }
 }
 
-pub(super) fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> AttributeProto {
+pub(in crate::onnx) fn ints(name: &str, values: impl IntoIterator<Item = usize>) -> AttributeProto {
     let ints = values.into_iter().map(|v| v as i64).collect();
     AttributeProto { name: name.into(), type_: AttributeType::INTS.into(), ints, ..Default::default() }
 }
@@ -35,7 +35,7 @@ fn pack(elements: &[u8]) -> Vec<u8> {
     elements.chunks(2).map(|pair| (pair[0] & 15) | (pair.get(1).unwrap_or(&0) << 4)).collect()
 }
 
-pub(super) fn tensor(name: &str, value: &Tensor) -> TensorProto {
+pub(in crate::onnx) fn tensor(name: &str, value: &Tensor) -> TensorProto {
     let raw_data = match value.dtype() {
         DType::S4 | DType::U4 => pack(value.bytes()),
         _ => value.bytes().to_vec(),
@@ -50,7 +50,7 @@ pub(super) fn tensor(name: &str, value: &Tensor) -> TensorProto {
 }
 
 /// `batch` names the first dimension, which then has no number.
-pub(super) fn value_info(name: &str, ty: &TensorType, batch: Option<&str>) -> ValueInfoProto {
+pub(in crate::onnx) fn value_info(name: &str, ty: &TensorType, batch: Option<&str>) -> ValueInfoProto {
     let dim = |(axis, &d): (usize, &usize)| {
         let value = match batch {
             Some(symbol) if axis == 0 => dimension::Value::DimParam(symbol.into()),

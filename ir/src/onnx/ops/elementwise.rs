@@ -117,16 +117,21 @@ binaries! {
 /// From opset 12 the exponent may be of another type; the result is of the base's.
 pub(super) fn pow(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let (base, exponent) = (node.operand(0, "X")?, node.operand(1, "Y")?);
-    let to = node.ty(base).dtype;
-    let from = node.ty(exponent).dtype;
-    let exponent = match from == to || node.opset() < 12 {
-        true => exponent,
-        false if to.is_float() && from != DType::Bool => {
-            node.emit_part("exponent", Cast { to }, &[exponent])?
-        }
-        false => return Err(OpError::unsupported(format!("a power of {to} by {from}")).into()),
-    };
-    node.emit(Binary { kind: BinaryKind::Pow }, &[base, exponent])
+    let (to, from) = (node.ty(base).dtype, node.ty(exponent).dtype);
+    let pow = Binary { kind: BinaryKind::Pow };
+    if from == to || node.opset() < 12 || to == DType::Bool || from == DType::Bool {
+        return node.emit(pow, &[base, exponent]);
+    }
+    if to.is_float() || from.is_integer() {
+        let exponent = node.emit_part("exponent", Cast { to }, &[exponent])?;
+        return node.emit(pow, &[base, exponent]);
+    }
+    // An integer to a fractional power is computed in the widest float.
+    let wide = Cast { to: DType::F64 };
+    let base = node.emit_part("base", wide.clone(), &[base])?;
+    let exponent = node.emit_part("exponent", wide, &[exponent])?;
+    let power = node.emit_part("power", pow, &[base, exponent])?;
+    node.emit(Cast { to }, &[power])
 }
 
 /// One op after the other, from the left.

@@ -1,9 +1,9 @@
 //! Reductions.
 
 use crate::{
-    Shape, ValueId,
+    DType, Shape, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Reduce, ReduceKind},
+    ops::{Cast, Reduce, ReduceKind},
 };
 
 /// Axes counted from the back where negative, ascending; none may stand twice.
@@ -34,7 +34,14 @@ fn reduce(node: &mut Node<'_, '_>, kind: ReduceKind, since: i64) -> Result<Value
         true => (0..shape.rank()).collect(),
         false => axes("axes", &shape, &given)?,
     };
-    node.emit(Reduce { kind, axes, keep_dims }, &[x])
+    let reduce = Reduce { kind, axes, keep_dims };
+    if node.ty(x).dtype != DType::Bool || !matches!(kind, ReduceKind::Max | ReduceKind::Min) {
+        return node.emit(reduce, &[x]);
+    }
+    // Any and all, which opset 20 added, on 0 and 1.
+    let numbers = node.emit_part("numbers", Cast { to: DType::U8 }, &[x])?;
+    let y = node.emit_part("reduced", reduce, &[numbers])?;
+    node.emit(Cast { to: DType::Bool }, &[y])
 }
 
 macro_rules! reductions {

@@ -1,0 +1,478 @@
+//! The command line.
+
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use qcc_runtime::{
+    Calibrator, Precision,
+    ir::{Device, numerics::RequantMode},
+    parse_calibrator, zoo,
+};
+use std::path::PathBuf;
+
+/// Compiles neural networks from ONNX to machine code for x86 CPUs: quantized to 8-bit integers, or in float.
+#[derive(Parser, Debug)]
+#[command(name = "qcc", version, propagate_version = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// No progress bars; twice: no warnings either.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) quiet: u8,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  qcc bench
+      float against fake-quant against int8, on networks that come with qcc
+  qcc compile net.onnx --calibrate images/ --mean 123.7,116.3,103.5 --std 58.4,57.1,57.4
+      quantizes to net.qcc, with ranges from the images in a folder
+  qcc run net.qcc --input cat.jpg --top 5
+      the five best classes of an image
+  qcc eval net.onnx --calibrate images/ --every 5 --images images/
+      accuracy of float and int8, where file names are class indices: 281.jpg, 281_b.jpg
+  qcc inspect net.onnx
+      inputs, outputs, ops, sizes, and where each op will run
+
+Exit codes: 0 done, 1 bad model or data, 2 bad usage.
+The environment variable QCC_ISA caps the instructions that code is generated for, as --isa does.";
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Compile a model to a .qcc file, or show what it becomes on the way.
+    Compile(Compile),
+    /// Run a model on arrays or images.
+    Run(Run),
+    /// Measure accuracy on labelled images, and how well int8 agrees with float.
+    Eval(Eval),
+    /// Time float, fake-quant and int8 next to each other. Without a model: the founding experiment, on bundled networks.
+    Bench(Bench),
+    /// Show inputs, outputs, ops, sizes and placement of a model.
+    Inspect(Inspect),
+    /// Write a well-known network with random weights as ONNX, to measure without a download.
+    Zoo(Zoo),
+}
+
+/// What applies wherever an ONNX model is compiled. A .qcc file has most of this built in.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Compilation (of .onnx)")]
+pub(crate) struct CompileOptions {
+    /// Shape of an input, such as image=1x3x224x224. Symbolic batch sizes are 1 where nothing else is said.
+    #[arg(long, value_name = "INPUT=DIMS", value_parser = parse_shape)]
+    pub(crate) shape: Vec<(String, Vec<usize>)>,
+
+    /// Length of a symbolic dimension, by its name in the model.
+    #[arg(long, value_name = "SYMBOL=LENGTH", value_parser = parse_dimension)]
+    pub(crate) dim: Vec<(String, usize)>,
+
+    /// Scales for each output channel of weights, or one for the tensor.
+    #[arg(long, value_name = "GRID", default_value = "per-channel", value_parser = ["per-channel", "per-tensor"])]
+    pub(crate) weights: String,
+
+    /// Run a node on a device: int8-jit, float-jit or interpreter.
+    #[arg(long, value_name = "NODE=DEVICE", value_parser = parse_pin)]
+    pub(crate) pin: Vec<(String, Device)>,
+
+    /// Print the graph after a pass: `import`, the name of a pass, or `all`.
+    #[arg(long, value_name = "PASS")]
+    pub(crate) print_after: Vec<String>,
+
+    /// Print what each pass did, and what it declined and why.
+    #[arg(long)]
+    pub(crate) explain: bool,
+
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationOptions,
+}
+
+/// Where ranges of activations come from.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Calibration (of fake-quant and int8)")]
+pub(crate) struct CalibrationOptions {
+    /// Samples to find the ranges of activations with: FILE.npy or FILE.npz (f32 [N, ...] as the model takes it, or u8
+    /// images, preprocessed as below), or a folder of .jpg, .png or .bmp images. A few hundred typical inputs are good.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) calibrate: Option<PathBuf>,
+
+    /// How a range is chosen: `min-max`, or `percentile:P`, which leaves out 100 - P percent on either side.
+    #[arg(long, value_name = "HOW", default_value = "min-max", value_parser = calibrator)]
+    pub(crate) calibrator: Calibrator,
+
+    /// Take the calibration samples 0, K, 2K... only.
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = at_least_one)]
+    pub(crate) every: usize,
+
+    /// Take at most N calibration samples.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) samples: Option<usize>,
+}
+
+/// How images become inputs.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Images")]
+pub(crate) struct ImageOptions {
+    /// Mean of the channels, in pixel units (0 to 255) and in the order in which the model takes them: a pixel x goes in
+    /// as (x - mean) / std. One number for all channels, or one for each. Default 0.
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',', allow_hyphen_values = true)]
+    pub(crate) mean: Vec<f32>,
+
+    /// Standard deviation of the channels, likewise. Default 1.
+    #[arg(long, value_name = "R,G,B", value_delimiter = ',')]
+    pub(crate) std: Vec<f32>,
+
+    /// Height and width of images, which must be the model's. Images are cropped about their centre if their shorter
+    /// side is between this and 1/0.875 of this; larger ones are first reduced to 1/0.875 of it, smaller ones enlarged
+    /// to it. Default: the model's input.
+    #[arg(long, value_name = "HxW", value_parser = parse_size)]
+    pub(crate) size: Option<(usize, usize)>,
+
+    /// The model takes blue first.
+    #[arg(long)]
+    pub(crate) bgr: bool,
+}
+
+/// What code is generated for.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Execution")]
+pub(crate) struct TierOption {
+    /// Best instructions to use: avx512vnni, avxvnni, avx2, xmm-vnni or x86-64-v2. Default: the best of this CPU.
+    #[arg(long, value_name = "TIER")]
+    pub(crate) isa: Option<String>,
+}
+
+/// Threads of a run.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Execution")]
+pub(crate) struct ThreadsOption {
+    /// Threads; 0 for one on each core. Results do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) threads: usize,
+}
+
+/// One requantization mode.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RequantOption {
+    /// How int8 scales its accumulators back to 8 bits: integer multipliers and shifts (`shift`, `tflite`, `q15`), shifts
+    /// alone (`pow2`), or float multipliers (`float`).
+    #[arg(long, value_name = "MODE", default_value = RequantMode::Q15.name(), value_parser = requant())]
+    pub(crate) requant: RequantMode,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  qcc compile net.onnx --calibrate samples.npy
+  qcc compile net.onnx --shape input=8x3x224x224 --calibrate images/ --mean 127 --std 128 -o net-batch8.qcc
+  qcc compile net.onnx --calibrate samples.npy --emit onnx -o net.qdq.onnx
+      the quantized network as ONNX with QuantizeLinear and DequantizeLinear
+  qcc compile net.onnx --precision float --emit onnx -o net.folded.onnx
+      the float network, its batch norms folded and its activations fused
+  qcc compile net.onnx --explain --print-after fold_batch_norm")]
+pub(crate) struct Compile {
+    /// The model: .onnx, or .qcc to look into one.
+    pub(crate) model: PathBuf,
+
+    /// The file to write; `-` for standard output. Default: the model's name with another suffix for .qcc and .onnx,
+    /// standard output for text.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// What to compute with.
+    #[arg(long, value_name = "PRECISION", default_value = "int8", value_parser = precision())]
+    pub(crate) precision: Precision,
+
+    #[command(flatten)]
+    pub(crate) requant: RequantOption,
+
+    /// What to write.
+    #[arg(long, value_name = "FORM", default_value = "qcc")]
+    pub(crate) emit: Emit,
+
+    /// With --emit onnx or qir: the graph after this pass, or `import` for the model as it was read.
+    #[arg(long, value_name = "PASS")]
+    pub(crate) stop_after: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) images: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
+}
+
+/// What `compile` writes.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Emit {
+    /// The quantized model, ready to load.
+    Qcc,
+    /// ONNX: float models as folded and fused, quantized ones with QuantizeLinear and DequantizeLinear.
+    Onnx,
+    /// The graph in text form.
+    Qir,
+    /// The code before register allocation, of the functions that Cranelift compiles.
+    Clif,
+    /// The machine code, disassembled.
+    Asm,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  qcc run net.onnx --input x=x.npy --output-dir out/
+  qcc run net.qcc --input cat.jpg --top 5
+  qcc run net.onnx --zeros --precision int8 --calibrate samples.npy")]
+pub(crate) struct Run {
+    /// The model: .onnx or .qcc.
+    pub(crate) model: PathBuf,
+
+    /// An input: INPUT=FILE, or FILE alone for a model of one input. Files are .npy, .npz or images.
+    #[arg(long, value_name = "[INPUT=]FILE", conflicts_with = "zeros")]
+    pub(crate) input: Vec<String>,
+
+    /// Feed zeros to all inputs.
+    #[arg(long)]
+    pub(crate) zeros: bool,
+
+    /// Write every output to DIR/OUTPUT.npy.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output_dir: Option<PathBuf>,
+
+    /// Print the K highest values of each row of the first output, with their indices.
+    #[arg(long, value_name = "K")]
+    pub(crate) top: Option<usize>,
+
+    /// What an .onnx computes with.
+    #[arg(long, value_name = "PRECISION", default_value = "float", value_parser = precision())]
+    pub(crate) precision: Precision,
+
+    #[command(flatten)]
+    pub(crate) requant: RequantOption,
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) images: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsOption,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  qcc eval net.onnx --images val/ --mean 127 --std 128 --calibrate val/ --every 5
+      images val/0.jpg, val/1.jpg...: names begin with the class index
+  qcc eval net.onnx --images test.npz --calibrate train.npz --requant all
+      test.npz holds `images` and `labels`; int8 in every requantization mode
+  qcc eval net.qcc --images val/ --labels labels.txt --reference net.onnx")]
+pub(crate) struct Eval {
+    /// The model: .onnx (evaluated in float too, for comparison), or .qcc.
+    pub(crate) model: PathBuf,
+
+    /// A folder of images, or an .npz with `images` and `labels`, or an .npy.
+    #[arg(long, value_name = "DIR|FILE")]
+    pub(crate) images: PathBuf,
+
+    /// Class indices: text with one a line, .npy, or .npz with `labels`; in the order of the samples (images: of their
+    /// names). Default: `labels` of the .npz, or the numbers that the names of the images begin with.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+
+    /// Evaluate the first N samples only.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) limit: Option<usize>,
+
+    /// The float .onnx model that a .qcc is compared with.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) reference: Option<PathBuf>,
+
+    /// What to compute with; float is always there for comparison.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "int8", value_parser = precision())]
+    pub(crate) precision: Vec<Precision>,
+
+    /// Requantization modes of int8: a list, or `all`.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
+    pub(crate) requant: Vec<Modes>,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) preprocess: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
+
+    /// Threads, which share the samples; 0 for one on each core. Results do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Columns: latency of one run (median and fastest); how many times faster than float; 10^9 multiply-accumulates a second
+and their share of what this CPU reaches at best in the same arithmetic; the share of the time that requantization takes
+(for fake-quant: rounding to grids); time from a .qcc file to the first run; memory at its peak beyond the process itself.
+
+Examples:
+  qcc bench                                       the founding experiment
+  qcc bench --isa avx2 --json experiment.json
+  qcc bench net.onnx --shape input=1x3x224x224 --layers
+  qcc bench net.qcc --threads 4 --reps 100")]
+pub(crate) struct Bench {
+    /// The model: .onnx or .qcc. Without one, the founding experiment runs.
+    pub(crate) model: Option<PathBuf>,
+
+    /// What to compute with.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "float,fake-quant,int8", value_parser = precision())]
+    pub(crate) precision: Vec<Precision>,
+
+    /// Requantization modes of int8: a list, or `all`. The founding experiment has all of them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
+    pub(crate) requant: Vec<Modes>,
+
+    /// Timed runs of each.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
+    pub(crate) reps: usize,
+
+    /// Print the time of every layer.
+    #[arg(long)]
+    pub(crate) layers: bool,
+
+    /// Write all figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) images: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsOption,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    /// The model: .onnx or .qcc.
+    pub(crate) model: PathBuf,
+
+    /// The precision that the plan of an .onnx is made for.
+    #[arg(long, value_name = "PRECISION", default_value = "int8", value_parser = precision())]
+    pub(crate) precision: Precision,
+
+    #[command(flatten)]
+    pub(crate) requant: RequantOption,
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) images: ImageOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Zoo {
+    /// The network.
+    #[arg(value_parser = PossibleValuesParser::new(zoo::NAMES))]
+    pub(crate) name: String,
+
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE.onnx")]
+    pub(crate) output: PathBuf,
+}
+
+/// One requantization mode or all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Modes {
+    All,
+    One(RequantMode),
+}
+
+impl Modes {
+    /// The modes of a list, each once.
+    pub(crate) fn of(list: &[Modes]) -> Vec<RequantMode> {
+        let wants = |mode: &RequantMode| list.contains(&Modes::All) || list.contains(&Modes::One(*mode));
+        RequantMode::ALL.into_iter().filter(wants).collect()
+    }
+}
+
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name))
+        .map(|name| Precision::ALL.into_iter().find(|p| p.name() == name).unwrap_or_default())
+}
+
+fn requant() -> impl TypedValueParser<Value = RequantMode> {
+    PossibleValuesParser::new(RequantMode::ALL.map(RequantMode::name))
+        .map(|name| RequantMode::from_name(&name).unwrap_or(RequantMode::Q15))
+}
+
+fn requant_or_all() -> impl TypedValueParser<Value = Modes> {
+    let names = RequantMode::ALL.map(RequantMode::name).into_iter().chain(["all"]);
+    PossibleValuesParser::new(names.collect::<Vec<_>>())
+        .map(|name| RequantMode::from_name(&name).map_or(Modes::All, Modes::One))
+}
+
+fn calibrator(text: &str) -> Result<Calibrator, String> {
+    parse_calibrator(text).map_err(|e| e.to_string())
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n >= 1).ok_or_else(|| "must be a whole number from 1".into())
+}
+
+fn parse_dims(text: &str) -> Result<Vec<usize>, String> {
+    let dims = text.split('x').map(str::parse).collect::<Result<Vec<usize>, _>>();
+    dims.map_err(|_| format!("`{text}` is not a shape like 1x3x224x224"))
+}
+
+fn parse_shape(text: &str) -> Result<(String, Vec<usize>), String> {
+    // The last one: names of values may hold it, shapes cannot.
+    let (name, dims) = text.rsplit_once('=').ok_or("is not like image=1x3x224x224")?;
+    Ok((name.into(), parse_dims(dims)?))
+}
+
+fn parse_dimension(text: &str) -> Result<(String, usize), String> {
+    let (name, length) = text.rsplit_once('=').ok_or("is not like batch=8")?;
+    Ok((name.into(), length.parse().map_err(|_| format!("`{length}` is not a length"))?))
+}
+
+fn parse_pin(text: &str) -> Result<(String, Device), String> {
+    let (node, device) = text.rsplit_once('=').ok_or("is not like conv1=float-jit")?;
+    let device = Device::from_name(device).ok_or_else(|| {
+        format!("there is no device `{device}`; there are {}", Device::ALL.map(Device::name).join(", "))
+    })?;
+    Ok((node.into(), device))
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    match parse_dims(text)?[..] {
+        [h, w] if h > 0 && w > 0 => Ok((h, w)),
+        _ => Err(format!("`{text}` is not a size like 224x224")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_parsed_from_the_right() {
+        assert_eq!(parse_shape("a=b:0=1x3"), Ok(("a=b:0".into(), vec![1, 3])));
+        assert_eq!(parse_pin("conv=float-jit"), Ok(("conv".into(), Device::FloatJit)));
+        assert!(parse_shape("1x3").is_err() && parse_shape("a=1x").is_err() && parse_shape("a=1x-3").is_err());
+        assert!(parse_pin("conv=gpu").unwrap_err().contains("int8-jit"));
+        assert!(parse_size("224").is_err() && parse_size("0x4").is_err());
+    }
+
+    #[test]
+    fn modes_keep_their_order_and_come_once() {
+        let one = Modes::One(RequantMode::Q15);
+        assert_eq!(Modes::of(&[one, one]), [RequantMode::Q15]);
+        assert_eq!(Modes::of(&[one, Modes::All]), RequantMode::ALL);
+    }
+}

@@ -1,0 +1,180 @@
+//! `qcc compile`.
+
+use crate::{
+    args::{Compile, Emit},
+    failure::Failure,
+    table::bytes,
+};
+use qcc_runtime::{
+    Compiler, Event, ListingKind, Precision, Program, is_program,
+    ir::{Graph, onnx, text},
+};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+pub(crate) fn run(args: &Compile, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
+    if let Some(pass) = &args.stop_after {
+        super::check_pass(pass, &[])?;
+        if !matches!(args.emit, Emit::Onnx | Emit::Qir) {
+            return Err(Failure::Usage("--stop-after goes with --emit onnx or --emit qir".into()));
+        }
+    }
+    let (compiler, terminal) = super::compiler(&args.options, &args.images, args.tier.isa.as_deref(), quiet)?;
+    let compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    let written = match args.emit {
+        Emit::Qcc => emit_program(args, &compiler, out),
+        Emit::Onnx | Emit::Qir => {
+            let told = terminal.clone();
+            emit_graph(args, &compiler, move |event| told.event(event), out)
+        }
+        Emit::Clif | Emit::Asm => emit_listing(args, &compiler, out),
+    };
+    terminal.clear();
+    written
+}
+
+fn emit_program(args: &Compile, compiler: &Compiler, out: &mut impl Write) -> Result<(), Failure> {
+    let program = compiler.program_of_file(&args.model)?;
+    explain(args, &program, out)?;
+    let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("qcc"));
+    if is_stdout(&path) {
+        return Err(Failure::Usage("a .qcc file cannot go to standard output; give a name with -o".into()));
+    }
+    if path == args.model {
+        return Err(Failure::Usage(format!("`{}` is the model itself; give another name with -o", path.display())));
+    }
+    program.save(&path)?;
+    let size = std::fs::metadata(&path).map_or(0, |m| m.len());
+    writeln!(out, "{}: {}, {}", path.display(), describe(&program), bytes(size))?;
+    Ok(())
+}
+
+/// Precision and how it came about, such as `int8, q15, ranges of 100 samples`.
+fn describe(program: &Program) -> String {
+    let info = program.info();
+    let mut parts = vec![info.precision.name().to_string()];
+    if info.precision == Precision::Int8 {
+        parts.push(info.requant.name().into());
+    }
+    match &info.calibration {
+        Some(c) if c.synthetic => parts.push("ranges of synthetic noise (for timing only)".into()),
+        Some(c) => parts.push(format!("ranges of {} samples from {}", c.samples, c.origin)),
+        None => {}
+    }
+    parts.join(", ")
+}
+
+fn explain(args: &Compile, program: &Program, out: &mut impl Write) -> Result<(), Failure> {
+    if args.options.explain {
+        write!(out, "{}", program.info().report)?;
+    }
+    Ok(())
+}
+
+/// Where a quantized graph still has an ONNX form.
+const LAST_FAKE_QUANT_PASS: &str = "insert_fake_quant";
+
+fn emit_graph(
+    args: &Compile,
+    compiler: &Compiler,
+    tell: impl Fn(Event<'_>) + Send + Sync + 'static,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    let stop = match (&args.stop_after, args.emit, args.precision) {
+        (Some(pass), ..) => Some(pass.as_str()),
+        (None, Emit::Onnx, Precision::FakeQuant | Precision::Int8) => Some(LAST_FAKE_QUANT_PASS),
+        _ => None,
+    };
+    let graph = if is_program(&args.model) {
+        let program = Program::load(&args.model)?;
+        explain(args, &program, out)?;
+        program.graph().clone()
+    } else {
+        graph_after(args, compiler, tell, stop, out)?
+    };
+    let bytes = match args.emit {
+        Emit::Onnx => onnx::export(&graph)?,
+        _ => text::print(&graph).into_bytes(),
+    };
+    deliver(args, &bytes, out)
+}
+
+/// The graph after a pass: the last time it ran, if it ran more than once. Without a pass, the graph that is ready for
+/// what is to be written: folded and fused for ONNX, placed for the text form.
+fn graph_after(
+    args: &Compile,
+    compiler: &Compiler,
+    tell: impl Fn(Event<'_>) + Send + Sync + 'static,
+    stop: Option<&str>,
+    out: &mut impl Write,
+) -> Result<Graph, Failure> {
+    let seen: Arc<Mutex<Option<Graph>>> = Arc::default();
+    let compiler = {
+        let (seen, stop) = (seen.clone(), stop.map(String::from));
+        compiler.clone().observer(move |event| {
+            if let Event::Pass { name, graph } = &event
+                && stop.as_deref() == Some(*name)
+            {
+                *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((*graph).clone());
+            }
+            tell(event);
+        })
+    };
+    let taken = || seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let imported = compiler.import_file(&args.model)?;
+    if let Some(graph) = taken() {
+        return Ok(graph);
+    }
+    let prepared = compiler.prepare(imported)?;
+    // A pass that runs here may run again later, but what was asked for is the graph before quantization, unless the
+    // precision says otherwise.
+    if let Some(graph) = taken() {
+        return Ok(graph);
+    }
+    if stop.is_none() && args.emit == Emit::Onnx {
+        return Ok(prepared.graph().clone());
+    }
+    let calibrated = match args.precision {
+        Precision::Float => None,
+        Precision::FakeQuant | Precision::Int8 => Some(compiler.calibrate(&prepared)?),
+    };
+    let program = compiler.lower(&prepared, calibrated.as_ref())?;
+    explain(args, &program, out)?;
+    match (taken(), stop) {
+        (Some(graph), _) => Ok(graph),
+        (None, None) => Ok(program.graph().clone()),
+        (None, Some(pass)) => Err(Failure::Usage(format!("pass `{pass}` does not run for {}", args.precision.name()))),
+    }
+}
+
+fn emit_listing(args: &Compile, compiler: &Compiler, out: &mut impl Write) -> Result<(), Failure> {
+    let compiler = compiler.clone().listing(true);
+    let program = compiler.program_of_file(&args.model)?;
+    explain(args, &program, out)?;
+    let kind = if args.emit == Emit::Clif { ListingKind::Clif } else { ListingKind::Asm };
+    let text = compiler.jit(&program)?.listing(kind)?;
+    deliver(args, text.as_bytes(), out)
+}
+
+/// Writes to the file that was asked for, or to standard output; ONNX, which is no text, beside the model.
+fn deliver(args: &Compile, bytes: &[u8], out: &mut impl Write) -> Result<(), Failure> {
+    let beside = || match args.emit {
+        Emit::Onnx => PathBuf::from(format!("{}.{}.onnx", args.model.with_extension("").display(), args.precision.name())),
+        _ => PathBuf::from("-"),
+    };
+    let path = args.output.clone().unwrap_or_else(beside);
+    if is_stdout(&path) {
+        return Ok(out.write_all(bytes)?);
+    }
+    super::write(&path, bytes)?;
+    writeln!(out, "{}: {}", path.display(), crate::table::bytes(bytes.len() as u64))?;
+    Ok(())
+}
+
+fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+

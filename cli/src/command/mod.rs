@@ -1,0 +1,85 @@
+//! The commands, one file each, and what they share.
+
+pub(crate) mod bench;
+pub(crate) mod compile;
+pub(crate) mod eval;
+pub(crate) mod inspect;
+pub(crate) mod run;
+pub(crate) mod zoo;
+
+use crate::{
+    args::{CompileOptions, ImageOptions},
+    failure::Failure,
+    terminal::Terminal,
+};
+use qcc_runtime::{Compiler, IMPORT, Preprocess, ProgramInfo, Samples, passes};
+use std::{path::Path, sync::Arc};
+
+/// A compiler with the options of the command line, and the terminal that it reports to.
+fn compiler(
+    options: &CompileOptions,
+    images: &ImageOptions,
+    isa: Option<&str>,
+    quiet: u8,
+) -> Result<(Compiler, Arc<Terminal>), Failure> {
+    for pass in &options.print_after {
+        check_pass(pass, &["all"])?;
+    }
+    let terminal = Arc::new(Terminal::new(quiet, &options.print_after));
+    let mut compiler = Compiler::new().preprocess(preprocess(images)).calibrator(options.calibration.calibrator);
+    if let Some(isa) = isa {
+        compiler = compiler.tier(isa);
+    }
+    for (input, dims) in &options.shape {
+        compiler = compiler.shape(input, dims.clone());
+    }
+    for (symbol, length) in &options.dim {
+        compiler = compiler.dimension(symbol, *length);
+    }
+    for (node, device) in &options.pin {
+        compiler = compiler.pin(node, *device);
+    }
+    if options.weights == "per-tensor" {
+        compiler = compiler.weights(passes::WeightGrid::PerTensor);
+    }
+    if let Some(samples) = calibration_samples(options)? {
+        compiler = compiler.calibration(samples);
+    }
+    let told = terminal.clone();
+    Ok((compiler.observer(move |event| told.event(event)), terminal))
+}
+
+fn calibration_samples(options: &CompileOptions) -> Result<Option<Samples>, Failure> {
+    let calibration = &options.calibration;
+    let Some(path) = &calibration.calibrate else { return Ok(None) };
+    let samples = Samples::open(path)?.every(calibration.every);
+    Ok(Some(match calibration.samples {
+        Some(n) => samples.limit(n),
+        None => samples,
+    }))
+}
+
+fn preprocess(images: &ImageOptions) -> Preprocess {
+    Preprocess { mean: images.mean.clone(), std: images.std.clone(), size: images.size, bgr: images.bgr }
+}
+
+/// The preprocessing of the command line where it has any, and else what a program was made with.
+fn preprocess_of(images: &ImageOptions, info: &ProgramInfo) -> Preprocess {
+    let given = preprocess(images);
+    if given == Preprocess::default() { info.preprocess.clone() } else { given }
+}
+
+/// Fails unless this is the name of a pass, `import`, or one of some other words.
+fn check_pass(name: &str, others: &[&str]) -> Result<(), Failure> {
+    let names = passes::pass_names();
+    if name == IMPORT || others.contains(&name) || names.contains(&name) {
+        return Ok(());
+    }
+    let known: Vec<&str> = [IMPORT].into_iter().chain(names).chain(others.iter().copied()).collect();
+    Err(Failure::Usage(format!("there is no pass `{name}`; there are {}", known.join(", "))))
+}
+
+/// Writes a file of the command's own.
+fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+    std::fs::write(path, bytes).map_err(|source| Failure::Write { path: path.display().to_string(), source })
+}
