@@ -30,7 +30,6 @@ pub(crate) enum FunctionKind {
     /// Optimised: loop nests and addressing.
     Driver,
     /// As written (`opt_level=none`): tiles that hold their accumulators in registers, which the optimiser would spill.
-    #[allow(dead_code, reason = "used by the tiles of the dense family")]
     Tile,
 }
 
