@@ -13,6 +13,7 @@ use cranelift_codegen::{
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{ArenaMemoryProvider, JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, ModuleReloc};
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use std::{collections::BTreeMap, fmt::Write, sync::Mutex};
 
 /// Flags of every access to model memory: it never traps, and it may be unaligned.
@@ -277,21 +278,16 @@ impl Drop for Code {
     }
 }
 
-/// The disassembly of one function.
-pub(crate) fn disassemble(tier: &Tier, code: &[u8]) -> Result<String, CodegenError> {
-    let capstone = isa(tier, FunctionKind::Driver)?.to_capstone().map_err(|e| backend("disassembler", e))?;
-    let instructions = capstone.disasm_all(code, 0).map_err(|e| backend("disassembler", e))?;
-    let mut text = String::new();
-    for i in instructions.iter() {
-        let _ = writeln!(
-            text,
-            "  {:6x}: {} {}",
-            i.address(),
-            i.mnemonic().unwrap_or_default(),
-            i.op_str().unwrap_or_default()
-        );
+/// The disassembly of one function. Bytes that are no instruction, such as constants behind it, show as `(bad)`.
+pub(crate) fn disassemble(code: &[u8]) -> String {
+    let mut formatter = IntelFormatter::new();
+    let (mut text, mut instruction) = (String::new(), String::new());
+    for i in Decoder::with_ip(64, code, 0, DecoderOptions::NONE).iter() {
+        instruction.clear();
+        formatter.format(&i, &mut instruction);
+        let _ = writeln!(text, "  {:6x}: {instruction}", i.ip());
     }
-    Ok(text)
+    text
 }
 
 impl Emitter<'_> {

@@ -125,10 +125,7 @@ impl Model {
     }
 
     /// The text of every function; empty unless [`JitOptions::listing`] was set.
-    ///
-    /// # Errors
-    /// Where the disassembler fails.
-    pub fn listing(&self, kind: ListingKind) -> Result<String, CodegenError> {
+    pub fn listing(&self, kind: ListingKind) -> String {
         self.0.compiled.listing(kind)
     }
 }

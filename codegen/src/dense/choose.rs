@@ -153,7 +153,7 @@ fn cost(problem: &Problem, unit: &Unit, panels: &[Panel], rows: usize, cols: usi
     let groups = problem.k_groups() as f64;
     // Interior, right edge, lower edge, corner: how often, and how many pixels.
     let along = |extent: usize, block: usize| {
-        [(extent / block, block), (usize::from(extent % block > 0), extent % block)]
+        [(extent / block, block), (usize::from(!extent.is_multiple_of(block)), extent % block)]
     };
     let mut cycles = 0.0;
     for panel in panels {

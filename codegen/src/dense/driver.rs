@@ -341,7 +341,7 @@ impl Walk {
         let cols = Level { count: p.cols.div_ceil(cut.cols), a: p.a.col * cut.cols, y: p.y.col * cut.cols };
         // What panels add to addresses stands in their table.
         let panels = Level { count: panels, a: 0, y: 0 };
-        let edge = |extent: usize, block: usize| (extent % block > 0).then_some(extent / block);
+        let edge = |extent: usize, block: usize| (!extent.is_multiple_of(block)).then_some(extent / block);
         let (levels, row, col, panel) = match cut.order {
             Order::PanelsOuter => ([panels, images, rows, cols], 2, 3, 0),
             Order::PixelsOuter => ([images, rows, cols, panels], 1, 2, 3),

@@ -1,30 +1,14 @@
 //! Convolutions and matrix products against their definitions, on every tier of this CPU.
 
-use super::{compiled, run, tiers};
+use super::{Threads, compiled, placed, run, tiers};
 use crate::{CompiledModel, ListingKind, Parallel, Serial, Tier, capability};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use qcc_ir::{
-    DType, Device, Graph, NodeId, Op, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
+    DType, Graph, NodeId, Op, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
     numerics::RequantMode,
     ops::{Clamp, Conv, Layout, MatMul, QConv, QMatMul, Window},
 };
 use std::sync::Arc;
-
-/// An odd number of threads, so that ranges begin and end anywhere.
-struct Threads;
-
-impl Parallel for Threads {
-    fn threads(&self) -> usize {
-        7
-    }
-    fn run(&self, parts: usize, f: &(dyn Fn(usize) + Sync)) {
-        std::thread::scope(|s| {
-            for part in 0..parts {
-                s.spawn(move || f(part));
-            }
-        });
-    }
-}
 
 /// A small generator, so that a case is a few numbers that proptest can shrink.
 struct Random(u64);
@@ -107,9 +91,8 @@ impl Builder {
     }
     fn finish(mut self, op: impl Into<Op>) -> Option<Case> {
         let node = self.graph.add("op", op, &self.values).ok()?;
-        self.graph.set_device(node, Some(Device::Int8Jit));
         self.graph.output("y", node.out());
-        Some(Case { graph: self.graph, node, operands: self.operands, inputs: self.inputs })
+        Some(Case { graph: placed(&self.graph), node, operands: self.operands, inputs: self.inputs })
     }
 }
 
@@ -129,7 +112,8 @@ impl Case {
         for tier in tiers() {
             let model: Arc<CompiledModel> = compiled(&self.graph, tier);
             let inputs: Vec<&[u8]> = self.inputs.iter().map(Vec::as_slice).collect();
-            let pools: [&dyn Parallel; 2] = [&Serial, &Threads];
+            // An odd number of threads, so that ranges begin and end anywhere.
+            let pools: [&dyn Parallel; 2] = [&Serial, &Threads(7)];
             for pool in pools {
                 check(tier, &run(&model, &inputs, pool)[0])?;
             }
@@ -521,12 +505,12 @@ fn large_convolutions_are_right_on_any_number_of_threads() {
     }
 }
 
-/// Listing of the tiles that a tier compiles for a 1x1 convolution of 64 to 8 channels on 6 pixels.
-fn tile_listing(tier: &'static Tier) -> String {
+/// Listing of the one tile that a tier compiles for a 1x1 convolution of 64 to 8 channels on so many pixels.
+fn tile_listing(tier: &'static Tier, pixels: usize) -> String {
     let case = ConvCase {
         seed: 7,
         batch: 1,
-        spatial: [1, 6],
+        spatial: [1, pixels],
         kernel: [1, 1],
         strides: [1, 1],
         dilations: [1, 1],
@@ -538,7 +522,7 @@ fn tile_listing(tier: &'static Tier) -> String {
         residual: false,
     };
     let case = case.quantized(RequantMode::Shift).expect("the window fits");
-    let text = compiled(&case.graph, tier).listing(ListingKind::Asm).expect("the code disassembles");
+    let text = compiled(&case.graph, tier).listing(ListingKind::Asm);
     text.split("; ").filter(|f| f.contains("_tile_")).collect()
 }
 
@@ -546,21 +530,23 @@ fn tile_listing(tier: &'static Tier) -> String {
 #[test]
 fn the_dot_product_is_one_instruction() {
     let tier = Tier::from_name("xmm-vnni").expect("the tier exists");
-    if !tier.is_available() {
+    if !tiers().contains(&tier) {
         return;
     }
-    let text = tile_listing(tier);
-    // One 6x8 tile: 6 pixels by 2 vectors, 4 groups unrolled.
-    assert_eq!(text.matches("vpdpbusd").count(), 6 * 2 * 4, "{text}");
+    let text = tile_listing(tier, 6);
+    // Two vectors, 4 groups unrolled.
+    assert_eq!(text.matches("vpdpbusd xmm").count(), 6 * 2 * 4, "{text}");
     assert!(!text.contains("pmaddwd"), "{text}");
 }
 
 #[test]
 fn the_tier_for_every_cpu_multiplies_pairs_and_uses_no_later_instructions() {
     let tier = Tier::from_name("x86-64-v2").expect("the tier exists");
-    let text = tile_listing(tier);
-    // Even and odd bytes of 2 vectors, 4 groups unrolled, in tiles of 4 pixels and 2.
-    assert_eq!(text.matches("pmaddwd").count(), (4 + 2) * 2 * 2 * 4, "{text}");
-    let later = text.lines().filter_map(|l| l.split(": ").nth(1)).find(|i| i.starts_with('v'));
+    let text = tile_listing(tier, 4);
+    // Even and odd bytes, two vectors, 4 groups unrolled.
+    assert_eq!(text.matches("pmaddwd").count(), 4 * 2 * 2 * 4, "{text}");
+    // VEX and EVEX instructions begin with a v. Constants stand behind the return.
+    let code = text.split_once("ret").map_or("", |(code, _)| code);
+    let later = code.lines().filter_map(|l| l.split(": ").nth(1)).find(|i| i.starts_with('v'));
     assert_eq!(later, None, "{text}");
 }
