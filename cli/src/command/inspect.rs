@@ -6,14 +6,18 @@ use crate::{
     table::{bytes, grouped, table},
 };
 use qcc_runtime::{
-    Program, is_program,
+    Program, Samples, is_program,
     ir::{Graph, Kind},
 };
 use std::{collections::BTreeMap, io::Write};
 
 pub(crate) fn run(args: &Inspect, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
     let (compiler, terminal) = super::compiler(&args.options, &args.images, None, quiet)?;
-    let compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    let mut compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    if args.options.calibration.calibrate.is_none() {
+        // A plan does not depend on ranges: no warning is due.
+        compiler = compiler.calibration(Samples::noise().limit(1));
+    }
     let program = if is_program(&args.model) {
         let program = Program::load(&args.model)?;
         describe_program(&program, out)?;
