@@ -1,7 +1,7 @@
 //! From accumulators to results in Cranelift's 128-bit vectors: every requantization mode, residual, clamp, store.
 //!
 //! SSE4.2 has no shift by a different amount in each lane. A shift by s is a product with 2^(31−s) in 64 bits and a
-//! uniform shift by 31 instead: see [`shift_right_each`].
+//! uniform shift by 31 instead: see [`shift_right_each`]. Small sums are shifted as floats, by a product with 2^−s.
 
 use super::spec::Epilogue;
 use crate::module::MEM;
@@ -27,7 +27,7 @@ pub(crate) enum Field {
     Bias,
     /// Multiplier: s32, or f32 in float mode.
     Factor,
-    /// The final shift s as 2^(31−s).
+    /// The final shift s as 2^(31−s), or as 2^−s in f32.
     Shift,
     /// Rounding term in 64 bits.
     Half,
@@ -54,11 +54,30 @@ pub(crate) struct Params<'a> {
     epilogue: Epilogue<'a>,
     width: usize,
     fields: Vec<Field>,
+    /// Whether sums are shifted as floats: exact where they are within ±2^24, at a third of the price.
+    shifts_floats: bool,
+}
+
+/// Integers up to this magnitude are exact in f32.
+const EXACT_IN_F32: i64 = 1 << 24;
+
+/// The largest magnitude of what is added to an accumulator of any channel before it is shifted; `None` where it is
+/// not a shift of 32 bits that follows.
+fn added(q: &Requantizer) -> Option<i64> {
+    let largest = |v: &[i32]| v.iter().map(|x| i64::from(*x).abs()).max().unwrap_or(0);
+    match &q.rescale {
+        Rescale::Q15 { offset, .. } => Some(largest(offset)),
+        Rescale::Pow2 { n, m_r } => {
+            let half = n.iter().map(|&n| (1i64 << n) / 2).max().unwrap_or(0);
+            Some(half + 255 * largest(m_r))
+        }
+        Rescale::Shift { .. } | Rescale::Tflite { .. } | Rescale::Float { .. } => None,
+    }
 }
 
 impl<'a> Params<'a> {
-    /// The constants of `epilogue` for panels of `width` channels.
-    pub(crate) fn new(epilogue: Epilogue<'a>, width: usize) -> Params<'a> {
+    /// The constants of `epilogue` for panels of `width` channels, whose accumulators are within ±`reach`.
+    pub(crate) fn new(epilogue: Epilogue<'a>, width: usize, reach: i64) -> Params<'a> {
         let mut fields = vec![Field::Bias];
         if let Epilogue::Requantize(q) = epilogue {
             match &q.rescale {
@@ -79,7 +98,11 @@ impl<'a> Params<'a> {
                 Rescale::Float { .. } => fields.push(Field::Factor),
             }
         }
-        Params { epilogue, width, fields }
+        let shifts_floats = match epilogue {
+            Epilogue::Requantize(q) => added(q).is_some_and(|a| reach.saturating_add(a) <= EXACT_IN_F32),
+            Epilogue::PackOnly | Epilogue::Float { .. } => false,
+        };
+        Params { epilogue, width, fields, shifts_floats }
     }
 
     /// Bytes of one panel's constants.
@@ -112,6 +135,12 @@ impl<'a> Params<'a> {
                     (_, Epilogue::Requantize(q)) if field.bytes() == 8 => {
                         bytes.extend(wide(q, field, c).to_le_bytes());
                     }
+                    (Field::Shift, Epilogue::Requantize(q)) if self.shifts_floats => {
+                        bytes.extend(0.5f32.powi(final_shift(q, c) as i32).to_le_bytes());
+                    }
+                    (Field::Shift, Epilogue::Requantize(q)) => {
+                        bytes.extend((1u32 << (31 - final_shift(q, c))).to_le_bytes());
+                    }
                     (_, Epilogue::Requantize(q)) => bytes.extend(narrow(q, field, c)),
                     _ => {}
                 }
@@ -134,9 +163,16 @@ impl<'a> Params<'a> {
     }
 }
 
-/// 2^(31−s), the factor of [`shift_right_each`].
-fn shift_factor(s: u32) -> [u8; 4] {
-    (1u32 << (31 - s)).to_le_bytes()
+/// The right shift by which a sum of channel c ends, in 0..=31.
+fn final_shift(q: &Requantizer, c: usize) -> u32 {
+    match &q.rescale {
+        // The upper half of the 64-bit sum was taken already.
+        Rescale::Shift { n, .. } => n[c].max(32) - 32,
+        Rescale::Tflite { right, .. } => right[c],
+        Rescale::Q15 { s1, .. } => s1[c],
+        Rescale::Pow2 { n, .. } => n[c],
+        Rescale::Float { .. } => 0,
+    }
 }
 
 /// A 64-bit constant: shifts below 32 are raised to 32, so that the result is the upper half of the sum.
@@ -151,14 +187,10 @@ fn wide(q: &Requantizer, field: Field, c: usize) -> i64 {
 fn narrow(q: &Requantizer, field: Field, c: usize) -> [u8; 4] {
     match (&q.rescale, field) {
         (Rescale::Shift { m, .. }, Field::Factor) => m[c].to_le_bytes(),
-        (Rescale::Shift { n, .. }, Field::Shift) => shift_factor(n[c].max(32) - 32),
         (Rescale::Shift { k, .. }, Field::Residual) => (1i32 << k[c]).to_le_bytes(),
         (Rescale::Tflite { m, .. }, Field::Factor) => m[c].to_le_bytes(),
-        (Rescale::Tflite { right, .. }, Field::Shift) => shift_factor(right[c]),
         (Rescale::Tflite { left, .. }, Field::Raise) => (1i32 << left[c]).to_le_bytes(),
         (Rescale::Q15 { m, .. }, Field::Factor) => i32::from(m[c]).to_le_bytes(),
-        (Rescale::Q15 { s1, .. }, Field::Shift) => shift_factor(s1[c]),
-        (Rescale::Pow2 { n, .. }, Field::Shift) => shift_factor(n[c]),
         (Rescale::Pow2 { m_r, .. }, Field::Residual) => m_r[c].to_le_bytes(),
         (Rescale::Float { scale, .. }, Field::Factor) => scale[c].to_le_bytes(),
         _ => [0; 4],
@@ -414,7 +446,16 @@ impl Finisher<'_, '_, '_> {
         self.b.ins().load(ty, MEM, self.p, at)
     }
 
+    /// x >> s of each channel.
     fn shift_right(&mut self, x: Value, channel: usize) -> Value {
+        if self.params.shifts_floats {
+            // Exact: neither the conversion nor the product with a power of two rounds.
+            let power = self.constant(Field::Shift, F32X4, channel, 0);
+            let float = self.b.ins().fcvt_from_sint(F32X4, x);
+            let scaled = self.b.ins().fmul(float, power);
+            let floor = self.b.ins().floor(scaled);
+            return self.b.ins().x86_cvtt2dq(I32X4, floor);
+        }
         let factor = self.constant(Field::Shift, I32X4, channel, 0);
         shift_right_each(self.b, x, factor)
     }

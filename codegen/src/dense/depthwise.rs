@@ -83,7 +83,7 @@ pub(crate) fn lower(
             let tile_name = cx.step_name(&format!("{name}_tile_{cols}x{}", class.1));
             cx.define_function(&tile_name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
                 let arguments = TileArguments::of(&e.params);
-                let constants = Params::new(epilogue, class.0);
+                let constants = Params::new(epilogue, class.0, coefficients.reach());
                 Tile { taps, dot, class, problem, params: &constants }.emit(&mut e.b, cols, arguments);
                 Ok(())
             })
@@ -92,10 +92,10 @@ pub(crate) fn lower(
     }
     let mut entries = Vec::with_capacity(cut.panels.len());
     for panel in &cut.panels {
-        let constants = Params::new(epilogue, panel.width);
+        let constants = Params::new(epilogue, panel.width, coefficients.reach());
         let channels = panel.first..panel.first + panel.columns;
         let (weights, params) = match coefficients {
-            Coefficients::Codes(w, start) => {
+            Coefficients::Codes(w, start, _) => {
                 (pack_codes(panel, taps, dot, w), constants.pack(channels, start))
             }
             Coefficients::Floats(w, bias) => {

@@ -20,6 +20,7 @@ use crate::{
 use cranelift_codegen::ir::{Block, BlockArg, InstBuilder, Value, condcodes::IntCC, types::I64};
 use cranelift_frontend::Switch;
 use cranelift_module::FuncId;
+use qcc_ir::ops::Clamp;
 use std::ops::Range;
 
 /// Where the operands of a problem live.
@@ -38,10 +39,20 @@ pub(crate) type Weight<'a, T> = &'a dyn Fn(usize, usize, usize) -> T;
 
 /// The constants of a problem.
 pub(crate) enum Coefficients<'a> {
-    /// s8 weights, and what the accumulators start at: bias − z_x·Σw.
-    Codes(Weight<'a, i8>, &'a [i32]),
+    /// s8 weights, what the accumulators start at (bias − z_x·Σw), and the magnitude that none of them exceeds.
+    Codes(Weight<'a, i8>, &'a [i32], i64),
     /// f32 weights and bias.
     Floats(Weight<'a, f32>, &'a [f32]),
+}
+
+impl Coefficients<'_> {
+    /// The magnitude that no accumulator exceeds; 0 for floats, of which nothing depends on it.
+    pub(crate) fn reach(&self) -> i64 {
+        match self {
+            Coefficients::Codes(_, _, reach) => *reach,
+            Coefficients::Floats(..) => 0,
+        }
+    }
 }
 
 /// One tile function for each part of the image: interior, right edge, lower edge, corner.
@@ -91,10 +102,11 @@ pub(crate) fn lower(
     let isa = cx.options.tier.isa;
     let cut = choose::choose(problem, isa);
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
-    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual: operands.r.is_some() };
+    let residual = operands.r.is_some();
+    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
-    let entries = tiles.pack_all(&classes, coefficients)?;
+    let entries = tiles.pack_all(&classes)?;
     step(cx, &name, problem, &cut, operands, &functions, &entries, work)
 }
 
@@ -179,6 +191,7 @@ struct Tiles<'t, 'g, 'a> {
     cut: &'t Cut,
     name: &'t str,
     residual: bool,
+    coefficients: &'t Coefficients<'t>,
 }
 
 impl Tiles<'_, '_, '_> {
@@ -216,8 +229,9 @@ impl Tiles<'_, '_, '_> {
                 .map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
             return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
         };
+        let reach = self.coefficients.reach();
         self.cx.define_function(&name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
-            let constants = Params::new(spec.epilogue, spec.panel);
+            let constants = Params::new(spec.epilogue, spec.panel, reach);
             let arguments = TileArguments::of(&e.params);
             emit_tile(&mut e.b, &spec, dot, &constants, arguments);
             Ok(())
@@ -225,16 +239,12 @@ impl Tiles<'_, '_, '_> {
     }
 
     /// Packs every panel of every group.
-    fn pack_all(
-        &mut self,
-        classes: &[Class],
-        coefficients: &Coefficients<'_>,
-    ) -> Result<Vec<PanelEntry>, CodegenError> {
+    fn pack_all(&mut self, classes: &[Class]) -> Result<Vec<PanelEntry>, CodegenError> {
         let (p, cut) = (self.problem, self.cut);
         let mut entries = Vec::with_capacity(p.groups * cut.panels.len());
         for group in 0..p.groups {
             for panel in &cut.panels {
-                let (weights, params) = self.pack(group, panel, coefficients)?;
+                let (weights, params) = self.pack(group, panel)?;
                 let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
                 let y = group * p.y.group + panel.first * p.product.element();
                 let a = group * p.a.group;
@@ -245,19 +255,14 @@ impl Tiles<'_, '_, '_> {
     }
 
     /// Offsets of one panel's weights and constants.
-    fn pack(
-        &mut self,
-        group: usize,
-        panel: &Panel,
-        coefficients: &Coefficients<'_>,
-    ) -> Result<(u32, u32), CodegenError> {
+    fn pack(&mut self, group: usize, panel: &Panel) -> Result<(u32, u32), CodegenError> {
         let p = self.problem;
         let first = group * p.channels + panel.first;
         let channels = first..first + panel.columns;
         let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
         let runs = p.runs();
-        let (weights, params) = match coefficients {
-            Coefficients::Codes(weight, start) => (
+        let (weights, params) = match self.coefficients {
+            Coefficients::Codes(weight, start, _) => (
                 pack::pack_weights(format, channels.clone(), runs, p.run, weight),
                 self.pack_code_params(format, channels, start),
             ),
@@ -269,18 +274,26 @@ impl Tiles<'_, '_, '_> {
         Ok((self.cx.weights(&weights, pack::ALIGN)?, self.cx.weights(&params, pack::ALIGN)?))
     }
 
+    /// The constants of Cranelift's tiles; `None` where the tier's tiles are assembled.
+    fn clif_params(&self, format: PanelFormat) -> Option<Params<'_>> {
+        Dot::of_isa(format.product, format.isa)
+            .map(|_| Params::new(self.epilogue, format.panel, self.coefficients.reach()))
+    }
+
     fn pack_code_params(&self, format: PanelFormat, channels: Range<usize>, start: &[i32]) -> Vec<u8> {
-        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
-            (Some(_), epilogue) => Params::new(epilogue, format.panel).pack(channels, start),
+        match (self.clif_params(format), self.epilogue) {
+            (Some(params), _) => params.pack(channels, start),
             (None, Epilogue::Requantize(q)) => pack::pack_params(format, Some(q), channels, start),
             (None, _) => pack::pack_params(format, None, channels, start),
         }
     }
 
     fn pack_float_params(&self, format: PanelFormat, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
-        match (Dot::of_isa(format.product, format.isa), self.epilogue) {
+        match (self.clif_params(format), self.epilogue) {
+            (Some(params), _) => params.pack_float(channels, bias),
             (None, Epilogue::Float { clamp, .. }) => pack::pack_bias(format, clamp, channels, bias),
-            (_, epilogue) => Params::new(epilogue, format.panel).pack_float(channels, bias),
+            // A float product has no other epilogue.
+            (None, _) => pack::pack_bias(format, Clamp::NONE, channels, bias),
         }
     }
 }

@@ -6,9 +6,9 @@
 mod conv;
 mod elementwise;
 mod matmul;
-mod product;
 mod norm;
 mod pool;
+mod product;
 mod quantize;
 mod reduce;
 mod shape;

@@ -134,15 +134,21 @@ pub(super) fn lower(
             let w = weights.as_slice::<i8>().map_err(|e| refuse(cx, e))?;
             let bias = bias.map(|b| b.as_slice::<i32>()).transpose().map_err(|e| refuse(cx, e))?;
             let (_, zero) = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().unwrap_or((1.0, 0));
-            let start = |c: usize| {
-                let terms = (0..problem.runs()).flat_map(|run| (0..problem.run).map(move |i| (run, i)));
-                let sum: i32 = terms.map(|(run, i)| i32::from(w[index(c, run, i)])).sum();
+            let (mut starts, mut reach) = (Vec::with_capacity(channels), 0);
+            for c in 0..channels {
+                let (mut sum, mut magnitudes) = (0i32, 0i64);
+                for (run, i) in (0..problem.runs()).flat_map(|run| (0..problem.run).map(move |i| (run, i))) {
+                    let w = i32::from(w[index(c, run, i)]);
+                    sum += w;
+                    magnitudes += i64::from(w.abs());
+                }
+                let bias = bias.map_or(0, |b| b[c]);
                 // Wrapping: the requantizer has checked that whole sums fit, and they do not depend on the order.
-                bias.map_or(0, |b| b[c]).wrapping_sub(zero.wrapping_mul(sum))
-            };
-            let starts: Vec<i32> = (0..channels).map(start).collect();
+                starts.push(bias.wrapping_sub(zero.wrapping_mul(sum)));
+                reach = reach.max(i64::from(bias).abs() + 255 * magnitudes);
+            }
             let weight = |c: usize, run: usize, i: usize| w[index(c, run, i)];
-            let coefficients = Coefficients::Codes(&weight, &starts);
+            let coefficients = Coefficients::Codes(&weight, &starts, reach);
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
         Product::F32 => {

@@ -1,7 +1,7 @@
 //! Convolutions and matrix products against their definitions, on every tier of this CPU.
 
 use super::{compiled, run, tiers};
-use crate::{CompiledModel, Parallel, Serial, Tier, capability};
+use crate::{CompiledModel, ListingKind, Parallel, Serial, Tier, capability};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use qcc_ir::{
     DType, Device, Graph, NodeId, Op, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
@@ -10,12 +10,12 @@ use qcc_ir::{
 };
 use std::sync::Arc;
 
-/// Two threads for each step, whatever its size.
-struct Two;
+/// An odd number of threads, so that ranges begin and end anywhere.
+struct Threads;
 
-impl Parallel for Two {
+impl Parallel for Threads {
     fn threads(&self) -> usize {
-        2
+        7
     }
     fn run(&self, parts: usize, f: &(dyn Fn(usize) + Sync)) {
         std::thread::scope(|s| {
@@ -123,13 +123,13 @@ impl Case {
         op.eval(&operands, &types, results).unwrap().remove(0)
     }
 
-    /// Compiles and runs on every tier and with one and two threads; `check(tier, bytes)` judges.
+    /// Compiles and runs on every tier and with one and several threads; `check(tier, bytes)` judges.
     fn on_every_tier(&self, check: impl Fn(&Tier, &[u8]) -> TestCaseResult) -> TestCaseResult {
         prop_assert_eq!(capability(&self.graph, self.node), Ok(()));
         for tier in tiers() {
             let model: Arc<CompiledModel> = compiled(&self.graph, tier);
             let inputs: Vec<&[u8]> = self.inputs.iter().map(Vec::as_slice).collect();
-            let pools: [&dyn Parallel; 2] = [&Serial, &Two];
+            let pools: [&dyn Parallel; 2] = [&Serial, &Threads];
             for pool in pools {
                 check(tier, &run(&model, &inputs, pool)[0])?;
             }
@@ -458,4 +458,109 @@ proptest! {
     fn float_matrix_products_are_close(case in matmul_case()) {
         exists(case.float())?.is_close(case.inner)?;
     }
+}
+
+/// Convolutions that are large enough to be split between threads, and what random ones rarely are.
+fn large_cases() -> Vec<ConvCase> {
+    let plain = ConvCase {
+        seed: 1,
+        batch: 1,
+        spatial: [15, 15],
+        kernel: [3, 3],
+        strides: [1, 1],
+        dilations: [1, 1],
+        pads: [1, 1, 1, 1],
+        groups: 1,
+        inputs: 32,
+        outputs: 100,
+        bias: true,
+        residual: true,
+    };
+    let depthwise = ConvCase { spatial: [40, 71], groups: 100, inputs: 1, outputs: 1, ..plain.clone() };
+    vec![
+        // Edges right and below, three widths of panels, rows of several images.
+        ConvCase { batch: 2, ..plain.clone() },
+        // One pixel a time is left at the end of a long flattened row.
+        ConvCase { kernel: [1, 1], pads: [0; 4], spatial: [29, 29], outputs: 129, ..plain.clone() },
+        // A stem: runs of 21 bytes, no multiple of 4.
+        ConvCase {
+            spatial: [60, 60],
+            kernel: [7, 7],
+            strides: [2, 2],
+            pads: [3; 4],
+            inputs: 3,
+            ..plain.clone()
+        },
+        // Groups with a panel each.
+        ConvCase {
+            groups: 8,
+            inputs: 9,
+            outputs: 20,
+            dilations: [2, 3],
+            pads: [2, 3, 2, 3],
+            ..plain.clone()
+        },
+        // Several tiles in a row of a depthwise convolution, and a last panel of 4.
+        depthwise.clone(),
+        // More rows of taps than one multiplication takes, and strides.
+        ConvCase { kernel: [7, 5], pads: [3, 2, 3, 2], strides: [2, 2], groups: 37, ..depthwise.clone() },
+        // Too many taps to unroll.
+        ConvCase { spatial: [24, 24], kernel: [12, 12], pads: [5; 4], groups: 12, ..depthwise },
+    ]
+}
+
+#[test]
+fn large_convolutions_are_right_on_any_number_of_threads() {
+    for case in large_cases() {
+        for mode in [RequantMode::Shift, RequantMode::Q15] {
+            let built = case.quantized(mode).expect("the window fits");
+            built.equals_bits().unwrap_or_else(|e| panic!("{case:?} in {mode}: {e}"));
+        }
+        let built = case.float().expect("the window fits");
+        built.is_close(case.terms()).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+    }
+}
+
+/// Listing of the tiles that a tier compiles for a 1x1 convolution of 64 to 8 channels on 6 pixels.
+fn tile_listing(tier: &'static Tier) -> String {
+    let case = ConvCase {
+        seed: 7,
+        batch: 1,
+        spatial: [1, 6],
+        kernel: [1, 1],
+        strides: [1, 1],
+        dilations: [1, 1],
+        pads: [0; 4],
+        groups: 1,
+        inputs: 64,
+        outputs: 8,
+        bias: false,
+        residual: false,
+    };
+    let case = case.quantized(RequantMode::Shift).expect("the window fits");
+    let text = compiled(&case.graph, tier).listing(ListingKind::Asm).expect("the code disassembles");
+    text.split("; ").filter(|f| f.contains("_tile_")).collect()
+}
+
+/// Cranelift selects the dot product by its pattern; a tree that is disturbed would still be right, and slow.
+#[test]
+fn the_dot_product_is_one_instruction() {
+    let tier = Tier::from_name("xmm-vnni").expect("the tier exists");
+    if !tier.is_available() {
+        return;
+    }
+    let text = tile_listing(tier);
+    // One 6x8 tile: 6 pixels by 2 vectors, 4 groups unrolled.
+    assert_eq!(text.matches("vpdpbusd").count(), 6 * 2 * 4, "{text}");
+    assert!(!text.contains("pmaddwd"), "{text}");
+}
+
+#[test]
+fn the_tier_for_every_cpu_multiplies_pairs_and_uses_no_later_instructions() {
+    let tier = Tier::from_name("x86-64-v2").expect("the tier exists");
+    let text = tile_listing(tier);
+    // Even and odd bytes of 2 vectors, 4 groups unrolled, in tiles of 4 pixels and 2.
+    assert_eq!(text.matches("pmaddwd").count(), (4 + 2) * 2 * 2 * 4, "{text}");
+    let later = text.lines().filter_map(|l| l.split(": ").nth(1)).find(|i| i.starts_with('v'));
+    assert_eq!(later, None, "{text}");
 }
