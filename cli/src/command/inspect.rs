@@ -6,8 +6,9 @@ use crate::{
     table::{bytes, grouped, table},
 };
 use qcc_runtime::{
-    Program, Samples, is_program,
+    Program, Samples,
     ir::{Graph, Kind},
+    is_program,
 };
 use std::{collections::BTreeMap, io::Write};
 
@@ -46,7 +47,13 @@ fn describe_onnx(args: &Inspect, out: &mut impl Write) -> Result<(), Failure> {
 
 fn describe_program(program: &Program, out: &mut impl Write) -> Result<(), Failure> {
     let info = program.info();
-    writeln!(out, "compiled by qcc {} to {}, requantization {}", info.qcc, info.precision.name(), info.requant.name())?;
+    writeln!(
+        out,
+        "compiled by qcc {} to {}, requantization {}",
+        info.qcc,
+        info.precision.name(),
+        info.requant.name()
+    )?;
     if let Some(c) = &info.calibration {
         let worth = if c.synthetic { " (synthetic: for timing only)" } else { "" };
         writeln!(out, "calibrated on {} samples of {}{worth}", c.samples, c.origin)?;
@@ -78,7 +85,13 @@ fn describe(graph: &Graph, out: &mut impl Write) -> Result<(), Failure> {
         }
     }
     let macs: u64 = ops.values().map(|(_, macs)| macs).sum();
-    writeln!(out, "parameters {} ({}), multiply-accumulates {}", grouped(parameters), bytes(weight_bytes), grouped(macs))?;
+    writeln!(
+        out,
+        "parameters {} ({}), multiply-accumulates {}",
+        grouped(parameters),
+        bytes(weight_bytes),
+        grouped(macs)
+    )?;
     let mut rows = table(vec!["op", "count", "multiply-accumulates"], 1);
     for (op, (count, macs)) in ops {
         rows.add_row([op.to_string(), count.to_string(), grouped(macs)]);
