@@ -247,7 +247,7 @@ impl Compiler {
     /// # Errors
     /// Where the file is not a model, its ops are not supported, or shapes do not fit.
     pub fn import_file(&self, path: &Path) -> Result<Graph, Error> {
-        let failed = |source| Error::Import { path: path.display().to_string(), source };
+        let failed = |e| Error::Import { path: path.display().to_string(), source: Box::new(e) };
         let model = onnx::Model::load(path).map_err(failed)?;
         self.imported(model.graph(&self.bindings).map_err(failed)?)
     }
@@ -257,7 +257,7 @@ impl Compiler {
     /// # Errors
     /// As [`import_file`](Self::import_file).
     pub fn import_onnx(&self, bytes: &[u8]) -> Result<Graph, Error> {
-        let failed = |source| Error::Import { path: "the model".into(), source };
+        let failed = |e| Error::Import { path: "the model".into(), source: Box::new(e) };
         let model = onnx::Model::parse(bytes.to_vec()).map_err(failed)?;
         self.imported(model.graph(&self.bindings).map_err(failed)?)
     }
@@ -295,9 +295,10 @@ impl Compiler {
             let feed = samples.bind(&graph_inputs(&prepared.graph), &self.preprocess)?;
             self.collect(&prepared.graph, &values, &feed, &mut collector)?;
         }
-        let ranges = collector.finish();
-        if !samples.is_noise() {
-            ranges.warnings.iter().for_each(|w| self.tell(Event::Warning(w)));
+        let mut ranges = collector.finish();
+        if samples.is_noise() {
+            // That noise is no data was said already.
+            ranges.warnings.clear();
         }
         let summary = Calibration {
             origin: samples.origin().into(),
