@@ -52,7 +52,8 @@ fn compiled(folder: &Path) -> String {
     let path = folder.join("fashion.qcc").display().to_string();
     let images = calibration();
     let preprocess = ["--samples", "32", "--mean", "72.93", "--std", "90.015"];
-    let output = qcc(&[&["compile", &model(), "-o", &path, "--calibrate", &images][..], &preprocess].concat());
+    let output =
+        qcc(&[&["compile", &model(), "-o", &path, "--calibrate", &images][..], &preprocess].concat());
     assert!(stdout(&output).contains("int8, q15, ranges of 32 samples"), "{}", stdout(&output));
     assert_eq!(stderr(&output), "");
     path
@@ -107,15 +108,30 @@ fn a_compiled_file_runs_like_the_model_and_any_damage_is_found() {
     let run = stdout(&qcc(&["run", &path, "--zeros", "--top", "2"]));
     assert!(run.starts_with("logits: f32[1x10], from ") && run.lines().count() == 3, "{run}");
     let direct = qcc(&[
-        "run", &model(), "--zeros", "--top", "2", "--precision", "int8", "--calibrate", &calibration(),
-        "--samples", "32", "--mean", "72.93", "--std", "90.015",
+        "run",
+        &model(),
+        "--zeros",
+        "--top",
+        "2",
+        "--precision",
+        "int8",
+        "--calibrate",
+        &calibration(),
+        "--samples",
+        "32",
+        "--mean",
+        "72.93",
+        "--std",
+        "90.015",
     ]);
     assert_eq!(stdout(&direct), run);
     let inspected = stdout(&qcc(&["inspect", &path]));
     assert!(inspected.contains("calibrated on 32 samples") && inspected.contains("int8-jit"), "{inspected}");
 
     let good = std::fs::read(&path).unwrap();
-    for (what, at) in [("magic", 0), ("version", 8), ("header", 20), ("record", 100), ("weights", good.len() - 9)] {
+    for (what, at) in
+        [("magic", 0), ("version", 8), ("header", 20), ("record", 100), ("weights", good.len() - 9)]
+    {
         let mut bad = good.clone();
         bad[at] ^= 4;
         std::fs::write(&path, bad).unwrap();
@@ -152,8 +168,22 @@ fn inputs_come_from_arrays_and_outputs_go_to_arrays() {
 fn evaluation_compares_every_mode_with_float() {
     let images = models().join("fashion_mnist_test.npz").display().to_string();
     let output = qcc(&[
-        "eval", &model(), "--images", &images, "--limit", "100", "--calibrate", &calibration(), "--every", "8",
-        "--mean", "72.93", "--std", "90.015", "--requant", "all",
+        "eval",
+        &model(),
+        "--images",
+        &images,
+        "--limit",
+        "100",
+        "--calibrate",
+        &calibration(),
+        "--every",
+        "8",
+        "--mean",
+        "72.93",
+        "--std",
+        "90.015",
+        "--requant",
+        "all",
     ]);
     let text = stdout(&output);
     for row in ["float ", "int8 shift", "int8 tflite", "int8 q15", "int8 pow2", "int8 float"] {
@@ -169,8 +199,22 @@ fn bench_writes_the_figures_as_json() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("out.json").display().to_string();
     let output = qcc(&[
-        "bench", &model(), "--shape", "image=1x1x28x28", "--precision", "int8,float", "--requant", "shift,q15",
-        "--threads", "1", "--reps", "3", "--layers", "--json", &json, "-qq",
+        "bench",
+        &model(),
+        "--shape",
+        "image=1x1x28x28",
+        "--precision",
+        "int8,float",
+        "--requant",
+        "shift,q15",
+        "--threads",
+        "1",
+        "--reps",
+        "3",
+        "--layers",
+        "--json",
+        &json,
+        "-qq",
     ]);
     let text = stdout(&output);
     assert!(text.contains("GMAC/s") && text.contains("/fc/Gemm"), "{text}");
@@ -189,7 +233,12 @@ fn bench_writes_the_figures_as_json() {
         }
         assert_eq!(run["requant_share"].is_null(), run["precision"] == "float");
         let layer = &run["layers"][0];
-        assert!(layer["name"].is_string() && layer["op"].is_string() && layer["ms"].is_f64() && layer["device"].is_string());
+        assert!(
+            layer["name"].is_string()
+                && layer["op"].is_string()
+                && layer["ms"].is_f64()
+                && layer["device"].is_string()
+        );
     }
 }
 
@@ -212,7 +261,16 @@ fn graphs_can_be_written_on_the_way() {
     let asm = stdout(&qcc(&["compile", &m, "--emit", "asm", "--isa", "x86-64-v2", "-qq"]));
     assert!(asm.contains("pmaddwd"), "no dot product in the listing");
     assert!(stdout(&qcc(&["compile", &m, "--emit", "clif", "-qq"])).contains("function"));
-    let explained = stdout(&qcc(&["compile", &m, "-o", &file("a.qcc"), "--explain", "--print-after", "fuse_clamp", "-qq"]));
+    let explained = stdout(&qcc(&[
+        "compile",
+        &m,
+        "-o",
+        &file("a.qcc"),
+        "--explain",
+        "--print-after",
+        "fuse_clamp",
+        "-qq",
+    ]));
     assert!(explained.contains("folded into") && explained.contains("// after fuse_clamp"), "{explained}");
 }
 

@@ -1,8 +1,8 @@
 //! From a model file to machine code.
 
 use crate::{
-    Calibration, DataError, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples,
-    Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
+    Calibration, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples, Session,
+    TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
     Device, Graph, Output, ValueId,
@@ -442,20 +442,5 @@ impl fmt::Debug for Compiler {
             .field("calibrator", &self.calibrator)
             .field("bindings", &self.bindings);
         s.field("tier", &self.tier).field("threads", &self.threads).finish_non_exhaustive()
-    }
-}
-
-/// A [`Calibrator`] by the name of the command line: `min-max`, `percentile`, or `percentile:99.9`.
-///
-/// # Errors
-/// Where there is none of this name, or the percentage is not between 50 and 100.
-pub fn parse_calibrator(text: &str) -> Result<Calibrator, DataError> {
-    let (name, percent) = text.split_once(':').unwrap_or((text, "99.99"));
-    match (name, percent.parse::<f64>()) {
-        ("min-max", _) if !text.contains(':') => Ok(Calibrator::MinMax),
-        ("percentile", Ok(p)) if p > 50.0 && p <= 100.0 => Ok(Calibrator::Percentile(p)),
-        _ => Err(DataError::Preprocess(format!(
-            "`{text}` is not a calibrator; there are min-max and percentile:P with P above 50, at most 100"
-        ))),
     }
 }

@@ -2,7 +2,8 @@
 
 use ndarray::{Array2, Array4};
 use qcc_runtime::{
-    Compiler, Error, Event, Model, Precision, Preprocess, Samples, Session, TensorView, Threads, bundled, evaluate,
+    Compiler, Error, Event, Model, Precision, Preprocess, Samples, Session, TensorView, Threads, bundled,
+    evaluate,
 };
 use std::sync::{Arc, Mutex};
 
@@ -92,9 +93,8 @@ fn a_profile_has_every_layer_and_only_measured_runs() {
 
 #[test]
 fn int8_keeps_the_accuracy_of_float_and_threads_do_not_change_what_is_counted() {
-    let compiler = Compiler::new()
-        .calibration(bundled::calibration().unwrap())
-        .preprocess(bundled::preprocess());
+    let compiler =
+        Compiler::new().calibration(bundled::calibration().unwrap()).preprocess(bundled::preprocess());
     let float = compiler.clone().precision(Precision::Float).compile_onnx(bundled::FASHION_RESNET8).unwrap();
     let int8 = compiler.compile_onnx(bundled::FASHION_RESNET8).unwrap();
     let feed = bundled::test_images().unwrap().bind(float.inputs(), &bundled::preprocess()).unwrap();
@@ -154,7 +154,10 @@ fn larger_batches_are_calibrated_and_evaluated_too() {
 
 #[test]
 fn samples_that_do_not_fit_the_model_stop_the_compilation() {
-    let tensor = qcc_runtime::ir::Tensor::zeros(qcc_runtime::ir::DType::F32, qcc_runtime::ir::Shape::new([4, 3]).unwrap());
+    let tensor = qcc_runtime::ir::Tensor::zeros(
+        qcc_runtime::ir::DType::F32,
+        qcc_runtime::ir::Shape::new([4, 3]).unwrap(),
+    );
     let samples = Samples::from_arrays(vec![("x".into(), tensor)]).unwrap();
     let e = Compiler::new().calibration(samples).compile_onnx(bundled::FASHION_RESNET8).err().unwrap();
     assert!(e.to_string().contains("input `image`: expected samples for f32[1x1x28x28]"), "{e}");
