@@ -7,7 +7,7 @@ use clap::{
 use qcc_runtime::{
     Calibrator, Precision,
     ir::{Device, numerics::RequantMode},
-    parse_calibrator, zoo,
+    zoo,
 };
 use std::path::PathBuf;
 
@@ -413,7 +413,14 @@ fn requant_or_all() -> impl TypedValueParser<Value = Modes> {
 }
 
 fn calibrator(text: &str) -> Result<Calibrator, String> {
-    parse_calibrator(text).map_err(|e| e.to_string())
+    match text.split_once(':') {
+        None if text == "min-max" => Ok(Calibrator::MinMax),
+        Some(("percentile", p)) => match p.parse() {
+            Ok(p) if p > 50.0 && p <= 100.0 => Ok(Calibrator::Percentile(p)),
+            _ => Err(format!("`{p}` is not a percentage above 50, at most 100")),
+        },
+        _ => Err("there are min-max and percentile:P, such as percentile:99.99".into()),
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -468,6 +475,10 @@ mod tests {
             parse_shape("1x3").is_err() && parse_shape("a=1x").is_err() && parse_shape("a=1x-3").is_err()
         );
         assert!(parse_pin("conv=gpu").unwrap_err().contains("int8-jit"));
+        assert_eq!(calibrator("percentile:99.9"), Ok(Calibrator::Percentile(99.9)));
+        assert!(
+            ["percentile", "percentile:4", "percentile:NaN", "kl"].iter().all(|c| calibrator(c).is_err())
+        );
         assert!(parse_size("224").is_err() && parse_size("0x4").is_err());
     }
 

@@ -57,7 +57,8 @@ pub struct Run {
     /// The same as a share of the measured peak of the threads in use, in the program's arithmetic.
     pub peak_fraction: Option<f64>,
     /// Share of the time that goes into requantization (in fake-quant: into rounding to grids). Integers: by the
-    /// difference to the same code that narrows its accumulators without requantizing them; noise may make it 0.
+    /// difference to the same code that narrows its accumulators without requantizing them, the fastest run of each;
+    /// noise may make it 0.
     pub requant_share: Option<f64>,
     /// From a `.qcc` file to a session that is ready.
     pub load_ms: f64,
@@ -182,7 +183,7 @@ pub fn bench(
             progress(turn, turns);
         }
     }
-    let bare = pack_only.and_then(|_| contestants.pop()).map(|c| Latency::of(&c.times).median);
+    let bare = pack_only.and_then(|_| contestants.pop()).map(|c| Latency::of(&c.times).min);
     let mut runs = Vec::with_capacity(loaded.len());
     for (loaded, contestant) in loaded.into_iter().zip(contestants) {
         runs.push(loaded.report(contestant, &inputs, reps, bare, peaks)?);
@@ -248,7 +249,7 @@ impl Loaded {
         let requant_share = match info.precision {
             Precision::Float => None,
             Precision::FakeQuant => Some(share_of(&layers, "FakeQuant")),
-            Precision::Int8 => bare.map(|bare| (1.0 - bare / latency.median).max(0.0)),
+            Precision::Int8 => bare.map(|bare| (1.0 - bare / latency.min).max(0.0)),
         };
         Ok(Run {
             model: None,

@@ -1,8 +1,8 @@
 //! From a model file to machine code.
 
 use crate::{
-    Calibration, DataError, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples,
-    Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
+    Calibration, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples, Session,
+    TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
     Device, Graph, Output, ValueId,
@@ -247,7 +247,7 @@ impl Compiler {
     /// # Errors
     /// Where the file is not a model, its ops are not supported, or shapes do not fit.
     pub fn import_file(&self, path: &Path) -> Result<Graph, Error> {
-        let failed = |source| Error::Import { path: path.display().to_string(), source };
+        let failed = |e| Error::Import { path: path.display().to_string(), source: Box::new(e) };
         let model = onnx::Model::load(path).map_err(failed)?;
         self.imported(model.graph(&self.bindings).map_err(failed)?)
     }
@@ -257,7 +257,7 @@ impl Compiler {
     /// # Errors
     /// As [`import_file`](Self::import_file).
     pub fn import_onnx(&self, bytes: &[u8]) -> Result<Graph, Error> {
-        let failed = |source| Error::Import { path: "the model".into(), source };
+        let failed = |e| Error::Import { path: "the model".into(), source: Box::new(e) };
         let model = onnx::Model::parse(bytes.to_vec()).map_err(failed)?;
         self.imported(model.graph(&self.bindings).map_err(failed)?)
     }
@@ -295,9 +295,10 @@ impl Compiler {
             let feed = samples.bind(&graph_inputs(&prepared.graph), &self.preprocess)?;
             self.collect(&prepared.graph, &values, &feed, &mut collector)?;
         }
-        let ranges = collector.finish();
-        if !samples.is_noise() {
-            ranges.warnings.iter().for_each(|w| self.tell(Event::Warning(w)));
+        let mut ranges = collector.finish();
+        if samples.is_noise() {
+            // That noise is no data was said already.
+            ranges.warnings.clear();
         }
         let summary = Calibration {
             origin: samples.origin().into(),
@@ -441,20 +442,5 @@ impl fmt::Debug for Compiler {
             .field("calibrator", &self.calibrator)
             .field("bindings", &self.bindings);
         s.field("tier", &self.tier).field("threads", &self.threads).finish_non_exhaustive()
-    }
-}
-
-/// A [`Calibrator`] by the name of the command line: `min-max`, `percentile`, or `percentile:99.9`.
-///
-/// # Errors
-/// Where there is none of this name, or the percentage is not between 50 and 100.
-pub fn parse_calibrator(text: &str) -> Result<Calibrator, DataError> {
-    let (name, percent) = text.split_once(':').unwrap_or((text, "99.99"));
-    match (name, percent.parse::<f64>()) {
-        ("min-max", _) if !text.contains(':') => Ok(Calibrator::MinMax),
-        ("percentile", Ok(p)) if p > 50.0 && p <= 100.0 => Ok(Calibrator::Percentile(p)),
-        _ => Err(DataError::Preprocess(format!(
-            "`{text}` is not a calibrator; there are min-max and percentile:P with P above 50, at most 100"
-        ))),
     }
 }

@@ -13,7 +13,7 @@ pub enum Error {
         /// The file.
         path: String,
         /// What is wrong.
-        source: ImportError,
+        source: Box<ImportError>,
     },
     /// The `.qcc` file is not usable.
     #[error(transparent)]

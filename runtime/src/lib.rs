@@ -69,7 +69,7 @@ mod view;
 pub mod zoo;
 
 pub use bench::{BenchReport, Latency, Layer, Peaks, Run, bench, measure_peaks};
-pub use compiler::{Calibrated, Compiler, Event, IMPORT, Prepared, graph_inputs, parse_calibrator};
+pub use compiler::{Calibrated, Compiler, Event, IMPORT, Prepared, graph_inputs};
 pub use container::{ContainerError, is_program};
 pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_npz, write_npy};
 pub use error::Error;

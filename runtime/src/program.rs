@@ -88,14 +88,16 @@ impl Program {
     /// # Errors
     /// Where the folder or the disk does not take it.
     pub fn save(&self, path: &Path) -> Result<(), ProgramError> {
-        let failed = |source| ProgramError { path: path.display().to_string(), source };
+        let written = self.encode().and_then(|(record, blobs)| container::write(path, &record, &blobs));
+        written.map_err(|source| ProgramError { path: path.display().to_string(), source })
+    }
+
+    fn encode(&self) -> Result<(Vec<u8>, Vec<Bytes>), ContainerError> {
         let (graph, tensors) = self.graph.to_record();
         let types = tensors.iter().map(|t| (t.dtype(), t.shape().clone())).collect();
-        let blobs: Vec<Bytes> = tensors.iter().map(|t| t.bytes().clone()).collect();
         let record = Record { info: self.info.clone(), graph, blobs: types };
-        let bytes =
-            postcard::to_allocvec(&record).map_err(|e| failed(ContainerError::Malformed(e.to_string())))?;
-        container::write(path, &bytes, &blobs).map_err(failed)
+        let bytes = postcard::to_allocvec(&record).map_err(|e| ContainerError::Malformed(e.to_string()))?;
+        Ok((bytes, tensors.iter().map(|t| t.bytes().clone()).collect()))
     }
 
     /// Maps a `.qcc` file. Weights are used where they are mapped. The file must not be shortened or written to in
@@ -129,5 +131,77 @@ impl Program {
         }
         qcc_ir::verify(&graph).map_err(|e| malformed(&e))?;
         Ok(Program { graph, info: record.info })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Compiler, Session, bundled, choose_tier};
+
+    fn program() -> Program {
+        let compiler = Compiler::new()
+            .calibration(bundled::calibration().unwrap().limit(8))
+            .preprocess(bundled::preprocess());
+        compiler.program_of_graph(compiler.import_onnx(bundled::FASHION_RESNET8).unwrap()).unwrap()
+    }
+
+    fn logits(program: &Program) -> Vec<f32> {
+        let model = program.jit(&crate::JitOptions::new(choose_tier(None).unwrap())).unwrap();
+        let feed = bundled::test_images().unwrap().bind(model.inputs(), &bundled::preprocess()).unwrap();
+        let batch = feed.batch(0).unwrap();
+        Session::new(&model).run(&[(&batch[0]).into()]).unwrap()[0].to_f32().unwrap()
+    }
+
+    #[test]
+    fn a_program_is_the_same_after_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.qcc");
+        let program = program();
+        program.save(&path).unwrap();
+        let loaded = Program::load(&path).unwrap();
+        assert_eq!(loaded.info(), program.info());
+        assert_eq!(qcc_ir::text::print(loaded.graph()), qcc_ir::text::print(program.graph()));
+        assert_eq!(logits(&loaded), logits(&program));
+        let again = dir.path().join("b.qcc");
+        loaded.save(&again).unwrap();
+        assert!(std::fs::read(path).unwrap() == std::fs::read(again).unwrap(), "files differ");
+    }
+
+    #[test]
+    fn a_record_that_lies_behind_right_checksums_is_an_error_or_a_sound_program() {
+        let (record, blobs) = program().encode().unwrap();
+        let mut refused = 0;
+        for i in 0..400 {
+            let mut record = record.clone();
+            // A step that shares no factor with the record's parts, so that all of them are hit.
+            let at = i * 7919 % record.len();
+            record[at] ^= 1 << (i % 8);
+            let contents = container::Contents { record: record.into(), blobs: blobs.clone() };
+            match Program::of(contents) {
+                Ok(program) => drop(program.jit(&crate::JitOptions::new(choose_tier(None).unwrap()))),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 0, "no change of the record was noticed");
+        for wrong in [vec![], blobs[1..].to_vec(), vec![Bytes::new(); blobs.len()]] {
+            let contents = container::Contents { record: record.clone().into(), blobs: wrong };
+            assert!(matches!(Program::of(contents), Err(ContainerError::Malformed(_))));
+        }
+        let longer = [&record[..], &[0]].concat();
+        let contents = container::Contents { record: longer.into(), blobs };
+        assert!(Program::of(contents).is_err());
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("broken.qcc");
+        assert!(Program::load(&path).err().unwrap().to_string().contains("broken.qcc"));
+        program().save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let text = Program::load(&path).err().unwrap().to_string();
+        assert!(text.contains("broken.qcc") && text.contains("cut off"), "{text}");
     }
 }

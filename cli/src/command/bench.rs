@@ -133,7 +133,7 @@ fn print<'r>(
     }
     writeln!(out, "{rows}")?;
     if args.layers {
-        runs.map(|run| print_layers(run, out)).collect::<Result<(), _>>()?;
+        runs.clone().try_for_each(|run| print_layers(run, out))?;
     }
     Ok(())
 }

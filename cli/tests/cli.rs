@@ -1,0 +1,315 @@
+//! The command as a user meets it: exit codes, messages, files.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+fn qcc(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qcc"));
+    command.args(arguments).env_remove("QCC_ISA").stdin(Stdio::null());
+    command
+}
+
+fn models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
+}
+
+fn model() -> String {
+    models().join("fashion_resnet8.onnx").display().to_string()
+}
+
+fn calibration() -> String {
+    models().join("fashion_mnist_calibration.npz").display().to_string()
+}
+
+fn stdout(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The one line of an error, after checking the exit code.
+fn error(arguments: &[&str], code: i32) -> String {
+    let output = qcc(arguments);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+    assert!(output.stdout.is_empty(), "{arguments:?} wrote to standard output");
+    let errors: Vec<&str> = text.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{arguments:?}: {text}");
+    errors[0].to_string()
+}
+
+/// `compile` with calibration, into a folder.
+fn compiled(folder: &Path) -> String {
+    let path = folder.join("fashion.qcc").display().to_string();
+    let images = calibration();
+    let preprocess = ["--samples", "32", "--mean", "72.93", "--std", "90.015"];
+    let output =
+        qcc(&[&["compile", &model(), "-o", &path, "--calibrate", &images][..], &preprocess].concat());
+    assert!(stdout(&output).contains("int8, q15, ranges of 32 samples"), "{}", stdout(&output));
+    assert_eq!(stderr(&output), "");
+    path
+}
+
+#[test]
+fn help_teaches_and_usage_errors_are_2() {
+    assert!(stdout(&qcc(&["--help"])).contains("Exit codes: 0 done, 1 bad model or data, 2 bad usage"));
+    for command in ["compile", "run", "eval", "bench", "inspect", "zoo"] {
+        let help = stdout(&qcc(&[command, "--help"]));
+        assert!(help.contains("Usage: qcc") && help.contains("--quiet"), "{help}");
+    }
+    error(&["compile"], 2);
+    error(&["run", "m.onnx", "--no-such-option"], 2);
+    error(&["run", "m.onnx", "--precision", "int9"], 2);
+    error(&["compile", "m.onnx", "--shape", "x"], 2);
+}
+
+#[test]
+fn bad_models_and_data_are_1_and_name_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let garbage = folder.path().join("garbage.onnx");
+    std::fs::write(&garbage, [0x0a, 0xff, 0xff, 0x03, 1, 2, 3]).unwrap();
+    let garbage = garbage.to_str().unwrap();
+    assert!(error(&["run", "--zeros", garbage], 1).contains("garbage.onnx"));
+    assert!(error(&["inspect", "/no/such/model.onnx"], 1).contains("/no/such/model.onnx"));
+    let no_data = error(&["compile", &model(), "--calibrate", "/no/such/folder"], 1);
+    assert!(no_data.contains("/no/such/folder"), "{no_data}");
+    let shape = error(&["run", "--zeros", &model(), "--shape", "image=1x1x28"], 1);
+    assert!(shape.contains("input `image`"), "{shape}");
+}
+
+#[test]
+fn what_the_command_line_asks_for_in_vain_is_2_and_lists_what_there_is() {
+    let m = model();
+    assert!(error(&["run", "--zeros", &m, "--isa", "mmx"], 2).contains("this CPU has"));
+    assert!(error(&["compile", &m, "--print-after", "nothing"], 2).contains("fold_batch_norm"));
+    assert!(error(&["compile", &m, "--pin", "nowhere=float-jit", "-qq"], 2).contains("nowhere"));
+    assert!(error(&["run", &m], 2).contains("image: f32[1x1x28x28]"));
+    assert!(error(&["run", &m, "--input", "a=b.npy", "--input", "c=d.npy"], 2).contains("image: f32"));
+    assert!(error(&["compile", &m, "--stop-after", "import"], 2).contains("--emit onnx"));
+    let mut capped = command(&["run", "--zeros", &m]);
+    let output = capped.env("QCC_ISA", "mmx").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("QCC_ISA"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_compiled_file_runs_like_the_model_and_any_damage_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = compiled(folder.path());
+    let run = stdout(&qcc(&["run", &path, "--zeros", "--top", "2"]));
+    assert!(run.starts_with("logits: f32[1x10], from ") && run.lines().count() == 3, "{run}");
+    let direct = qcc(&[
+        "run",
+        &model(),
+        "--zeros",
+        "--top",
+        "2",
+        "--precision",
+        "int8",
+        "--calibrate",
+        &calibration(),
+        "--samples",
+        "32",
+        "--mean",
+        "72.93",
+        "--std",
+        "90.015",
+    ]);
+    assert_eq!(stdout(&direct), run);
+    let inspected = stdout(&qcc(&["inspect", &path]));
+    assert!(inspected.contains("calibrated on 32 samples") && inspected.contains("int8-jit"), "{inspected}");
+
+    let good = std::fs::read(&path).unwrap();
+    for (what, at) in
+        [("magic", 0), ("version", 8), ("header", 20), ("record", 100), ("weights", good.len() - 9)]
+    {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        std::fs::write(&path, bad).unwrap();
+        let text = error(&["run", &path, "--zeros"], 1);
+        assert!(text.contains("fashion.qcc"), "{what}: {text}");
+    }
+    for length in [0, 7, 63, 64, 1000, good.len() - 1] {
+        std::fs::write(&path, &good[..length]).unwrap();
+        error(&["run", &path, "--zeros"], 1);
+    }
+}
+
+#[test]
+fn inputs_come_from_arrays_and_outputs_go_to_arrays() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let x = ndarray::Array4::<f32>::from_elem((1, 1, 28, 28), 0.5);
+    ndarray_npy::write_npy(file("x.npy"), &x).unwrap();
+    let m = model();
+    let named = format!("image={}", file("x.npy"));
+    stdout(&qcc(&["run", &m, "--input", &named, "--output-dir", &file("out")]));
+    let logits: ndarray::Array2<f32> = ndarray_npy::read_npy(file("out/logits.npy")).unwrap();
+    assert_eq!(logits.shape(), [1, 10]);
+    stdout(&qcc(&["run", &m, "--input", &file("x.npy"), "--threads", "2", "--output-dir", &file("again")]));
+    let again: ndarray::Array2<f32> = ndarray_npy::read_npy(file("again/logits.npy")).unwrap();
+    assert_eq!(again, logits);
+
+    let wrong = ndarray::Array2::<f32>::zeros((3, 3));
+    ndarray_npy::write_npy(file("wrong.npy"), &wrong).unwrap();
+    assert!(error(&["run", &m, "--input", &file("wrong.npy")], 1).contains("input `image`"));
+}
+
+#[test]
+fn evaluation_compares_every_mode_with_float() {
+    let images = models().join("fashion_mnist_test.npz").display().to_string();
+    let output = qcc(&[
+        "eval",
+        &model(),
+        "--images",
+        &images,
+        "--limit",
+        "100",
+        "--calibrate",
+        &calibration(),
+        "--every",
+        "8",
+        "--mean",
+        "72.93",
+        "--std",
+        "90.015",
+        "--requant",
+        "all",
+    ]);
+    let text = stdout(&output);
+    for row in ["float ", "int8 shift", "int8 tflite", "int8 q15", "int8 pow2", "int8 float"] {
+        let line = text.lines().find(|l| l.starts_with(row)).unwrap_or_else(|| panic!("no {row}: {text}"));
+        let top1: f64 = line.split_whitespace().find_map(|w| w.parse().ok().filter(|x| *x > 20.0)).unwrap();
+        assert!(top1 > 85.0, "{line}");
+    }
+    assert!(text.contains("100 samples of"), "{text}");
+}
+
+#[test]
+fn bench_writes_the_figures_as_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("out.json").display().to_string();
+    let output = qcc(&[
+        "bench",
+        &model(),
+        "--shape",
+        "image=1x1x28x28",
+        "--precision",
+        "int8,float",
+        "--requant",
+        "shift,q15",
+        "--threads",
+        "1",
+        "--reps",
+        "3",
+        "--layers",
+        "--json",
+        &json,
+        "-qq",
+    ]);
+    let text = stdout(&output);
+    assert!(text.contains("GMAC/s") && text.contains("/fc/Gemm"), "{text}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert!(report["isa"].is_string() && report["threads"] == 1);
+    let runs = report["runs"].as_array().unwrap();
+    let kinds: Vec<(&str, Option<&str>)> =
+        runs.iter().map(|r| (r["precision"].as_str().unwrap(), r["requant"].as_str())).collect();
+    assert_eq!(kinds, [("float", None), ("int8", Some("shift")), ("int8", Some("q15"))]);
+    for run in runs {
+        let latency = &run["latency_ms"];
+        let [min, median, p90] = ["min", "median", "p90"].map(|k| latency[k].as_f64().unwrap());
+        assert!(0.0 < min && min <= median && median <= p90, "{latency}");
+        for figure in ["gmacs", "peak_fraction", "load_ms"] {
+            assert!(run[figure].as_f64().unwrap() > 0.0, "{figure} of {run}");
+        }
+        assert_eq!(run["requant_share"].is_null(), run["precision"] == "float");
+        let layer = &run["layers"][0];
+        assert!(
+            layer["name"].is_string()
+                && layer["op"].is_string()
+                && layer["ms"].is_f64()
+                && layer["device"].is_string()
+        );
+    }
+}
+
+#[test]
+fn graphs_can_be_written_on_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let m = model();
+    let folded = file("folded.onnx");
+    stdout(&qcc(&["compile", &m, "--precision", "float", "--emit", "onnx", "-o", &folded]));
+    let inspected = stdout(&qcc(&["inspect", &folded]));
+    assert!(!inspected.contains("BatchNorm") && inspected.contains("9,345,920"), "{inspected}");
+    let qdq = file("qdq.onnx");
+    stdout(&qcc(&["compile", &m, "--emit", "onnx", "-o", &qdq, "-qq"]));
+    assert!(stdout(&qcc(&["run", &qdq, "--zeros"])).starts_with("logits: f32[1x10]"));
+    let imported = stdout(&qcc(&["compile", &m, "--emit", "qir", "--stop-after", "import"]));
+    assert!(imported.contains("BatchNorm"), "{imported}");
+    let placed = stdout(&qcc(&["compile", &m, "--emit", "qir", "-qq"]));
+    assert!(placed.contains("QConv") && placed.contains("int8-jit"), "{placed}");
+    let asm = stdout(&qcc(&["compile", &m, "--emit", "asm", "--isa", "x86-64-v2", "-qq"]));
+    assert!(asm.contains("pmaddwd"), "no dot product in the listing");
+    assert!(stdout(&qcc(&["compile", &m, "--emit", "clif", "-qq"])).contains("function"));
+    let explained = stdout(&qcc(&[
+        "compile",
+        &m,
+        "-o",
+        &file("a.qcc"),
+        "--explain",
+        "--print-after",
+        "fuse_clamp",
+        "-qq",
+    ]));
+    assert!(explained.contains("folded into") && explained.contains("// after fuse_clamp"), "{explained}");
+}
+
+#[test]
+fn compiling_twice_gives_the_same_bytes() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [a, b] = folders.each_ref().map(|f| std::fs::read(compiled(f.path())).unwrap());
+    assert!(a == b, "the files differ");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = command(&["compile", &model(), "--emit", "qir", "-qq"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
+#[test]
+fn warnings_are_loud_unless_silenced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.qcc").display().to_string();
+    let loud = qcc(&["compile", &model(), "-o", &path]);
+    assert!(stderr(&loud).contains("warning: no calibration data"), "{}", stderr(&loud));
+    assert!(stdout(&loud).contains("for timing only"));
+    assert!(stderr(&qcc(&["compile", &model(), "-o", &path, "-q"])).contains("warning: "));
+    assert_eq!(stderr(&qcc(&["compile", &model(), "-o", &path, "-qq"])), "");
+}
+
+#[test]
+fn the_zoo_writes_models_of_any_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.onnx").display().to_string();
+    assert!(error(&["zoo", "lenet", "-o", &path], 2).contains("lenet"));
+    stdout(&qcc(&["zoo", "mobilenetv2", "-o", &path]));
+    let run = stdout(&qcc(&["run", &path, "--zeros", "--shape", "input=2x3x224x224"]));
+    assert!(run.contains("[2x1000]"), "{run}");
+}
