@@ -1,11 +1,12 @@
 //! Tables and numbers for people.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table, LineStyle, TableStyle};
 
 /// A table whose columns behind the first `text_columns` are numbers, aligned to the right.
 pub(crate) fn table(header: Vec<&str>, text_columns: usize) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    let rule = LineStyle::none().fill('─').junction('─');
+    table.load_style(TableStyle::new().header_separator(rule)).set_header(header);
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((if i == 0 { 0 } else { 2 }, 0));
         if i >= text_columns {

@@ -463,6 +463,18 @@ mod tests {
     }
 
     #[test]
+    fn exported_networks_take_any_batch() {
+        use qcc_ir::onnx::{Bindings, ExportOptions, Model, export_with};
+        for build in [resnet50_cifar100, mobilenetv2] {
+            let g = build().unwrap();
+            let file = export_with(&g, &ExportOptions { batch: Some("N".into()) }).unwrap();
+            let model = Model::parse(file).unwrap();
+            let two = Bindings { symbols: [("N".to_owned(), 2)].into(), ..Bindings::default() };
+            assert_eq!(macs(&model.graph(&two).unwrap()), 2.0 * macs(&g), "{}", g.name);
+        }
+    }
+
+    #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let e = build("alexnet").unwrap_err().to_string();
         assert!(NAMES.iter().all(|n| e.contains(n)), "{e}");

@@ -26,7 +26,10 @@ pub(crate) fn run(args: &Compile, quiet: u8, out: &mut impl Write) -> Result<(),
     let compiler = compiler.precision(args.precision).requant(args.requant.requant);
     let written = match args.emit {
         Emit::Qcc => emit_program(args, &compiler, out),
-        Emit::Onnx | Emit::Qir => emit_graph(args, &compiler, |event| terminal.event(event), out),
+        Emit::Onnx | Emit::Qir => {
+            let told = terminal.clone();
+            emit_graph(args, &compiler, move |event| told.event(event), out)
+        }
         Emit::Clif | Emit::Asm => emit_listing(args, &compiler, out),
     };
     terminal.clear();

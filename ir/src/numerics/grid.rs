@@ -6,7 +6,7 @@ use crate::{DType, OutputGrid, ops::UnaryKind};
 /// before the conversion to integer, so infinities saturate; NaN becomes `lo` (what `maxps` makes of it).
 pub fn quantize(x: f32, scale: f32, zero_point: i32, lo: i32, hi: i32) -> i32 {
     let rounded = (x / scale).round_ties_even();
-    // Both bounds are integers of at most 17 bits, exact in f32.
+    // Exact in f32: bounds and zero points, at most those that `FakeQuant` takes, differ by at most 2^24.
     let (least, most) = ((lo - zero_point) as f32, (hi - zero_point) as f32);
     let above = if rounded > least { rounded } else { least };
     let within = if above < most { above } else { most };
@@ -14,7 +14,7 @@ pub fn quantize(x: f32, scale: f32, zero_point: i32, lo: i32, hi: i32) -> i32 {
 }
 
 /// Code to real number: f32(q − zero_point) · scale. The conversion is exact up to 24 bits, so there is one rounding;
-/// of wider codes (s32, u32) there are two.
+/// of wider ones (s32, u32) there are two. Codes are of at most 32 bits.
 pub fn dequantize(q: impl Into<i64>, scale: f32, zero_point: i32) -> f32 {
     (q.into() - i64::from(zero_point)) as f32 * scale
 }

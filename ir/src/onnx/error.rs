@@ -178,8 +178,8 @@ impl From<Error> for NodeError {
         match e {
             Error::Node { source, .. } => source.into(),
             Error::Input { reason, .. } => OpError::Shape(reason).into(),
-            Error::Record { reason, .. } => OpError::Unsupported(reason).into(),
-            Error::Verify(e) => OpError::Unsupported(e.to_string()).into(),
+            // Not what building a graph answers.
+            e @ (Error::Record { .. } | Error::Verify(_)) => OpError::Unsupported(e.to_string()).into(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Elements of any numeric type in the arithmetic that ops compute in.
 
 use crate::{DType, Element, OpError, Shape, Tensor};
+use std::cmp::Ordering;
 
 /// Decoded elements. f16 and bf16 are computed in f32 and rounded once; integers and booleans in 128 bits, which hold
 /// every type exactly, so that wrapping is a matter of [`encode`](Numbers::encode) alone.
@@ -55,78 +56,119 @@ impl Numbers {
     }
 
     /// As a tensor of `dtype`: floats are rounded once to floats; to integers they are truncated and saturate, NaN
-    /// becoming 0; integers wrap to integers; to `bool` whatever is not 0 is true.
+    /// becoming 0; integers are rounded once to floats and wrap to integers; to `bool` whatever is not 0 is true.
     pub(super) fn encode(self, dtype: DType, shape: Shape) -> Result<Tensor, OpError> {
         match self {
             Numbers::F32(x) if dtype == DType::F32 => Ok(Tensor::from_vec(shape, x)?),
-            Numbers::F32(x) => float(&x, |x| x.into(), dtype, shape),
-            Numbers::F64(x) => float(&x, |x| x, dtype, shape),
-            Numbers::Int(x) if dtype == DType::F32 => {
-                Ok(Tensor::from_vec(shape, x.into_iter().map(|x| x as f32).collect())?)
-            }
-            Numbers::Int(x) if dtype.is_float() => float(&x, |x| x as f64, dtype, shape),
-            Numbers::Int(x) if dtype == DType::Bool => integer(&x, |x| i128::from(x != 0), dtype, shape),
-            Numbers::Int(x) => integer(&x, |x| wrap(x, dtype), dtype, shape),
+            Numbers::F32(x) => encode(&x, dtype, shape),
+            Numbers::F64(x) => encode(&x, dtype, shape),
+            Numbers::Int(x) => encode(&x, dtype, shape),
         }
     }
 }
 
-/// Every number fits f64 exactly but integers above 2^53, which only bf16 and f64 can come from: rounded to f64 first.
-fn float<T: Copy>(
-    elements: &[T],
-    value: impl Fn(T) -> f64,
-    dtype: DType,
-    shape: Shape,
-) -> Result<Tensor, OpError> {
-    fn collect<T: Element>(
+/// A decoded element on its way to another type.
+trait Number: Copy {
+    fn to_f32(self) -> f32;
+    fn to_f64(self) -> f64;
+    /// As f32, rounded to odd: towards zero, but with the last bit set where anything was lost. Rounding that again,
+    /// to a type of at most 22 bits, gives what one rounding would.
+    fn to_odd(self) -> f32;
+    /// As an integer of the type.
+    fn to_integer(self, dtype: DType) -> i128;
+    fn is_zero(self) -> bool;
+}
+
+impl Number for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+    fn to_odd(self) -> f32 {
+        self
+    }
+    fn to_integer(self, dtype: DType) -> i128 {
+        f64::from(self).to_integer(dtype)
+    }
+    fn is_zero(self) -> bool {
+        self == 0.0
+    }
+}
+
+impl Number for f64 {
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+    fn to_f64(self) -> f64 {
+        self
+    }
+    fn to_odd(self) -> f32 {
+        let nearest = self as f32;
+        odd(nearest, f64::from(nearest).abs().partial_cmp(&self.abs()))
+    }
+    fn to_integer(self, dtype: DType) -> i128 {
+        let (lo, hi) = range(dtype);
+        (self as i128).clamp(lo, hi)
+    }
+    fn is_zero(self) -> bool {
+        self == 0.0
+    }
+}
+
+impl Number for i128 {
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+    fn to_f64(self) -> f64 {
+        self as f64
+    }
+    fn to_odd(self) -> f32 {
+        let nearest = self as f32;
+        odd(nearest, Some((nearest as i128).abs().cmp(&self.abs())))
+    }
+    fn to_integer(self, dtype: DType) -> i128 {
+        let (lo, hi) = range(dtype);
+        self.wrapping_sub(lo).rem_euclid(hi - lo + 1) + lo
+    }
+    fn is_zero(self) -> bool {
+        self == 0
+    }
+}
+
+/// The number rounded to odd, from the one rounded to nearest and how their magnitudes compare.
+fn odd(nearest: f32, than_exact: Option<Ordering>) -> f32 {
+    match than_exact {
+        Some(Ordering::Greater) => f32::from_bits((nearest.to_bits() - 1) | 1),
+        Some(Ordering::Less) => f32::from_bits(nearest.to_bits() | 1),
+        _ => nearest,
+    }
+}
+
+fn encode<N: Number>(x: &[N], dtype: DType, shape: Shape) -> Result<Tensor, OpError> {
+    fn collect<N: Number, T: Element>(
+        x: &[N],
+        dtype: DType,
         shape: Shape,
-        elements: impl Iterator<Item = f64>,
-        f: impl Fn(f64) -> T,
+        f: impl Fn(N) -> T,
     ) -> Result<Tensor, OpError> {
-        Ok(Tensor::from_vec(shape, elements.map(f).collect())?)
+        Ok(Tensor::from_vec_as(dtype, shape, x.iter().map(|&x| f(x)).collect())?)
     }
-    let values = elements.iter().map(|&x| value(x));
+    let integer = |x: N| x.to_integer(dtype);
     match dtype {
-        DType::F32 => collect(shape, values, |x| x as f32),
-        DType::F16 => collect(shape, values, half::f16::from_f64),
-        DType::BF16 => collect(shape, values, half::bf16::from_f64),
-        DType::F64 => collect(shape, values, |x| x),
-        DType::Bool => integer(elements, |x| i128::from(value(x) != 0.0), dtype, shape),
-        _ => {
-            let (lo, hi) = range(dtype);
-            integer(elements, |x| (value(x) as i128).clamp(lo, hi), dtype, shape)
-        }
+        DType::F32 => collect(x, dtype, shape, N::to_f32),
+        DType::F64 => collect(x, dtype, shape, N::to_f64),
+        DType::F16 => collect(x, dtype, shape, |x| half::f16::from_f32(x.to_odd())),
+        DType::BF16 => collect(x, dtype, shape, |x| half::bf16::from_f32(x.to_odd())),
+        DType::Bool => collect(x, dtype, shape, |x| u8::from(!x.is_zero())),
+        DType::S8 | DType::S4 => collect(x, dtype, shape, |x| integer(x) as i8),
+        DType::U8 | DType::U4 => collect(x, dtype, shape, |x| integer(x) as u8),
+        DType::S16 => collect(x, dtype, shape, |x| integer(x) as i16),
+        DType::U16 => collect(x, dtype, shape, |x| integer(x) as u16),
+        DType::S32 => collect(x, dtype, shape, |x| integer(x) as i32),
+        DType::U32 => collect(x, dtype, shape, |x| integer(x) as u32),
+        DType::S64 => collect(x, dtype, shape, |x| integer(x) as i64),
+        DType::U64 => collect(x, dtype, shape, |x| integer(x) as u64),
     }
-}
-
-/// The integer modulo 2^bits, in the range of the type.
-fn wrap(x: i128, dtype: DType) -> i128 {
-    let (lo, hi) = range(dtype);
-    (x.wrapping_sub(lo)).rem_euclid(hi - lo + 1) + lo
-}
-
-fn integer<T: Copy>(
-    elements: &[T],
-    value: impl Fn(T) -> i128,
-    dtype: DType,
-    shape: Shape,
-) -> Result<Tensor, OpError> {
-    let values = elements.iter().map(|&x| value(x));
-    Ok(match dtype {
-        DType::S8 | DType::S4 => {
-            Tensor::from_vec_as(dtype, shape, values.map(|x| x as i8).collect::<Vec<_>>())
-        }
-        DType::U8 | DType::U4 | DType::Bool => {
-            Tensor::from_vec_as(dtype, shape, values.map(|x| x as u8).collect::<Vec<_>>())
-        }
-        DType::S16 => Tensor::from_vec(shape, values.map(|x| x as i16).collect()),
-        DType::U16 => Tensor::from_vec(shape, values.map(|x| x as u16).collect()),
-        DType::S32 => Tensor::from_vec(shape, values.map(|x| x as i32).collect()),
-        DType::U32 => Tensor::from_vec(shape, values.map(|x| x as u32).collect()),
-        DType::S64 => Tensor::from_vec(shape, values.map(|x| x as i64).collect()),
-        DType::U64 => Tensor::from_vec(shape, values.map(|x| x as u64).collect()),
-        DType::F32 | DType::F16 | DType::BF16 | DType::F64 => {
-            return Err(OpError::dtype(format!("{dtype} is not an integer type")));
-        }
-    }?)
 }

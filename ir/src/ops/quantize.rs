@@ -19,7 +19,7 @@ pub struct Dequantize {}
 
 /// Real numbers rounded to a grid by [`numerics::fake_quant`](crate::numerics::fake_quant).
 ///
-/// Bounds and zero points are within ±2^24 (what an `S32` bias gets), where f32 holds every integer.
+/// Bounds and zero points (of an `S32` bias) are within ±2^23: f32 holds all their differences.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct FakeQuant {
     /// Integer type whose range bounds the codes.
@@ -33,7 +33,7 @@ pub struct FakeQuant {
 }
 
 /// Largest magnitude of a code that [`FakeQuant`] may produce.
-const FAKE_QUANT_MAX: u32 = 1 << 24;
+const FAKE_QUANT_MAX: u32 = 1 << 23;
 
 /// The bounds of a type of at most 16 bits.
 fn code_range(dtype: DType) -> Result<(i32, i32), OpError> {
@@ -129,7 +129,7 @@ impl Operator for FakeQuant {
         let exact = |q: i32| q.unsigned_abs() <= FAKE_QUANT_MAX;
         if ![self.lo, self.hi].iter().chain(self.params.zero_points()).all(|&q| exact(q)) {
             return Err(OpError::quant(format!(
-                "codes {}..={} or their zero point leave ±2^24, within which f32 is exact",
+                "codes {}..={} or their zero point leave ±2^23, the integers of 24 bits",
                 self.lo, self.hi
             )));
         }

@@ -51,7 +51,7 @@ pub enum PadMode {
         /// The number.
         value: f64,
     },
-    /// Mirrored without repeating the edge.
+    /// Mirrored without repeating the edge, to and fro where the border is longer than the axis.
     Reflect,
     /// The edge repeated.
     Edge,
@@ -304,9 +304,11 @@ impl PadMode {
             PadMode::Constant { .. } => i,
             PadMode::Edge => i.clamp(0, last),
             PadMode::Wrap => i.rem_euclid(extent as isize),
-            PadMode::Reflect if i < 0 => -i,
-            PadMode::Reflect if i > last => 2 * last - i,
-            PadMode::Reflect => i,
+            PadMode::Reflect if last == 0 => 0,
+            PadMode::Reflect => {
+                let there_and_back = i.rem_euclid(2 * last);
+                there_and_back.min(2 * last - there_and_back)
+            }
         };
         usize::try_from(inside).ok().filter(|&i| i < extent)
     }
@@ -319,20 +321,18 @@ impl Pad {
     /// Where the constant is not a number of the type or on its grid.
     pub fn fill(&self, x: &TensorType) -> Result<Vec<u8>, OpError> {
         let PadMode::Constant { value } = self.mode else { return Ok(vec![]) };
-        let (number, holds) = match x.per_tensor() {
-            Some((scale, zero)) => {
-                let code = (value / f64::from(scale)).round_ties_even() + f64::from(zero);
-                (code, numerics::dequantize(code as i64, scale, zero) == value as f32)
-            }
-            None => (value, x.dtype.is_float() || value.fract() == 0.0),
+        let number = match x.per_tensor() {
+            Some((scale, zero)) => (value / f64::from(scale)).round_ties_even() + f64::from(zero),
+            None => value,
         };
         let element = Numbers::F64(vec![number]).encode(x.dtype, Shape::scalar())?;
-        // Encoding saturates: an integer out of range comes back as another.
-        let kept = match Numbers::decode(&element)? {
-            Numbers::Int(n) => n.first().is_some_and(|&n| n as f64 == number),
-            _ => true,
+        // Encoding truncates and saturates: what the type does not hold comes back as another number.
+        let held = match Numbers::decode(&element)? {
+            Numbers::Int(n) => n.iter().all(|&n| n as f64 == number),
+            Numbers::F32(_) | Numbers::F64(_) => true,
         };
-        if !holds || !kept {
+        let on_grid = |(scale, zero)| numerics::dequantize(number as i64, scale, zero) == value as f32;
+        if !held || !x.per_tensor().is_none_or(on_grid) {
             return Err(OpError::quant(format!("the padding {value} is not a value that {x} can hold")));
         }
         Ok(element.bytes().to_vec())
@@ -350,18 +350,9 @@ impl Operator for Pad {
         let mut dims = Vec::with_capacity(rank);
         for d in 0..rank {
             let (before, after, extent) = (self.before[d], self.after[d], x.shape[d]);
-            let most = match self.mode {
-                PadMode::Constant { .. } => usize::MAX,
-                PadMode::Reflect => extent.saturating_sub(1),
-                PadMode::Edge if extent > 0 => usize::MAX,
-                PadMode::Edge => 0,
-                PadMode::Wrap => extent,
-            };
-            if before > most || after > most {
-                return Err(OpError::shape(format!(
-                    "{:?} pad of {before} and {after} on an axis of {extent}",
-                    self.mode
-                )));
+            let copies = !matches!(self.mode, PadMode::Constant { .. });
+            if copies && extent == 0 && (before > 0 || after > 0) {
+                return Err(OpError::shape(format!("{:?} pad of an axis without elements", self.mode)));
             }
             let sum = extent.checked_add(before).and_then(|n| n.checked_add(after));
             dims.push(sum.ok_or_else(|| OpError::too_large("padded axis length"))?);

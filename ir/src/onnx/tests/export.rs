@@ -55,6 +55,7 @@ fn shared_models_survive_a_round_trip() {
     assert!(!paths.is_empty());
     for path in paths {
         let g = Model::load(&path).unwrap().graph(&Bindings::default()).unwrap();
+        crate::verify(&g).unwrap();
         let back = reimported(&g);
         let names = |g: &Graph| g.order().into_iter().map(|id| g.node(id).name.clone()).collect::<Vec<_>>();
         let is_constant =
