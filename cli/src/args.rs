@@ -464,7 +464,9 @@ mod tests {
     fn values_are_parsed_from_the_right() {
         assert_eq!(parse_shape("a=b:0=1x3"), Ok(("a=b:0".into(), vec![1, 3])));
         assert_eq!(parse_pin("conv=float-jit"), Ok(("conv".into(), Device::FloatJit)));
-        assert!(parse_shape("1x3").is_err() && parse_shape("a=1x").is_err() && parse_shape("a=1x-3").is_err());
+        assert!(
+            parse_shape("1x3").is_err() && parse_shape("a=1x").is_err() && parse_shape("a=1x-3").is_err()
+        );
         assert!(parse_pin("conv=gpu").unwrap_err().contains("int8-jit"));
         assert!(parse_size("224").is_err() && parse_size("0x4").is_err());
     }

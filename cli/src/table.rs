@@ -1,6 +1,6 @@
 //! Tables and numbers for people.
 
-use comfy_table::{CellAlignment, Table, LineStyle, TableStyle};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 /// A table whose columns behind the first `text_columns` are numbers, aligned to the right.
 pub(crate) fn table(header: Vec<&str>, text_columns: usize) -> Table {

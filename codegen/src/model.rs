@@ -130,6 +130,15 @@ impl Step {
         step
     }
 
+    /// Where the step's code lies; `None` where it is interpreted.
+    #[cfg(test)]
+    pub(crate) fn entry_address(&self) -> Option<usize> {
+        match self.action {
+            Action::Call(entry) => Some(entry as usize),
+            _ => None,
+        }
+    }
+
     /// Roughly how long the step takes on one thread, in nanoseconds.
     fn nanoseconds(&self) -> u64 {
         // 100 multiply-accumulates or 8 bytes in a nanosecond: only the order of magnitude matters.
@@ -143,9 +152,9 @@ pub struct CompiledModel {
     inputs: Vec<(String, TensorType)>,
     outputs: Vec<(String, TensorType)>,
     arena_bytes: u64,
-    weights: Weights,
+    pub(crate) weights: Weights,
     tier: &'static Tier,
-    code: Code,
+    pub(crate) code: Code,
 }
 
 /// Compiles a graph at `Stage::Placed`.

@@ -29,8 +29,9 @@ pub(crate) struct Plan {
     /// Graph outputs that must be copied from where their value lives, and the copies' positions behind the order.
     pub(crate) output_copies: Vec<usize>,
     roots: BTreeMap<ValueId, ValueId>,
-    places: BTreeMap<ValueId, Location>,
-    #[cfg_attr(not(test), allow(dead_code, reason = "what the tests of the plan look at"))]
+    /// Values in the caller's memory.
+    external: BTreeMap<ValueId, Location>,
+    /// Values in the arena.
     pub(crate) buffers: BTreeMap<ValueId, Buffer>,
     /// Bytes of the arena without scratch.
     pub(crate) arena_bytes: u64,
@@ -72,7 +73,7 @@ impl Plan {
             fused_into,
             output_copies: Vec::new(),
             roots,
-            places: BTreeMap::new(),
+            external: BTreeMap::new(),
             buffers: BTreeMap::new(),
             arena_bytes: 0,
         };
@@ -91,7 +92,9 @@ impl Plan {
     /// Where a value lives; `None` for constants, which are placed when a lowering asks for them, and for values that
     /// exist only inside a fused step.
     pub(crate) fn place(&self, value: ValueId) -> Option<Location> {
-        self.places.get(&self.root(value)).copied()
+        let root = self.root(value);
+        let arena = || self.buffers.get(&root).map(|b| Location::Arena(b.offset));
+        self.external.get(&root).copied().or_else(arena)
     }
 
     /// The operands that a step reads: those of the node and of what is fused into it.
@@ -108,7 +111,7 @@ impl Plan {
 
     fn place_inputs(&mut self, graph: &Graph) {
         for (i, &node) in graph.inputs().iter().enumerate() {
-            self.places.insert(node.out(), Location::Input(i));
+            self.external.insert(node.out(), Location::Input(i));
         }
     }
 
@@ -133,8 +136,8 @@ impl Plan {
         for (i, output) in graph.outputs().iter().enumerate() {
             let root = self.root(output.value);
             match intervals.get(&root) {
-                Some((first, last)) if first == last && !self.places.contains_key(&root) => {
-                    self.places.insert(root, Location::Output(i));
+                Some((first, last)) if first == last && !self.external.contains_key(&root) => {
+                    self.external.insert(root, Location::Output(i));
                 }
                 _ => self.output_copies.push(i),
             }
@@ -150,7 +153,7 @@ impl Plan {
         let end = self.order.len();
         let mut pending: Vec<(ValueId, Buffer)> = Vec::new();
         for (value, (first, last)) in intervals {
-            if self.places.contains_key(&value) {
+            if self.external.contains_key(&value) {
                 continue;
             }
             let is_output = self.output_copies.iter().any(|&i| self.root(graph.outputs()[i].value) == value);
@@ -165,7 +168,6 @@ impl Plan {
             self.arena_bytes = self.arena_bytes.max(buffer.offset + buffer.bytes);
             let at = placed.partition_point(|p| p.offset < buffer.offset);
             placed.insert(at, buffer.clone());
-            self.places.insert(value, Location::Arena(buffer.offset));
             self.buffers.insert(value, buffer);
         }
         check_arena(self.arena_bytes)

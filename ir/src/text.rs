@@ -48,7 +48,7 @@ pub fn print(graph: &Graph) -> String {
     print_with_blobs(graph).0
 }
 
-/// Prints a graph as [`print`] does, and hands out the tensors behind `blob(0)`, `blob(1)`, …:
+/// Prints a graph as [`print()`] does, and hands out the tensors behind `blob(0)`, `blob(1)`, …:
 /// [`parse_with_blobs`] makes the same graph of both.
 pub fn print_with_blobs(graph: &Graph) -> (String, Vec<Tensor>) {
     let mut blobs = vec![];

@@ -160,7 +160,8 @@ pub fn bench(
     let mut contestants: Vec<Contestant> = loaded.iter().map(|l| Contestant::new(&l.model)).collect();
     // What requantization costs is a property of the mode, but what is left without it is not: one is enough.
     let pack_only = programs.iter().find(|p| p.info().precision == Precision::Int8);
-    let pack_only = pack_only.map(|p| p.jit(&JitOptions { measure_pack_only: true, ..jit.clone() })).transpose()?;
+    let pack_only =
+        pack_only.map(|p| p.jit(&JitOptions { measure_pack_only: true, ..jit.clone() })).transpose()?;
     contestants.extend(pack_only.as_ref().map(Contestant::new));
 
     let Some(first) = loaded.first() else { return Ok(BenchReport::new(jit, Vec::new())) };
@@ -317,8 +318,12 @@ mod tests {
 
     #[test]
     fn shares_are_of_all_layers() {
-        let layer = |op, ms| Layer { name: String::new(), op, ms, device: "", kernel: String::new(), gmacs: 0.0 };
-        assert_eq!(share_of(&[layer("FakeQuant", 1.0), layer("Conv", 2.0), layer("FakeQuant", 1.0)], "FakeQuant"), 0.5);
+        let layer =
+            |op, ms| Layer { name: String::new(), op, ms, device: "", kernel: String::new(), gmacs: 0.0 };
+        assert_eq!(
+            share_of(&[layer("FakeQuant", 1.0), layer("Conv", 2.0), layer("FakeQuant", 1.0)], "FakeQuant"),
+            0.5
+        );
         assert_eq!(share_of(&[], "FakeQuant"), 0.0);
     }
 }

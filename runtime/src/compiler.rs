@@ -1,8 +1,8 @@
 //! From a model file to machine code.
 
 use crate::{
-    Calibration, DataError, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples, Session,
-    TensorInfo, TensorView, Threads, choose_tier, is_program,
+    Calibration, DataError, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples,
+    Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
     Device, Graph, Output, ValueId,
@@ -347,7 +347,11 @@ impl Compiler {
         graph.set_outputs(outputs.collect());
         graph.remove_dead();
         // Without pins: they are meant for the model that comes out, and may name integer devices.
-        let options = Options { capability: qcc_codegen::capability, precision: Precision::Float, ..Options::default() };
+        let options = Options {
+            capability: qcc_codegen::capability,
+            precision: Precision::Float,
+            ..Options::default()
+        };
         qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
         let info = ProgramInfo { precision: Precision::Float, ..self.info(&graph, None, &Report::default()) };
         let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
@@ -433,7 +437,9 @@ pub fn graph_inputs(graph: &Graph) -> Vec<TensorInfo> {
 impl fmt::Debug for Compiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut s = f.debug_struct("Compiler");
-        s.field("options", &self.options).field("calibrator", &self.calibrator).field("bindings", &self.bindings);
+        s.field("options", &self.options)
+            .field("calibrator", &self.calibrator)
+            .field("bindings", &self.bindings);
         s.field("tier", &self.tier).field("threads", &self.threads).finish_non_exhaustive()
     }
 }

@@ -106,7 +106,9 @@ fn check(models: &[Model]) -> Result<(), Error> {
     let Some(output) = first.outputs().first() else { return refuse("the model has no outputs".into()) };
     for other in others {
         if other.inputs() != first.inputs() || other.outputs().first().map(|o| &o.ty) != Some(&output.ty) {
-            return refuse("models can only be compared where their inputs and first outputs are the same".into());
+            return refuse(
+                "models can only be compared where their inputs and first outputs are the same".into(),
+            );
         }
     }
     let is_rows = output.ty.shape.rank() >= 2 && output.ty.shape.elements() > 0;
@@ -138,10 +140,14 @@ fn run_batch(sessions: &mut [Session], feed: &Feed, index: usize) -> Result<Vec<
             let got = &output[row.clone()];
             c.agreement += usize::from(best(got) == best(expected));
             c.signal += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-            c.noise += expected.iter().zip(got).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>();
+            c.noise +=
+                expected.iter().zip(got).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>();
             if let Some(&label) = feed.labels().and_then(|l| l.get(first + i)) {
                 let rank = rank(got, label as usize).ok_or_else(|| {
-                    Error::Evaluation(format!("sample {}: label {label}, but the model has {width} classes", first + i))
+                    Error::Evaluation(format!(
+                        "sample {}: label {label}, but the model has {width} classes",
+                        first + i
+                    ))
                 })?;
                 c.top1 += usize::from(rank == 0);
                 c.top5 += usize::from(rank < 5);

@@ -2,8 +2,8 @@
 //! (accuracy and speed) and on ResNet-50 for CIFAR-100 (speed).
 
 use crate::{
-    BenchReport, Compiler, Error, JitOptions, Peaks, Precision, Program, Run, Samples, Threads, bench, bundled, evaluate,
-    zoo,
+    BenchReport, Compiler, Error, JitOptions, Peaks, Precision, Program, Run, Samples, Threads, bench,
+    bundled, evaluate, zoo,
 };
 use qcc_ir::{Graph, numerics::RequantMode};
 
@@ -35,7 +35,9 @@ pub fn programs(
                     programs.push(with.clone().requant(mode).lower(&prepared, calibrated.as_ref())?);
                 }
             }
-            Precision::Float | Precision::FakeQuant => programs.push(with.lower(&prepared, calibrated.as_ref())?),
+            Precision::Float | Precision::FakeQuant => {
+                programs.push(with.lower(&prepared, calibrated.as_ref())?)
+            }
         }
     }
     Ok(programs)
@@ -60,14 +62,12 @@ pub fn experiment(
     progress: &mut dyn FnMut(&'static str, usize, usize),
 ) -> Result<BenchReport, Error> {
     let jit = setup.compiler.jit_options()?;
-    let trained = setup
-        .compiler
-        .clone()
-        .calibration(bundled::calibration()?)
-        .preprocess(bundled::preprocess());
+    let trained =
+        setup.compiler.clone().calibration(bundled::calibration()?).preprocess(bundled::preprocess());
     let graph = trained.import_onnx(bundled::FASHION_RESNET8)?;
     let trained = programs(&trained, graph, &Precision::ALL, &RequantMode::ALL)?;
-    let mut report = named(TRAINED, bench(&trained, &jit, setup.reps, setup.peaks, &mut |d, t| progress(TRAINED, d, t))?);
+    let mut report =
+        named(TRAINED, bench(&trained, &jit, setup.reps, setup.peaks, &mut |d, t| progress(TRAINED, d, t))?);
     accuracy(&trained, &jit, &mut report)?;
 
     // Its weights are random: noise is as good as any input.
@@ -98,11 +98,16 @@ fn accuracy(programs: &[Program], jit: &JitOptions, report: &mut BenchReport) ->
 pub fn conclusion(report: &BenchReport) -> Option<String> {
     let of = |model: &str, precision, mode: Option<RequantMode>| {
         report.runs.iter().find(|r| {
-            r.model.as_deref() == Some(model) && r.precision == precision && (mode.is_none() || r.requant == mode)
+            r.model.as_deref() == Some(model)
+                && r.precision == precision
+                && (mode.is_none() || r.requant == mode)
         })
     };
     let fastest = |model: &str| {
-        let int8 = report.runs.iter().filter(|r| r.model.as_deref() == Some(model) && r.precision == Precision::Int8);
+        let int8 = report
+            .runs
+            .iter()
+            .filter(|r| r.model.as_deref() == Some(model) && r.precision == Precision::Int8);
         int8.min_by(|a, b| a.latency_ms.median.total_cmp(&b.latency_ms.median))
     };
     let best = fastest(LARGE)?;
@@ -177,7 +182,10 @@ mod tests {
         let report = BenchReport { isa: "avx2".into(), threads: 1, runs };
         let text = conclusion(&report).unwrap();
         let best = RequantMode::ALL[2].name();
-        assert!(text.starts_with(&format!("On resnet50-cifar100 int8 ({best}) is 2.50 times faster")), "{text}");
+        assert!(
+            text.starts_with(&format!("On resnet50-cifar100 int8 ({best}) is 2.50 times faster")),
+            "{text}"
+        );
         assert!(text.contains("fake-quant is 1.30 times slower"), "{text}");
         assert!(text.contains("25.0 % of the time of int8 with shift, 12.5 % with q15"), "{text}");
         assert!(text.contains("91.8 % for int8") && text.contains("-0.20 points"), "{text}");

@@ -257,7 +257,8 @@ impl Session {
         drop(views);
         let finish = |(info, bytes): (&TensorInfo, Vec<u8>)| {
             let tensor = Tensor::from_bytes(info.ty.dtype, info.ty.shape.clone(), bytes.into());
-            tensor.map_err(|e| qcc_ir::Error::Input { input: info.name.clone(), reason: e.to_string() }.into())
+            tensor
+                .map_err(|e| qcc_ir::Error::Input { input: info.name.clone(), reason: e.to_string() }.into())
         };
         model.outputs().iter().zip(buffers).map(finish).collect()
     }

@@ -93,8 +93,8 @@ impl Program {
         let types = tensors.iter().map(|t| (t.dtype(), t.shape().clone())).collect();
         let blobs: Vec<Bytes> = tensors.iter().map(|t| t.bytes().clone()).collect();
         let record = Record { info: self.info.clone(), graph, blobs: types };
-        let bytes = postcard::to_allocvec(&record)
-            .map_err(|e| failed(ContainerError::Malformed(e.to_string())))?;
+        let bytes =
+            postcard::to_allocvec(&record).map_err(|e| failed(ContainerError::Malformed(e.to_string())))?;
         container::write(path, &bytes, &blobs).map_err(failed)
     }
 

@@ -91,7 +91,10 @@ mod tests {
     fn errors_list_what_there_is() {
         let have = tiers(&["avx2", "x86-64-v2"]);
         let refused = |name| choose(&[(Some(name), "the option")], &have).unwrap_err().to_string();
-        assert_eq!(refused("avx9"), "there is no tier `avx9` (from the option); this CPU has avx2, x86-64-v2");
+        assert_eq!(
+            refused("avx9"),
+            "there is no tier `avx9` (from the option); this CPU has avx2, x86-64-v2"
+        );
         assert!(refused("avx512vnni").contains("cannot run tier `avx512vnni`"));
         assert_eq!(choose(&[], &[]), Err(TierError::None));
     }

@@ -99,7 +99,15 @@ fn print<'r>(
     let float = runs.clone().find(|r| r.precision == Precision::Float).map(|r| r.latency_ms.median);
     let has_accuracy = runs.clone().any(|r| r.accuracy.is_some());
     let mut header = vec![
-        "precision", "median ms", "min ms", "x float", "GMAC/s", "of peak", "requant", "load ms", "memory MiB",
+        "precision",
+        "median ms",
+        "min ms",
+        "x float",
+        "GMAC/s",
+        "of peak",
+        "requant",
+        "load ms",
+        "memory MiB",
     ];
     if has_accuracy {
         header.extend(["top-1", "agrees"]);

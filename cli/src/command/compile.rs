@@ -6,8 +6,9 @@ use crate::{
     table::bytes,
 };
 use qcc_runtime::{
-    Compiler, Event, ListingKind, Precision, Program, is_program,
+    Compiler, Event, ListingKind, Precision, Program,
     ir::{Graph, onnx, text},
+    is_program,
 };
 use std::{
     io::Write,
@@ -44,7 +45,10 @@ fn emit_program(args: &Compile, compiler: &Compiler, out: &mut impl Write) -> Re
         return Err(Failure::Usage("a .qcc file cannot go to standard output; give a name with -o".into()));
     }
     if path == args.model {
-        return Err(Failure::Usage(format!("`{}` is the model itself; give another name with -o", path.display())));
+        return Err(Failure::Usage(format!(
+            "`{}` is the model itself; give another name with -o",
+            path.display()
+        )));
     }
     program.save(&path)?;
     let size = std::fs::metadata(&path).map_or(0, |m| m.len());
@@ -146,7 +150,9 @@ fn graph_after(
     match (taken(), stop) {
         (Some(graph), _) => Ok(graph),
         (None, None) => Ok(program.graph().clone()),
-        (None, Some(pass)) => Err(Failure::Usage(format!("pass `{pass}` does not run for {}", args.precision.name()))),
+        (None, Some(pass)) => {
+            Err(Failure::Usage(format!("pass `{pass}` does not run for {}", args.precision.name())))
+        }
     }
 }
 
@@ -162,7 +168,11 @@ fn emit_listing(args: &Compile, compiler: &Compiler, out: &mut impl Write) -> Re
 /// Writes to the file that was asked for, or to standard output; ONNX, which is no text, beside the model.
 fn deliver(args: &Compile, bytes: &[u8], out: &mut impl Write) -> Result<(), Failure> {
     let beside = || match args.emit {
-        Emit::Onnx => PathBuf::from(format!("{}.{}.onnx", args.model.with_extension("").display(), args.precision.name())),
+        Emit::Onnx => PathBuf::from(format!(
+            "{}.{}.onnx",
+            args.model.with_extension("").display(),
+            args.precision.name()
+        )),
         _ => PathBuf::from("-"),
     };
     let path = args.output.clone().unwrap_or_else(beside);
@@ -177,4 +187,3 @@ fn deliver(args: &Compile, bytes: &[u8], out: &mut impl Write) -> Result<(), Fai
 fn is_stdout(path: &Path) -> bool {
     path == Path::new("-")
 }
-

@@ -11,7 +11,8 @@ use qcc_runtime::{
 use std::io::Write;
 
 pub(crate) fn run(args: &Eval, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
-    let (compiler, terminal) = super::compiler(&args.options, &args.preprocess, args.tier.isa.as_deref(), quiet)?;
+    let (compiler, terminal) =
+        super::compiler(&args.options, &args.preprocess, args.tier.isa.as_deref(), quiet)?;
     let (models, preprocess) = models(args, &compiler)?;
     terminal.clear();
     let Some(first) = models.first() else { return Ok(()) };
@@ -24,7 +25,8 @@ pub(crate) fn run(args: &Eval, quiet: u8, out: &mut impl Write) -> Result<(), Fa
     }
     let feed = samples.bind(first.inputs(), &preprocess)?;
     let threads = Threads::new(args.threads)?;
-    let found = evaluate(&models, &feed, &threads, &|done, total| terminal.progress("evaluating", done, total))?;
+    let found =
+        evaluate(&models, &feed, &threads, &|done, total| terminal.progress("evaluating", done, total))?;
     terminal.clear();
     if feed.labels().is_none() {
         terminal.warn("no labels: only the agreement of the models is measured; give --labels");
@@ -50,7 +52,14 @@ pub(crate) fn run(args: &Eval, quiet: u8, out: &mut impl Write) -> Result<(), Fa
         ]);
     }
     writeln!(out, "{rows}")?;
-    writeln!(out, "{} samples of {}, {} on {}", found.samples, samples.origin(), args.model.display(), first.tier())?;
+    writeln!(
+        out,
+        "{} samples of {}, {} on {}",
+        found.samples,
+        samples.origin(),
+        args.model.display(),
+        first.tier()
+    )?;
     Ok(())
 }
 
@@ -67,12 +76,12 @@ fn models(args: &Eval, compiler: &Compiler) -> Result<(Vec<Model>, Preprocess), 
         return Ok((models, preprocess));
     }
     if args.reference.is_some() {
-        return Err(Failure::Usage("--reference goes with a .qcc model; an .onnx is its own reference".into()));
+        return Err(Failure::Usage(
+            "--reference goes with a .qcc model; an .onnx is its own reference".into(),
+        ));
     }
-    let wanted: Vec<Precision> = Precision::ALL
-        .into_iter()
-        .filter(|p| *p == Precision::Float || args.precision.contains(p))
-        .collect();
+    let wanted: Vec<Precision> =
+        Precision::ALL.into_iter().filter(|p| *p == Precision::Float || args.precision.contains(p)).collect();
     let graph = compiler.import_file(&args.model)?;
     for program in programs(compiler, graph, &wanted, &Modes::of(&args.requant))? {
         models.push(compiler.jit(&program)?);

@@ -6,14 +6,19 @@ use crate::{
     table::{bytes, grouped, table},
 };
 use qcc_runtime::{
-    Program, is_program,
+    Program, Samples,
     ir::{Graph, Kind},
+    is_program,
 };
 use std::{collections::BTreeMap, io::Write};
 
 pub(crate) fn run(args: &Inspect, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
     let (compiler, terminal) = super::compiler(&args.options, &args.images, None, quiet)?;
-    let compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    let mut compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    if args.options.calibration.calibrate.is_none() {
+        // A plan does not depend on ranges: no warning is due.
+        compiler = compiler.calibration(Samples::noise().limit(1));
+    }
     let program = if is_program(&args.model) {
         let program = Program::load(&args.model)?;
         describe_program(&program, out)?;
@@ -42,7 +47,13 @@ fn describe_onnx(args: &Inspect, out: &mut impl Write) -> Result<(), Failure> {
 
 fn describe_program(program: &Program, out: &mut impl Write) -> Result<(), Failure> {
     let info = program.info();
-    writeln!(out, "compiled by qcc {} to {}, requantization {}", info.qcc, info.precision.name(), info.requant.name())?;
+    writeln!(
+        out,
+        "compiled by qcc {} to {}, requantization {}",
+        info.qcc,
+        info.precision.name(),
+        info.requant.name()
+    )?;
     if let Some(c) = &info.calibration {
         let worth = if c.synthetic { " (synthetic: for timing only)" } else { "" };
         writeln!(out, "calibrated on {} samples of {}{worth}", c.samples, c.origin)?;
@@ -74,7 +85,13 @@ fn describe(graph: &Graph, out: &mut impl Write) -> Result<(), Failure> {
         }
     }
     let macs: u64 = ops.values().map(|(_, macs)| macs).sum();
-    writeln!(out, "parameters {} ({}), multiply-accumulates {}", grouped(parameters), bytes(weight_bytes), grouped(macs))?;
+    writeln!(
+        out,
+        "parameters {} ({}), multiply-accumulates {}",
+        grouped(parameters),
+        bytes(weight_bytes),
+        grouped(macs)
+    )?;
     let mut rows = table(vec!["op", "count", "multiply-accumulates"], 1);
     for (op, (count, macs)) in ops {
         rows.add_row([op.to_string(), count.to_string(), grouped(macs)]);

@@ -26,7 +26,8 @@ fn compiler(
         check_pass(pass, &["all"])?;
     }
     let terminal = Arc::new(Terminal::new(quiet, &options.print_after));
-    let mut compiler = Compiler::new().preprocess(preprocess(images)).calibrator(options.calibration.calibrator);
+    let mut compiler =
+        Compiler::new().preprocess(preprocess(images)).calibrator(options.calibration.calibrator);
     if let Some(isa) = isa {
         compiler = compiler.tier(isa);
     }

@@ -2,9 +2,8 @@
 
 use crate::{args::Run, failure::Failure};
 use qcc_runtime::{
-    Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads,
-    ir::Tensor,
-    read_npy, top, write_npy,
+    Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads, ir::Tensor, read_npy, top,
+    write_npy,
 };
 use std::{
     collections::BTreeSet,
@@ -64,10 +63,19 @@ fn read_inputs(args: &Run, model: &Model) -> Result<Vec<Tensor>, Failure> {
             return Err(Failure::Usage(format!("input `{}` is given twice", model.inputs()[at].name)));
         }
     }
-    let missing: Vec<&str> =
-        model.inputs().iter().zip(&given).filter(|(_, g)| g.is_none()).map(|(i, _)| i.name.as_str()).collect();
+    let missing: Vec<&str> = model
+        .inputs()
+        .iter()
+        .zip(&given)
+        .filter(|(_, g)| g.is_none())
+        .map(|(i, _)| i.name.as_str())
+        .collect();
     if !missing.is_empty() {
-        let why = format!("no file for {}: give --input INPUT=FILE or --zeros; the model takes {}", missing.join(", "), wanted());
+        let why = format!(
+            "no file for {}: give --input INPUT=FILE or --zeros; the model takes {}",
+            missing.join(", "),
+            wanted()
+        );
         return Err(Failure::Usage(why));
     }
     Ok(given.into_iter().flatten().collect())

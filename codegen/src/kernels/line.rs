@@ -281,7 +281,7 @@ fn softmax_along(b: &mut FunctionBuilder, len: i64, log: bool, p: Value, q: Valu
             b.ins().fadd(sum, lane)
         })
     };
-    let mut exponentials = |b: &mut FunctionBuilder, sum: Value, p: Value, count: i64| {
+    let exponentials = |b: &mut FunctionBuilder, sum: Value, p: Value, count: i64| {
         let x = load_lanes(b, F32X4, p, 0, count);
         let e = shifted_exp(b, x, max);
         if !log {

@@ -149,11 +149,11 @@ fn row_cost(n: u64, strides: &[i64], views: &[&View]) -> f64 {
     (20.0 + short + blocks * (access + 8.0)) / n as f64
 }
 
-/// Merges elements into wider ones where views move whole rows, so that copies use whole registers.
+/// Merges elements into wider ones where whole rows move, as long as a row keeps a block: the blocks become larger.
 fn widen(nest: &mut Nest, views: &mut [View]) {
     let mut size = views[0].size();
     let contiguous = nest.row_strides.iter().all(|&s| s == size);
-    while contiguous && size < 8 && nest.len.is_multiple_of(2) {
+    while contiguous && size < 8 && nest.len.is_multiple_of(2) && nest.len / 2 >= BLOCK {
         size *= 2;
         nest.len /= 2;
     }

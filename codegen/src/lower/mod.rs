@@ -131,7 +131,6 @@ pub(crate) struct Lowered {
     pub(crate) code: CodeBuilder,
     pub(crate) weights: WeightBlock,
     pub(crate) steps: Vec<PendingStep>,
-    pub(crate) plan: Plan,
     pub(crate) arena_bytes: u64,
 }
 
@@ -157,7 +156,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
     }
     let arena_bytes = cx.plan.arena_bytes + cx.scratch_bytes;
     check_arena(arena_bytes)?;
-    Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, plan: cx.plan, arena_bytes })
+    Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, arena_bytes })
 }
 
 impl<'g> Lowering<'g> {
@@ -237,11 +236,6 @@ impl<'g> Lowering<'g> {
     /// Puts read-only bytes into the weights, aligned to `align` (a power of two, at most 64); equal parts are shared.
     pub(crate) fn weights(&mut self, bytes: &[u8], align: usize) -> Result<u32, CodegenError> {
         self.weights.add(bytes, align)
-    }
-
-    /// The function of this name, if it was defined already: how kernels are shared between nodes.
-    pub(crate) fn function(&self, name: &str) -> Option<FuncId> {
-        self.code.function(name)
     }
 
     /// A name for a function of the current node: `kernel`, `%` and the node's number, made unique.

@@ -6,7 +6,7 @@ use crate::{
     kernels::{
         pool::{self, Axis, Constants, Geometry, Reducer},
         vector::{
-            self, cast, codes, f32x4, i8x16, i32x4, less, load_splat, shuffle, to_i32, widen8, widen16,
+            self, cast, codes, f32x4, i8x16, i32x4, larger, load_splat, shuffle, to_i32, widen8, widen16,
         },
     },
     module::MEM,
@@ -127,36 +127,34 @@ impl Reducer for Max {
         vector::vector_type(self.0)
     }
     fn init(&self, b: &mut FunctionBuilder) -> Vec<Value> {
-        vec![match self.0 {
-            DType::F32 => f32x4(b, f32::NEG_INFINITY),
-            DType::S8 => i8x16(b, i8::MIN as u8),
-            _ => i8x16(b, 0),
-        }]
+        match self.0 {
+            // The largest number, and a mask of lanes that met a NaN.
+            DType::F32 => vec![f32x4(b, f32::NEG_INFINITY), i32x4(b, 0)],
+            DType::S8 => vec![i8x16(b, i8::MIN as u8)],
+            _ => vec![i8x16(b, 0)],
+        }
     }
     fn add(&self, b: &mut FunctionBuilder, max: &[Value], x: Value) -> Vec<Value> {
-        vec![match self.0 {
-            DType::S8 => b.ins().smax(max[0], x),
-            DType::U8 => b.ins().umax(max[0], x),
+        match self.0 {
+            DType::S8 => vec![b.ins().smax(max[0], x)],
+            DType::U8 => vec![b.ins().umax(max[0], x)],
             _ => {
-                // A NaN replaces whatever was largest, and nothing is larger than it.
-                let larger = less(b, max[0], x);
                 let nan = b.ins().fcmp(FloatCC::Unordered, x, x);
-                let replace = b.ins().bor(larger, nan);
-                select_bits(b, replace, x, max[0])
+                vec![larger(b, x, max[0]), b.ins().bor(max[1], nan)]
             }
-        }]
+        }
     }
-    fn finish(&self, _: &mut FunctionBuilder, max: &[Value], _: Value) -> Value {
-        max[0]
+    fn finish(&self, b: &mut FunctionBuilder, max: &[Value], _: Value) -> Value {
+        match *max {
+            [max, nan] => {
+                // All bits set are a NaN.
+                let bits = cast(b, I32X4, max);
+                let bits = b.ins().bor(bits, nan);
+                cast(b, F32X4, bits)
+            }
+            _ => max[0],
+        }
     }
-}
-
-/// Bits of `yes` where those of `mask` are set, of `no` where not.
-fn select_bits(b: &mut FunctionBuilder, mask: Value, yes: Value, no: Value) -> Value {
-    let ty = b.func.dfg.value_type(yes);
-    let (m, y, n) = (cast(b, I32X4, mask), cast(b, I32X4, yes), cast(b, I32X4, no));
-    let picked = b.ins().bitselect(m, y, n);
-    cast(b, ty, picked)
 }
 
 /// The sum of f32, in the order of the taps, divided by the count.

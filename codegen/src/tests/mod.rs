@@ -41,7 +41,11 @@ pub(crate) fn placed(graph: &Graph) -> Graph {
     graph
 }
 
+/// The compiled graph, placed first unless it is.
 pub(crate) fn compiled(graph: &Graph, tier: &'static Tier) -> Arc<CompiledModel> {
+    if graph.stage != Stage::Placed {
+        return compiled(&placed(graph), tier);
+    }
     let options = Options { listing: true, ..Options::new(tier) };
     Arc::new(compile(graph, &options).expect("the graph compiles"))
 }

@@ -1,24 +1,202 @@
-//! The framework: aliases, outputs, errors.
+//! The framework: aliases, outputs, errors, determinism, memory.
 
-use super::{compiled, placed, run_serially, tiers};
+use super::{Threads, compiled, placed, plain, run, run_serially, tiers};
+use crate::{CodegenError, Execution, ListingKind, Options, Serial, compile};
 use qcc_ir::{
-    DType, Device, Graph, Shape, TensorType,
-    ops::{Reshape, Transfer},
+    DType, Device, Graph, OutputGrid, QuantParams, Shape, Stage, Tensor,
+    ops::{
+        Binary, BinaryKind, Dequantize, QUnary, Quantize, Reshape, Slice, SliceSpec, Softmax, Transfer,
+        Transpose, Unary, UnaryKind,
+    },
 };
+use std::{sync::Arc, time::Duration};
 
 #[test]
 fn an_input_that_is_an_output_is_copied() {
     for len in [0, 1, 15, 16, 17, 10_000] {
         let mut g = Graph::new("copy");
-        let x = g.input("x", TensorType::new(DType::U8, Shape::new([len]).unwrap())).unwrap();
+        let x = g.input("x", plain(DType::U8, &[len])).unwrap();
         let y = g.add("y", Reshape { shape: Shape::new([1, len]).unwrap() }, &[x]).unwrap();
         let z = g.add("z", Transfer { to: Device::Int8Jit }, &[y.out()]).unwrap();
         g.output("a", z.out());
         g.output("b", x);
         let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
         for tier in tiers() {
-            let outputs = run_serially(&compiled(&placed(&g), tier), &[&bytes]);
+            let outputs = run_serially(&compiled(&g, tier), &[&bytes]);
             assert_eq!(outputs, [bytes.clone(), bytes.clone()], "{len} on {tier}");
         }
     }
+}
+
+/// Float in, tables in the middle, softmax at the end, a constant among the outputs.
+fn mixed() -> Graph {
+    let mut g = Graph::new("mixed");
+    let x = g.input("x", plain(DType::F32, &[1, 3, 20, 20])).unwrap();
+    let params = QuantParams::per_tensor(0.03, 128).unwrap();
+    let q = g.add("q", Quantize { dtype: DType::U8, params }, &[x]).unwrap();
+    let t = g.add("t", Transpose { perm: vec![0, 2, 3, 1] }, &[q.out()]).unwrap();
+    let output = OutputGrid::full(DType::U8, 1.0 / 256.0, 0).unwrap();
+    let s = g.add("s", QUnary { kind: UnaryKind::Sigmoid, output }, &[t.out()]).unwrap();
+    let f = g.add("f", Dequantize {}, &[s.out()]).unwrap();
+    let e = g.add("e", Softmax { axis: 3, log: false }, &[f.out()]).unwrap();
+    let c = g.constant("c", Tensor::from_vec(Shape::new([3]).unwrap(), vec![1f32, 2.0, 3.0]).unwrap());
+    let y = g.add("y", Binary { kind: BinaryKind::Mul }, &[e.out(), c]).unwrap();
+    g.output("y", y.out());
+    g.output("c", c);
+    g.output("y_again", y.out());
+    g.output("codes", s.out());
+    g
+}
+
+#[test]
+fn a_mixed_graph_equals_the_interpreter_wherever_its_ops_run() {
+    let g = mixed();
+    super::check(&g, 1);
+    let mut interpreted = placed(&g);
+    let ops: Vec<_> = interpreted.nodes().filter(|(_, n)| n.op().is_some()).map(|(id, _)| id).collect();
+    let x: Vec<u8> = (0..1200).flat_map(|i| (i as f32 * 0.01 - 5.0).to_le_bytes()).collect();
+    let expected = run_serially(&compiled(&placed(&g), tiers()[0]), &[&x]);
+    for id in ops {
+        interpreted.set_device(id, Some(Device::Interpreter));
+        let model = compiled(&interpreted, tiers()[0]);
+        assert!(model.steps().iter().any(|s| s.kernel == "interpreter"));
+        assert_eq!(run_serially(&model, &[&x]), expected);
+    }
+}
+
+#[test]
+fn compiling_twice_gives_the_same_code_and_weights() {
+    for tier in tiers() {
+        let (a, b) = (compiled(&mixed(), tier), compiled(&mixed(), tier));
+        assert_eq!(a.weights.to_vec(), b.weights.to_vec());
+        assert!(
+            a.code.texts().iter().map(|t| (&t.name, &t.code)).eq(b
+                .code
+                .texts()
+                .iter()
+                .map(|t| (&t.name, &t.code)))
+        );
+        assert!(a.code_bytes() > 0 && !a.code.texts().is_empty());
+    }
+}
+
+#[test]
+fn listings_show_every_function() {
+    let model = compiled(&mixed(), tiers()[0]);
+    let clif = model.listing(ListingKind::Clif);
+    let asm = model.listing(ListingKind::Asm);
+    for step in model.steps() {
+        assert!(
+            clif.contains(&format!("; {}__", step.kernel)) && asm.contains(&format!("; {}__", step.kernel))
+        );
+    }
+    assert!(clif.contains("block0") && asm.contains("ret"));
+    assert_eq!(compile(&placed(&mixed()), &Options::new(tiers()[0])).unwrap().listing(ListingKind::Asm), "");
+}
+
+/// Executable memory of this process that belongs to no file.
+#[cfg(target_os = "linux")]
+fn is_executable(address: usize) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().any(|line| {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (from, to) = range.split_once('-').unwrap();
+        let parse = |s| usize::from_str_radix(s, 16).unwrap();
+        (parse(from)..parse(to)).contains(&address) && rest.starts_with("r-x")
+    })
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn code_is_executable_but_not_writable_and_freed_with_the_model() {
+    let model = compiled(&mixed(), tiers()[0]);
+    let entry = model.steps().iter().find_map(super::super::model::Step::entry_address).unwrap();
+    assert!(is_executable(entry));
+    let other = model.clone();
+    drop(model);
+    assert!(is_executable(entry), "freed under an owner");
+    drop(other);
+    assert!(!is_executable(entry), "not freed");
+}
+
+#[test]
+fn executions_of_one_model_are_independent() {
+    let model = compiled(&mixed(), tiers()[0]);
+    let input = |k: f32| -> Vec<u8> { (0..1200).flat_map(|i| (i as f32 * k).to_le_bytes()).collect() };
+    let inputs = [input(0.001), input(-0.002), input(0.0)];
+    let expected: Vec<_> = inputs.iter().map(|x| run_serially(&model, &[x])).collect();
+    std::thread::scope(|scope| {
+        for (x, expected) in inputs.iter().zip(&expected) {
+            let model = &model;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    assert_eq!(run(model, &[x], &Threads(2)), *expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn profiles_add_up_over_the_steps() {
+    let model = compiled(&mixed(), tiers()[0]);
+    let mut times = vec![Duration::ZERO; model.steps().len()];
+    let x = vec![0u8; 4800];
+    let mut outputs: Vec<Vec<u8>> = model.outputs().iter().map(|(_, t)| vec![0; t.bytes()]).collect();
+    let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+    Execution::new(model).run(&[&x], &mut slices, &Serial, Some(&mut times)).unwrap();
+    assert!(times.iter().all(|t| !t.is_zero()));
+}
+
+#[test]
+fn buffers_of_another_size_are_refused() {
+    let model = compiled(&mixed(), tiers()[0]);
+    let mut run = Execution::new(model);
+    let refused = run.run(&[&[0; 7]], &mut [], &Serial, None).unwrap_err();
+    assert_eq!(refused, CodegenError::Buffers { what: "outputs".into(), expected: 4, got: 0 });
+    let refused = run.run(&[], &mut [], &Serial, None).unwrap_err();
+    assert_eq!(refused, CodegenError::Buffers { what: "inputs".into(), expected: 1, got: 0 });
+    let mut outputs: Vec<Vec<u8>> = vec![vec![0; 4800], vec![0; 12], vec![0; 4800], vec![0; 1200]];
+    let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+    let refused = run.run(&[&[0; 7]], &mut slices, &Serial, None).unwrap_err();
+    assert_eq!(refused, CodegenError::Buffers { what: "bytes of input `x`".into(), expected: 4800, got: 7 });
+}
+
+#[test]
+fn what_cannot_be_compiled_is_named() {
+    let mut g = Graph::new("refused");
+    let x = g.input("x", plain(DType::F32, &[3])).unwrap();
+    let y = g.add("wave", Unary { kind: UnaryKind::Sin }, &[x]).unwrap();
+    g.output("y", y.out());
+    let options = Options::new(tiers()[0]);
+    assert_eq!(compile(&g, &options).err(), Some(CodegenError::NotPlaced { node: "wave".into() }));
+    g.stage = Stage::Placed;
+    assert_eq!(compile(&g, &options).err(), Some(CodegenError::NotPlaced { node: "wave".into() }));
+    g.set_device(y, Some(Device::FloatJit));
+    let refused = compile(&g, &options).err();
+    assert!(matches!(refused, Some(CodegenError::Unsupported { node, .. }) if node == "wave"));
+}
+
+#[test]
+fn an_arena_above_the_limit_is_refused_before_anything_is_allocated() {
+    let mut g = Graph::new("large");
+    // Five values of 4 GiB that all live until the first two are compared.
+    let len = 1usize << 32;
+    let x = g.input("x", plain(DType::U8, &[len])).unwrap();
+    let flip = Slice { axes: vec![SliceSpec { start: len - 1, len, step: -1 }] };
+    let values: Vec<_> = (0..5).map(|i| g.add(&format!("n{i}"), flip.clone(), &[x]).unwrap().out()).collect();
+    for pair in values.windows(2) {
+        let y = g.add("equal", Binary { kind: BinaryKind::Equal }, pair).unwrap();
+        g.output("y", y.out());
+    }
+    let refused = compile(&placed(&g), &Options::new(tiers()[0])).err();
+    assert!(matches!(refused, Some(CodegenError::TooLarge { .. })), "{refused:?}");
+}
+
+#[test]
+fn an_execution_can_be_sent_to_another_thread() {
+    fn is_send<T: Send>(_: &T) {}
+    let run = Execution::new(compiled(&mixed(), tiers()[0]));
+    is_send(&run);
+    is_send(&Arc::clone(run.model()));
 }

@@ -7,12 +7,14 @@ use qcc_ir::{
     ops::{Layout, Pool, PoolKind, QAveragePool, Window},
 };
 
+/// Kernel, stride, dilation, pads and what the input has more than one window needs.
+type Dimension = (usize, usize, usize, usize, usize, usize);
+
 /// Windows that fit an input of at least 1 in each of one or two dimensions, with the input's extents.
 fn windows() -> impl Strategy<Value = (Window, Vec<usize>)> {
     let axis = (1usize..4, 1usize..4, 1usize..3, 0usize..3, 0usize..3, 0usize..8);
     prop::collection::vec(axis, 1..3).prop_map(|axes| {
-        let of =
-            |f: &dyn Fn(&(usize, usize, usize, usize, usize, usize)) -> usize| axes.iter().map(f).collect();
+        let of = |f: &dyn Fn(&Dimension) -> usize| axes.iter().map(f).collect();
         let kernel: Vec<usize> = of(&|a| a.0);
         let window = Window::new(kernel)
             .strides(of(&|a| a.1))

@@ -6,7 +6,7 @@ use crate::{DType, OutputGrid, ops::UnaryKind};
 /// before the conversion to integer, so infinities saturate; NaN becomes `lo` (what `maxps` makes of it).
 pub fn quantize(x: f32, scale: f32, zero_point: i32, lo: i32, hi: i32) -> i32 {
     let rounded = (x / scale).round_ties_even();
-    // Exact in f32: bounds and zero points, at most those that `FakeQuant` takes, differ by at most 2^24.
+    // Exact in f32: at most ±2^24, which is what `FakeQuant` takes for a bias.
     let (least, most) = ((lo - zero_point) as f32, (hi - zero_point) as f32);
     let above = if rounded > least { rounded } else { least };
     let within = if above < most { above } else { most };

@@ -58,6 +58,9 @@ macro_rules! ops {
         pub enum Op { $($(#[$doc])* $op($op)),* }
 
         impl Op {
+            /// The [`mnemonic`](Self::mnemonic) of every op.
+            pub const MNEMONICS: &[&str] = &[$(stringify!($op)),*];
+
             /// The name used in the text form and in messages.
             pub const fn mnemonic(&self) -> &'static str {
                 match self { $(Op::$op(_) => stringify!($op)),* }

@@ -19,7 +19,7 @@ pub struct Dequantize {}
 
 /// Real numbers rounded to a grid by [`numerics::fake_quant`](crate::numerics::fake_quant).
 ///
-/// Bounds and zero points (of an `S32` bias) are within ±2^23: f32 holds all their differences.
+/// The codes less the zero point are within ±2^24 (of an `S32` bias), where f32 holds every integer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct FakeQuant {
     /// Integer type whose range bounds the codes.
@@ -32,8 +32,8 @@ pub struct FakeQuant {
     pub params: QuantParams,
 }
 
-/// Largest magnitude of a code that [`FakeQuant`] may produce.
-const FAKE_QUANT_MAX: u32 = 1 << 23;
+/// Largest magnitude of a code less its zero point that [`FakeQuant`] may produce.
+const FAKE_QUANT_MAX: i64 = 1 << 24;
 
 /// The bounds of a type of at most 16 bits.
 fn code_range(dtype: DType) -> Result<(i32, i32), OpError> {
@@ -126,10 +126,10 @@ impl Operator for FakeQuant {
                 self.lo, self.hi, self.dtype
             )));
         }
-        let exact = |q: i32| q.unsigned_abs() <= FAKE_QUANT_MAX;
-        if ![self.lo, self.hi].iter().chain(self.params.zero_points()).all(|&q| exact(q)) {
+        let exact = |code: i32, zero: i32| (i64::from(code) - i64::from(zero)).abs() <= FAKE_QUANT_MAX;
+        if !self.params.zero_points().iter().all(|&z| exact(self.lo, z) && exact(self.hi, z)) {
             return Err(OpError::quant(format!(
-                "codes {}..={} or their zero point leave ±2^23, the integers of 24 bits",
+                "codes {}..={} less their zero point leave ±2^24, within which f32 holds every integer",
                 self.lo, self.hi
             )));
         }

@@ -322,8 +322,8 @@ fn quantize_and_back() {
     let real = eval_typed(Dequantize {}, &[extremes]).unwrap();
     assert_eq!(real, list(&[-2147483648f32, 0.0, -1073741824.0]), "no overflow");
     let bias = QuantParams::per_tensor(0.5, 0).unwrap();
-    let bias = FakeQuant { dtype: DType::S32, lo: -(1 << 23), hi: (1 << 23) + 1, params: bias };
-    assert!(refusal(eval(bias, &[&x])).contains("24 bits"));
+    let bias = FakeQuant { dtype: DType::S32, lo: -(1 << 24), hi: (1 << 24) + 1, params: bias };
+    assert!(refusal(eval(bias, &[&x])).contains("±2^24"));
 }
 
 #[test]

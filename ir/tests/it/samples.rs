@@ -108,6 +108,8 @@ pub(crate) fn every_op() -> Graph {
     let w_params = QuantParams::per_axis(0, vec![0.01, 0.02, 0.03, 0.04], vec![0; 4]).unwrap();
     let w_type = TensorType::quantized(DType::S8, shape(&[4, 2, 3, 3]), w_params).unwrap();
     let qw = weights(&mut g, w_type);
+    let plain = add(AssumeGrid { params: None }.into(), &[x], &mut g);
+    g.output("plain", plain);
     let qb = weights(&mut g, TensorType::new(DType::S32, shape(&[4])));
     let r = g.input("residual", quantized(DType::U8, &[1, 4, 3, 3], 0.05, 3)).unwrap();
     let qconv = QConv {

@@ -186,7 +186,11 @@ impl Samples {
                         DataError::format(&origin, format!("line {}: `{line}` is not a class index", i + 1))
                     })
                 };
-                text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()).map(parse).collect::<Result<_, _>>()?
+                text.lines()
+                    .enumerate()
+                    .filter(|(_, l)| !l.trim().is_empty())
+                    .map(parse)
+                    .collect::<Result<_, _>>()?
             }
         };
         Ok(Samples { labels: Some(labels), ..self })
@@ -218,7 +222,12 @@ impl Samples {
             Source::Noise => inputs.iter().map(|_| InputFeed::Noise).collect(),
             Source::Images(files) => match inputs {
                 [input] => vec![InputFeed::Files(files.clone(), image_layout(input, preprocess)?)],
-                _ => return Err(mismatch(first, "images can feed a model of one input only; use an .npz".into())),
+                _ => {
+                    return Err(mismatch(
+                        first,
+                        "images can feed a model of one input only; use an .npz".into(),
+                    ));
+                }
             },
             Source::Arrays(arrays) => {
                 let pick = |input| pick_array(&self.origin, arrays, input, inputs.len() == 1);
@@ -283,7 +292,9 @@ impl InputFeed {
                 Tensor::from_vec(array.shape().clone(), wide).map_err(|e| mismatch(input, e.to_string()))?
             }
             (found, wanted) if found == wanted => array.clone(),
-            (found, wanted) => return Err(mismatch(input, format!("expected {wanted}, the array holds {found}"))),
+            (found, wanted) => {
+                return Err(mismatch(input, format!("expected {wanted}, the array holds {found}")));
+            }
         };
         match dims {
             [_, rest @ ..] if !wanted.is_empty() && rest == &wanted[1..] => Ok(InputFeed::Rows(array)),
@@ -331,10 +342,21 @@ impl Feed {
     pub fn batch(&self, index: usize) -> Result<Vec<Tensor>, DataError> {
         let at = |i: usize| self.picked[(index * self.batch + i).min(self.picked.len() - 1)];
         let picked: Vec<usize> = (0..self.batch).map(at).collect();
-        self.inputs.iter().zip(&self.feeds).enumerate().map(|(n, (i, f))| self.read(n, i, f, &picked)).collect()
+        self.inputs
+            .iter()
+            .zip(&self.feeds)
+            .enumerate()
+            .map(|(n, (i, f))| self.read(n, i, f, &picked))
+            .collect()
     }
 
-    fn read(&self, n: usize, input: &TensorInfo, feed: &InputFeed, picked: &[usize]) -> Result<Tensor, DataError> {
+    fn read(
+        &self,
+        n: usize,
+        input: &TensorInfo,
+        feed: &InputFeed,
+        picked: &[usize],
+    ) -> Result<Tensor, DataError> {
         let shape = &input.ty.shape;
         let finish = |t: Result<Tensor, qcc_ir::TensorError>| t.map_err(|e| mismatch(input, e.to_string()));
         match feed {
@@ -356,7 +378,11 @@ impl Feed {
             InputFeed::Batches(array) => {
                 let row = array.bytes().len() / array.shape()[0];
                 let i = picked[0] / self.batch;
-                finish(Tensor::from_bytes(array.dtype(), shape.clone(), array.bytes().slice(i * row..(i + 1) * row)))
+                finish(Tensor::from_bytes(
+                    array.dtype(),
+                    shape.clone(),
+                    array.bytes().slice(i * row..(i + 1) * row),
+                ))
             }
         }
     }
@@ -380,7 +406,8 @@ fn mismatch(input: &TensorInfo, reason: String) -> DataError {
 }
 
 fn image_layout(input: &TensorInfo, preprocess: &Preprocess) -> Result<ImageLayout, DataError> {
-    let layout = ImageLayout::of(&input.ty.shape).filter(|l| l.elements() > 0 && input.ty.dtype == DType::F32);
+    let layout =
+        ImageLayout::of(&input.ty.shape).filter(|l| l.elements() > 0 && input.ty.dtype == DType::F32);
     let layout = layout.ok_or_else(|| {
         mismatch(input, format!("{} does not take images; give arrays of that type instead", input.ty))
     })?;
@@ -398,7 +425,10 @@ fn pick_array<'a>(
     let usual = || named("images").or_else(|| named("x")).or(arrays.first().map(|(_, t)| t));
     named(&input.name).or_else(|| usual().filter(|_| sole)).ok_or_else(|| {
         let names: Vec<&str> = arrays.iter().map(|(n, _)| n.as_str()).collect();
-        DataError::format(origin, format!("has no array for input `{}`, only {}", input.name, names.join(", ")))
+        DataError::format(
+            origin,
+            format!("has no array for input `{}`, only {}", input.name, names.join(", ")),
+        )
     })
 }
 
@@ -571,7 +601,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error_that_names_the_input() {
         let refused = |t: Tensor, dtype, dims: &[usize]| {
-            let e = samples(&[("x", t)]).bind(&[input("a", dtype, dims)], &Preprocess::default()).unwrap_err();
+            let e =
+                samples(&[("x", t)]).bind(&[input("a", dtype, dims)], &Preprocess::default()).unwrap_err();
             assert!(e.to_string().contains("input `a`"), "{e}");
             e.to_string()
         };

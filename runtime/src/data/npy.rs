@@ -56,9 +56,12 @@ fn parse_npy(mut reader: impl Read, name: &str) -> Result<Tensor, DataError> {
     if data.len() < bytes {
         return Err(broken(format!("cut off: {} of {bytes} bytes", data.len())));
     }
-    let tensor =
-        Tensor::from_bytes(dtype, shape, data.into()).map_err(|e| broken(e.to_string()))?;
-    if header.layout.is_fortran() { row_major(&tensor).map_err(|e| broken(e.to_string())) } else { Ok(tensor) }
+    let tensor = Tensor::from_bytes(dtype, shape, data.into()).map_err(|e| broken(e.to_string()))?;
+    if header.layout.is_fortran() {
+        row_major(&tensor).map_err(|e| broken(e.to_string()))
+    } else {
+        Ok(tensor)
+    }
 }
 
 /// NumPy's spelling of the element types.
@@ -127,7 +130,8 @@ pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<(), DataError> {
         DType::F64 => tensor.view::<f64>().map_err(view)?.write_npy(&mut writer),
         DType::F16 | DType::BF16 => {
             let wide = tensor.to_f32().unwrap_or_default();
-            let array = ArrayD::from_shape_vec(IxDyn(tensor.shape()), wide).map_err(|e| fail(e.to_string()))?;
+            let array =
+                ArrayD::from_shape_vec(IxDyn(tensor.shape()), wide).map_err(|e| fail(e.to_string()))?;
             array.write_npy(&mut writer)
         }
         DType::Bool => tensor.view::<u8>().map_err(view)?.mapv(|b| b != 0).write_npy(&mut writer),
