@@ -74,10 +74,9 @@ impl Problem {
         !self.run.is_multiple_of(self.product.group())
     }
 
-    /// Bytes of input that the problem reads, roughly.
+    /// Bytes of the input.
     pub(crate) fn a_bytes(&self) -> usize {
-        let span = self.rows * self.a.row + self.cols * self.a.col;
-        self.images.saturating_sub(1) * self.a.image + span.max(self.a.image)
+        self.images * self.a.image
     }
 
     /// Takes images and rows that follow each other without a gap, in input and result, as one long row.
@@ -88,6 +87,8 @@ impl Problem {
             let follows = self.a.image == self.cols * self.a.col && self.y.image == self.cols * self.y.col;
             if follows {
                 self.cols *= self.images;
+                self.a.image *= self.images;
+                self.y.image *= self.images;
                 self.images = 1;
             }
             self.a.row = self.cols * self.a.col;

@@ -48,9 +48,14 @@ impl Border {
         self.above + self.rows + self.below
     }
 
+    /// Bytes of an image of the copy; saturates, as pads are bounded by 2^31 only.
+    pub(crate) fn padded_image_bytes(&self) -> usize {
+        self.padded_rows().saturating_mul(self.padded_row_bytes())
+    }
+
     /// Bytes of the copy.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.images as u64 * self.padded_rows() as u64 * self.padded_row_bytes() as u64
+    fn bytes(&self) -> u64 {
+        (self.images as u64).saturating_mul(self.padded_image_bytes() as u64)
     }
 }
 

@@ -112,7 +112,7 @@ impl<'g> Convolution<'g> {
             groups: e.groups,
             channels: e.out_channels / e.groups,
             a: Strides {
-                image: border.padded_rows() * row,
+                image: border.padded_image_bytes(),
                 row: w.strides[0] * row,
                 col: w.strides[1] * pixel,
                 group,
@@ -172,8 +172,8 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     if let Some(slot) = conv.extras.bias {
         check_constant(graph, node, slot, "bias")?;
     }
-    let image = conv.border(0).bytes() / conv.extents.images as u64;
-    if image > i32::MAX as u64 {
+    let image = conv.border(0).padded_image_bytes();
+    if image > i32::MAX as usize {
         return Err(format!("a padded image takes {image} bytes, more than 2^31 − 1"));
     }
     requantizer(graph, node).map(|_| ()).map_err(|e| e.to_string())

@@ -505,6 +505,30 @@ fn large_convolutions_are_right_on_any_number_of_threads() {
     }
 }
 
+#[test]
+fn extreme_windows_are_computed_or_refused() {
+    let case = ConvCase {
+        seed: 3,
+        batch: 1,
+        spatial: [3, 3],
+        kernel: [1, 2],
+        strides: [1 << 30, 1 << 30],
+        dilations: [1 << 30, 1],
+        pads: [0; 4],
+        groups: 1,
+        inputs: 5,
+        outputs: 70,
+        bias: true,
+        residual: false,
+    };
+    let far = case.quantized(RequantMode::Float).expect("one window fits");
+    far.equals_bits().unwrap_or_else(|e| panic!("{e}"));
+    let padded = ConvCase { pads: [(1 << 31) - 1; 4], ..case };
+    let padded = padded.quantized(RequantMode::Float).expect("a few windows fit");
+    let refused = capability(&padded.graph, padded.node).expect_err("the padded image is too large");
+    assert!(refused.contains("padded image"), "{refused}");
+}
+
 /// Listing of the one tile that a tier compiles for a 1x1 convolution of 64 to 8 channels on so many pixels.
 fn tile_listing(tier: &'static Tier, pixels: usize) -> String {
     let case = ConvCase {
