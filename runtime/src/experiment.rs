@@ -123,9 +123,9 @@ pub fn conclusion(report: &BenchReport) -> Option<String> {
          float, a difference of {:+.2} points.",
         compared(best, float),
         compared(fake, float),
-        percent(share(RequantMode::Shift)?),
-        percent(share(RequantMode::Q15)?),
-        percent(share(RequantMode::Float)?),
+        price(share(RequantMode::Shift)?),
+        price(share(RequantMode::Q15)?),
+        price(share(RequantMode::Float)?),
         percent(trained.top1?),
         percent(trained_float.top1?),
         100.0 * (trained.top1? - trained_float.top1?),
@@ -135,6 +135,11 @@ pub fn conclusion(report: &BenchReport) -> Option<String> {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
+}
+
+/// A share that was found by a difference, which noise can swallow.
+fn price(share: f64) -> String {
+    if share < 0.0005 { "too little to measure".into() } else { percent(share) }
 }
 
 /// `2.10 times faster` or `1.30 times slower`, by medians.
@@ -189,6 +194,9 @@ mod tests {
         assert!(text.contains("fake-quant is 1.30 times slower"), "{text}");
         assert!(text.contains("25.0 % of the time of int8 with shift, 12.5 % with q15"), "{text}");
         assert!(text.contains("91.8 % for int8") && text.contains("-0.20 points"), "{text}");
+        let mut cheap = report.clone();
+        cheap.runs.iter_mut().for_each(|r| r.requant_share = r.requant.map(|_| 0.0));
+        assert!(conclusion(&cheap).unwrap().contains("too little to measure with q15"));
         let half = BenchReport { runs: report.runs[..7].to_vec(), ..report };
         assert_eq!(conclusion(&half), None);
     }
