@@ -42,7 +42,6 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::QUnary(_) => &elementwise::Q_UNARY,
         Op::QBinary(_) => &elementwise::Q_BINARY,
         Op::Cast(_) => &elementwise::CAST,
-
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
@@ -60,7 +59,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
-        _ => return None,
+        // Folded by the passes, or of imported integers, which the interpreter reads on another grid.
+        Op::BatchNorm(_) | Op::AssumeGrid(_) => return None,
     })
 }
 
