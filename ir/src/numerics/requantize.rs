@@ -134,6 +134,8 @@ pub enum Rescale {
 const TFLITE_RESIDUAL_SHIFT: u32 = 20;
 /// Guard bits in which a TFLite-style fused sum is kept before its last rounding.
 const TFLITE_GUARD: u32 = 7;
+/// The fewest guard bits: with 5 at most 1 % of outputs are a step off exact rounding, and each bit less doubles that.
+const Q15_GUARD_MIN: i32 = 5;
 /// Bits that a residual is shifted left by before `pmulhrsw`: ±255 then fills 16 bits.
 const Q15_RESIDUAL_SHIFT: u32 = 7;
 
@@ -397,8 +399,8 @@ fn q15(
     if let Some(res) = residual {
         r = r.min(13 - exponent(128.0 + 255.0 * res.factor));
     }
-    if r < 4 {
-        return Err(format!("factor {largest:.4} leaves {} guard bits, fewer than 4", r.max(0)));
+    if r < Q15_GUARD_MIN {
+        return Err(format!("factor {largest:.4} leaves {} guard bits, fewer than {Q15_GUARD_MIN}", r.max(0)));
     }
     let m_r = residual.map_or(0.0, |res| (res.factor * power(r + 15 - Q15_RESIDUAL_SHIFT as i32)).round());
     if m_r > 32767.0 {
