@@ -400,7 +400,11 @@ fn q15(
         r = r.min(13 - exponent(128.0 + 255.0 * res.factor));
     }
     if r < Q15_GUARD_MIN {
-        return Err(format!("factor {largest:.4} leaves {} guard bits, fewer than {Q15_GUARD_MIN}", r.max(0)));
+        let beside = residual.map_or(String::new(), |r| format!(" beside a residual's factor {:.4}", r.factor));
+        return Err(format!(
+            "factor {largest:.4}{beside} leaves {} guard bits, fewer than {Q15_GUARD_MIN}",
+            r.max(0)
+        ));
     }
     let m_r = residual.map_or(0.0, |res| (res.factor * power(r + 15 - Q15_RESIDUAL_SHIFT as i32)).round());
     if m_r > 32767.0 {
