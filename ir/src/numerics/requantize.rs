@@ -400,7 +400,8 @@ fn q15(
         r = r.min(13 - exponent(128.0 + 255.0 * res.factor));
     }
     if r < Q15_GUARD_MIN {
-        let beside = residual.map_or(String::new(), |r| format!(" beside a residual's factor {:.4}", r.factor));
+        let beside =
+            residual.map_or(String::new(), |r| format!(" beside a residual's factor {:.4}", r.factor));
         return Err(format!(
             "factor {largest:.4}{beside} leaves {} guard bits, fewer than {Q15_GUARD_MIN}",
             r.max(0)
