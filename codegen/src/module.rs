@@ -114,7 +114,7 @@ fn isa(tier: &Tier, kind: FunctionKind) -> Result<OwnedTargetIsa, CodegenError> 
         flags.set(name, value).map_err(|e| fail(&e))?;
     }
     let mut builder = cranelift_native::builder_with_options(false).map_err(|e| fail(&e))?;
-    for flag in tier.cranelift_flags {
+    for flag in tier.cranelift_flags() {
         builder.enable(flag).map_err(|e| fail(&e))?;
     }
     builder.finish(settings::Flags::new(flags)).map_err(|e| fail(&e))

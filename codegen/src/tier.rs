@@ -26,55 +26,16 @@ pub struct Tier {
     pub isa: Isa,
     /// Whether this CPU has it.
     detect: fn() -> bool,
-    /// Cranelift's feature flags for the code around the microkernels, on top of x86-64.
-    pub cranelift_flags: &'static [&'static str],
+    /// Levels of Cranelift's feature flags for the code around the microkernels, on top of x86-64.
+    cranelift_flags: &'static [&'static [&'static str]],
 }
 
+/// What each level adds to the one below.
 const V2: &[&str] = &["has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
-const V3: &[&str] = &[
-    "has_sse3",
-    "has_ssse3",
-    "has_sse41",
-    "has_sse42",
-    "has_popcnt",
-    "has_avx",
-    "has_avx2",
-    "has_fma",
-    "has_bmi1",
-    "has_bmi2",
-    "has_lzcnt",
-];
+const V3: &[&str] = &["has_avx", "has_avx2", "has_fma", "has_bmi1", "has_bmi2", "has_lzcnt"];
+const AVX_VNNI: &[&str] = &["has_avx_vnni"];
 /// EVEX is used for the 128-bit dot product only: no `has_avx512dq`, whose 64-bit product is slower than `pmuldq`.
-const V4_VNNI: &[&str] = &[
-    "has_sse3",
-    "has_ssse3",
-    "has_sse41",
-    "has_sse42",
-    "has_popcnt",
-    "has_avx",
-    "has_avx2",
-    "has_fma",
-    "has_bmi1",
-    "has_bmi2",
-    "has_lzcnt",
-    "has_avx512f",
-    "has_avx512vl",
-    "has_avx512vnni",
-];
-const V3_VNNI: &[&str] = &[
-    "has_sse3",
-    "has_ssse3",
-    "has_sse41",
-    "has_sse42",
-    "has_popcnt",
-    "has_avx",
-    "has_avx2",
-    "has_fma",
-    "has_bmi1",
-    "has_bmi2",
-    "has_lzcnt",
-    "has_avx_vnni",
-];
+const AVX512_VNNI: &[&str] = &["has_avx512f", "has_avx512vl", "has_avx512vnni"];
 
 /// All tiers, the best first. The last one runs on every CPU that qcc supports.
 pub static TIERS: [Tier; 5] = [
@@ -89,26 +50,26 @@ pub static TIERS: [Tier; 5] = [
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
         },
-        cranelift_flags: V4_VNNI,
+        cranelift_flags: &[V2, V3, AVX512_VNNI],
     },
     Tier {
         name: "avxvnni",
         isa: Isa::AvxVnni,
         detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
-        cranelift_flags: V3_VNNI,
+        cranelift_flags: &[V2, V3, AVX_VNNI],
     },
-    Tier { name: "avx2", isa: Isa::Avx2, detect: is_v3, cranelift_flags: V3 },
+    Tier { name: "avx2", isa: Isa::Avx2, detect: is_v3, cranelift_flags: &[V2, V3] },
     Tier {
         name: "xmm-vnni",
         isa: Isa::XmmVnni,
         detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
-        cranelift_flags: V3_VNNI,
+        cranelift_flags: &[V2, V3, AVX_VNNI],
     },
     Tier {
         name: "x86-64-v2",
         isa: Isa::Xmm,
         detect: || is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("popcnt"),
-        cranelift_flags: V2,
+        cranelift_flags: &[V2],
     },
 ];
 
@@ -123,6 +84,11 @@ impl Tier {
     /// Whether this CPU can run the tier.
     pub fn is_available(&self) -> bool {
         (self.detect)()
+    }
+
+    /// Cranelift's feature flags for the code around the microkernels, on top of x86-64.
+    pub fn cranelift_flags(&self) -> impl Iterator<Item = &'static str> {
+        self.cranelift_flags.iter().copied().flatten().copied()
     }
 
     /// The tier with this name.

@@ -2,12 +2,11 @@
 
 use crate::{
     Error, Feed, JitOptions, Model, Precision, Preprocess, Program, ProgramError, Samples, Score, Session,
-    TensorView, TensorViewMut, container::ContainerError, memory,
+    TensorView, container::ContainerError, memory, model::output_views,
 };
 use qcc_codegen::{dense::spec::Product, peak};
 use qcc_ir::numerics::RequantMode;
 use serde::Serialize;
-use smallvec::SmallVec;
 use std::time::{Duration, Instant};
 
 /// What a host can do at best on one thread, in multiply-accumulates a second.
@@ -125,10 +124,7 @@ impl Contestant {
     fn turn(&mut self, inputs: &[TensorView<'_>], reps: usize) -> Result<(), Error> {
         let model = self.session.model().clone();
         let mut buffers: Vec<Vec<u8>> = model.outputs().iter().map(|o| vec![0; o.ty.bytes()]).collect();
-        let mut views: SmallVec<[TensorViewMut<'_>; 4]> = SmallVec::new();
-        for (info, bytes) in model.outputs().iter().zip(&mut buffers) {
-            views.push(TensorViewMut { dtype: info.ty.dtype, dims: info.ty.shape.dims().into(), bytes });
-        }
+        let mut views = output_views(model.outputs(), &mut buffers);
         for i in 0..WARM_UP + reps {
             let start = Instant::now();
             self.session.run_into(inputs, &mut views)?;

@@ -170,6 +170,19 @@ pub enum BindError {
     },
 }
 
+/// Writable views of buffers that are as large as a model's outputs.
+pub(crate) fn output_views<'b>(
+    outputs: &[TensorInfo],
+    buffers: &'b mut [Vec<u8>],
+) -> SmallVec<[TensorViewMut<'b>; 4]> {
+    let view = |(info, bytes): (&TensorInfo, &'b mut Vec<u8>)| TensorViewMut {
+        dtype: info.ty.dtype,
+        dims: info.ty.shape.dims().into(),
+        bytes,
+    };
+    outputs.iter().zip(buffers).map(view).collect()
+}
+
 fn bind(
     what: &'static str,
     infos: &[TensorInfo],
@@ -249,10 +262,7 @@ impl Session {
     pub fn run(&mut self, inputs: &[TensorView<'_>]) -> Result<Vec<Tensor>, Error> {
         let model = self.model.clone();
         let mut buffers: Vec<Vec<u8>> = model.outputs().iter().map(|o| vec![0; o.ty.bytes()]).collect();
-        let mut views: SmallVec<[TensorViewMut<'_>; 4]> = SmallVec::new();
-        for (info, bytes) in model.outputs().iter().zip(&mut buffers) {
-            views.push(TensorViewMut { dtype: info.ty.dtype, dims: info.ty.shape.dims().into(), bytes });
-        }
+        let mut views = output_views(model.outputs(), &mut buffers);
         self.run_into(inputs, &mut views)?;
         drop(views);
         let finish = |(info, bytes): (&TensorInfo, Vec<u8>)| {

@@ -47,7 +47,7 @@ impl Dot {
 
     /// The best instructions that Cranelift may use on a tier, whoever emits its tiles.
     pub(crate) fn of_tier(product: Product, tier: &Tier) -> Dot {
-        let has = |flag: &str| tier.cranelift_flags.contains(&flag);
+        let has = |flag: &str| tier.cranelift_flags().any(|f| f == flag);
         match product {
             Product::U8S8 if has("has_avx_vnni") || has("has_avx512vnni") => Dot::Vnni,
             Product::U8S8 => Dot::Madd,

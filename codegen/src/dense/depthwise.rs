@@ -6,13 +6,12 @@
 //! so several neighbouring pixels are computed at once.
 
 use super::{
-    Problem,
+    Problem, Weights,
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
     driver::{
-        self, Class, Coefficients, Operands, PanelEntry, Weight, class_of, classes, for_each_part,
-        kernel_name,
+        self, Class, Coefficients, Operands, PanelEntry, class_of, classes, for_each_part, kernel_name,
     },
     pack,
     spec::Epilogue,
@@ -154,10 +153,10 @@ fn pack_in_order(panel: &Panel, taps: &Taps, at_once: usize, mut put: impl FnMut
     }
 }
 
-fn pack_codes(panel: &Panel, taps: &Taps, dot: Dot, weight: Weight<'_, i8>) -> Vec<u8> {
+fn pack_codes(panel: &Panel, taps: &Taps, dot: Dot, weights: &Weights<'_, i8>) -> Vec<u8> {
     let mut bytes = Vec::new();
     pack_in_order(panel, taps, rows_at_once(dot), |at| {
-        let w = at.map_or(0, |(channel, tap)| weight(channel, tap, 0));
+        let w = at.map_or(0, |(channel, tap)| weights.at(channel, tap, 0));
         match dot {
             Dot::Vnni => bytes.extend(w.to_le_bytes()),
             _ => bytes.extend(i16::from(w).to_le_bytes()),
@@ -166,10 +165,10 @@ fn pack_codes(panel: &Panel, taps: &Taps, dot: Dot, weight: Weight<'_, i8>) -> V
     bytes
 }
 
-fn pack_floats(panel: &Panel, taps: &Taps, weight: Weight<'_, f32>) -> Vec<u8> {
+fn pack_floats(panel: &Panel, taps: &Taps, weights: &Weights<'_, f32>) -> Vec<u8> {
     let mut bytes = Vec::new();
     pack_in_order(panel, taps, 1, |at| {
-        bytes.extend(at.map_or(0.0, |(channel, tap)| weight(channel, tap, 0)).to_le_bytes());
+        bytes.extend(at.map_or(0.0, |(channel, tap)| weights.at(channel, tap, 0)).to_le_bytes());
     });
     bytes
 }

@@ -4,7 +4,7 @@
 //! addresses are carried from tile to tile.
 
 use super::{
-    Problem, asm,
+    Problem, Weights, asm,
     choose::{self, Cut, Order, Panel},
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
@@ -34,15 +34,12 @@ pub(crate) struct Operands {
     pub(crate) r: Option<Location>,
 }
 
-/// Weight i of a run of K, by channel (counted over all groups), run and i.
-pub(crate) type Weight<'a, T> = &'a dyn Fn(usize, usize, usize) -> T;
-
 /// The constants of a problem.
 pub(crate) enum Coefficients<'a> {
     /// s8 weights, what the accumulators start at (bias − z_x·Σw), and the magnitude that none of them exceeds.
-    Codes(Weight<'a, i8>, &'a [i32], i64),
+    Codes(Weights<'a, i8>, &'a [i32], i64),
     /// f32 weights and bias.
-    Floats(Weight<'a, f32>, &'a [f32]),
+    Floats(Weights<'a, f32>, &'a [f32]),
 }
 
 impl Coefficients<'_> {
@@ -262,12 +259,12 @@ impl Tiles<'_, '_, '_> {
         let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
         let runs = p.runs();
         let (weights, params) = match self.coefficients {
-            Coefficients::Codes(weight, start, _) => (
-                pack::pack_weights(format, channels.clone(), runs, p.run, weight),
+            Coefficients::Codes(weights, start, _) => (
+                pack::pack_weights(format, channels.clone(), runs, p.run, |c, r, i| weights.at(c, r, i)),
                 self.pack_code_params(format, channels, start),
             ),
-            Coefficients::Floats(weight, bias) => (
-                pack::pack_weights(format, channels.clone(), runs, p.run, weight),
+            Coefficients::Floats(weights, bias) => (
+                pack::pack_weights(format, channels.clone(), runs, p.run, |c, r, i| weights.at(c, r, i)),
                 self.pack_float_params(format, channels, bias),
             ),
         };

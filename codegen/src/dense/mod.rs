@@ -53,6 +53,33 @@ pub(crate) struct Problem {
     pub(crate) run: usize,
 }
 
+/// Where the weights of a problem lie in their tensor.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct WeightOrder {
+    /// From the weights of one output channel (counted over all groups) to those of the next.
+    pub(crate) channel: usize,
+    /// Within those of a channel, where each element of K is, run after run.
+    pub(crate) offsets: Vec<usize>,
+}
+
+/// The weights of a problem.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weights<'a, T> {
+    /// Their tensor, row-major.
+    pub(crate) elements: &'a [T],
+    /// Where they lie in it.
+    pub(crate) order: &'a WeightOrder,
+    /// Elements of K in one run.
+    pub(crate) run: usize,
+}
+
+impl<T: Copy> Weights<'_, T> {
+    /// The weight of an output channel at element i of a run.
+    pub(crate) fn at(&self, channel: usize, run: usize, i: usize) -> T {
+        self.elements[channel * self.order.channel + self.order.offsets[run * self.run + i]]
+    }
+}
+
 impl Problem {
     /// Steps of the innermost loop in one run.
     pub(crate) fn inner(&self) -> usize {

@@ -5,12 +5,12 @@
 
 use super::{
     Lowerer, Lowering,
-    product::{self, Extras, Kernel, Parts, check_constant, check_extents, constant},
+    product::{self, Extras, Kernel, Parts},
 };
 use crate::{
     CodegenError,
     dense::{
-        Problem, Strides,
+        Problem, Strides, WeightOrder,
         depthwise::{self, Taps},
         pad::{self, Border},
         spec::Product,
@@ -19,7 +19,6 @@ use crate::{
 };
 use qcc_ir::{
     Graph, NodeId, Op, OpError,
-    numerics::Requantizer,
     ops::{Clamp, Layout, Window},
 };
 
@@ -153,43 +152,34 @@ impl<'g> Convolution<'g> {
         self.window.kernel[1] == 1 || (self.window.dilations[1] == 1 && self.extents.groups == 1)
     }
 
-    /// Index in the weights `[out, in/groups, rows, cols]` of element i of run `run` of an output channel.
-    fn weight_index(&self, channel: usize, run: usize, i: usize) -> usize {
-        let (rows, cols) = (self.window.kernel[0], self.window.kernel[1]);
+    /// Where the weights `[out, in/groups, rows, cols]` of a problem of this convolution lie.
+    fn weight_order(&self, problem: &Problem) -> WeightOrder {
+        let taps = self.window.taps();
         let inputs = self.extents.channels / self.extents.groups;
-        let (tap, input) = match self.has_contiguous_rows() {
-            true => (run * cols + i / inputs, i % inputs),
-            false => (run, i),
+        let cols = self.window.kernel[1];
+        let offset = |run: usize, i: usize| {
+            let (tap, input) = match self.has_contiguous_rows() {
+                true => (run * cols + i / inputs, i % inputs),
+                false => (run, i),
+            };
+            input * taps + tap
         };
-        (channel * inputs + input) * rows * cols + tap
+        let elements = (0..problem.runs()).flat_map(|run| (0..problem.run).map(move |i| (run, i)));
+        WeightOrder { channel: inputs * taps, offsets: elements.map(|(run, i)| offset(run, i)).collect() }
     }
 }
 
 fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     let conv = Convolution::of(graph, node)?;
-    check_extents(graph, node)?;
-    check_constant(graph, node, 1, "weights")?;
-    if let Some(slot) = conv.extras.bias {
-        check_constant(graph, node, slot, "bias")?;
-    }
     let image = conv.border(0).padded_image_bytes();
     if image > i32::MAX as usize {
         return Err(format!("a padded image takes {image} bytes, more than 2^31 − 1"));
     }
-    requantizer(graph, node).map(|_| ()).map_err(|e| e.to_string())
-}
-
-/// The requantizer of a `QConv`.
-fn requantizer(graph: &Graph, node: NodeId) -> Result<Option<Requantizer>, OpError> {
-    let Some(Op::QConv(conv)) = graph.op(node) else { return Ok(None) };
-    let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
-    let bias = conv.bias.then(|| constant(graph, node, 2)).transpose()?;
-    conv.requantizer(&types, constant(graph, node, 1)?, bias).map(Some)
+    product::check(graph, node, conv.extras)
 }
 
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let conv = Convolution::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
-    let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
     // Padding holds the code of zero.
     let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z);
     let border = conv.border(zero as u8);
@@ -208,9 +198,9 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let a = conv.input(cx, node, overreads, border)?;
     let parts = Parts {
         extras: conv.extras,
-        requantizer: requantizer.as_ref(),
         clamp: conv.clamp,
-        weight_index: &|channel, run, i| conv.weight_index(channel, run, i),
+        channel_axis: 0,
+        order: &conv.weight_order(&problem),
     };
     product::lower(cx, node, &problem, &kernel, a, &parts)
 }

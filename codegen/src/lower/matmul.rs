@@ -2,13 +2,13 @@
 
 use super::{
     Lowerer, Lowering,
-    product::{self, Extras, Kernel, Parts, check_constant, check_extents, constant, with_slack},
+    product::{self, Extras, Kernel, Parts, with_slack},
 };
 use crate::{
     CodegenError,
-    dense::{Problem, Strides, spec::Product},
+    dense::{Problem, Strides, WeightOrder, spec::Product},
 };
-use qcc_ir::{Graph, NodeId, Op, OpError, numerics::Requantizer, ops::Clamp};
+use qcc_ir::{Graph, NodeId, Op, OpError, ops::Clamp};
 
 /// `MatMul` and `QMatMul`.
 pub(super) const MATMUL: Lowerer = Lowerer { supported, lower };
@@ -59,26 +59,11 @@ impl Matrices {
 }
 
 fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
-    let matrices = Matrices::of(graph, node)?;
-    check_extents(graph, node)?;
-    check_constant(graph, node, 1, "weights")?;
-    if let Some(slot) = matrices.extras.bias {
-        check_constant(graph, node, slot, "bias")?;
-    }
-    requantizer(graph, node).map(|_| ()).map_err(|e| e.to_string())
-}
-
-/// The requantizer of a `QMatMul`.
-fn requantizer(graph: &Graph, node: NodeId) -> Result<Option<Requantizer>, OpError> {
-    let Some(Op::QMatMul(product)) = graph.op(node) else { return Ok(None) };
-    let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
-    let bias = product.bias.then(|| constant(graph, node, 2)).transpose()?;
-    product.requantizer(&types, constant(graph, node, 1)?, bias).map(Some)
+    product::check(graph, node, Matrices::of(graph, node)?.extras)
 }
 
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let matrices = Matrices::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
-    let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
     let problem = matrices.problem();
     let input = cx.graph.operand(node, 0);
     let a = match problem.overreads() {
@@ -87,9 +72,12 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     };
     let parts = Parts {
         extras: matrices.extras,
-        requantizer: requantizer.as_ref(),
         clamp: matrices.clamp,
-        weight_index: &|channel, _, k| k * matrices.columns + channel,
+        channel_axis: 1,
+        order: &WeightOrder {
+            channel: 1,
+            offsets: (0..matrices.inner).map(|k| k * matrices.columns).collect(),
+        },
     };
     product::lower(cx, node, &problem, &Kernel::Dense("gemm"), a, &parts)
 }

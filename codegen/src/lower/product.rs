@@ -4,7 +4,7 @@ use super::Lowering;
 use crate::{
     CodegenError,
     dense::{
-        Problem,
+        Problem, WeightOrder, Weights,
         depthwise::{self, Taps},
         driver::{self, Coefficients, Operands},
         pad::{self, Border},
@@ -13,12 +13,16 @@ use crate::{
     model::Work,
     module::Location,
 };
-use qcc_ir::{Graph, NodeId, OpError, Tensor, TensorError, ValueId, numerics::Requantizer, ops::Clamp};
+use qcc_ir::{
+    Graph, NodeId, Op, OpError, Tensor, TensorError, ValueId,
+    numerics::{Requantizer, WeightSums},
+    ops::Clamp,
+};
 
 /// Slots of the optional operands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extras {
-    pub(super) bias: Option<usize>,
+    bias: Option<usize>,
     residual: Option<usize>,
 }
 
@@ -59,22 +63,37 @@ pub(super) fn with_slack(cx: &mut Lowering, value: ValueId) -> Result<Location, 
 }
 
 /// The operand in `slot`, which must be a constant.
-pub(super) fn constant(graph: &Graph, node: NodeId, slot: usize) -> Result<&Tensor, OpError> {
+fn constant(graph: &Graph, node: NodeId, slot: usize) -> Result<&Tensor, OpError> {
     graph
         .constant_value(graph.operand(node, slot))
         .ok_or_else(|| OpError::unsupported(format!("operand {slot} is not a constant")))
 }
 
-/// Fails unless the operand in `slot` is a constant.
-pub(super) fn check_constant(graph: &Graph, node: NodeId, slot: usize, what: &str) -> Result<(), String> {
-    match graph.constant_value(graph.operand(node, slot)) {
-        Some(_) => Ok(()),
-        None => Err(format!("the {what} are computed at run time: only constants are packed")),
+/// The requantizer of an integer product; `None` of a float one.
+pub(super) fn requantizer(graph: &Graph, node: NodeId) -> Result<Option<Requantizer>, OpError> {
+    let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
+    let bias = |there: bool| there.then(|| constant(graph, node, 2)).transpose();
+    let weights = || constant(graph, node, 1);
+    match graph.op(node) {
+        Some(Op::QConv(c)) => c.requantizer(&types, weights()?, bias(c.bias)?).map(Some),
+        Some(Op::QMatMul(m)) => m.requantizer(&types, weights()?, bias(m.bias)?).map(Some),
+        _ => Ok(None),
     }
 }
 
+/// Fails for operands that no product takes, and for requantizations that cannot be expressed.
+pub(super) fn check(graph: &Graph, node: NodeId, extras: Extras) -> Result<(), String> {
+    check_extents(graph, node)?;
+    for (slot, what) in [(Some(1), "weights"), (extras.bias, "bias")] {
+        if slot.is_some_and(|slot| graph.constant_value(graph.operand(node, slot)).is_none()) {
+            return Err(format!("the {what} are computed at run time: only constants are packed"));
+        }
+    }
+    requantizer(graph, node).map(|_| ()).map_err(|e| e.to_string())
+}
+
 /// Fails for empty tensors and for those that 32-bit displacements do not span.
-pub(super) fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
+fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
     let values = graph.operands(node).into_iter().chain([node.out()]);
     for ty in values.map(|v| graph.ty(v)) {
         if ty.shape.elements() == 0 {
@@ -90,12 +109,12 @@ pub(super) fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
 /// What a product is computed from, besides its problem.
 pub(super) struct Parts<'a> {
     pub(super) extras: Extras,
-    /// Of an int8 product.
-    pub(super) requantizer: Option<&'a Requantizer>,
     /// Bounds of a float one.
     pub(super) clamp: Clamp,
-    /// Index in the weights' tensor of element i of a run of K: `(channel, run, i)`.
-    pub(super) weight_index: &'a dyn Fn(usize, usize, usize) -> usize,
+    /// The weights' axis of output channels.
+    pub(super) channel_axis: usize,
+    /// Where the weights of the problem lie in their tensor.
+    pub(super) order: &'a WeightOrder,
 }
 
 /// The kernel that computes a product.
@@ -117,7 +136,8 @@ pub(super) fn lower(
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
     let operands = Operands { a, y: cx.location(node.out())?, r };
-    let epilogue = match parts.requantizer {
+    let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
+    let epilogue = match &requantizer {
         Some(_) if cx.options.measure_pack_only => Epilogue::PackOnly,
         Some(q) => Epilogue::Requantize(q),
         None => Epilogue::Float { clamp: parts.clamp, residual: r.is_some() },
@@ -125,7 +145,7 @@ pub(super) fn lower(
     let weights = constant(cx.graph, node, 1).map_err(|e| cx.refuse(node, e))?;
     let bias = parts.extras.bias.map(|slot| constant(cx.graph, node, slot)).transpose();
     let bias = bias.map_err(|e| cx.refuse(node, e))?;
-    let index = parts.weight_index;
+    let (order, run) = (parts.order, problem.run);
     let channels = problem.groups * problem.channels;
     let work = cx.work(node);
     let refuse = |cx: &Lowering, e: TensorError| cx.refuse(node, e.into());
@@ -135,28 +155,21 @@ pub(super) fn lower(
             let bias = bias.map(|b| b.as_slice::<i32>()).transpose().map_err(|e| refuse(cx, e))?;
             let (_, zero) = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().unwrap_or((1.0, 0));
             let (mut starts, mut reach) = (Vec::with_capacity(channels), 0);
-            for c in 0..channels {
-                let (mut sum, mut magnitudes) = (0i32, 0i64);
-                for (run, i) in (0..problem.runs()).flat_map(|run| (0..problem.run).map(move |i| (run, i))) {
-                    let w = i32::from(w[index(c, run, i)]);
-                    sum += w;
-                    magnitudes += i64::from(w.abs());
-                }
+            let sums = WeightSums::by_channel(weights, parts.channel_axis).map_err(|e| refuse(cx, e))?;
+            for (c, own) in sums.into_iter().enumerate() {
                 let bias = bias.map_or(0, |b| b[c]);
                 // Wrapping: the requantizer has checked that whole sums fit, and they do not depend on the order.
-                starts.push(bias.wrapping_sub(zero.wrapping_mul(sum)));
-                reach = reach.max(i64::from(bias).abs() + 255 * magnitudes);
+                starts.push(bias.wrapping_sub(zero.wrapping_mul(own.total as i32)));
+                reach = reach.max(i64::from(bias).abs() + 255 * own.magnitude);
             }
-            let weight = |c: usize, run: usize, i: usize| w[index(c, run, i)];
-            let coefficients = Coefficients::Codes(&weight, &starts, reach);
+            let coefficients = Coefficients::Codes(Weights { elements: w, order, run }, &starts, reach);
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
         Product::F32 => {
             let w = weights.as_slice::<f32>().map_err(|e| refuse(cx, e))?;
             let bias = bias.map(|b| b.as_slice::<f32>()).transpose().map_err(|e| refuse(cx, e))?;
             let starts = bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec);
-            let weight = |c: usize, run: usize, i: usize| w[index(c, run, i)];
-            let coefficients = Coefficients::Floats(&weight, &starts);
+            let coefficients = Coefficients::Floats(Weights { elements: w, order, run }, &starts);
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
     }

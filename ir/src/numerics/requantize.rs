@@ -1,5 +1,5 @@
 use super::fixed_point::{Multiplier, exponent, power};
-use crate::{DType, OutputGrid};
+use crate::{DType, OutputGrid, Tensor, TensorError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -66,16 +66,58 @@ pub struct ChannelBounds {
     pub max: i64,
 }
 
-/// Bounds of Σ (q_x − z_x)·q_w + q_b over all u8 inputs, for one output channel.
-pub fn accumulator_bounds(weights: impl Iterator<Item = i8>, bias: i32, zero_point: i32) -> ChannelBounds {
-    let (below, above) = (i64::from(zero_point), 255 - i64::from(zero_point));
-    let mut b = ChannelBounds { min: bias.into(), max: bias.into() };
-    for w in weights.map(i64::from) {
-        let (low, high) = if w >= 0 { (-w * below, w * above) } else { (w * above, -w * below) };
-        b.min += low;
-        b.max += high;
+/// What bounds and zero-point corrections need to know of the weights of one output channel.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct WeightSums {
+    /// Σ q_w.
+    pub total: i64,
+    /// Σ |q_w|.
+    pub magnitude: i64,
+}
+
+impl WeightSums {
+    /// The sums of each index of `channel_axis`, of s8 weights.
+    ///
+    /// # Errors
+    /// Where the weights are not s8.
+    pub fn by_channel(weights: &Tensor, channel_axis: usize) -> Result<Vec<WeightSums>, TensorError> {
+        let (shape, elements) = (weights.shape(), weights.as_slice::<i8>()?);
+        let mut sums = vec![WeightSums::default(); shape[channel_axis]];
+        let inner: usize = shape[channel_axis + 1..].iter().product();
+        if elements.is_empty() {
+            return Ok(sums);
+        }
+        for block in elements.chunks_exact(sums.len() * inner) {
+            for (sum, own) in sums.iter_mut().zip(block.chunks_exact(inner)) {
+                let own = WeightSums::of(own);
+                sum.total += own.total;
+                sum.magnitude += own.magnitude;
+            }
+        }
+        Ok(sums)
     }
-    b
+
+    /// The sums of these weights.
+    pub fn of(weights: &[i8]) -> WeightSums {
+        let mut sums = WeightSums::default();
+        // In pieces whose sums stay far within 32 bits, which the compiler turns into vectors.
+        for piece in weights.chunks(1 << 16) {
+            sums.total += i64::from(piece.iter().map(|&w| i32::from(w)).sum::<i32>());
+            sums.magnitude += i64::from(piece.iter().map(|&w| i32::from(w).abs()).sum::<i32>());
+        }
+        sums
+    }
+
+    /// Bounds of Σ (q_x − z_x)·q_w + q_b over all u8 inputs.
+    pub fn bounds(self, bias: i32, zero_point: i32) -> ChannelBounds {
+        let (below, above) = (i64::from(zero_point), 255 - i64::from(zero_point));
+        let positive = (self.magnitude + self.total) / 2;
+        let negative = (self.magnitude - self.total) / 2;
+        ChannelBounds {
+            min: i64::from(bias) - positive * below - negative * above,
+            max: i64::from(bias) + positive * above + negative * below,
+        }
+    }
 }
 
 /// A quantized tensor added to the accumulator before the one rounding: a fused residual.

@@ -3,7 +3,7 @@
 use super::{Operator, Window};
 use crate::{
     DType, OpError, OutputGrid, QuantParams, Shape, Tensor, TensorType,
-    numerics::{self, RequantMode, Requantizer, ResidualInput},
+    numerics::{RequantMode, Requantizer, ResidualInput, WeightSums},
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,7 +183,7 @@ impl QConv {
     }
 }
 
-/// Builds the requantizer of a product of u8 by s8 with `channels_axis` the weights' output axis.
+/// Builds the requantizer of a product of u8 by s8 with `channel_axis` the weights' output axis.
 #[allow(clippy::too_many_arguments, reason = "the operands of the op, once")]
 pub(super) fn requantizer(
     x: &TensorType,
@@ -197,14 +197,10 @@ pub(super) fn requantizer(
 ) -> Result<Requantizer, OpError> {
     let (s_x, z_x) = per_tensor(x, "input")?;
     let w_grid = w.quant.as_ref().ok_or_else(|| OpError::quant("weights without a grid"))?;
-    let channels = weights.shape()[channel_axis];
-    let codes = weights.view::<i8>()?;
     let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
     let (mut factors, mut bounds) = (vec![], vec![]);
-    for c in 0..channels {
-        let own = codes.index_axis(ndarray::Axis(channel_axis), c);
-        let b = bias.map_or(0, |b| b[c]);
-        bounds.push(numerics::accumulator_bounds(own.iter().copied(), b, z_x));
+    for (c, own) in WeightSums::by_channel(weights, channel_axis)?.into_iter().enumerate() {
+        bounds.push(own.bounds(bias.map_or(0, |b| b[c]), z_x));
         factors.push(f64::from(s_x) * f64::from(w_grid.at(c).0) / f64::from(grid.scale));
     }
     let residual = residual

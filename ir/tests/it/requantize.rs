@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use qcc_ir::{
     DType, OutputGrid,
     numerics::{
-        ChannelBounds, RequantMode, Requantizer, Rescale, ResidualInput, accumulator_bounds,
+        ChannelBounds, RequantMode, Requantizer, Rescale, ResidualInput, WeightSums,
         rounding_shift_right_away, saturating_rounding_doubling_high_mul,
     },
 };
@@ -136,7 +136,7 @@ fn gemmlowp_vectors() {
 #[test]
 fn bounds_are_reached() {
     let weights = [3i8, -2, 127, -128];
-    let b = accumulator_bounds(weights.into_iter(), 7, 100);
+    let b = WeightSums::of(&weights).bounds(7, 100);
     let extreme = |most: bool| -> i64 {
         7 + weights
             .map(|w| if (w > 0) == most { i64::from(w) * 155 } else { i64::from(w) * -100 })

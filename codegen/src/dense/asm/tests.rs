@@ -13,7 +13,7 @@ use iced_x86::{Decoder, DecoderOptions, EncodingKind, Mnemonic};
 use proptest::{prelude::*, test_runner::TestRunner};
 use qcc_ir::{
     OutputGrid,
-    numerics::{ChannelBounds, RequantMode, Requantizer, ResidualInput, accumulator_bounds},
+    numerics::{ChannelBounds, RequantMode, Requantizer, ResidualInput, WeightSums},
     ops::Clamp,
 };
 use region::{Allocation, Protection};
@@ -344,7 +344,7 @@ fn run_codes(isa: Isa, geometry: &Geometry, c: Content) -> Result<Option<bool>, 
     let mut biases = vec![];
     let mut bounds: Vec<ChannelBounds> = vec![];
     for w in weights.chunks_exact(k) {
-        let free = accumulator_bounds(w.iter().copied(), 0, input_zero_point);
+        let free = WeightSums::of(w).bounds(0, input_zero_point);
         let bias = match c.bias {
             BiasFill::Zero => 0,
             BiasFill::Any => p.rng.within(-100_000, 100_000),
