@@ -12,7 +12,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_frontend::FunctionBuilder;
 use qcc_ir::{
-    numerics::{Requantizer, Rescale},
+    numerics::{Q15_RESIDUAL_SHIFT, Requantizer, Rescale, TFLITE_RESIDUAL_SHIFT},
     ops::Clamp,
 };
 use std::ops::Range;
@@ -493,10 +493,6 @@ impl Finisher<'_, '_, '_> {
         self.b.ins().store(MEM, element, self.y, at);
     }
 }
-
-/// The residual's left shift in `RequantMode::Tflite` and `RequantMode::Q15`; see `Requantizer::apply`.
-const TFLITE_RESIDUAL_SHIFT: u32 = 20;
-const Q15_RESIDUAL_SHIFT: u32 = 7;
 
 /// The same bits as another vector type.
 pub(crate) fn cast(b: &mut FunctionBuilder<'_>, ty: Type, v: Value) -> Value {

@@ -218,23 +218,27 @@ pub enum EpilogueLayout {
         hi: usize,
     },
     /// Codes.
-    Requantize {
-        /// splat u8: smallest code.
-        lo: usize,
-        /// splat u8: largest code.
-        hi: usize,
-        /// splat i16: zero point of the result.
-        zero_point: usize,
-        /// `[lanes] u32`: dword permutation that gives each 128-bit lane the residual codes of its channels. 512
-        /// bits only.
-        residual_permutation: usize,
-        /// Byte shuffles, one vector each, from a lane's residual codes to its columns (one a vector of the panel)
-        /// or, in q15, to its words (one a pair; two for a panel of one vector: low half and high half). 256 and
-        /// 512 bits only.
-        residual_shuffle: usize,
-        /// The constants of the mode.
-        rescale: RescaleLayout,
-    },
+    Requantize(RequantizeLayout),
+}
+
+/// Regions of a requantizing epilogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequantizeLayout {
+    /// splat u8: smallest code.
+    pub lo: usize,
+    /// splat u8: largest code.
+    pub hi: usize,
+    /// splat i16: zero point of the result.
+    pub zero_point: usize,
+    /// `[lanes] u32`: dword permutation that gives each 128-bit lane the residual codes of its channels. 512
+    /// bits only.
+    pub residual_permutation: usize,
+    /// Byte shuffles, one vector each, from a lane's residual codes to its columns (one a vector of the panel)
+    /// or, in q15, to its words (one a pair; two for a panel of one vector: low half and high half). 256 and
+    /// 512 bits only.
+    pub residual_shuffle: usize,
+    /// The constants of the mode.
+    pub rescale: RescaleLayout,
 }
 
 /// Regions of a requantization mode. Names as in [`Requantizer::apply`]; those with `_r` only with a residual.
@@ -417,7 +421,7 @@ impl ParamLayout {
             Epilogue::Float { .. } => EpilogueLayout::Float { lo: regions.splat(), hi: regions.splat() },
             Epilogue::Requantize(q) => {
                 let shuffled = q.has_residual && format.is_wide();
-                EpilogueLayout::Requantize {
+                EpilogueLayout::Requantize(RequantizeLayout {
                     lo: regions.splat(),
                     hi: regions.splat(),
                     zero_point: regions.splat(),
@@ -428,7 +432,7 @@ impl ParamLayout {
                         regions.end
                     },
                     rescale: regions.rescale(q),
-                }
+                })
             }
         };
         ParamLayout { bias, even_bytes, permutation, epilogue, size: regions.end }
@@ -663,30 +667,17 @@ pub fn pack_params(
         if format.is_wide() {
             block.permutation(layout.permutation);
         }
-        let (
-            Some(q),
-            EpilogueLayout::Requantize {
-                lo,
-                hi,
-                zero_point,
-                residual_permutation,
-                residual_shuffle,
-                rescale,
-            },
-        ) = (requantizer, &layout.epilogue)
-        else {
-            return;
-        };
-        block.splat(*lo, [q.grid.lo as u8]);
-        block.splat(*hi, [q.grid.hi as u8]);
-        block.splat(*zero_point, (q.grid.zero_point as i16).to_le_bytes());
+        let (Some(q), EpilogueLayout::Requantize(at)) = (requantizer, &layout.epilogue) else { return };
+        block.splat(at.lo, [q.grid.lo as u8]);
+        block.splat(at.hi, [q.grid.hi as u8]);
+        block.splat(at.zero_point, (q.grid.zero_point as i16).to_le_bytes());
         if q.has_residual && format.is_wide() {
             if format.vector_bytes() == 64 {
-                block.residual_permutation(*residual_permutation);
+                block.residual_permutation(at.residual_permutation);
             }
-            block.residual_shuffle(*residual_shuffle, q);
+            block.residual_shuffle(at.residual_shuffle, q);
         }
-        block.rescale(rescale, q);
+        block.rescale(&at.rescale, q);
     })
 }
 

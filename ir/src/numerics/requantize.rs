@@ -173,13 +173,13 @@ pub enum Rescale {
 }
 
 /// Bits that a residual is shifted left by before the TFLite multiplier, as TFLite's ADD does.
-const TFLITE_RESIDUAL_SHIFT: u32 = 20;
+pub const TFLITE_RESIDUAL_SHIFT: u32 = 20;
 /// Guard bits in which a TFLite-style fused sum is kept before its last rounding.
 const TFLITE_GUARD: u32 = 7;
 /// The fewest guard bits: with 5 at most 1 % of outputs are a step off exact rounding, and each bit less doubles that.
 const Q15_GUARD_MIN: i32 = 5;
 /// Bits that a residual is shifted left by before `pmulhrsw`: ±255 then fills 16 bits.
-const Q15_RESIDUAL_SHIFT: u32 = 7;
+pub const Q15_RESIDUAL_SHIFT: u32 = 7;
 
 /// Turns accumulators of one op into codes: the one definition that interpreter and kernels share.
 #[derive(Clone, PartialEq, Debug)]

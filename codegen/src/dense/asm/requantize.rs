@@ -10,57 +10,30 @@ use super::{
     vector::{Assembler, Emit, Reg},
 };
 use crate::dense::{
-    pack::{EpilogueLayout, RescaleLayout},
+    pack::{EpilogueLayout, RequantizeLayout, RescaleLayout},
     spec::Epilogue,
 };
 use iced_x86::code_asm::r8;
-use qcc_ir::numerics::{Requantizer, Rescale};
+use qcc_ir::numerics::{Q15_RESIDUAL_SHIFT, Requantizer, Rescale, TFLITE_RESIDUAL_SHIFT};
 
 /// Temporary registers that the epilogue of codes needs.
 pub(super) const TEMPORARIES: usize = 4;
-
-/// Bits of a residual's left shift before the TFLite multiplier; see [`Requantizer::apply`].
-const TFLITE_RESIDUAL_SHIFT: u32 = 20;
-/// Bits of a residual's left shift before `pmulhrsw`; see [`Requantizer::apply`].
-const Q15_RESIDUAL_SHIFT: u32 = 7;
 
 /// The parts of a requantizing epilogue that its functions share.
 #[derive(Clone, Copy)]
 struct Requantize<'a> {
     tile: &'a Tile<'a>,
     q: &'a Requantizer,
-    lo: usize,
-    hi: usize,
-    zero_point: usize,
-    residual_permutation: usize,
-    residual_shuffle: usize,
-    layout: &'a RescaleLayout,
+    layout: &'a RequantizeLayout,
 }
 
 impl<'a> Requantize<'a> {
     /// `None` where accumulators are only packed.
     fn of(tile: &'a Tile<'a>) -> Option<Requantize<'a>> {
         match (&tile.spec.epilogue, &tile.layout.epilogue) {
-            (
-                Epilogue::Requantize(q),
-                EpilogueLayout::Requantize {
-                    lo,
-                    hi,
-                    zero_point,
-                    residual_permutation,
-                    residual_shuffle,
-                    rescale,
-                },
-            ) => Some(Requantize {
-                tile,
-                q,
-                lo: *lo,
-                hi: *hi,
-                zero_point: *zero_point,
-                residual_permutation: *residual_permutation,
-                residual_shuffle: *residual_shuffle,
-                layout: rescale,
-            }),
+            (Epilogue::Requantize(q), EpilogueLayout::Requantize(layout)) => {
+                Some(Requantize { tile, q, layout })
+            }
             _ => None,
         }
     }
@@ -74,7 +47,7 @@ impl<'a> Requantize<'a> {
             (32, _) => asm.load_lanes(d, from, lane_bytes as i32),
             (_, 16) => asm.vmovups(d, from),
             _ => {
-                asm.vmovups(d, self.tile.param(self.residual_permutation, 0))?;
+                asm.vmovups(d, self.tile.param(self.layout.residual_permutation, 0))?;
                 asm.vpermd(d, d, from)
             }
         }
@@ -82,14 +55,14 @@ impl<'a> Requantize<'a> {
 
     /// Zero-extends the codes of a loaded residual by shuffle `i`.
     fn spread_residual(&self, asm: &mut Assembler, d: Reg, loaded: Reg, i: usize) -> Emit {
-        asm.vpshufb(d, loaded, self.tile.param(self.residual_shuffle, i))
+        asm.vpshufb(d, loaded, self.tile.param(self.layout.residual_shuffle, i))
     }
 }
 
 /// Brings a pixel's accumulators to output steps, without the zero point. In q15: to 16 bits.
 pub(super) fn rescale(asm: &mut Assembler, tile: &Tile, pixel: usize) -> Emit {
     let Some(r) = Requantize::of(tile) else { return Ok(()) };
-    let spread = r.q.has_residual && !matches!(r.layout, RescaleLayout::Q15 { .. });
+    let spread = r.q.has_residual && !matches!(r.layout.rescale, RescaleLayout::Q15 { .. });
     let [loaded, u, t, s] = [0, 1, 2, 3].map(|i| tile.temporary(i));
     if spread {
         r.load_residual(asm, loaded, pixel)?;
@@ -100,7 +73,7 @@ pub(super) fn rescale(asm: &mut Assembler, tile: &Tile, pixel: usize) -> Emit {
             r.spread_residual(asm, u, loaded, v)?;
         }
         let residual = spread.then_some(u);
-        match *r.layout {
+        match r.layout.rescale {
             RescaleLayout::Shift { m, add, n, sign, m_r, k } => {
                 let wide = Wide { m, add, n, sign, m_r, k };
                 rescale_shift(asm, tile, &wide, v, x, residual, [t, s])?;
@@ -222,7 +195,7 @@ fn rescale_tflite(
         right_r,
         guard_half,
         guard,
-    } = *r.layout
+    } = r.layout.rescale
     else {
         return Ok(());
     };
@@ -273,9 +246,10 @@ pub(super) fn words(
     high: (usize, usize),
 ) -> Emit {
     let Some(r) = Requantize::of(tile) else { return Ok(()) };
-    let (RescaleLayout::Q15 { m, z_r, m_r, .. }, Rescale::Q15 { r: guard, .. }) = (r.layout, &r.q.rescale)
+    let (RescaleLayout::Q15 { m, z_r, m_r, .. }, Rescale::Q15 { r: guard, .. }) =
+        (&r.layout.rescale, &r.q.rescale)
     else {
-        return asm.vpaddsw(d, d, tile.param(r.zero_point, 0));
+        return asm.vpaddsw(d, d, tile.param(r.layout.zero_point, 0));
     };
     let pair = low.1 / 2;
     asm.vpmulhrsw(d, d, tile.param(*m, pair))?;
@@ -299,17 +273,17 @@ pub(super) fn words(
 /// Packs words to codes and clamps them.
 pub(super) fn bytes(asm: &mut Assembler, tile: &Tile, d: Reg, low: Reg, high: Reg) -> Emit {
     let Some(r) = Requantize::of(tile) else { return asm.vpackuswb(d, low, high) };
-    if let RescaleLayout::Q15 { flip, .. } = *r.layout {
+    if let RescaleLayout::Q15 { flip, .. } = r.layout.rescale {
         asm.vpacksswb(d, low, high)?;
         asm.bitxor(d, d, tile.param(flip, 0))?;
     } else {
         asm.vpackuswb(d, low, high)?;
     }
     if r.q.grid.lo > 0 {
-        asm.vpmaxub(d, d, tile.param(r.lo, 0))?;
+        asm.vpmaxub(d, d, tile.param(r.layout.lo, 0))?;
     }
     if r.q.grid.hi < 255 {
-        asm.vpminub(d, d, tile.param(r.hi, 0))?;
+        asm.vpminub(d, d, tile.param(r.layout.hi, 0))?;
     }
     Ok(())
 }
