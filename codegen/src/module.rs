@@ -6,7 +6,7 @@ use crate::{CodegenError, Tier};
 use cranelift_codegen::{
     Context,
     control::ControlPlane,
-    ir::{AbiParam, InstBuilder, MemFlagsData, Signature, UserFuncName, Value, types::I64},
+    ir::{AbiParam, FuncRef, InstBuilder, MemFlagsData, Signature, UserFuncName, Value, types::I64},
     isa::{CallConv, OwnedTargetIsa},
     settings::{self, Configurable},
 };
@@ -309,9 +309,14 @@ impl Emitter<'_> {
         self.b.ins().load(I64, MEM, table, index as i32 * pointer)
     }
 
+    /// A function of this module as one that this function can call.
+    pub(crate) fn import(&mut self, callee: FuncId) -> FuncRef {
+        self.module.declare_func_in_func(callee, self.b.func)
+    }
+
     /// Calls a function of this module.
     pub(crate) fn call(&mut self, callee: FuncId, arguments: &[Value]) {
-        let callee = self.module.declare_func_in_func(callee, self.b.func);
+        let callee = self.import(callee);
         self.b.ins().call(callee, arguments);
     }
 }

@@ -3,9 +3,13 @@
 use super::{Lowerer, Lowering, lowerer};
 use crate::{
     CodegenError,
-    kernels::map::{self, View},
+    kernels::{
+        map::{self, View},
+        wide::{self, Planes},
+    },
     module::Location,
 };
+use cranelift_codegen::ir::types::F32X4;
 use qcc_ir::{
     DType, Graph, NodeId, Op,
     ops::{Concat, Pad, PadMode, Slice},
@@ -58,6 +62,12 @@ fn transpose(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let dims = cx.graph.shape(node.out()).to_vec();
     let from = cx.operand_view(node, 0)?.permuted(&t.perm);
     let to = cx.result_view(node)?;
+    if to.ty == F32X4
+        && let Some(planes) = Planes::new(cx, &dims, &from, &to)
+    {
+        let work = cx.current_work();
+        return wide::interleave(cx, "transpose", &planes, (&from, &to), work);
+    }
     map::copy(cx, "transpose", &dims, from, to)
 }
 
