@@ -75,6 +75,15 @@ impl View {
         View { strides: perm.iter().map(|&p| self.strides[p]).collect(), ..self.clone() }
     }
 
+    /// Whether both views are of the same bytes in the same order.
+    pub(crate) fn is_same_place(&self, other: &View) -> bool {
+        let start = |v: &View| match v.location {
+            Location::Arena(at) => (Location::Arena(0), at as i64 + v.offset),
+            location => (location, v.offset),
+        };
+        start(self) == start(other) && self.ty == other.ty && self.strides == other.strides
+    }
+
     /// Bytes of an element.
     pub(crate) fn size(&self) -> i64 {
         i64::from(self.ty.lane_bits() / 8)

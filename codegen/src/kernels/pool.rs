@@ -270,7 +270,10 @@ pub(crate) struct Tables<T> {
 
 impl Tables<Location> {
     /// `None` where there are no entries.
-    pub(crate) fn new(cx: &mut Lowering, constants: &Constants) -> Result<Option<Tables<Location>>, CodegenError> {
+    pub(crate) fn new(
+        cx: &mut Lowering,
+        constants: &Constants,
+    ) -> Result<Option<Tables<Location>>, CodegenError> {
         let Some(entry) = constants.entries.first() else { return Ok(None) };
         let mut classes = |of: &[u16]| -> Result<Option<Location>, CodegenError> {
             if of.iter().all(|&c| c == 0) {

@@ -31,6 +31,10 @@ impl Extras {
         Extras { bias: bias.then_some(2), residual }
     }
 
+    pub(super) fn has_residual(self) -> bool {
+        self.residual.is_some()
+    }
+
     /// Where the residual lies, with readable slack behind it: memory of the caller is copied.
     fn residual_location(&self, cx: &mut Lowering, node: NodeId) -> Result<Option<Location>, CodegenError> {
         let Some(slot) = self.residual else { return Ok(None) };
@@ -135,7 +139,8 @@ pub(super) fn lower(
     parts: &Parts<'_>,
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
-    let operands = Operands { a, y: cx.location(node.out())?, r };
+    let y = cx.result_view(node)?.location;
+    let operands = Operands { a, y, r };
     let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
     let epilogue = match &requantizer {
         Some(_) if cx.options.measure_pack_only => Epilogue::PackOnly,

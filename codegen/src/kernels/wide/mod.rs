@@ -10,12 +10,7 @@ mod pool;
 pub(crate) use planes::{CodeGrid, Planes, interleave, quantize};
 pub(crate) use pool::{Kind as PoolKind, pool};
 
-use crate::{
-    CodegenError,
-    dense::asm::vector::Width,
-    lower::Lowering,
-    tier::Isa,
-};
+use crate::{CodegenError, dense::asm::vector::Width, lower::Lowering, tier::Isa};
 use cranelift_module::FuncId;
 use iced_x86::IcedError;
 
@@ -44,7 +39,6 @@ fn define(
     code: Result<Vec<u8>, IcedError>,
 ) -> Result<FuncId, CodegenError> {
     let name = cx.step_name(kernel);
-    let code =
-        code.map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
+    let code = code.map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
     cx.define_bytes(&name, parameters, &code)
 }

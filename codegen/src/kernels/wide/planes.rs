@@ -50,9 +50,9 @@ impl Planes {
         let mut merged = map::merged(dims, &[from, to])?;
         let (float, element) = (size_of::<f32>() as i64, to.size());
         // Channels follow each other in the result, and pixels in a plane.
-        let channel = merged.iter().position(|(n, s)| {
-            (2..=MAX_CHANNELS as u64).contains(n) && s[1] == element && s[0] != float
-        });
+        let channel = merged
+            .iter()
+            .position(|(n, s)| (2..=MAX_CHANNELS as u64).contains(n) && s[1] == element && s[0] != float);
         let (channels, plane) = match channel {
             Some(at) => {
                 let (n, s) = merged.remove(at);
@@ -134,7 +134,11 @@ impl Planes {
     }
 
     /// The loop over blocks of a row of at least one; the last block may overlap the one before.
-    fn row(&self, asm: &mut Assembler, block: impl FnOnce(&mut Assembler) -> Result<(), IcedError>) -> Result<(), IcedError> {
+    fn row(
+        &self,
+        asm: &mut Assembler,
+        block: impl FnOnce(&mut Assembler) -> Result<(), IcedError>,
+    ) -> Result<(), IcedError> {
         let pixels = self.block() as i32;
         let pixel = (self.channels * self.element) as i32;
         let mut head = asm.asm.create_label();

@@ -98,7 +98,8 @@ pub(crate) fn pool(
     let mut functions = Vec::new();
     for run in &runs {
         if !functions.iter().any(|(taps, _)| *taps == run.taps) {
-            functions.push((run.taps, define(cx, &format!("{kernel}_run{}", run.taps), 5, walk.run(run.taps))?));
+            functions
+                .push((run.taps, define(cx, &format!("{kernel}_run{}", run.taps), 5, walk.run(run.taps))?));
         }
     }
     let tables = Tables::new(cx, constants)?;
