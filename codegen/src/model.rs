@@ -5,7 +5,7 @@
 
 use crate::{
     CodegenError, Tier,
-    dense::spec::SLACK,
+    dense::{choose::Tiling, spec::SLACK},
     lower::{self, Lowered},
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,12 +29,15 @@ pub struct Options {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`CompiledModel::listing`].
     pub listing: bool,
+    /// How to cut these convolutions and matrix products, instead of as the model of the CPU says. A tiling that is not
+    /// among the [`Step::tilings`] of the node's step is ignored: it may come from another tier or version.
+    pub tilings: BTreeMap<NodeId, Tiling>,
 }
 
 impl Options {
     /// Code for this tier, for use.
     pub fn new(tier: &'static Tier) -> Options {
-        Options { tier, measure_pack_only: false, listing: false }
+        Options { tier, measure_pack_only: false, listing: false, tilings: BTreeMap::new() }
     }
 }
 
@@ -89,6 +93,9 @@ pub struct Step {
     pub work: Work,
     /// Name of the kernel; `interpreter` where it is interpreted.
     pub kernel: String,
+    /// Ways to cut the step into tiles, the one that the model of the CPU finds best first; empty where there is nothing
+    /// to choose. [`Options::tilings`] asks for one.
+    pub tilings: Vec<Tiling>,
     action: Action,
 }
 
@@ -103,6 +110,7 @@ impl Step {
             units,
             work,
             kernel: kernel.into(),
+            tilings: Vec::new(),
             action: Action::Pending,
         }
     }

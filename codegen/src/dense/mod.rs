@@ -4,7 +4,7 @@
 //! emits the step that walks them, and the tier's emitter makes one function for each kind of tile.
 
 pub mod asm;
-pub(crate) mod choose;
+pub mod choose;
 mod clif_epilogue;
 mod clif_tile;
 pub(crate) mod depthwise;
