@@ -6,6 +6,7 @@
 use crate::{
     CodegenError, Tier,
     dense::{
+        choose::Tiling,
         driver::Operands,
         spec::SLACK,
         walk::{AroundFunction, Bases, TileFunction, Walk},
@@ -18,6 +19,7 @@ use crate::{
 use bytes::Bytes;
 use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,12 +33,15 @@ pub struct Options {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`CompiledModel::listing`].
     pub listing: bool,
+    /// How to cut these convolutions and matrix products, instead of as the model of the CPU says. A tiling that is not
+    /// among the [`Step::tilings`] of the node's step is ignored: it may come from another tier or version.
+    pub tilings: BTreeMap<NodeId, Tiling>,
 }
 
 impl Options {
     /// Code for this tier, for use.
     pub fn new(tier: &'static Tier) -> Options {
-        Options { tier, measure_pack_only: false, listing: false }
+        Options { tier, measure_pack_only: false, listing: false, tilings: BTreeMap::new() }
     }
 }
 
@@ -103,6 +108,9 @@ pub struct Step {
     pub kernel: String,
     /// Parts of the units that are worth threads of their own.
     most_parts: u64,
+    /// Ways to cut the step into tiles, the one that the model of the CPU finds best first; empty where there is nothing
+    /// to choose. [`Options::tilings`] asks for one.
+    pub tilings: Vec<Tiling>,
     action: Action,
 }
 
@@ -118,6 +126,7 @@ impl Step {
             work,
             kernel: kernel.into(),
             most_parts: (work.nanoseconds() / THREAD_GRAIN).min(units),
+            tilings: Vec::new(),
             action: Action::Pending,
         }
     }

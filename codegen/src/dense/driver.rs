@@ -2,7 +2,7 @@
 
 use super::{
     Problem, Weights, asm,
-    choose::{self, Cut, Panel},
+    choose::{self, Cut, Panel, Tiling},
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
@@ -58,8 +58,10 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let isa = cx.options.tier.isa;
-    let cut = choose::choose(problem, isa);
+    let cuts = choose::candidates(problem, cx.options.tier.isa);
+    let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
+    let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
+    let Some(cut) = cuts.into_iter().nth(wanted.unwrap_or(0)) else { return Ok(()) };
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
     let residual = operands.r.is_some();
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
@@ -67,6 +69,7 @@ pub(crate) fn lower(
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
     let panels = tiles.pack_all(&classes)?;
     cx.walk_step(&name, Walk::new(problem, &cut, operands, panels, functions, None), work);
+    cx.offer_tilings(tilings);
     Ok(())
 }
 

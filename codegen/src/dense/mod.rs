@@ -4,7 +4,7 @@
 //! emitter makes one function for each kind of tile, `driver` brings them together, and `walk` calls them.
 
 pub mod asm;
-pub(crate) mod choose;
+pub mod choose;
 mod clif_epilogue;
 mod clif_tile;
 pub(crate) mod depthwise;

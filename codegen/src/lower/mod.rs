@@ -15,7 +15,7 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::driver::PendingWalk,
+    dense::{choose::Tiling, driver::PendingWalk},
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
@@ -314,6 +314,18 @@ impl<'g> Lowering<'g> {
         if let (Some(node), true) = (self.node, units > 0) {
             let step = Step::compiled(self.graph, node, kernel, units, work);
             self.steps.push(PendingStep { step, code });
+        }
+    }
+
+    /// The tiling that the caller asks for, for the node whose steps are being emitted.
+    pub(crate) fn wanted_tiling(&self) -> Option<Tiling> {
+        self.node.and_then(|node| self.options.tilings.get(&node)).copied()
+    }
+
+    /// Notes what the step that was just added could have been compiled with.
+    pub(crate) fn offer_tilings(&mut self, tilings: Vec<Tiling>) {
+        if let Some(pending) = self.steps.last_mut() {
+            pending.step.tilings = tilings;
         }
     }
 
