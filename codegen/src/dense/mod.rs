@@ -6,7 +6,7 @@
 pub mod asm;
 pub mod choose;
 mod clif_epilogue;
-mod clif_tile;
+pub(crate) mod clif_tile;
 pub(crate) mod depthwise;
 pub(crate) mod driver;
 pub mod pack;

@@ -11,6 +11,7 @@ mod pool;
 mod product;
 mod quantize;
 mod reduce;
+mod resample;
 mod shape;
 
 use crate::{
@@ -45,6 +46,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Cast(_) => &elementwise::CAST,
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
+        Op::Resample(_) => &resample::RESAMPLE,
+        Op::QResample(_) => &resample::Q_RESAMPLE,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
         Op::Transpose(_) => &shape::TRANSPOSE,
         Op::Slice(_) => &shape::SLICE,
