@@ -5,5 +5,6 @@ pub(crate) mod line;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod pool;
+pub(crate) mod resample;
 pub(crate) mod vector;
 pub(crate) mod wide;
