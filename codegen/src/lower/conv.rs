@@ -122,7 +122,11 @@ impl<'g> Convolution<'g> {
             }
             false => problem.a,
         };
-        Ok(Problem { a, y, ..problem })
+        let r = match self.extras.residual(cx.graph, node) {
+            Some(residual) => strides(&cx.view(residual)?, [1, 1], problem.r.group),
+            None => y,
+        };
+        Ok(Problem { a, y, r, ..problem })
     }
 
     /// The problem on an input with this border.
@@ -141,6 +145,12 @@ impl<'g> Convolution<'g> {
         let group = e.channels / e.groups * element;
         let out_pixel = e.out_channels * element;
         let out_row = e.out_cols * out_pixel;
+        let y = Strides {
+            image: e.out_rows * out_row,
+            row: out_row,
+            col: out_pixel,
+            group: e.out_channels / e.groups * element,
+        };
         Problem {
             product: self.product,
             images: e.images,
@@ -154,12 +164,8 @@ impl<'g> Convolution<'g> {
                 col: w.strides[1] * pixel,
                 group,
             },
-            y: Strides {
-                image: e.out_rows * out_row,
-                row: out_row,
-                col: out_pixel,
-                group: e.out_channels / e.groups * element,
-            },
+            y,
+            r: y,
             loops,
             run,
         }
@@ -216,14 +222,18 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     product::check(graph, node, conv.extras)
 }
 
-/// Whether the input may have any strides: a product of single pixels, none of which is outside.
-pub(super) fn reads_strided(graph: &Graph, node: NodeId) -> bool {
-    Convolution::of(graph, node).is_ok_and(|c| c.is_pointwise())
+/// Whether an operand may have any strides: the input where it is read pixel by pixel and none is outside, and the
+/// residual but for depthwise kernels, which read it by the strides of the result.
+pub(super) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
+    Convolution::of(graph, node).is_ok_and(|c| match slot {
+        0 => c.is_pointwise(),
+        _ => c.extras.residual_slot() == Some(slot) && c.extents.groups == 1,
+    })
 }
 
-/// Whether the result may have any strides. A residual is read by those of the result, so it must lie like it.
+/// Whether the result may have any strides.
 pub(super) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
-    Convolution::of(graph, node).is_ok_and(|c| !c.extras.has_residual())
+    Convolution::of(graph, node).is_ok_and(|c| c.extras.residual_slot().is_none() || c.extents.groups == 1)
 }
 
 /// The margins that a dense convolution needs around its input.

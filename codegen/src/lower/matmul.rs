@@ -52,6 +52,7 @@ impl Matrices {
             channels: self.columns,
             a: strides(self.inner * element),
             y: strides(self.columns * element),
+            r: strides(self.columns * element),
             loops: Vec::new(),
             run: self.inner,
         }

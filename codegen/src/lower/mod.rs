@@ -88,7 +88,7 @@ fn is_generated(graph: &Graph, node: NodeId) -> bool {
 /// Whether the steps of a node read this operand by its strides, whatever they are.
 pub(crate) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
     let takes = match graph.op(node) {
-        Some(Op::Conv(_) | Op::QConv(_)) => slot == 0 && conv::reads_strided(graph, node),
+        Some(Op::Conv(_) | Op::QConv(_)) => conv::reads_strided(graph, node, slot),
         Some(Op::Gather(_)) => slot == 0,
         Some(Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::Expand(_)) => true,
         Some(op) => writes_views(op),
