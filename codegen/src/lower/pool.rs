@@ -9,7 +9,7 @@ use crate::{
         vector::{
             self, cast, codes, f32x4, i8x16, i32x4, larger, load_splat, shuffle, to_i32, widen8, widen16,
         },
-        wide,
+        wide::{self, CodeAverage},
     },
     module::MEM,
 };
@@ -197,16 +197,6 @@ struct QAverage {
     output: OutputGrid,
 }
 
-/// An entry of constants: the sum's offset −z·inside and m as s32, 2^(n−1) and n as 64 bits.
-fn q_average_entry(m: Multiplier, offset: i64) -> Vec<u8> {
-    let mut entry = Vec::with_capacity(24);
-    entry.extend((offset as i32).to_le_bytes());
-    entry.extend(m.m.to_le_bytes());
-    entry.extend((1i64 << (m.n - 1)).to_le_bytes());
-    entry.extend(i64::from(m.n).to_le_bytes());
-    entry
-}
-
 impl Reducer for QAverage {
     fn ty(&self) -> Type {
         I8X16
@@ -307,9 +297,14 @@ fn lower_q_average_pool(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenEr
     let zero = x.per_tensor().map_or(0, |(_, z)| i64::from(z));
     let constants = constants(&g, &op.window, op.count_include_pad, |inside, counted| {
         let none = Multiplier { m: 0, n: 1 };
-        q_average_entry(op.multiplier(x, counted as usize).unwrap_or(none), -zero * inside)
+        let multiplier = op.multiplier(x, counted as usize).unwrap_or(none);
+        CodeAverage { offset: (-zero * inside) as i32, multiplier }.to_bytes(op.output)
     });
     let reducer = QAverage { short: op.window.taps() * 255 <= usize::from(u16::MAX), output: op.output };
     let work = cx.current_work();
+    let kind = wide::PoolKind::CodeAverage(op.output);
+    if reducer.short && wide::pool(cx, "q_average_pool", &g, places, kind, &constants, work)? {
+        return Ok(());
+    }
     pool::pool(cx, "q_average_pool", &g, places, &reducer, &constants, work)
 }

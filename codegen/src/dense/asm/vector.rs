@@ -157,6 +157,7 @@ impl Assembler {
         vpaddd vpaddq vpaddsw vpsubd vpsubw vpmulld vpmuldq vpmulhrsw
         vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
         vmulps vaddps vdivps vmaxps vminps vpermps
+        vpaddw vpmaxsw vpminsw vpunpcklwd vpunpckhwd
         vpackssdw vpacksswb vpackuswb vpmaxub vpmaxsb vpminub vpshufb vpermd
     }
 
@@ -197,6 +198,47 @@ impl Assembler {
     pub(crate) fn load_lanes(&mut self, d: Reg, m: AsmMemoryOperand, stride: i32) -> Emit {
         self.asm.vmovdqu(d.xmm(), xmmword_ptr(m))?;
         self.asm.vinserti128(d.ymm(), d.ymm(), xmmword_ptr(m + stride), 1)
+    }
+
+    /// Half a vector of bytes at `m`, zero-extended to 16 bits.
+    pub(crate) fn load_codes_as_words(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpmovzxbw(d.ymm(), xmmword_ptr(m)),
+            Width::Zmm => self.asm.vpmovzxbw(d.zmm(), ymmword_ptr(m)),
+        }
+    }
+
+    /// Stores half a vector of bytes: 16-bit elements of `a` that are within the range of bytes, signed or not.
+    /// Overwrites `a`.
+    pub(crate) fn store_words_as_bytes(&mut self, m: AsmMemoryOperand, a: Reg, signed: bool) -> Emit {
+        match self.width {
+            Width::Ymm => {
+                if signed {
+                    self.vpacksswb(a, a, a)?
+                } else {
+                    self.vpackuswb(a, a, a)?
+                }
+                self.asm.vpermq(a.ymm(), a.ymm(), 0xd8)?;
+                self.asm.vmovdqu(xmmword_ptr(m), a.xmm())
+            }
+            Width::Zmm => self.asm.vpmovwb(ymmword_ptr(m), a.zmm()),
+        }
+    }
+
+    /// Every 64-bit element of `d` = that at `m`.
+    pub(crate) fn broadcast_wide(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpbroadcastq(d.ymm(), qword_ptr(m)),
+            Width::Zmm => self.asm.vpbroadcastq(d.zmm(), qword_ptr(m)),
+        }
+    }
+
+    /// 64-bit elements of `d` = `a` >> the first element of `count`, without the sign.
+    pub(crate) fn shift_right_wide_by(&mut self, d: Reg, a: Reg, count: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpsrlq(d.ymm(), a.ymm(), count.xmm()),
+            Width::Zmm => self.asm.vpsrlq(d.zmm(), a.zmm(), count.xmm()),
+        }
     }
 
     /// Every 32-bit element of `d` = `bits`. Overwrites eax.

@@ -8,7 +8,7 @@ mod planes;
 mod pool;
 
 pub(crate) use planes::{CodeGrid, Planes, interleave, quantize};
-pub(crate) use pool::{Kind as PoolKind, pool};
+pub(crate) use pool::{CodeAverage, Kind as PoolKind, pool};
 
 use crate::{CodegenError, dense::asm::vector::Width, lower::Lowering, tier::Isa};
 use cranelift_module::FuncId;

@@ -1,4 +1,4 @@
-//! Pools over channels-last images: maxima, and averages of f32.
+//! Pools over channels-last images: maxima, averages of f32, and averages of codes whose sums fit 16 bits.
 //!
 //! A unit is a row of the result. Its columns fall into runs whose windows meet the input in the same taps: one inside,
 //! and a few at the borders. A function walks a run; it is emitted for the number of taps in a row, and gets the number
@@ -21,7 +21,7 @@ use iced_x86::{
     IcedError,
     code_asm::{r8, r9, r9d, r10, rax, rcx, rdi, rdx, rsi},
 };
-use qcc_ir::DType;
+use qcc_ir::{DType, OutputGrid, numerics::Multiplier};
 
 /// What is made of a window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +30,43 @@ pub(crate) enum Kind {
     Max(DType),
     /// The sum of f32 in the order of the taps, divided by a count.
     Average,
+    /// The sum of u8 codes, of at most 16 bits, as a code of the grid; constants are [`CodeAverage`]s.
+    CodeAverage(OutputGrid),
+}
+
+/// How the sum of a window's codes becomes a code: the constants of a class of windows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodeAverage {
+    /// What is added to the sum: −zero point·taps.
+    pub(crate) offset: i32,
+    pub(crate) multiplier: Multiplier,
+}
+
+/// Offsets in the bytes of a [`CodeAverage`].
+const AT_FACTOR: i32 = 4;
+const AT_SHIFT: i32 = 16;
+const AT_LIFTED: i32 = 24;
+const AT_ZERO: i32 = 32;
+
+impl CodeAverage {
+    /// What a product is lifted by, so that a shift that ignores the sign does what one that keeps it does: products
+    /// are within ±2^48, and 2^62 is a multiple of 2^n.
+    const LIFT: i64 = 1 << 62;
+
+    /// offset, m, 2^(n−1), n; then what the wide kernel adds before the shift and behind it.
+    pub(crate) fn to_bytes(self, grid: OutputGrid) -> Vec<u8> {
+        let Multiplier { m, n } = self.multiplier;
+        let half = 1i64 << (n - 1);
+        let zero = grid.zero_point.wrapping_sub((CodeAverage::LIFT >> n) as i32);
+        let mut bytes = Vec::with_capacity(40);
+        bytes.extend(self.offset.to_le_bytes());
+        bytes.extend(m.to_le_bytes());
+        bytes.extend(half.to_le_bytes());
+        bytes.extend(i64::from(n).to_le_bytes());
+        bytes.extend((half + CodeAverage::LIFT).to_le_bytes());
+        bytes.extend(i64::from(zero).to_le_bytes());
+        bytes
+    }
 }
 
 impl Kind {
@@ -37,6 +74,7 @@ impl Kind {
         match self {
             Kind::Max(dtype) => dtype,
             Kind::Average => DType::F32,
+            Kind::CodeAverage(_) => DType::U8,
         }
     }
 }
@@ -91,10 +129,10 @@ pub(crate) fn pool(
     let reach = geometry.x.kernel * geometry.x.dilation * geometry.from.pixel + pixel as i64;
     let strides = [geometry.y.dilation * geometry.from.row, geometry.x.stride * geometry.from.pixel];
     let is_small = strides.into_iter().chain([reach, geometry.to.pixel]).all(|s| i32::try_from(s).is_ok());
-    if pixel < bytes(width) || runs.len() > MAX_RUNS || !is_small {
+    let walk = Walk { width, kind, geometry: *geometry, pixel };
+    if pixel < walk.span() || runs.len() > MAX_RUNS || !is_small {
         return Ok(false);
     }
-    let walk = Walk { width, kind, geometry: *geometry, pixel };
     let mut functions = Vec::new();
     for run in &runs {
         if !functions.iter().any(|(taps, _)| *taps == run.taps) {
@@ -146,6 +184,16 @@ const ONES: Reg = Reg(9);
 const TAPS: [Reg; 2] = [Reg(10), Reg(11)];
 const COUNT: Reg = Reg(12);
 
+/// Registers of averages of codes; INITIAL is zero.
+const OFFSET: Reg = Reg(4);
+const FACTOR: Reg = Reg(5);
+const LIFTED: Reg = Reg(6);
+const SHIFT: Reg = Reg(7);
+const ZERO: Reg = Reg(9);
+const LEAST: Reg = Reg(12);
+const MOST: Reg = Reg(13);
+const ODD: Reg = Reg(14);
+
 /// The function of a run: `fn(first tap, result, rows, columns, constants)`.
 struct Walk {
     width: Width,
@@ -156,10 +204,18 @@ struct Walk {
 }
 
 impl Walk {
+    /// Bytes of the channels that one accumulator has.
+    fn span(&self) -> usize {
+        match self.kind {
+            Kind::CodeAverage(_) => bytes(self.width) / 2,
+            _ => bytes(self.width),
+        }
+    }
+
     fn run(&self, taps: i64) -> Result<Vec<u8>, IcedError> {
         let mut asm = Assembler::new(self.width)?;
         self.constants(&mut asm)?;
-        let vector = bytes(self.width);
+        let vector = self.span();
         let block = VECTORS * vector;
         let whole = self.pixel / block;
         let mut column = asm.asm.create_label();
@@ -193,12 +249,24 @@ impl Walk {
         let initial = match self.kind {
             Kind::Max(DType::F32) => f32::NEG_INFINITY.to_bits(),
             Kind::Max(DType::S8) => 0x8080_8080,
-            Kind::Max(_) | Kind::Average => 0,
+            Kind::Max(_) | Kind::Average | Kind::CodeAverage(_) => 0,
         };
         asm.splat(INITIAL, initial)?;
         match self.kind {
             Kind::Max(DType::F32) => asm.splat(ONES, u32::MAX),
             Kind::Average => asm.vbroadcastss(COUNT, r8.into()),
+            Kind::CodeAverage(grid) => {
+                // What `rescale` merges by.
+                asm.set_masks(1)?;
+                let words = |x: i32| u32::from(x as u16) << 16 | u32::from(x as u16);
+                asm.splat(LEAST, words(grid.lo))?;
+                asm.splat(MOST, words(grid.hi))?;
+                asm.vpbroadcastd(OFFSET, r8.into())?;
+                asm.vpbroadcastd(FACTOR, r8 + AT_FACTOR)?;
+                asm.broadcast_wide(SHIFT, r8 + AT_SHIFT)?;
+                asm.broadcast_wide(LIFTED, r8 + AT_LIFTED)?;
+                asm.vpbroadcastd(ZERO, r8 + AT_ZERO)
+            }
             Kind::Max(_) => Ok(()),
         }
     }
@@ -235,6 +303,11 @@ impl Walk {
             if checks_nan {
                 asm.set_masked(Reg(v), v, Reg(NAN + v), ONES)?;
             }
+            if let Kind::CodeAverage(grid) = self.kind {
+                rescale(asm, Reg(v))?;
+                asm.store_words_as_bytes(rsi + r9 + at, Reg(v), grid.dtype == DType::S8)?;
+                continue;
+            }
             if self.kind == Kind::Average {
                 asm.vdivps(Reg(v), Reg(v), COUNT)?;
             }
@@ -250,10 +323,35 @@ impl Walk {
                 Kind::Max(DType::S8) => asm.vpmaxsb(sum, sum, rax + at)?,
                 Kind::Max(_) => asm.vpmaxub(sum, sum, rax + at)?,
                 Kind::Average => asm.vaddps(sum, sum, rax + at)?,
+                Kind::CodeAverage(_) => {
+                    asm.load_codes_as_words(TAPS[0], rax + at)?;
+                    asm.vpaddw(sum, sum, TAPS[0])?;
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Sums of 16 bits as codes of 16 bits: [`Multiplier::apply`] on even and odd elements, zero point and bounds.
+fn rescale(asm: &mut Assembler, sums: Reg) -> Emit {
+    let [low, high] = TAPS;
+    asm.vpunpcklwd(low, sums, INITIAL)?;
+    asm.vpunpckhwd(high, sums, INITIAL)?;
+    for x in [low, high] {
+        asm.vpaddd(x, x, OFFSET)?;
+        asm.vpsrlq(ODD, x, 32)?;
+        for half in [x, ODD] {
+            asm.vpmuldq(half, half, FACTOR)?;
+            asm.vpaddq(half, half, LIFTED)?;
+            asm.shift_right_wide_by(half, half, SHIFT)?;
+        }
+        asm.merge_even_as_odd(x, ODD)?;
+        asm.vpaddd(x, x, ZERO)?;
+    }
+    asm.vpackssdw(sums, low, high)?;
+    asm.vpmaxsw(sums, sums, LEAST)?;
+    asm.vpminsw(sums, sums, MOST)
 }
 
 /// Like `if x > max { x } else { max }` for each tap; one comparison finds the NaNs of two.
