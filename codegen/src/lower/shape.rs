@@ -63,7 +63,7 @@ fn transpose(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let from = cx.operand_view(node, 0)?.permuted(&t.perm);
     let to = cx.result_view(node)?;
     if to.ty == F32X4
-        && let Some(planes) = Planes::new(cx, &dims, &from, &to)
+        && let Some(planes) = Planes::new(cx, &dims, &from, &to).filter(|p| p.channels() > 1)
     {
         let work = cx.current_work();
         return wide::interleave(cx, "transpose", &planes, (&from, &to), work);

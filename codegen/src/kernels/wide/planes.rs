@@ -75,6 +75,11 @@ impl Planes {
         (planes.pixels >= planes.block() as i64).then_some(planes)
     }
 
+    /// Channels, of which each is a plane.
+    pub(crate) fn channels(&self) -> usize {
+        self.channels
+    }
+
     fn lanes(&self) -> usize {
         bytes(self.width) / size_of::<f32>()
     }
