@@ -3,12 +3,8 @@
 
 use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction};
 use qcc_codegen::{Options, TIERS, Tier, assemble};
-use qcc_ir::{
-    Graph,
-    numerics::RequantMode,
-    onnx::{Bindings, Model},
-};
-use qcc_passes::{Collector, Precision, Ranges};
+use qcc_ir::numerics::RequantMode;
+use qcc_runtime::{Compiler, Precision, Program, Samples, bundled, experiment, zoo};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What an x86-64-v2 CPU has. Names are those of the psABI's levels: System V ABI, AMD64 supplement, table 3.1.
@@ -78,6 +74,10 @@ fn reachable(function: &str, code: &[u8]) -> BTreeMap<u64, Instruction> {
                     pending.push(instruction.near_branch_target());
                     break;
                 }
+                FlowControl::IndirectBranch => {
+                    pending.extend(jump_table(code, decoder.ip()));
+                    break;
+                }
                 FlowControl::Return | FlowControl::Exception => break,
                 other => panic!("{function}: {other:?} at {at:#x}: where it goes is not known"),
             }
@@ -86,52 +86,42 @@ fn reachable(function: &str, code: &[u8]) -> BTreeMap<u64, Instruction> {
     found
 }
 
-/// The bundled model, placed: in float, fake-quantized, and in int8 in every requantization mode.
-fn graphs() -> Vec<(String, Graph)> {
-    let model = Model::load(&qcc_tests::repository().join("models/fashion_resnet8.onnx")).unwrap();
-    let shapes = [("image".to_string(), vec![2, 1, 28, 28])].into();
-    let imported = model.graph(&Bindings { shapes, ..Bindings::default() }).unwrap();
-    let options = |precision, requant| qcc_passes::Options {
-        precision,
-        requant,
-        capability: qcc_codegen::capability,
-        ..Default::default()
-    };
-    let mut prepared = imported;
-    qcc_passes::prepare(&mut prepared, &options(Precision::Int8, RequantMode::Q15), &mut |_, _| {}).unwrap();
-    let ranges = ranges(&prepared);
-    let int8 = RequantMode::ALL.map(|mode| (Precision::Int8, mode));
-    let others = [Precision::Float, Precision::FakeQuant].map(|p| (p, RequantMode::Q15));
-    let place = |(precision, mode): (Precision, RequantMode)| {
-        let mut graph = prepared.clone();
-        let options = options(precision, mode);
-        if precision != Precision::Float {
-            qcc_passes::quantize(&mut graph, &ranges, &options, &mut |_, _| {}).unwrap();
+/// Targets of the jump table that Cranelift puts right behind an indirect jump: 32-bit distances from the table's start.
+/// It ends where the first of its targets begins, or with the code.
+fn jump_table(code: &[u8], table: u64) -> Vec<u64> {
+    let mut targets: Vec<u64> = Vec::new();
+    for (i, entry) in code[table as usize..].as_chunks::<4>().0.iter().enumerate() {
+        let nearest = targets.iter().copied().filter(|&t| t > table).min();
+        if nearest.is_some_and(|t| table + 4 * i as u64 >= t) {
+            break;
         }
-        qcc_passes::lower(&mut graph, &options, &mut |_, _| {}).unwrap();
-        (format!("{} {mode}", precision.name()), graph)
-    };
-    int8.into_iter().chain(others).map(place).collect()
+        targets.push(table.wrapping_add_signed(i32::from_le_bytes(*entry).into()));
+    }
+    targets
 }
 
-fn ranges(prepared: &Graph) -> Ranges {
-    let mut collector = Collector::new(prepared, qcc_passes::Calibrator::MinMax);
-    let inputs = qcc_tests::inputs(prepared, 1.0);
-    qcc_ir::interpreter::run_observed(prepared, &inputs, &mut |value, tensor| {
-        if let Ok(elements) = tensor.as_slice::<f32>() {
-            collector.record(value, elements);
-        }
-    })
-    .unwrap();
-    collector.finish()
+/// The bundled model in every precision and requantization mode, and a network with depthwise convolutions.
+fn programs() -> Vec<Program> {
+    let trained = Compiler::new()
+        .calibration(bundled::calibration().unwrap().limit(2))
+        .preprocess(bundled::preprocess());
+    let graph = trained.import_onnx(bundled::FASHION_RESNET8).unwrap();
+    let mut programs = experiment::programs(&trained, graph, &Precision::ALL, &RequantMode::ALL).unwrap();
+    let random = Compiler::new().calibration(Samples::noise().limit(1));
+    let graph = zoo::build("mobilenetv2").unwrap();
+    let precisions = [Precision::Float, Precision::Int8];
+    let modes = [RequantMode::Q15, RequantMode::Shift];
+    programs.extend(experiment::programs(&random, graph, &precisions, &modes).unwrap());
+    programs
 }
 
 #[test]
 fn no_instruction_is_beyond_its_tier() {
-    for (what, graph) in graphs() {
+    for program in programs() {
+        let info = program.info();
         for tier in &TIERS {
             let allowed = allowed(tier);
-            let functions = assemble(&graph, &Options::new(tier)).unwrap();
+            let functions = assemble(program.graph(), &Options::new(tier)).unwrap();
             assert!(!functions.is_empty());
             for (name, code) in &functions {
                 for (at, instruction) in reachable(name, code) {
@@ -139,7 +129,9 @@ fn no_instruction_is_beyond_its_tier() {
                         instruction.cpuid_features().iter().filter(|f| !allowed.contains(f)).collect();
                     assert!(
                         beyond.is_empty(),
-                        "{what} for {tier}, {name} at {at:#x}: {instruction} needs {beyond:?}"
+                        "{} {} for {tier}, {name} at {at:#x}: {instruction} needs {beyond:?}",
+                        info.precision.name(),
+                        info.requant
                     );
                 }
             }
@@ -150,9 +142,9 @@ fn no_instruction_is_beyond_its_tier() {
 /// The check itself would pass on nothing: each tier must use what sets it apart.
 #[test]
 fn tiers_use_what_they_have() {
-    let (_, graph) = graphs().into_iter().next().unwrap();
+    let program = programs().into_iter().find(|p| p.info().precision == Precision::Int8).unwrap();
     for tier in &TIERS {
-        let functions = assemble(&graph, &Options::new(tier)).unwrap();
+        let functions = assemble(program.graph(), &Options::new(tier)).unwrap();
         let used: BTreeSet<CpuidFeature> = functions
             .iter()
             .flat_map(|(name, code)| reachable(name, code).into_values())
@@ -174,4 +166,8 @@ fn constants_behind_a_function_are_not_code() {
     let code = [0xeb, 0x02, 0x06, 0x06, 0xc3];
     let found: Vec<Code> = reachable("f", &code).values().map(|i| i.code()).collect();
     assert_eq!(found, [Code::Jmp_rel8_64, Code::Retnq]);
+    // jmp rax; two entries; ret; ret; two bytes that would be `(bad)`.
+    let code = [0xff, 0xe0, 9, 0, 0, 0, 8, 0, 0, 0, 0xc3, 0xc3, 0x06, 0x06];
+    let found: Vec<u64> = reachable("f", &code).into_keys().collect();
+    assert_eq!(found, [0, 10, 11]);
 }
