@@ -296,6 +296,10 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
     pub(crate) requant: Vec<Modes>,
 
+    /// Write the scores as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) options: CompileOptions,
     #[command(flatten)]

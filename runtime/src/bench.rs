@@ -111,8 +111,10 @@ impl Contestant {
         }
         for _ in 0..profiled {
             self.session.start_profile();
+            let start = Instant::now();
             self.session.run_into(inputs, &mut views)?;
-            self.profiles.add(self.session.profile());
+            let run = start.elapsed();
+            self.profiles.add(self.session.profile(), run);
         }
         self.session.stop_profile();
         Ok(())
@@ -252,7 +254,7 @@ impl Loaded {
             memory_mib: self.memory.map(|m| m as f64 / f64::from(1 << 20)),
             footprint_bytes: footprint,
             accuracy: None,
-            lost: Losses::of(&layers, latency.median),
+            lost: Losses::of(&layers, contestant.profiles.between_layers_ms(host)),
             layers,
         }
     }

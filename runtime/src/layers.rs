@@ -90,16 +90,27 @@ pub(crate) struct Sampled {
 
 /// Collects the profiles of single runs.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub(crate) struct Profiles(Vec<Sampled>);
+pub(crate) struct Profiles {
+    steps: Vec<Sampled>,
+    /// What each run took beyond its steps.
+    between: Vec<Duration>,
+}
 
 impl Profiles {
-    /// Adds the profile of one run.
-    pub(crate) fn add(&mut self, profile: Vec<LayerTime>) {
-        if self.0.is_empty() {
-            self.0 = profile.into_iter().map(|step| Sampled { times: vec![step.time], step }).collect();
+    /// Adds the profile of one run, which took `run` as a whole.
+    pub(crate) fn add(&mut self, profile: Vec<LayerTime>, run: Duration) {
+        self.between.push(run.saturating_sub(profile.iter().map(|l| l.time).sum()));
+        if self.steps.is_empty() {
+            self.steps = profile.into_iter().map(|step| Sampled { times: vec![step.time], step }).collect();
         } else {
-            self.0.iter_mut().zip(profile).for_each(|(s, step)| s.times.push(step.time));
+            self.steps.iter_mut().zip(profile).for_each(|(s, step)| s.times.push(step.time));
         }
+    }
+
+    /// What a run takes beyond its layers, without what reading the clock costs: of the two readings of each step, the
+    /// other one is in the step's time.
+    pub(crate) fn between_layers_ms(&self, host: &Host) -> f64 {
+        median_ms(&self.between, self.steps.len() as f64 * host.clock_ns / 1e6)
     }
 
     /// What the samples say. `bare` are those of the same model without requantization, and `footprint` is what a run
@@ -114,7 +125,7 @@ impl Profiles {
         let clock = host.clock_ns / 1e6;
         let without: BTreeMap<Key<'_>, f64> =
             bare.map(|b| b.keyed().map(|(key, s)| (key, s.min_ms(clock))).collect()).unwrap_or_default();
-        let total: f64 = self.0.iter().map(|s| s.median_ms(clock)).sum();
+        let total: f64 = self.steps.iter().map(|s| s.median_ms(clock)).sum();
         let layer = |(key, sampled): (Key<'_>, &Sampled)| {
             let LayerTime { name, op, device, kernel, work, .. } = &sampled.step;
             let (ms, min_ms) = (sampled.median_ms(clock), sampled.min_ms(clock));
@@ -151,7 +162,7 @@ impl Profiles {
     /// The steps with what they are found by in another compilation of the same model.
     fn keyed(&self) -> impl Iterator<Item = (Key<'_>, &Sampled)> {
         let mut seen: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-        self.0.iter().map(move |sampled| {
+        self.steps.iter().map(move |sampled| {
             let kind = (sampled.step.name.as_str(), sampled.step.kernel.as_str());
             let count = seen.entry(kind).or_default();
             *count += 1;
@@ -165,16 +176,21 @@ type Key<'s> = (&'s str, &'s str, usize);
 
 impl Sampled {
     fn median_ms(&self, clock_ms: f64) -> f64 {
-        let mut times = self.times.clone();
-        times.sort_unstable();
-        let middle = times.get(times.len().saturating_sub(1) / 2).copied().unwrap_or_default();
-        (1e3 * middle.as_secs_f64() - clock_ms).max(0.0)
+        median_ms(&self.times, clock_ms)
     }
 
     fn min_ms(&self, clock_ms: f64) -> f64 {
         let fastest = self.times.iter().min().copied().unwrap_or_default();
         (1e3 * fastest.as_secs_f64() - clock_ms).max(0.0)
     }
+}
+
+/// The median of some times, without what measuring them took.
+fn median_ms(times: &[Duration], clock_ms: f64) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let middle = times.get(times.len().saturating_sub(1) / 2).copied().unwrap_or_default();
+    (1e3 * middle.as_secs_f64() - clock_ms).max(0.0)
 }
 
 /// Where the time of a run is lost: what it takes beyond the bounds of its layers.
@@ -200,8 +216,8 @@ pub struct Loss {
 }
 
 impl Losses {
-    /// Of a run that takes `run_ms`.
-    pub(crate) fn of(layers: &[Layer], run_ms: f64) -> Losses {
+    /// Of a run of these layers.
+    pub(crate) fn of(layers: &[Layer], between_layers_ms: f64) -> Losses {
         let loss = |is_memory: bool| {
             let losing = layers.iter().filter(|l| l.is_memory_bound() == is_memory && l.lost_ms > 0.0);
             losing.fold(Loss::default(), |sum, l| Loss { layers: sum.layers + 1, ms: sum.ms + l.lost_ms })
@@ -210,12 +226,12 @@ impl Losses {
             bound_ms: layers.iter().map(Layer::bound_ms).sum(),
             compute_bound: loss(false),
             memory_bound: loss(true),
-            between_layers_ms: (run_ms - layers.iter().map(|l| l.ms).sum::<f64>()).max(0.0),
+            between_layers_ms,
         }
     }
 
-    /// In words: `41 % of the time is lost in 7 memory-bound layers (most in conv1: 12 %), …`. `layers` and `run_ms` are
-    /// those that the losses were taken of.
+    /// In words: `41 % of the time is lost in 7 memory-bound layers (most in conv1: 12 %), …`. `layers` are
+    /// those that the losses were taken of, and `run_ms` is what a run of them takes.
     pub fn sentence(&self, layers: &[Layer], run_ms: f64) -> String {
         let percent = |ms: f64| format!("{:.0} %", 100.0 * ms / run_ms.max(f64::MIN_POSITIVE));
         let mut kinds = [(self.compute_bound, "compute", false), (self.memory_bound, "memory", true)];
@@ -278,14 +294,19 @@ mod tests {
 
     fn sampled(runs: &[Vec<LayerTime>]) -> Profiles {
         let mut samples = Profiles::default();
-        runs.iter().for_each(|run| samples.add(run.clone()));
+        for run in runs {
+            let steps: Duration = run.iter().map(|l| l.time).sum();
+            samples.add(run.clone(), steps + Duration::from_micros(7));
+        }
         samples
     }
 
     #[test]
     fn layers_have_medians_and_bounds_and_the_clock_is_taken_off() {
         let run = |a, b| vec![step("a", 1_000_000, 1000, a), step("b", 0, 4000, b)];
-        let layers = sampled(&[run(21, 6), run(100, 5), run(31, 5)]).layers(None, &host(), 1, 1);
+        let sampled = sampled(&[run(21, 6), run(100, 5), run(31, 5)]);
+        assert!((sampled.between_layers_ms(&host()) - 0.005).abs() < 1e-9);
+        let layers = sampled.layers(None, &host(), 1, 1);
         let [a, b] = &layers[..] else { panic!("two layers") };
         assert!((a.ms - 0.030).abs() < 1e-9 && (a.min_ms - 0.020).abs() < 1e-9, "{a:?}");
         assert!((a.compute_ms - 0.010).abs() < 1e-9 && !a.is_memory_bound());
@@ -314,7 +335,7 @@ mod tests {
     fn the_sentence_names_the_larger_loss_first() {
         let run = vec![step("conv", 1_000_000, 1000, 31), step("fc", 0, 4000, 55), step("add", 0, 1000, 12)];
         let layers = sampled(&[run]).layers(None, &host(), 1, 1);
-        let losses = Losses::of(&layers, 0.100);
+        let losses = Losses::of(&layers, 0.005);
         assert_eq!((losses.compute_bound.layers, losses.memory_bound.layers), (1, 2));
         assert_eq!(
             losses.sentence(&layers, 0.100),
