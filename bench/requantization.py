@@ -34,43 +34,48 @@ def row(*cells):
     return "| " + " | ".join(cells) + " |"
 
 
+def kind(run):
+    """What a run computes with: a mode, `float32` or `fake-quant`."""
+    return {"int8": run["requant"], "float": "float32"}.get(run["precision"], run["precision"])
+
+
+def label(name):
+    return f"`{name}`" if name in MODES else name
+
+
 def times(reports):
-    """Median milliseconds and the share of requantization, by mode; a pair of columns for each network and tier."""
-    columns = [(r["isa"], model) for model in ("fashion_resnet8", "resnet50-cifar100") for r in reports]
-    found = {(r["isa"], run["model"], run["requant"] or run["precision"]): run for r in reports for run in r["runs"]}
-    lines = [row("", *(f"{model}, {isa}" for isa, model in columns)), "|---|" + "--:|" * len(columns)]
+    """Median milliseconds and the share of requantization, by mode; a column for each network and tier."""
+    columns = [(model, r["isa"]) for model in ("fashion_resnet8", "resnet50-cifar100") for r in reports]
+    found = {(run["model"], r["isa"], kind(run)): run for r in reports for run in r["runs"]}
+    lines = [row("", *map(", ".join, columns)), "|---|" + "--:|" * len(columns)]
     for name in [*MODES, "float32", "fake-quant"]:
         cells = []
-        for isa, model in columns:
-            key = (isa, model, name) if name in MODES else (isa, model, {"float32": None}.get(name, name))
-            run = found.get(key) if name != "float32" else next(
-                r for r in next(x for x in reports if x["isa"] == isa)["runs"]
-                if r["model"] == model and r["precision"] == "float"
-            )
+        for column in columns:
+            run = found[(*column, name)]
             share = run["requant_share"]
             cells.append(f"{run['latency_ms']['median']:.3f}" + (f" ({100 * share:.1f} %)" if share is not None else ""))
-        lines.append(row(f"`{name}`" if name in MODES else name, *cells))
+        lines.append(row(label(name), *cells))
     return lines
 
 
 def scores(experiment, others):
     """Top-1, and agreement with float, by mode; a column for each network."""
-    columns = {"fashion_resnet8 (1,000)": {
-        run["requant"] or run["precision"] + "32" * (run["precision"] == "float"): run["accuracy"]
-        for run in experiment["runs"] if run["model"] == "fashion_resnet8"
-    }}
+    trained = [run for run in experiment["runs"] if run["model"] == "fashion_resnet8"]
+    columns = {"fashion_resnet8, 1,000 images": {kind(run): run["accuracy"] for run in trained}}
     for name, report in others.items():
-        columns[f"{name} ({report['samples']:,})"] = {
-            s["model"].removeprefix("int8 ") if s["model"] != "float" else "float32": s["score"] for s in report["scores"]
+        # `float` is the network in float; `int8 float` is a mode.
+        names = {"float": "float32"}
+        columns[f"{name}, {report['samples']:,} images"] = {
+            names.get(s["model"], s["model"].removeprefix("int8 ")): s["score"] for s in report["scores"]
         }
     lines = [row("", *columns), "|---|" + "--:|" * len(columns)]
     for name in [*MODES, "float32"]:
         cells = []
         for found in columns.values():
-            score = found[name]
-            noise = f", {score['sqnr_db']:.1f} dB" if score["sqnr_db"] is not None else ""
-            cells.append(f"{100 * score['top1']:.2f} % ({100 * score['agreement']:.2f} %{noise})")
-        lines.append(row(f"`{name}`" if name in MODES else name, *cells))
+            top1, agreement, noise = (found[name][k] for k in ("top1", "agreement", "sqnr_db"))
+            against = "" if name == "float32" else f" ({100 * agreement:.2f} %, {noise:.1f} dB)"
+            cells.append(f"{100 * top1:.2f} %{against}")
+        lines.append(row(label(name), *cells))
     return lines
 
 
