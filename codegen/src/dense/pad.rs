@@ -65,9 +65,9 @@ impl Border {
 pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result<Location, CodegenError> {
     let to = cx.scratch(border.bytes())?;
     let work = Work {
-        macs: 0,
         bytes_read: (border.images * border.rows * border.row_bytes) as u64,
         bytes_written: border.bytes(),
+        ..Work::default()
     };
     let units = (border.images * border.padded_rows()) as u64;
     cx.step("pad", units, work, |e, ctx, begin, end| {

@@ -190,7 +190,7 @@ pub(crate) fn copy(
     to: View,
 ) -> Result<(), CodegenError> {
     let bytes = dims.iter().product::<usize>() as u64 * to.size() as u64;
-    let work = Work { macs: 0, bytes_read: bytes, bytes_written: bytes };
+    let work = Work { bytes_read: bytes, bytes_written: bytes, ..Work::default() };
     let mut views = vec![from, to];
     let Some(mut nest) = Nest::new(dims, &views.iter().collect::<Vec<_>>()) else { return Ok(()) };
     widen(&mut nest, &mut views);

@@ -402,9 +402,11 @@ impl<'g> Lowering<'g> {
     /// What computing a node takes as a whole.
     pub(crate) fn work(&self, node: NodeId) -> Work {
         let reads = self.plan.reads(self.graph, node);
+        let constants = reads.iter().filter(|&&v| is_constant(self.graph, v));
         Work {
             macs: self.graph.macs(node),
             bytes_read: total_bytes(reads.iter().map(|&v| self.graph.ty(v))),
+            weight_bytes: total_bytes(constants.map(|&v| self.graph.ty(v))),
             bytes_written: total_bytes(self.graph.node(node).outputs()),
         }
     }
