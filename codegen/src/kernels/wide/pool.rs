@@ -24,7 +24,7 @@ use iced_x86::{
 use qcc_ir::{DType, OutputGrid, numerics::Multiplier};
 
 /// What is made of a window.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Kind {
     /// The largest element of f32, u8 or s8; NaN if one is.
     Max(DType),
