@@ -8,7 +8,7 @@ pub(crate) fn table(header: Vec<&str>, text_columns: usize) -> Table {
     let rule = LineStyle::none().fill('─').junction('─');
     table.load_style(TableStyle::new().header_separator(rule)).set_header(header);
     for (i, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((if i == 0 { 0 } else { 2 }, 0));
+        column.set_padding((if i == 0 { 0 } else { 1 }, 0));
         if i >= text_columns {
             column.set_cell_alignment(CellAlignment::Right);
         }

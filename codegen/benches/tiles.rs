@@ -32,6 +32,7 @@ use std::{
 const M: usize = 168;
 const N: usize = 64;
 const K: usize = 576;
+type Failure = Box<dyn Error>;
 type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
 
 /// Tiles worth comparing: pixels × channels.
@@ -44,7 +45,7 @@ fn shapes(isa: Isa, product: Product) -> &'static [(usize, usize)] {
     }
 }
 
-fn requantizer(mode: RequantMode, residual: bool) -> Result<Requantizer, Box<dyn Error>> {
+fn requantizer(mode: RequantMode, residual: bool) -> Result<Requantizer, Failure> {
     let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: 100, lo: 0, hi: 255 };
     let residual = residual.then_some(ResidualInput { factor: 0.7, zero_point: 90 });
     let bounds = [ChannelBounds { min: -10_000_000, max: 10_000_000 }; N];
@@ -109,7 +110,7 @@ fn prepare(
     (mr, nr): (usize, usize),
     product: Product,
     epilogue: Epilogue,
-) -> Result<Bench, Box<dyn Error>> {
+) -> Result<Bench, Failure> {
     let isa = tier.isa;
     let format = PanelFormat { product, isa, panel: nr };
     let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
@@ -194,8 +195,8 @@ impl Bench {
 fn with_epilogues(
     product: Product,
     index: usize,
-    report: &mut dyn FnMut(Epilogue) -> Result<(), Box<dyn Error>>,
-) -> Result<(), Box<dyn Error>> {
+    report: &mut dyn FnMut(Epilogue) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     if product == Product::F32 {
         return report(Epilogue::Float { clamp: Clamp::RELU, residual: false });
     }

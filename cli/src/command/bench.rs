@@ -165,7 +165,7 @@ fn print<'r>(
         "of peak",
         "requant",
         "load ms",
-        "memory MiB",
+        "mem MiB",
     ];
     if has_accuracy {
         header.extend(["top-1", "agrees"]);
