@@ -131,6 +131,11 @@ pub(crate) struct ImageOptions {
     /// The model takes blue first.
     #[arg(long)]
     pub(crate) bgr: bool,
+
+    /// Let the compiled model take pixels, u8 [N, H, W, C] with red first, and normalise them itself: an int8 model then
+    /// reads the picture as it is. A .qcc file remembers it.
+    #[arg(long)]
+    pub(crate) image_input: bool,
 }
 
 /// What code is generated for.

@@ -7,6 +7,7 @@ use crate::{
     calibrate::value_name,
     classes::Classes,
     edit::{Product, activations, clamp_of, f32_constant, is_move},
+    fold_normalize::pixel_range,
     regions,
 };
 use qcc_ir::{
@@ -110,6 +111,11 @@ fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, P
         let range = |f: fn(f32, f32) -> f32| c.iter().copied().fold(0.0, f);
         return Ok(Range { min: range(f32::min), max: range(f32::max) });
     }
+    if let Some(Op::Normalize(n)) = graph.op(value.node)
+        && let Some(range) = pixel_range(n)
+    {
+        return Ok(range);
+    }
     if graph.shape(value).elements() == 0 {
         return Ok(Range { min: 0.0, max: 0.0 });
     }
@@ -139,7 +145,7 @@ fn bounds_of(graph: &Graph, node: NodeId) -> (f32, f32) {
 }
 
 /// The u8 grid over a range and zero. Zero is a code: the range is shifted by less than half a step for that.
-fn grid_of(range: Range) -> Result<OutputGrid, qcc_ir::OpError> {
+pub(crate) fn grid_of(range: Range) -> Result<OutputGrid, qcc_ir::OpError> {
     let (min, max) = (f64::from(range.min.min(0.0)), f64::from(range.max.max(0.0)));
     let scale = ((max - min) / 255.0) as f32;
     if !scale.is_normal() {

@@ -75,7 +75,7 @@ pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_n
 pub use error::Error;
 pub use eval::{Evaluation, Score, evaluate, top};
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
-pub use program::{Calibration, Program, ProgramError, ProgramInfo};
+pub use program::{Calibration, Difference, Pixels, Program, ProgramError, ProgramInfo};
 pub use qcc_codegen::{CodegenError, ListingKind, Tier};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;

@@ -30,6 +30,8 @@ pub struct ProgramInfo {
     pub calibration: Option<Calibration>,
     /// How images become inputs, so that who runs it need not say it again.
     pub preprocess: Preprocess,
+    /// For a program that takes pixels and does the preprocessing's arithmetic itself, how it does it.
+    pub pixels: Option<Pixels>,
     /// What the passes did and declined, as text.
     pub report: String,
     /// Every op with its device and the reason for it, as text.
@@ -47,6 +49,33 @@ pub struct Calibration {
     pub calibrator: Calibrator,
     /// Whether the samples were noise: good for timing, worth nothing for accuracy.
     pub synthetic: bool,
+}
+
+/// How a program that takes pixels (u8, channels last) normalises them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Pixels {
+    /// By an op of its own, to the same bits as [`Preprocess`].
+    Normalized,
+    /// Not at all: on the grid of the input they are the codes to which images quantize that were normalised before.
+    Codes,
+    /// In the weights and bias of the first convolution, which is not exact.
+    Folded {
+        /// How far results are from those of images that were normalised before, where that was measured.
+        difference: Option<Difference>,
+    },
+}
+
+/// How far two programs' outputs are apart.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Difference {
+    /// Number of samples compared.
+    pub samples: usize,
+    /// Share of rows of the first output whose highest element is in the same place.
+    pub agreement: f64,
+    /// Largest difference of two elements of a float output.
+    pub largest: f64,
+    /// Largest magnitude of an element, for comparison.
+    pub magnitude: f64,
 }
 
 /// Why a `.qcc` file cannot be written or used.
@@ -81,6 +110,12 @@ impl Program {
     /// How it was made.
     pub fn info(&self) -> &ProgramInfo {
         &self.info
+    }
+
+    /// The program with another account of its input.
+    pub(crate) fn with_pixels(mut self, pixels: Pixels) -> Program {
+        self.info.pixels = Some(pixels);
+        self
     }
 
     /// Writes a `.qcc` file, in one step: an existing file is replaced as a whole or stays as it is.

@@ -68,6 +68,7 @@ fn describe(program: &Program) -> String {
         Some(c) => parts.push(format!("ranges of {} samples from {}", c.samples, c.origin)),
         None => {}
     }
+    parts.extend(info.pixels.as_ref().map(super::pixels));
     parts.join(", ")
 }
 

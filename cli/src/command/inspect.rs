@@ -54,6 +54,9 @@ fn describe_program(program: &Program, out: &mut impl Write) -> Result<(), Failu
         info.precision.name(),
         info.requant.name()
     )?;
+    if let Some(pixels) = &info.pixels {
+        writeln!(out, "{}", super::pixels(pixels))?;
+    }
     if let Some(c) = &info.calibration {
         let worth = if c.synthetic { " (synthetic: for timing only)" } else { "" };
         writeln!(out, "calibrated on {} samples of {}{worth}", c.samples, c.origin)?;
