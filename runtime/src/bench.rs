@@ -187,7 +187,8 @@ pub fn bench(
     Ok(BenchReport::new(jit, runs))
 }
 
-fn noise_feed(model: &Model) -> Result<Option<Feed>, Error> {
+/// Noise for a model's inputs, if it has any.
+pub(crate) fn noise_feed(model: &Model) -> Result<Option<Feed>, Error> {
     match model.inputs() {
         [] => Ok(None),
         inputs => Ok(Some(Samples::noise().bind(inputs, &Preprocess::default())?)),

@@ -1,7 +1,7 @@
 //! Programs: what a `.qcc` file holds.
 
 use crate::{
-    Preprocess,
+    Preprocess, Tuning,
     container::{self, ContainerError},
 };
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use std::path::Path;
 pub struct Program {
     graph: Graph,
     info: ProgramInfo,
+    /// By tier.
+    tunings: Vec<Tuning>,
 }
 
 /// How a program was made.
@@ -93,13 +95,29 @@ pub struct ProgramError {
 struct Record {
     info: ProgramInfo,
     graph: GraphRecord,
+    tunings: Vec<Tuning>,
     /// Types of the blobs, which hold the graph's constants.
     blobs: Vec<(DType, Shape)>,
 }
 
 impl Program {
     pub(crate) fn new(graph: Graph, info: ProgramInfo) -> Program {
-        Program { graph, info }
+        Program { graph, info, tunings: Vec::new() }
+    }
+
+    /// The program with these tilings for their tier, and no others for it.
+    pub(crate) fn with_tuning(mut self, tuning: Tuning) -> Program {
+        self.tunings.retain(|t| t.tier != tuning.tier);
+        if !tuning.tilings.is_empty() {
+            self.tunings.push(tuning);
+            self.tunings.sort_by(|a, b| a.tier.cmp(&b.tier));
+        }
+        self
+    }
+
+    /// What [`tune`](crate::tune) found, by the name of the tier.
+    pub fn tunings(&self) -> &[Tuning] {
+        &self.tunings
     }
 
     /// The graph, at `Stage::Placed`.
@@ -130,7 +148,7 @@ impl Program {
     fn encode(&self) -> Result<(Vec<u8>, Vec<Bytes>), ContainerError> {
         let (graph, tensors) = self.graph.to_record();
         let types = tensors.iter().map(|t| (t.dtype(), t.shape().clone())).collect();
-        let record = Record { info: self.info.clone(), graph, blobs: types };
+        let record = Record { info: self.info.clone(), graph, tunings: self.tunings.clone(), blobs: types };
         let bytes = postcard::to_allocvec(&record).map_err(|e| ContainerError::Malformed(e.to_string()))?;
         Ok((bytes, tensors.iter().map(|t| t.bytes().clone()).collect()))
     }
@@ -165,7 +183,8 @@ impl Program {
             return Err(malformed(&format!("a graph at stage {}", graph.stage)));
         }
         qcc_ir::verify(&graph).map_err(|e| malformed(&e))?;
-        Ok(Program { graph, info: record.info })
+        record.tunings.iter().try_for_each(Tuning::check).map_err(|e| malformed(&e))?;
+        Ok(Program { graph, info: record.info, tunings: record.tunings })
     }
 }
 
