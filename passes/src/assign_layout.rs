@@ -9,8 +9,8 @@ use crate::{Context, Pass, PassError, Record, edit::keeps_order};
 use qcc_ir::{
     Graph, Kind, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     ops::{
-        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Normalize, Pad, Pool, Quantize, Reduce, Resample, Reshape,
-        Slice, Softmax, Transpose,
+        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Normalize, Pad, Pool, Quantize, Reduce, Resample,
+        Reshape, Slice, Softmax, Transpose,
     },
 };
 use std::collections::BTreeMap;

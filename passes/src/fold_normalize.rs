@@ -144,7 +144,8 @@ fn border_error(graph: &Graph, target: &Target, op: &Normalize) -> Option<f64> {
     let per_group = shape[0] / target.conv.groups;
     let error = |o: usize, w: &[f32]| -> f64 {
         let first = o / per_group * shape[1];
-        let off = |c: usize| f64::from((op.mean[first + c].round() - op.mean[first + c]).abs() / op.std[first + c]);
+        let off =
+            |c: usize| f64::from((op.mean[first + c].round() - op.mean[first + c]).abs() / op.std[first + c]);
         w.iter().enumerate().map(|(i, w)| f64::from(w.abs()) * off(i / taps)).sum()
     };
     let filters = f32_constant(graph, weights)?.chunks_exact(filter).enumerate();

@@ -13,7 +13,8 @@ use crate::{
     insert_fake_quant::clamp_behind,
 };
 use qcc_ir::{
-    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType, ValueId,
+    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType,
+    ValueId,
     numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer},
     ops::{
         Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,

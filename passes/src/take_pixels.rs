@@ -35,7 +35,10 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     let (mean, std) = (place.each(&image.mean, 0.0), place.each(&image.std, 1.0));
     let (Some(mut mean), Some(mut std)) = (mean, std) else {
         let counts = format!("{} means and {} deviations", image.mean.len(), image.std.len());
-        return Err(refuse(format!("{counts} for {} channels; give one for all, or one each", place.channels)));
+        return Err(refuse(format!(
+            "{counts} for {} channels; give one for all, or one each",
+            place.channels
+        )));
     };
     let is_reversed = image.bgr && place.channels > 1;
     if is_reversed {

@@ -1,8 +1,8 @@
 //! From a model file to machine code.
 
 use crate::{
-    Calibration, Difference, Error, Feed, JitOptions, Model, Pixels, Preprocess, Program, ProgramInfo, Samples,
-    Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
+    Calibration, Difference, Error, Feed, JitOptions, Model, Pixels, Preprocess, Program, ProgramInfo,
+    Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
     Device, Graph, Op, Output, ValueId,

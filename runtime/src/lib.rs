@@ -82,6 +82,6 @@ pub use qcc_ir as ir;
 pub use qcc_passes as passes;
 pub use qcc_passes::{Calibrator, Precision};
 pub use threads::{Threads, ThreadsError};
-pub use tune::{Change, TuneReport, Tuning, tune};
 pub use tier::{TIER_VARIABLE, TierError, choose_tier};
+pub use tune::{Change, TuneReport, Tuning, tune};
 pub use view::{LayoutError, TensorView, TensorViewMut};

@@ -191,7 +191,7 @@ impl Program {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Compiler, Session, bundled, choose_tier};
+    use crate::{Compiler, Session, Tier, bundled, choose_tier};
 
     fn program() -> Program {
         let compiler = Compiler::new()
@@ -245,6 +245,64 @@ mod tests {
         let longer = [&record[..], &[0]].concat();
         let contents = container::Contents { record: longer.into(), blobs };
         assert!(Program::of(contents).is_err());
+    }
+
+    #[test]
+    fn a_tuned_program_gives_the_same_bits_on_every_tier_and_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tuned.qcc");
+        let program = program();
+        for tier in Tier::available() {
+            let jit = crate::JitOptions::new(tier);
+            let run = |program: &Program| {
+                let model = program.jit(&jit).unwrap();
+                let feed =
+                    bundled::test_images().unwrap().bind(model.inputs(), &bundled::preprocess()).unwrap();
+                Session::new(&model).run(&[(&feed.batch(0).unwrap()[0]).into()]).unwrap()
+            };
+            let expected = run(&program);
+            let model = program.jit(&jit).unwrap();
+            // The last candidate of every layer: what a measurement might find.
+            let last =
+                model.steps().iter().filter_map(|s| Some((s.name.clone(), s.tilings.last()?.to_string())));
+            let tuning = Tuning { tier: tier.name.into(), tilings: last.collect() };
+            assert!(!tuning.tilings.is_empty());
+            let tuned = program.clone().with_tuning(tuning);
+            let differs =
+                tuned.jit(&jit).unwrap().steps().iter().zip(model.steps()).any(|(a, b)| a.kernel != b.kernel);
+            assert!(differs, "{tier}: no layer was cut in another way");
+            assert_eq!(run(&tuned), expected, "{tier}");
+            tuned.save(&path).unwrap();
+            let loaded = Program::load(&path).unwrap();
+            assert_eq!(loaded.tunings(), tuned.tunings());
+            assert_eq!(run(&loaded), expected, "{tier}, loaded");
+        }
+    }
+
+    #[test]
+    fn tilings_of_a_file_are_not_trusted() {
+        let program = program();
+        let expected = logits(&program);
+        let name = &program.jit(&crate::JitOptions::new(choose_tier(None).unwrap())).unwrap().steps()[1]
+            .name
+            .clone();
+        for (layer, tiling) in [
+            (name.as_str(), "1000000x1000000x1000000/panels"),
+            (name.as_str(), "0x0x0/pixels"),
+            ("no such layer", "1x1x16/panels"),
+        ] {
+            let tilings = [(layer.to_string(), tiling.to_string())].into();
+            let tuned =
+                program.clone().with_tuning(Tuning { tier: choose_tier(None).unwrap().name.into(), tilings });
+            let (record, blobs) = tuned.encode().unwrap();
+            let read = Program::of(container::Contents { record: record.into(), blobs }).unwrap();
+            assert_eq!(logits(&read), expected, "{layer} {tiling}");
+        }
+        let tilings = [(name.clone(), "two by two".to_string())].into();
+        let broken = program.with_tuning(Tuning { tier: "avx2".into(), tilings });
+        let (record, blobs) = broken.encode().unwrap();
+        let refused = Program::of(container::Contents { record: record.into(), blobs }).err().unwrap();
+        assert!(refused.to_string().contains("`two by two` is no tiling"), "{refused}");
     }
 
     #[test]

@@ -29,7 +29,8 @@ impl Tuning {
 
     /// The tilings by node; names that the graph does not have are left out.
     pub(crate) fn of(&self, graph: &Graph) -> BTreeMap<NodeId, Tiling> {
-        let found = self.tilings.iter().filter_map(|(name, text)| Some((graph.find(name)?, text.parse().ok()?)));
+        let found =
+            self.tilings.iter().filter_map(|(name, text)| Some((graph.find(name)?, text.parse().ok()?)));
         found.collect()
     }
 }
@@ -128,7 +129,15 @@ pub fn tune(
         changes: Vec::new(),
         median_ms: (0.0, 0.0),
     };
-    let tuned = confirm(program, &untuned, &base, &mut problems, jit, budget.saturating_sub(start.elapsed()), &mut tell)?;
+    let tuned = confirm(
+        program,
+        &untuned,
+        &base,
+        &mut problems,
+        jit,
+        budget.saturating_sub(start.elapsed()),
+        &mut tell,
+    )?;
     let (program, confirmed) = tuned;
     report.median_ms = confirmed;
     let changed = problems.iter().filter(|p| p.best.0 > 0);
@@ -185,7 +194,11 @@ impl Tuning {
         Tuning { tier: jit.tier.name.into(), tilings: BTreeMap::new() }
     }
 
-    fn new<'p>(jit: &JitOptions, graph: &Graph, chosen: impl Iterator<Item = (&'p Problem, Tiling)>) -> Tuning {
+    fn new<'p>(
+        jit: &JitOptions,
+        graph: &Graph,
+        chosen: impl Iterator<Item = (&'p Problem, Tiling)>,
+    ) -> Tuning {
         let mut tuning = Tuning::none(jit);
         for (problem, tiling) in chosen {
             let names = problem.nodes.iter().map(|&n| graph.node(n).name.clone());
@@ -292,5 +305,74 @@ impl Comparison {
         for (step, time) in model.steps().iter().zip(&times).filter(|(s, _)| s.tilings.len() > 1) {
             self.layers.entry(step.node).or_default()[of].push(*time);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Compiler, bundled};
+
+    fn program() -> (Program, JitOptions) {
+        let compiler = Compiler::new()
+            .calibration(bundled::calibration().unwrap().limit(8))
+            .preprocess(bundled::preprocess());
+        let graph = compiler.import_onnx(bundled::FASHION_RESNET8).unwrap();
+        (compiler.program_of_graph(graph).unwrap(), compiler.jit_options().unwrap())
+    }
+
+    fn logits(program: &Program, jit: &JitOptions) -> Vec<qcc_ir::Tensor> {
+        let model = program.jit(jit).unwrap();
+        let batch = noise_feed(&model).unwrap().unwrap().batch(0).unwrap();
+        Session::new(&model).run(&[(&batch[0]).into()]).unwrap()
+    }
+
+    #[test]
+    fn tuning_measures_every_problem_and_changes_no_result() {
+        let (program, jit) = program();
+        let mut spent = Vec::new();
+        let (tuned, report) =
+            tune(&program, &jit, Duration::from_millis(400), &mut |done, total| spent.push((done, total)))
+                .unwrap();
+        assert!(report.layers >= report.problems && report.problems > 3, "{report:?}");
+        assert!(report.timed.0 > 0 && report.timed.0 <= report.timed.1, "{report:?}");
+        assert!(report.changes.iter().all(|c| c.from != c.to && c.ratio < BEYOND_NOISE), "{report:?}");
+        assert!(spent.is_sorted() && spent.iter().all(|(done, total)| done <= total && *total == 400));
+        let named: usize = tuned.tunings().iter().map(|t| t.tilings.len()).sum();
+        assert_eq!(named, report.changes.iter().map(|c| c.layers.len()).sum());
+        assert_eq!(logits(&tuned, &jit), logits(&program, &jit));
+        // Tuning again starts from the code generator's own choice.
+        let (again, _) = tune(&tuned, &jit, Duration::ZERO, &mut |_, _| {}).unwrap();
+        assert!(again.tunings().len() <= 1);
+    }
+
+    #[test]
+    fn same_problems_are_one() {
+        let (program, jit) = program();
+        let model = program.jit(&jit).unwrap();
+        let found = problems(&model, program.graph());
+        let mut nodes: Vec<NodeId> = found.iter().flat_map(|p| p.nodes.clone()).collect();
+        let with_choice = model.steps().iter().filter(|s| s.tilings.len() > 1).count();
+        nodes.sort_unstable();
+        nodes.dedup();
+        assert_eq!(nodes.len(), with_choice);
+        for p in &found {
+            let shape = |n: &NodeId| program.graph().shape(n.out()).clone();
+            assert!(p.nodes.iter().all(|n| shape(n) == shape(&p.nodes[0])));
+        }
+    }
+
+    #[test]
+    fn ratios_are_of_medians_of_layers_together() {
+        let nodes: Vec<NodeId> = program().0.graph().order().into_iter().take(2).collect();
+        let layers = BTreeMap::from([
+            (nodes[0], [vec![3.0, 1.0, 100.0], vec![1.0, 1.0, 1.0]]),
+            (nodes[1], [vec![1.0; 3], vec![2.0; 3]]),
+        ]);
+        let found = Comparison { layers, runs: [vec![0.001, 0.003], vec![0.002, 0.004]] };
+        assert_eq!(found.ratio(&nodes), 0.75);
+        assert_eq!(found.ratio(&nodes[1..]), 2.0);
+        assert_eq!(found.ratio(&[]), 1.0);
+        assert_eq!(found.medians(), (1.0, 2.0));
     }
 }

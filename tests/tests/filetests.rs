@@ -236,7 +236,8 @@ fn image_input(text: &str) -> Result<ImageInput, Failed> {
 fn normalised(pixels: &Tensor, image: &ImageInput, wanted: &TensorType) -> Result<Tensor, Failed> {
     let bytes = pixels.as_slice::<u8>()?;
     let channels = pixels.shape()[3];
-    let of = |list: &[f32], c: usize, none: f32| list.get(c.min(list.len().max(1) - 1)).copied().unwrap_or(none);
+    let of =
+        |list: &[f32], c: usize, none: f32| list.get(c.min(list.len().max(1) - 1)).copied().unwrap_or(none);
     let value = |pixel: usize, c: usize| {
         let source = if image.bgr { channels - 1 - c } else { c };
         let x = bytes[pixel * channels + source];

@@ -98,7 +98,11 @@ fn print_tuning(report: &TuneReport, out: &mut impl Write) -> Result<(), Failure
         rows.add_row([layers, change.to.to_string(), change.from.to_string(), gain]);
     }
     let (before, after) = report.median_ms;
-    writeln!(out, "{rows}\na run takes {after:.3} ms, before {before:.3} ms ({:+.1} %)", 100.0 * (after / before - 1.0))?;
+    writeln!(
+        out,
+        "{rows}\na run takes {after:.3} ms, before {before:.3} ms ({:+.1} %)",
+        100.0 * (after / before - 1.0)
+    )?;
     Ok(())
 }
 

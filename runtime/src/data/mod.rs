@@ -370,9 +370,7 @@ impl Feed {
         let finish = |t: Result<Tensor, qcc_ir::TensorError>| t.map_err(|e| mismatch(input, e.to_string()));
         match feed {
             InputFeed::Noise => Ok(noise(input, (picked[0] / self.batch) as u64, n as u64)),
-            InputFeed::Files(files, layout) => {
-                self.images(input, layout, picked, |i| open_image(&files[i]))
-            }
+            InputFeed::Files(files, layout) => self.images(input, layout, picked, |i| open_image(&files[i])),
             InputFeed::Pixels(array, layout) => {
                 let open = |i: usize| picture(array, i).ok_or_else(|| mismatch(input, "not an image".into()));
                 self.images(input, layout, picked, open)

@@ -6,8 +6,8 @@ use crate::{
     numerics::quantize,
     onnx::tensor::dtype_code,
     ops::{
-        BinaryKind, Clamp, Conv, Coordinates, FakeQuant, Interpolation, Layout, MatMul, Nearest, Normalize, Pad,
-        PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample, Slice, SliceSpec, UnaryKind, Window,
+        BinaryKind, Clamp, Conv, Coordinates, FakeQuant, Interpolation, Layout, MatMul, Nearest, Normalize,
+        Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample, Slice, SliceSpec, UnaryKind, Window,
     },
 };
 use half::{bf16, f16};
