@@ -46,7 +46,7 @@ pub struct TuneReport {
     pub timed: (usize, usize),
     /// The problems that are cut in another way now.
     pub changes: Vec<Change>,
-    /// Median time of a run in milliseconds, before and after, with the two taking turns.
+    /// Median time of a run in milliseconds, before and after, with the two taking turns; zeros where nothing changed.
     pub median_ms: (f64, f64),
 }
 
@@ -69,6 +69,8 @@ const BEYOND_NOISE: f64 = 0.98;
 const PAIRS: (usize, usize) = (7, 400);
 /// Share of the time that is kept for confirming the choices together.
 const CONFIRMATION: f64 = 0.25;
+/// How often what won may have to win again.
+const CONFIRMATIONS: u32 = 3;
 
 /// Layers that are the same problem.
 struct Problem {
@@ -129,17 +131,8 @@ pub fn tune(
         changes: Vec::new(),
         median_ms: (0.0, 0.0),
     };
-    let tuned = confirm(
-        program,
-        &untuned,
-        &base,
-        &mut problems,
-        jit,
-        budget.saturating_sub(start.elapsed()),
-        &mut tell,
-    )?;
-    let (program, confirmed) = tuned;
-    report.median_ms = confirmed;
+    let rest = budget.saturating_sub(start.elapsed());
+    report.median_ms = confirm(&untuned, &base, &mut problems, jit, rest, &mut tell)?;
     let changed = problems.iter().filter(|p| p.best.0 > 0);
     report.changes = changed
         .map(|p| Change {
@@ -149,49 +142,55 @@ pub fn tune(
             ratio: p.best.1,
         })
         .collect();
-    Ok((program, report))
+    Ok((untuned.with_tuning(Tuning::chosen(jit, program.graph(), &problems)), report))
 }
 
-/// Compares what won with what there was, and takes back what does not win again; everything, if the whole does not.
-/// The program with what is left, and the medians of its runs before and after.
+/// Times what won, all together, in turns with what there was, and takes back what does not win again, until all of it
+/// does; everything, if that takes too long or the runs as a whole are not faster. Median times of a run before and after.
 fn confirm(
-    program: &Program,
     untuned: &Program,
     base: &Model,
     problems: &mut [Problem],
     jit: &JitOptions,
     budget: Duration,
     tell: &mut dyn FnMut(),
-) -> Result<(Program, (f64, f64)), Error> {
-    let mut medians = (0.0, 0.0);
-    // Twice at most: the second time without what was taken back.
-    for attempt in 0..2 {
-        let chosen = problems.iter().filter(|p| p.best.0 > 0).map(|p| (p, p.tilings[p.best.0]));
-        let tuning = Tuning::new(jit, program.graph(), chosen);
-        let tuned = untuned.clone().with_tuning(tuning.clone());
-        let found = compare(base, &tuned.jit(jit)?, budget / 2, tell)?;
-        medians = found.medians();
-        let mut taken_back = 0;
+) -> Result<(f64, f64), Error> {
+    for _ in 0..CONFIRMATIONS {
+        let tuning = Tuning::chosen(jit, untuned.graph(), problems);
+        if tuning.tilings.is_empty() {
+            break;
+        }
+        let tuned = untuned.clone().with_tuning(tuning).jit(jit)?;
+        let found = compare(base, &tuned, budget / CONFIRMATIONS, tell)?;
+        let mut taken_back = false;
         for problem in problems.iter_mut().filter(|p| p.best.0 > 0) {
-            let ratio = found.ratio(&problem.nodes);
-            problem.best.1 = ratio;
-            if ratio >= BEYOND_NOISE || medians.1 > medians.0 && attempt == 1 {
+            problem.best.1 = found.ratio(&problem.nodes);
+            if problem.best.1 >= BEYOND_NOISE {
                 problem.best = (0, 1.0);
-                taken_back += 1;
+                taken_back = true;
             }
         }
-        if taken_back == 0 {
-            return Ok((program.clone().with_tuning(tuning), medians));
+        let (before, after) = found.medians();
+        if !taken_back && after < before {
+            return Ok((before, after));
+        }
+        if !taken_back {
+            break;
         }
     }
-    let chosen = problems.iter().filter(|p| p.best.0 > 0).map(|p| (p, p.tilings[p.best.0]));
-    let tuning = Tuning::new(jit, program.graph(), chosen);
-    Ok((program.clone().with_tuning(tuning), medians))
+    problems.iter_mut().for_each(|p| p.best = (0, 1.0));
+    Ok((0.0, 0.0))
 }
 
 impl Tuning {
     fn none(jit: &JitOptions) -> Tuning {
         Tuning { tier: jit.tier.name.into(), tilings: BTreeMap::new() }
+    }
+
+    /// The best tilings of all problems, where they are not the code generator's.
+    fn chosen(jit: &JitOptions, graph: &Graph, problems: &[Problem]) -> Tuning {
+        let changed = problems.iter().filter(|p| p.best.0 > 0);
+        Tuning::new(jit, graph, changed.map(|p| (p, p.tilings[p.best.0])))
     }
 
     fn new<'p>(
