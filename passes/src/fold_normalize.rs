@@ -87,7 +87,27 @@ fn target(graph: &Graph, ctx: &Context<'_>, node: NodeId, op: &Normalize) -> Res
     if !op_conv.window.is_unpadded() && !op.mean.iter().all(on_grid) {
         return Err(format!("the padding of `{name}` stands for the mean, which is no pixel"));
     }
+    let bytes = border_bytes(graph, conv, op_conv);
+    if bytes > ctx.options.fold_limit {
+        return Err(format!(
+            "the border of `{name}` would be {bytes} bytes, above {}",
+            ctx.options.fold_limit
+        ));
+    }
     Ok(Target { node: conv, conv: op_conv.clone() })
+}
+
+/// Size of the constants that the padding of a convolution would become.
+fn border_bytes(graph: &Graph, node: NodeId, conv: &Conv) -> usize {
+    let shape = graph.shape(graph.operand(node, 0));
+    let channel = conv.layout.channel_axis(shape.rank());
+    let mut extents = shape.to_vec();
+    for (i, axis) in (1..shape.rank()).filter(|&d| d != channel).enumerate() {
+        let pads = conv.window.pads_begin[i].saturating_add(conv.window.pads_end[i]);
+        extents[axis] = extents[axis].saturating_add(pads);
+    }
+    let bordered = extents.iter().fold(4usize, |n, &d| n.saturating_mul(d));
+    bordered.saturating_sub(4 * shape.elements())
 }
 
 /// Rewrites image and convolution, or says why not; the graph is then to be thrown away.
