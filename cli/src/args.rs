@@ -131,6 +131,11 @@ pub(crate) struct ImageOptions {
     /// The model takes blue first.
     #[arg(long)]
     pub(crate) bgr: bool,
+
+    /// Let the compiled model take pixels, u8 [N, H, W, C] with red first, and normalise them itself: an int8 model then
+    /// reads the picture as it is. A .qcc file remembers it.
+    #[arg(long)]
+    pub(crate) image_input: bool,
 }
 
 /// What code is generated for.
@@ -169,6 +174,10 @@ Examples:
       the quantized network as ONNX with QuantizeLinear and DequantizeLinear
   qcc compile net.onnx --precision float --emit onnx -o net.folded.onnx
       the float network, its batch norms folded and its activations fused
+  qcc compile net.onnx --calibrate images/ --image-input --mean 127 --std 128
+      a model that takes u8 pixels and normalises them itself
+  qcc compile net.qcc --tune -o net.tuned.qcc
+      the fastest tilings for this CPU, by measurement
   qcc compile net.onnx --explain --print-after fold_batch_norm")]
 pub(crate) struct Compile {
     /// The model: .onnx, or .qcc to look into one.
@@ -189,6 +198,15 @@ pub(crate) struct Compile {
     /// What to write.
     #[arg(long, value_name = "FORM", default_value = "qcc")]
     pub(crate) emit: Emit,
+
+    /// Time the ways to cut each dense layer into tiles on this CPU, and keep those that are faster than the built-in
+    /// choice. They hold for this tier; results do not change.
+    #[arg(long)]
+    pub(crate) tune: bool,
+
+    /// Seconds to spend on --tune.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, requires = "tune", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) tune_seconds: u64,
 
     /// With --emit onnx or qir: the graph after this pass, or `import` for the model as it was read.
     #[arg(long, value_name = "PASS")]

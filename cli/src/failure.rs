@@ -66,7 +66,11 @@ impl Failure {
                     Error::Tier(_)
                         | Error::Threads(_)
                         | Error::Data(DataError::Preprocess(_))
-                        | Error::Pass(PassError::UnknownPin { .. } | PassError::Pin { .. })
+                        | Error::Pass(
+                            PassError::UnknownPin { .. }
+                                | PassError::Pin { .. }
+                                | PassError::ImageInput { .. }
+                        )
                 )
         );
         ExitCode::from(if is_usage { 2 } else { 1 })

@@ -313,3 +313,37 @@ fn the_zoo_writes_models_of_any_batch() {
     let run = stdout(&qcc(&["run", &path, "--zeros", "--shape", "input=2x3x224x224"]));
     assert!(run.contains("[2x1000]"), "{run}");
 }
+
+#[test]
+fn a_model_that_takes_pixels_is_fed_with_pixels_and_can_be_tuned() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let (pixels, floats, tuned) = (place("pixels.qcc"), place("floats.qcc"), place("tuned.qcc"));
+    let (m, images) = (model(), calibration());
+    let preprocess = ["--mean", "72.93", "--std", "90.015"];
+    let compile = [&["compile", &m, "--calibrate", &images, "--samples", "64"][..], &preprocess].concat();
+    let said = stdout(&qcc(&[&compile[..], &["--image-input", "-o", &pixels]].concat()));
+    assert!(said.contains("takes pixels as they are (the same bits"), "{said}");
+    stdout(&qcc(&[&compile[..], &["-o", &floats]].concat()));
+
+    let test = models().join("fashion_mnist_test.npz").display().to_string();
+    let evaluated = |path: &str| {
+        let text = stdout(&qcc(&["eval", path, "--images", &test, "--limit", "200", "--reference", &m]));
+        text.lines().filter(|l| l.contains('%')).map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(evaluated(&pixels), evaluated(&floats));
+    let inspected = stdout(&qcc(&["inspect", &pixels]));
+    assert!(inspected.contains("takes pixels") && inspected.contains("image: u8[1x28x28x1]"), "{inspected}");
+    let doubled = error(&["run", &pixels, "--input", &test, "--mean", "3"], 2);
+    assert!(doubled.contains("normalises them itself"), "{doubled}");
+    let one_of = |path: &str| stdout(&qcc(&["run", path, "--input", &test, "--top", "3"]));
+    assert_eq!(one_of(&pixels), one_of(&floats));
+
+    let said = stdout(&qcc(&["compile", &pixels, "--tune", "--tune-seconds", "1", "-o", &tuned]));
+    assert!(said.starts_with("tuned ") && said.contains("different): timed "), "{said}");
+    assert_eq!(one_of(&tuned), one_of(&pixels));
+    assert!(error(&["compile", &m, "--tune", "--emit", "qir"], 2).contains("--emit qcc"));
+    error(&["compile", &m, "--tune-seconds", "3"], 2);
+    let refused = error(&["compile", &m, "--image-input", "--mean", "1,2,3", "-qq"], 2);
+    assert!(refused.contains("3 means and 0 deviations for 1 channels"), "{refused}");
+}

@@ -9,8 +9,8 @@ use crate::{Context, Pass, PassError, Record, edit::keeps_order};
 use qcc_ir::{
     Graph, Kind, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     ops::{
-        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Pad, Pool, Quantize, Reduce, Resample, Reshape,
-        Slice, Softmax, Transpose,
+        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Normalize, Pad, Pool, Quantize, Reduce, Resample,
+        Reshape, Slice, Softmax, Transpose,
     },
 };
 use std::collections::BTreeMap;
@@ -376,6 +376,7 @@ fn reordered(op: &Op, perm: &[usize]) -> Option<(Op, Vec<usize>)> {
         Op::FakeQuant(f) => FakeQuant { params: grid(&f.params), ..f.clone() }.into(),
         Op::Quantize(q) => Quantize { params: grid(&q.params), ..q.clone() }.into(),
         Op::Dequantize(d) => d.clone().into(),
+        Op::Normalize(n) => Normalize { axis: perm[n.axis], ..n.clone() }.into(),
         Op::Softmax(s) => Softmax { axis: perm[s.axis], ..s.clone() }.into(),
         Op::BatchNorm(b) => BatchNorm { axis: perm[b.axis], ..b.clone() }.into(),
         Op::Concat(c) => Concat { axis: perm[c.axis] }.into(),

@@ -102,6 +102,29 @@ impl Product {
     }
 }
 
+/// The convolution that alone takes a value as its input, through transposes, so that `axis` of the value is its channel
+/// axis; or why there is none.
+pub(crate) fn conv_behind(graph: &Graph, mut value: ValueId, mut axis: usize) -> Result<NodeId, String> {
+    loop {
+        let u = graph.sole_use(value).ok_or("it has several uses")?;
+        let name = &graph.node(u.node).name;
+        match graph.op(u.node) {
+            Some(Op::Transpose(t)) => {
+                axis = t.perm.iter().position(|&p| p == axis).unwrap_or(axis);
+                value = u.node.out();
+            }
+            Some(Op::Conv(c)) if u.slot == 0 => {
+                let channels = c.layout.channel_axis(graph.shape(value).rank());
+                return match axis == channels {
+                    true => Ok(u.node),
+                    false => Err(format!("`{name}` has its channels on another axis")),
+                };
+            }
+            _ => return Err(format!("`{name}`, which takes it, is no convolution")),
+        }
+    }
+}
+
 /// Whether the node moves or selects elements of its first operand and computes none: every code of the result is a
 /// code of the operand (or zero), so on codes it is the same op.
 pub(crate) fn is_move(op: &Op) -> bool {

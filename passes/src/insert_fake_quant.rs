@@ -7,6 +7,7 @@ use crate::{
     calibrate::value_name,
     classes::Classes,
     edit::{Product, activations, clamp_of, f32_constant, is_move},
+    fold_normalize::pixel_range,
     regions,
 };
 use qcc_ir::{
@@ -111,16 +112,40 @@ fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, P
         let range = |f: fn(f32, f32) -> f32| c.iter().copied().fold(0.0, f);
         return Ok(Range { min: range(f32::min), max: range(f32::max) });
     }
+    if let Some(range) = range_of_pixels(graph, value) {
+        return Ok(range);
+    }
     if graph.shape(value).elements() == 0 {
         return Ok(Range { min: 0.0, max: 0.0 });
     }
-    let seen = ctx
-        .ranges
-        .get(graph, value)
-        .filter(|r| r.min.is_finite() && r.max.is_finite() && r.min <= r.max)
-        .ok_or_else(|| PassError::MissingRange { value: value_name(graph, value) })?;
+    let seen = ctx.ranges.get(graph, value);
+    let Some(seen) = seen.filter(|r| r.min.is_finite() && r.max.is_finite() && r.min <= r.max) else {
+        return range_of_moved(graph, ctx, value);
+    };
     let (lo, hi) = bounds_of(graph, value.node);
     Ok(Range { min: seen.min.clamp(lo, hi), max: seen.max.clamp(lo, hi) })
+}
+
+/// All that pixels can be, whether samples had them or not: then they are their own codes. Through moves of them alone.
+fn range_of_pixels(graph: &Graph, mut value: ValueId) -> Option<Range> {
+    loop {
+        match graph.op(value.node)? {
+            Op::Normalize(n) => return pixel_range(n),
+            Op::Transpose(_) | Op::Reshape(_) | Op::Slice(_) => value = graph.operand(value.node, 0),
+            _ => return None,
+        }
+    }
+}
+
+/// The range of what a move makes that was not there to be observed: that of its operands.
+fn range_of_moved(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, PassError> {
+    let missing = || PassError::MissingRange { value: value_name(graph, value) };
+    graph.op(value.node).filter(|op| is_move(op)).ok_or_else(missing)?;
+    let mut ranges = Vec::new();
+    for (_, operand) in activations(graph, value.node) {
+        ranges.push(range_of(graph, ctx, operand)?);
+    }
+    ranges.into_iter().reduce(Range::union).ok_or_else(missing)
 }
 
 /// What the op of a node can produce at most.
@@ -140,7 +165,7 @@ fn bounds_of(graph: &Graph, node: NodeId) -> (f32, f32) {
 }
 
 /// The u8 grid over a range and zero. Zero is a code: the range is shifted by less than half a step for that.
-fn grid_of(range: Range) -> Result<OutputGrid, qcc_ir::OpError> {
+pub(crate) fn grid_of(range: Range) -> Result<OutputGrid, qcc_ir::OpError> {
     let (min, max) = (f64::from(range.min.min(0.0)), f64::from(range.max.max(0.0)));
     let scale = ((max - min) / 255.0) as f32;
     if !scale.is_normal() {

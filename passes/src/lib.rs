@@ -25,6 +25,7 @@ mod edit;
 mod fold_affine;
 mod fold_batch_norm;
 mod fold_constants;
+mod fold_normalize;
 mod fuse_clamp;
 mod fuse_pad;
 mod fuse_residual;
@@ -35,10 +36,11 @@ mod options;
 mod plan;
 mod record;
 mod regions;
+mod take_pixels;
 
 pub use calibrate::{Calibrator, Collector, Range, Ranges, observed_values};
 pub use capability::int8_capability;
-pub use options::{Capability, Options, Precision, WeightGrid};
+pub use options::{Capability, ImageInput, Options, Precision, WeightGrid};
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
 
@@ -86,6 +88,8 @@ const fn line_for(part: Part, precision: Precision, pass: Pass) -> Line {
 const PIPELINE: &[Line] = &[
     // Pins name nodes of the model: they are checked while all of these are still there.
     line(Part::Prepare, check_pins::CHECK_PINS),
+    // Before anything looks at the input.
+    line(Part::Prepare, take_pixels::TAKE_PIXELS),
     // Everything below sees one spelling of each computation.
     line(Part::Prepare, canonicalise::CANONICALISE),
     // Folds look for constant operands, and what canonicalisation reshaped may be constant.
@@ -100,6 +104,8 @@ const PIPELINE: &[Line] = &[
     line(Part::Prepare, fuse_residual::FUSE_RESIDUAL),
     // Last of the fusions: a clamp ends an op.
     line(Part::Prepare, fuse_clamp::FUSE_CLAMP),
+    // Float keeps its exact normalisation, so this is for grids alone; weights have none yet.
+    line(Part::Quantize, fold_normalize::FOLD_NORMALIZE),
     // The fused graph is the one that was calibrated: its values are what gets a grid.
     line(Part::Quantize, insert_fake_quant::INSERT_FAKE_QUANT),
     // Weights stay float here, rounded to their grids once and for all.

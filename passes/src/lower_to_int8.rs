@@ -9,10 +9,12 @@
 use crate::{
     Context, Pass, PassError, Record,
     edit::{Product, activations, clamp_of, is_move},
+    fold_normalize::pixels_are_codes,
     insert_fake_quant::clamp_behind,
 };
 use qcc_ir::{
-    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, Stage, Tensor, TensorType, ValueId,
+    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType,
+    ValueId,
     numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer},
     ops::{
         Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
@@ -34,7 +36,15 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         absorbed: BTreeSet::new(),
     };
     for &input in graph.inputs() {
-        let value = builder.new.input(&graph.node(input).name, graph.ty(input.out()).clone())?;
+        let name = &graph.node(input).name;
+        let ty = match pixel_params(graph, input) {
+            Some(params) => {
+                record.applied(name, "its pixels are codes");
+                TensorType { quant: Some(params), ..graph.ty(input.out()).clone() }
+            }
+            None => graph.ty(input.out()).clone(),
+        };
+        let value = builder.new.input(name, ty)?;
         builder.real.insert(input.out(), value);
     }
     for node in graph.order() {
@@ -51,6 +61,19 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     new.stage = Stage::Int8;
     *graph = new;
     Ok(())
+}
+
+/// The grid on which the pixels of an input are their own codes, where they are normalised and rounded to it.
+fn pixel_params(graph: &Graph, input: NodeId) -> Option<QuantParams> {
+    graph.uses(input.out()).into_iter().find_map(|u| {
+        let Some(Op::Normalize(n)) = graph.op(u.node) else { return None };
+        graph.uses(u.node.out()).into_iter().find_map(|u| match graph.op(u.node) {
+            Some(Op::FakeQuant(f)) if f.dtype == DType::U8 && full_range(f) => {
+                f.params.as_per_tensor().filter(|&grid| pixels_are_codes(n, grid)).map(|_| f.params.clone())
+            }
+            _ => None,
+        })
+    })
 }
 
 struct Builder<'a> {
@@ -170,6 +193,10 @@ impl Builder<'_> {
         let name = self.old.node(node).name.clone();
         let x = self.old.operand(node, 0);
         let per_tensor = f.params.as_per_tensor();
+        if let Some(pixels) = per_tensor.filter(|_| full_range(f)).and_then(|grid| self.pixels_on(x, grid)) {
+            self.codes.insert(node.out(), pixels);
+            return Ok(());
+        }
         let value = match (self.codes.get(&x).copied(), per_tensor) {
             (Some(codes), Some((scale, zero_point))) => {
                 let ty = self.new.ty(codes);
@@ -196,6 +223,13 @@ impl Builder<'_> {
         };
         self.codes.insert(node.out(), value);
         Ok(())
+    }
+
+    /// The new input whose pixels, normalised to the old value, are its codes on this grid.
+    fn pixels_on(&self, value: ValueId, grid: (f32, i32)) -> Option<ValueId> {
+        let Some(Op::Normalize(_)) = self.old.op(value.node) else { return None };
+        let &input = self.real.get(&self.old.operand(value.node, 0))?;
+        (self.new.ty(input).per_tensor() == Some(grid)).then_some(input)
     }
 
     /// The old value as real numbers.

@@ -42,6 +42,17 @@ pub enum WeightGrid {
     PerTensor,
 }
 
+/// How the pixels of an image become what a model was trained on: y = (x − mean)/std, all in units of a pixel.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ImageInput {
+    /// Mean of each channel, in the order in which the model was trained to take them; one for all; empty for 0.
+    pub mean: Vec<f32>,
+    /// Standard deviation, likewise; empty for 1.
+    pub std: Vec<f32>,
+    /// Whether the model takes blue first. Pixels come with red first.
+    pub bgr: bool,
+}
+
 /// Whether the code generator can lower a node, or why not.
 pub type Capability = fn(&Graph, NodeId) -> Result<(), String>;
 
@@ -54,6 +65,11 @@ pub struct Options {
     pub requant: RequantMode,
     /// Scales of weights.
     pub weights: WeightGrid,
+    /// Lets the model take pixels, u8 and channels last, and normalise them itself.
+    pub image_input: Option<ImageInput>,
+    /// Leaves means and deviations in an op of their own where they could go into a convolution: slower, but the codes
+    /// are those of images that were normalised outside.
+    pub keep_normalize: bool,
     /// Devices for nodes of the model, by name.
     pub pins: BTreeMap<String, Device>,
     /// What the code generator can lower; the rest runs in the interpreter.
@@ -68,6 +84,8 @@ impl Default for Options {
             precision: Precision::default(),
             requant: RequantMode::Q15,
             weights: WeightGrid::default(),
+            image_input: None,
+            keep_normalize: false,
             pins: BTreeMap::new(),
             capability: |_, _| Ok(()),
             fold_limit: 1 << 20,

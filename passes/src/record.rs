@@ -128,6 +128,14 @@ pub enum PassError {
         /// Name of the value.
         value: String,
     },
+    /// The model cannot take pixels.
+    #[error("input `{input}` cannot take pixels: {reason}")]
+    ImageInput {
+        /// The input, or all of them.
+        input: String,
+        /// Why not.
+        reason: String,
+    },
     /// A pin names a node that the model does not have.
     #[error("no node `{pin}` to pin{}", near_names(near))]
     UnknownPin {

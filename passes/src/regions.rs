@@ -10,7 +10,7 @@ use crate::{
     classes::Classes,
     edit::activations,
 };
-use qcc_ir::{Device, Graph, NodeId, ValueId};
+use qcc_ir::{Device, Graph, NodeId, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The ops that become integer ops; every other op of floats is declined with its reason.
@@ -23,6 +23,8 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
             (Some(device), _) => {
                 refused.insert(id, format!("pinned to {device}"));
             }
+            // Pixels become codes, or another pass has said why not.
+            (None, Err(_)) if matches!(node.op(), Some(Op::Normalize(_))) => {}
             // Ops of integers, such as shapes, were never candidates.
             (None, Err(why)) if node.outputs().iter().any(|t| t.dtype.is_float()) => {
                 refused.insert(id, why);

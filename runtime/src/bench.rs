@@ -182,7 +182,8 @@ fn footprint(model: &Model) -> u64 {
     memory.weights + memory.arena + outside as u64
 }
 
-fn noise_feed(model: &Model) -> Result<Option<Feed>, Error> {
+/// Noise for a model's inputs, if it has any.
+pub(crate) fn noise_feed(model: &Model) -> Result<Option<Feed>, Error> {
     match model.inputs() {
         [] => Ok(None),
         inputs => Ok(Some(Samples::noise().bind(inputs, &Preprocess::default())?)),

@@ -1,11 +1,11 @@
 //! From a model file to machine code.
 
 use crate::{
-    Calibration, Error, Feed, JitOptions, Model, Preprocess, Program, ProgramInfo, Samples, Session,
-    TensorInfo, TensorView, Threads, choose_tier, is_program,
+    Calibration, Difference, Error, Feed, JitOptions, Model, Pixels, Preprocess, Program, ProgramInfo,
+    Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
-    Device, Graph, Output, ValueId,
+    Device, Graph, Op, Output, ValueId,
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
@@ -62,6 +62,7 @@ pub struct Compiler {
     calibrator: Calibrator,
     samples: Option<Samples>,
     preprocess: Preprocess,
+    takes_pixels: bool,
     bindings: Bindings,
     tier: Option<String>,
     threads: Threads,
@@ -104,6 +105,7 @@ impl Compiler {
             calibrator: Calibrator::MinMax,
             samples: None,
             preprocess: Preprocess::default(),
+            takes_pixels: false,
             bindings: Bindings::default(),
             tier: None,
             threads: Threads::one(),
@@ -163,6 +165,37 @@ impl Compiler {
     /// How images become inputs.
     pub fn preprocess(mut self, preprocess: Preprocess) -> Compiler {
         self.preprocess = preprocess;
+        self
+    }
+
+    /// Makes models that take pixels as images hold them, `[N, H, W, C]` of u8 with red first, and apply mean, deviation
+    /// and order of channels of the [`preprocess`](Self::preprocess)ing themselves: an int8 model then reads the picture
+    /// as it is. Cropping and resizing stay outside.
+    ///
+    /// Where the quantization of normalised pixels gives the pixels back, results are the same bits as those of a model
+    /// that takes normalised images. Elsewhere means and deviations go into the first convolution, and
+    /// [`ProgramInfo::pixels`] says what difference that made.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), qcc_runtime::Error> {
+    /// use qcc_runtime::{Compiler, Session, bundled, ir::DType};
+    ///
+    /// let model = Compiler::new()
+    ///     .calibration(bundled::calibration()?.limit(32))
+    ///     .preprocess(bundled::preprocess())
+    ///     .image_input(true)
+    ///     .compile_onnx(bundled::FASHION_RESNET8)?;
+    /// assert_eq!(model.inputs()[0].ty.dtype, DType::U8);
+    /// assert_eq!(model.inputs()[0].ty.shape.dims(), [1, 28, 28, 1]);
+    ///
+    /// let picture = ndarray::Array4::<u8>::zeros((1, 28, 28, 1));
+    /// let logits = Session::new(&model).run(&[(&picture).into()])?;
+    /// assert_eq!(logits[0].shape().dims(), [1, 10]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn image_input(mut self, takes_pixels: bool) -> Compiler {
+        self.takes_pixels = takes_pixels;
         self
     }
 
@@ -237,7 +270,12 @@ impl Compiler {
             Precision::Float => None,
             Precision::FakeQuant | Precision::Int8 => Some(self.calibrate(&prepared)?),
         };
-        self.lower(&prepared, calibrated.as_ref())
+        let mut program = self.lower(&prepared, calibrated.as_ref())?;
+        if let Some(Pixels::Folded { .. }) = program.info().pixels {
+            let difference = self.difference_of_folding(&prepared, calibrated.as_ref(), &program)?;
+            program = program.with_pixels(Pixels::Folded { difference: Some(difference) });
+        }
+        Ok(program)
     }
 
     // ---- step by step, to share the first steps between several models
@@ -272,9 +310,31 @@ impl Compiler {
     /// # Errors
     /// Where a pin names no node.
     pub fn prepare(&self, mut graph: Graph) -> Result<Prepared, Error> {
-        let report = qcc_passes::prepare(&mut graph, &self.options, &mut self.watch())?;
+        let report = qcc_passes::prepare(&mut graph, &self.pass_options(), &mut self.watch())?;
         self.warn_of(&report);
         Ok(Prepared { graph, report })
+    }
+
+    fn pass_options(&self) -> Options {
+        let image_input = self.takes_pixels.then(|| self.preprocess.image_input());
+        Options { image_input, ..self.options.clone() }
+    }
+
+    /// What folding the normalisation into a convolution changed, on the calibration samples: against the same network
+    /// with the normalisation as an op of its own, which quantizes what that makes.
+    fn difference_of_folding(
+        &self,
+        prepared: &Prepared,
+        calibrated: Option<&Calibrated>,
+        folded: &Program,
+    ) -> Result<Difference, Error> {
+        let mut exact = Compiler { observer: None, ..self.clone() };
+        exact.options.keep_normalize = true;
+        let exact = exact.lower(prepared, calibrated)?;
+        let jit = JitOptions::new(choose_tier(self.tier.as_deref())?);
+        let samples = self.samples.clone().unwrap_or_else(Samples::noise).limit(DIFFERENCE_SAMPLES);
+        let feed = samples.bind(&graph_inputs(folded.graph()), &self.preprocess)?;
+        Difference::between(&exact.jit(&jit)?, &folded.jit(&jit)?, &feed)
     }
 
     /// Runs the prepared graph in float on the samples and collects ranges.
@@ -367,8 +427,9 @@ impl Compiler {
         let mut graph = prepared.graph.clone();
         let none = Ranges::default();
         let ranges = calibrated.map_or(&none, |c| &c.ranges);
-        let quantized = qcc_passes::quantize(&mut graph, ranges, &self.options, &mut self.watch())?;
-        let lowered = qcc_passes::lower(&mut graph, &self.options, &mut self.watch())?;
+        let options = self.pass_options();
+        let quantized = qcc_passes::quantize(&mut graph, ranges, &options, &mut self.watch())?;
+        let lowered = qcc_passes::lower(&mut graph, &options, &mut self.watch())?;
         let report = quantized.then(lowered);
         self.warn_of(&report);
         let info = self.info(&graph, calibrated, &prepared.report.clone().then(report));
@@ -383,6 +444,7 @@ impl Compiler {
             requant: self.options.requant,
             calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
             preprocess: self.preprocess.clone(),
+            pixels: self.takes_pixels.then(|| pixels_of(graph, report)),
             report: report.to_string(),
             plan: qcc_passes::plan(graph, report),
         }
@@ -420,6 +482,20 @@ impl Compiler {
 
     fn watch(&self) -> impl FnMut(&qcc_passes::Pass, &Graph) + '_ {
         |pass, graph| self.tell(Event::Pass { name: pass.name, graph })
+    }
+}
+
+/// Samples on which two programs are compared.
+const DIFFERENCE_SAMPLES: usize = 64;
+
+/// How a placed graph that takes pixels normalises them.
+fn pixels_of(graph: &Graph, report: &Report) -> Pixels {
+    let is_folded = report.record("fold_normalize").is_some_and(|r| r.applied > 0);
+    let has_op = graph.nodes().any(|(_, n)| matches!(n.op(), Some(Op::Normalize(_))));
+    match (is_folded, has_op) {
+        (true, _) => Pixels::Folded { difference: None },
+        (false, true) => Pixels::Normalized,
+        (false, false) => Pixels::Codes,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Accuracy: how often models are right, how often they agree, and how far their outputs are apart.
 
-use crate::{Error, Feed, Model, Session, TensorView, Threads};
+use crate::{Difference, Error, Feed, Model, Session, TensorView, Threads};
 use qcc_ir::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -100,12 +100,40 @@ pub fn evaluate(
     Ok(Evaluation { samples, scores: totals.iter().map(score).collect() })
 }
 
+impl Difference {
+    /// Runs two models of the same inputs on the same samples. The last batch counts with what fills it up.
+    pub(crate) fn between(expected: &Model, got: &Model, feed: &Feed) -> Result<Difference, Error> {
+        let mut sessions = [expected, got].map(|m| Session::with_threads(m, Threads::one()));
+        let (mut agreeing, mut rows, mut largest, mut magnitude) = (0, 0, 0f64, 0f64);
+        for i in 0..feed.batches() {
+            let batch = feed.batch(i)?;
+            let views: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
+            let [expected, got] = &mut sessions;
+            for (n, (e, g)) in expected.run(&views)?.iter().zip(&got.run(&views)?).enumerate() {
+                let (Some(e), Some(g)) = (scores(e), scores(g)) else { continue };
+                for (&e, &g) in e.iter().zip(&g) {
+                    largest = largest.max((f64::from(e) - f64::from(g)).abs());
+                    magnitude = magnitude.max(f64::from(e).abs());
+                }
+                if n == 0 && !e.is_empty() {
+                    let width = e.len() / feed.batch_size().min(e.len());
+                    let pairs = || e.chunks_exact(width).zip(g.chunks_exact(width));
+                    rows += pairs().count();
+                    agreeing += pairs().filter(|(e, g)| best(e) == best(g)).count();
+                }
+            }
+        }
+        let agreement = if rows == 0 { 1.0 } else { agreeing as f64 / rows as f64 };
+        Ok(Difference { samples: feed.samples(), agreement, largest, magnitude })
+    }
+}
+
 fn check(models: &[Model]) -> Result<(), Error> {
     let Some((first, others)) = models.split_first() else { return Ok(()) };
     let refuse = |why: String| Err(Error::Evaluation(why));
     let Some(output) = first.outputs().first() else { return refuse("the model has no outputs".into()) };
     for other in others {
-        if other.inputs() != first.inputs() || other.outputs().first().map(|o| &o.ty) != Some(&output.ty) {
+        if !same_inputs(first, other) || other.outputs().first().map(|o| &o.ty) != Some(&output.ty) {
             return refuse(
                 "models can only be compared where their inputs and first outputs are the same".into(),
             );
@@ -116,6 +144,14 @@ fn check(models: &[Model]) -> Result<(), Error> {
         true => Ok(()),
         false => refuse(format!("output `{}` is {}, not a row of scores a sample", output.name, output.ty)),
     }
+}
+
+/// Whether two models take the same; on what grid a model reads its input is its own business.
+fn same_inputs(a: &Model, b: &Model) -> bool {
+    let of = |m: &Model| -> Vec<_> {
+        m.inputs().iter().map(|i| (i.name.clone(), i.ty.dtype, i.ty.shape.clone())).collect()
+    };
+    of(a) == of(b)
 }
 
 /// Counts of each model on one batch.

@@ -1,10 +1,10 @@
 //! Compiled models and sessions.
 
 use crate::{Error, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
-use qcc_codegen::{CodegenError, CompiledModel, Execution, ListingKind, Step, Tier, Work};
-use qcc_ir::{Device, Tensor, TensorType};
+use qcc_codegen::{CodegenError, CompiledModel, Execution, ListingKind, Step, Tier, Tiling, Work};
+use qcc_ir::{Device, NodeId, Tensor, TensorType};
 use smallvec::SmallVec;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Name and type of an input or output.
 #[derive(Clone, PartialEq, Debug)]
@@ -54,6 +54,12 @@ impl JitOptions {
 }
 
 impl Program {
+    /// The tilings that were found on a host of this tier.
+    fn tilings(&self, tier: &Tier) -> BTreeMap<NodeId, Tiling> {
+        let own = self.tunings().iter().find(|t| t.tier == tier.name);
+        own.map(|t| t.of(self.graph())).unwrap_or_default()
+    }
+
     /// Generates machine code. The program may be dropped afterwards: the model holds all that it needs.
     ///
     /// # Errors
@@ -62,6 +68,7 @@ impl Program {
         let codegen = qcc_codegen::Options {
             measure_pack_only: options.measure_pack_only,
             listing: options.listing,
+            tilings: self.tilings(options.tier),
             ..qcc_codegen::Options::new(options.tier)
         };
         let compiled = Arc::new(qcc_codegen::compile(self.graph(), &codegen)?);

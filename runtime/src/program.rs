@@ -1,7 +1,7 @@
 //! Programs: what a `.qcc` file holds.
 
 use crate::{
-    Preprocess,
+    Preprocess, Tuning,
     container::{self, ContainerError},
 };
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use std::path::Path;
 pub struct Program {
     graph: Graph,
     info: ProgramInfo,
+    /// By tier.
+    tunings: Vec<Tuning>,
 }
 
 /// How a program was made.
@@ -30,6 +32,8 @@ pub struct ProgramInfo {
     pub calibration: Option<Calibration>,
     /// How images become inputs, so that who runs it need not say it again.
     pub preprocess: Preprocess,
+    /// For a program that takes pixels and does the preprocessing's arithmetic itself, how it does it.
+    pub pixels: Option<Pixels>,
     /// What the passes did and declined, as text.
     pub report: String,
     /// Every op with its device and the reason for it, as text.
@@ -49,6 +53,33 @@ pub struct Calibration {
     pub synthetic: bool,
 }
 
+/// How a program that takes pixels (u8, channels last) normalises them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Pixels {
+    /// By an op of its own, to the same bits as [`Preprocess`].
+    Normalized,
+    /// Not at all: on the grid of the input they are the codes to which images quantize that were normalised before.
+    Codes,
+    /// In the weights and bias of the first convolution, which is not exact.
+    Folded {
+        /// How far results are from those of images that were normalised before, where that was measured.
+        difference: Option<Difference>,
+    },
+}
+
+/// How far two programs' outputs are apart.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Difference {
+    /// Number of samples compared.
+    pub samples: usize,
+    /// Share of rows of the first output whose highest element is in the same place.
+    pub agreement: f64,
+    /// Largest difference of two elements of a float output.
+    pub largest: f64,
+    /// Largest magnitude of an element, for comparison.
+    pub magnitude: f64,
+}
+
 /// Why a `.qcc` file cannot be written or used.
 #[derive(Debug, thiserror::Error)]
 #[error("`{path}`: {source}")]
@@ -64,13 +95,29 @@ pub struct ProgramError {
 struct Record {
     info: ProgramInfo,
     graph: GraphRecord,
+    tunings: Vec<Tuning>,
     /// Types of the blobs, which hold the graph's constants.
     blobs: Vec<(DType, Shape)>,
 }
 
 impl Program {
     pub(crate) fn new(graph: Graph, info: ProgramInfo) -> Program {
-        Program { graph, info }
+        Program { graph, info, tunings: Vec::new() }
+    }
+
+    /// The program with these tilings for their tier, and no others for it.
+    pub(crate) fn with_tuning(mut self, tuning: Tuning) -> Program {
+        self.tunings.retain(|t| t.tier != tuning.tier);
+        if !tuning.tilings.is_empty() {
+            self.tunings.push(tuning);
+            self.tunings.sort_by(|a, b| a.tier.cmp(&b.tier));
+        }
+        self
+    }
+
+    /// What [`tune`](crate::tune) found, by the name of the tier.
+    pub fn tunings(&self) -> &[Tuning] {
+        &self.tunings
     }
 
     /// The graph, at `Stage::Placed`.
@@ -81,6 +128,12 @@ impl Program {
     /// How it was made.
     pub fn info(&self) -> &ProgramInfo {
         &self.info
+    }
+
+    /// The program with another account of its input.
+    pub(crate) fn with_pixels(mut self, pixels: Pixels) -> Program {
+        self.info.pixels = Some(pixels);
+        self
     }
 
     /// Writes a `.qcc` file, in one step: an existing file is replaced as a whole or stays as it is.
@@ -95,7 +148,7 @@ impl Program {
     fn encode(&self) -> Result<(Vec<u8>, Vec<Bytes>), ContainerError> {
         let (graph, tensors) = self.graph.to_record();
         let types = tensors.iter().map(|t| (t.dtype(), t.shape().clone())).collect();
-        let record = Record { info: self.info.clone(), graph, blobs: types };
+        let record = Record { info: self.info.clone(), graph, tunings: self.tunings.clone(), blobs: types };
         let bytes = postcard::to_allocvec(&record).map_err(|e| ContainerError::Malformed(e.to_string()))?;
         Ok((bytes, tensors.iter().map(|t| t.bytes().clone()).collect()))
     }
@@ -130,14 +183,15 @@ impl Program {
             return Err(malformed(&format!("a graph at stage {}", graph.stage)));
         }
         qcc_ir::verify(&graph).map_err(|e| malformed(&e))?;
-        Ok(Program { graph, info: record.info })
+        record.tunings.iter().try_for_each(Tuning::check).map_err(|e| malformed(&e))?;
+        Ok(Program { graph, info: record.info, tunings: record.tunings })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Compiler, Session, bundled, choose_tier};
+    use crate::{Compiler, Session, Tier, bundled, choose_tier};
 
     fn program() -> Program {
         let compiler = Compiler::new()
@@ -191,6 +245,64 @@ mod tests {
         let longer = [&record[..], &[0]].concat();
         let contents = container::Contents { record: longer.into(), blobs };
         assert!(Program::of(contents).is_err());
+    }
+
+    #[test]
+    fn a_tuned_program_gives_the_same_bits_on_every_tier_and_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tuned.qcc");
+        let program = program();
+        for tier in Tier::available() {
+            let jit = crate::JitOptions::new(tier);
+            let run = |program: &Program| {
+                let model = program.jit(&jit).unwrap();
+                let feed =
+                    bundled::test_images().unwrap().bind(model.inputs(), &bundled::preprocess()).unwrap();
+                Session::new(&model).run(&[(&feed.batch(0).unwrap()[0]).into()]).unwrap()
+            };
+            let expected = run(&program);
+            let model = program.jit(&jit).unwrap();
+            // The last candidate of every layer: what a measurement might find.
+            let last =
+                model.steps().iter().filter_map(|s| Some((s.name.clone(), s.tilings.last()?.to_string())));
+            let tuning = Tuning { tier: tier.name.into(), tilings: last.collect() };
+            assert!(!tuning.tilings.is_empty());
+            let tuned = program.clone().with_tuning(tuning);
+            let differs =
+                tuned.jit(&jit).unwrap().steps().iter().zip(model.steps()).any(|(a, b)| a.kernel != b.kernel);
+            assert!(differs, "{tier}: no layer was cut in another way");
+            assert_eq!(run(&tuned), expected, "{tier}");
+            tuned.save(&path).unwrap();
+            let loaded = Program::load(&path).unwrap();
+            assert_eq!(loaded.tunings(), tuned.tunings());
+            assert_eq!(run(&loaded), expected, "{tier}, loaded");
+        }
+    }
+
+    #[test]
+    fn tilings_of_a_file_are_not_trusted() {
+        let program = program();
+        let expected = logits(&program);
+        let name = &program.jit(&crate::JitOptions::new(choose_tier(None).unwrap())).unwrap().steps()[1]
+            .name
+            .clone();
+        for (layer, tiling) in [
+            (name.as_str(), "1000000x1000000x1000000/panels"),
+            (name.as_str(), "0x0x0/pixels"),
+            ("no such layer", "1x1x16/panels"),
+        ] {
+            let tilings = [(layer.to_string(), tiling.to_string())].into();
+            let tuned =
+                program.clone().with_tuning(Tuning { tier: choose_tier(None).unwrap().name.into(), tilings });
+            let (record, blobs) = tuned.encode().unwrap();
+            let read = Program::of(container::Contents { record: record.into(), blobs }).unwrap();
+            assert_eq!(logits(&read), expected, "{layer} {tiling}");
+        }
+        let tilings = [(name.clone(), "two by two".to_string())].into();
+        let broken = program.with_tuning(Tuning { tier: "avx2".into(), tilings });
+        let (record, blobs) = broken.encode().unwrap();
+        let refused = Program::of(container::Contents { record: record.into(), blobs }).err().unwrap();
+        assert!(refused.to_string().contains("`two by two` is no tiling"), "{refused}");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! ; test run                 the graph on the interpreter and, compiled, on every tier with one and two threads
 //! ; test pass NAME           the graph after one pass of `prepare`; same results as before it
 //! ; test quantize MODE       the whole int8 pipeline, calibrated on the test's inputs; same bits on every tier
+//! ; test image mean=M std=S bgr   the int8 pipeline for a model that takes pixels; as far from the float model on
+//!                            normalised images as `quantize` allows, same bits on every tier
 //! ; test error               the graph is refused, with the text of a `check:` in the message
 //! ; tolerance 1e-5           floats may differ by this share of the largest magnitude (default 1e-5; `exact` for none)
 //! ; steps 80                 `quantize`: int8 may differ from float by this many output steps (default 4)
@@ -16,8 +18,8 @@
 //! Every graph must also print and parse back to itself.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use qcc_ir::{DType, Graph, Stage, Tensor, interpreter, numerics::RequantMode, text, verify};
-use qcc_passes::{Calibrator, Collector, Options, Precision, Report};
+use qcc_ir::{DType, Graph, Stage, Tensor, TensorType, interpreter, numerics::RequantMode, text, verify};
+use qcc_passes::{Calibrator, Collector, ImageInput, Options, Precision, Report};
 use std::path::{Path, PathBuf};
 
 fn main() {
@@ -128,7 +130,12 @@ fn run_file(file: &Path) -> Result<(), Failed> {
             ("pass", name) => pass(&test, &graph, name)?,
             ("quantize", mode) => {
                 let mode = RequantMode::from_name(mode).ok_or_else(|| format!("no mode `{mode}`"))?;
-                quantize(&test, &graph, mode)?;
+                quantize(&test, &graph, &options(Precision::Int8, mode))?;
+            }
+            ("image", given) => {
+                let image_input = Some(image_input(given)?);
+                let options = Options { image_input, ..options(Precision::Int8, RequantMode::Q15) };
+                quantize(&test, &graph, &options)?;
             }
             _ => return Err(format!("no command `{command}`").into()),
         }
@@ -210,19 +217,58 @@ fn pass(test: &Test, graph: &Graph, name: &str) -> Result<(), Failed> {
     Ok(same(&expected, &interpreter::run(&after, &inputs)?, test.tolerance()?)?)
 }
 
-fn quantize(test: &Test, graph: &Graph, mode: RequantMode) -> Result<(), Failed> {
-    let options = options(Precision::Int8, mode);
-    let mut graph = graph.clone();
+/// `mean=1,2,3 std=4 bgr`.
+fn image_input(text: &str) -> Result<ImageInput, Failed> {
+    let mut image = ImageInput::default();
+    let numbers = |list: &str| list.split(',').map(str::parse).collect::<Result<Vec<f32>, _>>();
+    for word in text.split_whitespace() {
+        match word.split_once('=') {
+            Some(("mean", list)) => image.mean = numbers(list)?,
+            Some(("std", list)) => image.std = numbers(list)?,
+            None if word == "bgr" => image.bgr = true,
+            _ => return Err(format!("`{word}` says nothing of an image").into()),
+        }
+    }
+    Ok(image)
+}
+
+/// What a model that takes normalised images is given for pixels `[1, H, W, C]`.
+fn normalised(pixels: &Tensor, image: &ImageInput, wanted: &TensorType) -> Result<Tensor, Failed> {
+    let bytes = pixels.as_slice::<u8>()?;
+    let channels = pixels.shape()[3];
+    let of =
+        |list: &[f32], c: usize, none: f32| list.get(c.min(list.len().max(1) - 1)).copied().unwrap_or(none);
+    let value = |pixel: usize, c: usize| {
+        let source = if image.bgr { channels - 1 - c } else { c };
+        let x = bytes[pixel * channels + source];
+        (f32::from(x) - of(&image.mean, c, 0.0)) / of(&image.std, c, 1.0)
+    };
+    let area = bytes.len() / channels;
+    let elements = match wanted.shape[3] == channels {
+        true => (0..bytes.len()).map(|i| value(i / channels, i % channels)).collect(),
+        false => (0..bytes.len()).map(|i| value(i % area, i / area)).collect(),
+    };
+    Ok(Tensor::from_vec(wanted.shape.clone(), elements)?)
+}
+
+fn quantize(test: &Test, original: &Graph, options: &Options) -> Result<(), Failed> {
+    let mut graph = original.clone();
+    let mut report = qcc_passes::prepare(&mut graph, options, &mut |_, _| {})?;
     let inputs = qcc_tests::inputs(&graph, 1.0);
-    let mut report = qcc_passes::prepare(&mut graph, &options, &mut |_, _| {})?;
+    if let (Some(image), [pixels]) = (&options.image_input, &inputs[..]) {
+        // Before anything is quantized, a model that takes pixels is the model after preprocessing.
+        let ty = original.ty(original.inputs()[0].out());
+        let expected = interpreter::run(original, &[normalised(pixels, image, ty)?])?;
+        same(&expected, &interpreter::run(&graph, &inputs)?, test.tolerance()?)?;
+    }
     let mut collector = Collector::new(&graph, Calibrator::MinMax);
     let float = interpreter::run_observed(&graph, &inputs, &mut |value, tensor| {
         if let Ok(elements) = tensor.as_slice::<f32>() {
             collector.record(value, elements);
         }
     })?;
-    report = report.then(qcc_passes::quantize(&mut graph, &collector.finish(), &options, &mut |_, _| {})?);
-    let report = report.then(qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?);
+    report = report.then(qcc_passes::quantize(&mut graph, &collector.finish(), options, &mut |_, _| {})?);
+    let report = report.then(qcc_passes::lower(&mut graph, options, &mut |_, _| {})?);
     test.check(&text::print(&graph))?;
     test.check_notes(&report)?;
     let int8 = interpreter::run(&graph, &inputs)?;

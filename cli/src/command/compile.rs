@@ -3,17 +3,19 @@
 use crate::{
     args::{Compile, Emit},
     failure::Failure,
-    table::bytes,
+    table::{bytes, table},
+    terminal::Terminal,
 };
 use qcc_runtime::{
-    Compiler, Event, ListingKind, Precision, Program,
+    Compiler, Event, ListingKind, Precision, Program, TuneReport,
     ir::{Graph, onnx, text},
-    is_program,
+    is_program, tune,
 };
 use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 pub(crate) fn run(args: &Compile, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
@@ -23,10 +25,13 @@ pub(crate) fn run(args: &Compile, quiet: u8, out: &mut impl Write) -> Result<(),
             return Err(Failure::Usage("--stop-after goes with --emit onnx or --emit qir".into()));
         }
     }
+    if args.tune && args.emit != Emit::Qcc {
+        return Err(Failure::Usage("--tune goes with --emit qcc: other forms hold no tilings".into()));
+    }
     let (compiler, terminal) = super::compiler(&args.options, &args.images, args.tier.isa.as_deref(), quiet)?;
     let compiler = compiler.precision(args.precision).requant(args.requant.requant);
     let written = match args.emit {
-        Emit::Qcc => emit_program(args, &compiler, out),
+        Emit::Qcc => emit_program(args, &compiler, &terminal, out),
         Emit::Onnx | Emit::Qir => {
             let told = terminal.clone();
             emit_graph(args, &compiler, move |event| told.event(event), out)
@@ -37,9 +42,12 @@ pub(crate) fn run(args: &Compile, quiet: u8, out: &mut impl Write) -> Result<(),
     written
 }
 
-fn emit_program(args: &Compile, compiler: &Compiler, out: &mut impl Write) -> Result<(), Failure> {
-    let program = compiler.program_of_file(&args.model)?;
-    explain(args, &program, out)?;
+fn emit_program(
+    args: &Compile,
+    compiler: &Compiler,
+    terminal: &Terminal,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("qcc"));
     if is_stdout(&path) {
         return Err(Failure::Usage("a .qcc file cannot go to standard output; give a name with -o".into()));
@@ -50,9 +58,51 @@ fn emit_program(args: &Compile, compiler: &Compiler, out: &mut impl Write) -> Re
             path.display()
         )));
     }
+    let mut program = compiler.program_of_file(&args.model)?;
+    explain(args, &program, out)?;
+    if args.tune {
+        let budget = Duration::from_secs(args.tune_seconds);
+        let (tuned, report) = tune(&program, &compiler.jit_options()?, budget, &mut |done, total| {
+            terminal.progress("tuning", done, total);
+        })?;
+        terminal.clear();
+        print_tuning(&report, out)?;
+        program = tuned;
+    }
     program.save(&path)?;
     let size = std::fs::metadata(&path).map_or(0, |m| m.len());
     writeln!(out, "{}: {}, {}", path.display(), describe(&program), bytes(size))?;
+    Ok(())
+}
+
+fn print_tuning(report: &TuneReport, out: &mut impl Write) -> Result<(), Failure> {
+    let (timed, candidates) = report.timed;
+    writeln!(
+        out,
+        "tuned {} layers ({} different): timed {timed} of {candidates} other tilings, {} are faster",
+        report.layers,
+        report.problems,
+        report.changes.len()
+    )?;
+    if report.changes.is_empty() {
+        return Ok(());
+    }
+    let mut rows = table(vec!["layers", "tiling", "was", "time"], 3);
+    for change in &report.changes {
+        let layers = match &change.layers[..] {
+            [one] => one.clone(),
+            [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+            [] => String::new(),
+        };
+        let gain = format!("{:+.1} %", 100.0 * (change.ratio - 1.0));
+        rows.add_row([layers, change.to.to_string(), change.from.to_string(), gain]);
+    }
+    let (before, after) = report.median_ms;
+    writeln!(
+        out,
+        "{rows}\na run takes {after:.3} ms, before {before:.3} ms ({:+.1} %)",
+        100.0 * (after / before - 1.0)
+    )?;
     Ok(())
 }
 
@@ -68,6 +118,7 @@ fn describe(program: &Program) -> String {
         Some(c) => parts.push(format!("ranges of {} samples from {}", c.samples, c.origin)),
         None => {}
     }
+    parts.extend(info.pixels.as_ref().map(super::pixels));
     parts.join(", ")
 }
 

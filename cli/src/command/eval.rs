@@ -75,9 +75,11 @@ fn models(args: &Eval, compiler: &Compiler) -> Result<(Vec<Model>, Preprocess), 
     let mut models = Vec::new();
     if is_program(&args.model) {
         let model = compiler.compile_file(&args.model)?;
-        let preprocess = super::preprocess_of(&args.preprocess, model.info());
+        let preprocess = super::preprocess_of(&args.preprocess, model.info())?;
         if let Some(reference) = &args.reference {
-            models.push(compiler.clone().precision(Precision::Float).compile_file(reference)?);
+            let float = compiler.clone().precision(Precision::Float).preprocess(preprocess.clone());
+            let float = float.image_input(model.info().pixels.is_some());
+            models.push(float.compile_file(reference)?);
         }
         models.push(model);
         return Ok((models, preprocess));

@@ -54,6 +54,12 @@ fn describe_program(program: &Program, out: &mut impl Write) -> Result<(), Failu
         info.precision.name(),
         info.requant.name()
     )?;
+    if let Some(pixels) = &info.pixels {
+        writeln!(out, "{}", super::pixels(pixels))?;
+    }
+    for tuning in program.tunings() {
+        writeln!(out, "tuned for {}: tilings of {} layers", tuning.tier, tuning.tilings.len())?;
+    }
     if let Some(c) = &info.calibration {
         let worth = if c.synthetic { " (synthetic: for timing only)" } else { "" };
         writeln!(out, "calibrated on {} samples of {}{worth}", c.samples, c.origin)?;

@@ -10,9 +10,10 @@ pub(crate) mod zoo;
 use crate::{
     args::{CompileOptions, ImageOptions},
     failure::Failure,
+    table::percent,
     terminal::Terminal,
 };
-use qcc_runtime::{Compiler, IMPORT, Preprocess, ProgramInfo, Samples, passes};
+use qcc_runtime::{Compiler, IMPORT, Pixels, Preprocess, ProgramInfo, Samples, passes};
 use std::{path::Path, sync::Arc};
 
 /// A compiler with the options of the command line, and the terminal that it reports to.
@@ -28,6 +29,7 @@ fn compiler(
     let terminal = Arc::new(Terminal::new(quiet, &options.print_after));
     let mut compiler =
         Compiler::new().preprocess(preprocess(images)).calibrator(options.calibration.calibrator);
+    compiler = compiler.image_input(images.image_input);
     if let Some(isa) = isa {
         compiler = compiler.tier(isa);
     }
@@ -65,9 +67,37 @@ fn preprocess(images: &ImageOptions) -> Preprocess {
 }
 
 /// The preprocessing of the command line where it has any, and else what a program was made with.
-fn preprocess_of(images: &ImageOptions, info: &ProgramInfo) -> Preprocess {
+fn preprocess_of(images: &ImageOptions, info: &ProgramInfo) -> Result<Preprocess, Failure> {
     let given = preprocess(images);
-    if given == Preprocess::default() { info.preprocess.clone() } else { given }
+    if given == Preprocess::default() {
+        return Ok(info.preprocess.clone());
+    }
+    let arithmetic = |p: &Preprocess| (p.mean.clone(), p.std.clone(), p.bgr);
+    let is_own = arithmetic(&given) == arithmetic(&Preprocess::default());
+    if info.pixels.is_some() && !is_own && arithmetic(&given) != arithmetic(&info.preprocess) {
+        let why = "the model takes pixels and normalises them itself: leave --mean, --std and --bgr away, or compile it anew";
+        return Err(Failure::Usage(why.into()));
+    }
+    Ok(given)
+}
+
+/// How a program that takes pixels normalises them, in one phrase.
+fn pixels(pixels: &Pixels) -> String {
+    match pixels {
+        Pixels::Normalized => "takes pixels, normalised exactly when it runs".into(),
+        Pixels::Codes => "takes pixels as they are (the same bits as with normalised images)".into(),
+        Pixels::Folded { difference: None } => {
+            "takes pixels as they are, normalised in the first convolution".into()
+        }
+        Pixels::Folded { difference: Some(d) } => format!(
+            "takes pixels as they are, normalised in the first convolution; on {} samples {} agree with normalised images, \
+             outputs differ by at most {:.3e} (their magnitude is {:.3e})",
+            d.samples,
+            percent(Some(d.agreement), 2),
+            d.largest,
+            d.magnitude
+        ),
+    }
 }
 
 /// Fails unless this is the name of a pass, `import`, or one of some other words.

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
 }
 
 fn read_inputs(args: &Run, model: &Model) -> Result<Vec<Tensor>, Failure> {
-    let preprocess = super::preprocess_of(&args.images, model.info());
+    let preprocess = super::preprocess_of(&args.images, model.info())?;
     let wanted = || {
         let inputs = model.inputs().iter().map(|i| format!("{}: {}[{}]", i.name, i.ty.dtype, i.ty.shape));
         inputs.collect::<Vec<_>>().join(", ")

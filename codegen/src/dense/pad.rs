@@ -132,7 +132,7 @@ pub(crate) fn surround(
     let inner = shape[2] * pixel_stride as usize;
     let rows = margins.above + shape[1] + margins.below;
     let bytes = (left + right) * shape[1] + (margins.above + margins.below) * (left + inner + right);
-    let work = Work { macs: 0, bytes_read: 0, bytes_written: (shape[0] * bytes) as u64 };
+    let work = Work { macs: 0, bytes_read: 0, weight_bytes: 0, bytes_written: (shape[0] * bytes) as u64 };
     cx.step("margins", (shape[0] * rows) as u64, work, |e, ctx, begin, end| {
         let base = e.address(ctx, images.location);
         let first = images.offset - left as i64 - margins.above as i64 * row_stride;

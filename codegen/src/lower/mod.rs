@@ -57,6 +57,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Gather(_) => &shape::GATHER,
         Op::Pool(_) => &pool::POOL,
         Op::QAveragePool(_) => &pool::Q_AVERAGE_POOL,
+        Op::Normalize(_) => &norm::NORMALIZE,
         Op::Softmax(_) => &norm::SOFTMAX,
         Op::Lrn(_) => &norm::LRN,
         Op::Reduce(_) => &reduce::REDUCE,

@@ -7,16 +7,44 @@ use crate::{
         line::{self, Line},
         map::{self, View},
         math,
-        vector::f32x4,
+        vector::{f32x4, to_i32},
     },
     model::Work,
     module::Location,
 };
-use cranelift_codegen::ir::InstBuilder;
+use cranelift_codegen::ir::{InstBuilder, types::F32X4};
 use qcc_ir::{DType, Graph, NodeId, Op};
 
+pub(super) const NORMALIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: normalize };
 pub(super) const SOFTMAX: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: softmax };
 pub(super) const LRN: Lowerer = Lowerer { supported: lrn_supported, lower: lrn };
+
+/// `ir::numerics::normalize`: a subtraction and a division, with the constants of each channel as operands.
+fn normalize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let op = attributes!(cx, node, Normalize);
+    let dims = cx.graph.shape(node.out()).to_vec();
+    let mut operands = vec![cx.operand_view(node, 0)?];
+    for constants in [&op.mean, &op.std] {
+        let bytes: Vec<u8> = constants.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let at = Location::Weights(cx.weights(&bytes, 16)?);
+        operands.push(View::along(at, DType::F32, Some(op.axis), dims.len()));
+    }
+    let result = cx.result_view(node)?;
+    let work = cx.current_work();
+    map::map(cx, "normalize", &dims, &operands, &result, work, |b, loaded| {
+        let pixels = to_i32(b, &loaded[0], DType::U8);
+        let channel = loaded[1].iter().zip(&loaded[2]);
+        pixels
+            .into_iter()
+            .zip(channel)
+            .map(|(p, (&mean, &std))| {
+                let x = b.ins().fcvt_from_sint(F32X4, p);
+                let x = b.ins().fsub(x, mean);
+                b.ins().fdiv(x, std)
+            })
+            .collect()
+    })
+}
 
 fn softmax(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let op = attributes!(cx, node, Softmax);

@@ -164,6 +164,12 @@ fn fake_quant(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
 pub(super) fn maps_elements(op: &Op) -> bool {
     matches!(
         op,
-        Op::Quantize(_) | Op::Dequantize(_) | Op::FakeQuant(_) | Op::Unary(_) | Op::QUnary(_) | Op::Cast(_)
+        Op::Normalize(_)
+            | Op::Quantize(_)
+            | Op::Dequantize(_)
+            | Op::FakeQuant(_)
+            | Op::Unary(_)
+            | Op::QUnary(_)
+            | Op::Cast(_)
     )
 }

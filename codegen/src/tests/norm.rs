@@ -4,7 +4,7 @@ use super::{check, check_where_lowered, elementwise::dims, graph_of, plain};
 use proptest::prelude::*;
 use qcc_ir::{
     DType,
-    ops::{Layout, Lrn, Reduce, ReduceKind, Softmax},
+    ops::{Layout, Lrn, Normalize, Reduce, ReduceKind, Softmax},
 };
 
 const REDUCTIONS: [ReduceKind; 10] = [
@@ -27,6 +27,14 @@ proptest! {
     fn softmaxes(d in dims(), axis in 0usize..4, log: bool, seed: u64) {
         prop_assume!(!d.is_empty());
         check(&graph_of(Softmax { axis: axis % d.len(), log }, &[plain(DType::F32, &d)]), seed);
+    }
+
+    #[test]
+    fn pixels(d in prop::collection::vec(1usize..40, 1..5), axis in 0usize..4, mean in -300f32..300.0, seed: u64) {
+        let axis = axis % d.len();
+        let each = |first: f32, step: f32| (0..d[axis]).map(|c| first + step * c as f32).collect();
+        let op = Normalize { axis, mean: each(mean, 0.37), std: each(0.25, 0.61) };
+        check(&graph_of(op, &[plain(DType::U8, &d)]), seed);
     }
 
     #[test]

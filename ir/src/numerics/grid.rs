@@ -19,6 +19,11 @@ pub fn dequantize(q: impl Into<i64>, scale: f32, zero_point: i32) -> f32 {
     (q.into() - i64::from(zero_point)) as f32 * scale
 }
 
+/// A pixel as a network was trained on it: (x − mean)/std, each operation in f32; mean and std in units of a pixel.
+pub fn normalize(pixel: u8, mean: f32, std: f32) -> f32 {
+    (f32::from(pixel) - mean) / std
+}
+
 /// A function of quantized values as a table: quantize(f(dequantize(q))) for each code q of 8 bits, indexed by the byte
 /// that holds q.
 ///

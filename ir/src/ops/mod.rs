@@ -20,7 +20,7 @@ pub use elementwise::{
     Binary, BinaryKind, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind,
 };
 pub use matmul::{MatMul, QMatMul};
-pub use norm::{BatchNorm, Lrn, Softmax};
+pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use reduce::{Reduce, ReduceKind};
@@ -117,6 +117,8 @@ ops! {
     BatchNorm,
     /// Local response normalisation across channels.
     Lrn,
+    /// Pixels less a mean, by a deviation.
+    Normalize,
     /// Softmax or its logarithm along an axis.
     Softmax,
     /// Maximum or average over windows; the maximum also of quantized values.

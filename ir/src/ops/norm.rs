@@ -5,8 +5,11 @@ use super::{
     conv::{all_f32, operand},
 };
 use crate::{
-    OpError, Tensor, TensorType,
-    numerics::math::{self, Real},
+    DType, OpError, Tensor, TensorType,
+    numerics::{
+        math::{self, Real},
+        normalize,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +51,61 @@ pub struct Softmax {
     pub axis: usize,
     /// Whether the logarithm is taken (LogSoftmax).
     pub log: bool,
+}
+
+/// y = (x − mean)/std for each index of the channel axis: u8 pixels to what a network was trained on, by
+/// [`numerics::normalize`](crate::numerics::normalize). A grid of the operand is of no account.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Normalize {
+    /// The channel axis.
+    pub axis: usize,
+    /// Mean of each channel, in units of a pixel.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel, likewise; finite and above 0.
+    pub std: Vec<f32>,
+}
+
+impl Normalize {
+    /// The result for a pixel of channel `c`.
+    pub fn apply(&self, pixel: u8, c: usize) -> f32 {
+        normalize(pixel, self.mean[c], self.std[c])
+    }
+}
+
+impl Operator for Normalize {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        if x.dtype != DType::U8 {
+            return Err(OpError::dtype(format!("takes u8, got {x}")));
+        }
+        let channels = x.shape.get(self.axis).copied();
+        if channels != Some(self.mean.len()) || channels != Some(self.std.len()) {
+            return Err(OpError::shape(format!(
+                "{} means and {} deviations along axis {} of {x}",
+                self.mean.len(),
+                self.std.len(),
+                self.axis
+            )));
+        }
+        let usable = |s: &f32| s.is_finite() && *s > 0.0;
+        if !self.mean.iter().all(|m| m.is_finite()) || !self.std.iter().all(usable) {
+            return Err(OpError::attribute("means must be finite, deviations finite and above 0"));
+        }
+        Ok(vec![TensorType::new(DType::F32, x.shape)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let shape = &results[0].shape;
+        let (stride, channels) = (shape.strides()[self.axis], shape[self.axis]);
+        let pixels = operands[0].as_slice::<u8>()?.iter().enumerate();
+        let numbers = pixels.map(|(i, &p)| self.apply(p, i / stride % channels)).collect();
+        Ok(vec![Tensor::from_vec::<f32>(shape.clone(), numbers)?])
+    }
 }
 
 impl Operator for BatchNorm {

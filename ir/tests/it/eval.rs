@@ -617,6 +617,18 @@ fn normalisations() {
     let got = eval(norm, &[&x, scale, bias, mean, variance]).unwrap();
     assert_eq!(got, f32s(&[1, 2, 2], &[10., 11., 21., 22.]));
     let x = f32s(&[1, 3, 1], &[1., 2., 3.]);
+    let pixels = Tensor::from_vec(shape(&[1, 2, 2]), vec![0u8, 10, 128, 255]).unwrap();
+    let centre = Normalize { axis: 2, mean: vec![128.0, 10.0], std: vec![64.0, 0.5] };
+    assert_eq!(eval(centre.clone(), &[&pixels]).unwrap(), f32s(&[1, 2, 2], &[-2., 0., 0., 490.]));
+    for bad in [
+        Normalize { axis: 3, ..centre.clone() },
+        Normalize { axis: 0, ..centre.clone() },
+        Normalize { std: vec![64.0, 0.0], ..centre.clone() },
+        Normalize { mean: vec![f32::NAN, 0.0], ..centre.clone() },
+    ] {
+        assert!(eval(bad, &[&pixels]).is_err());
+    }
+    assert!(eval(centre, &[&x]).is_err(), "floats are no pixels");
     let lrn = |size, alpha| Lrn { size, alpha, beta: 0.5, bias: 1.0, layout: Layout::ChannelsFirst };
     let root = |x: [f32; 3], b: [f32; 3]| [0, 1, 2].map(|i| x[i] / b[i].sqrt());
     let got = eval(lrn(3, 3.0), &[&x]).unwrap();

@@ -103,6 +103,10 @@ pub(crate) fn every_op() -> Graph {
     g.output("real", real);
 
     // Integers.
+    let pixels = g.input("pixels", TensorType::new(DType::U8, shape(&[1, 2, 2, 3]))).unwrap();
+    let normalize = Normalize { axis: 3, mean: vec![123.7, 0.1, -3e9], std: vec![58.4, 1e-30, 0.1] };
+    let normalize = add(normalize.into(), &[pixels], &mut g);
+    g.output("normalized", normalize);
     let activation = QuantParams::per_tensor(0.02, 128).unwrap();
     let x = add(Quantize { dtype: DType::U8, params: activation }.into(), &[image], &mut g);
     let w_params = QuantParams::per_axis(0, vec![0.01, 0.02, 0.03, 0.04], vec![0; 4]).unwrap();

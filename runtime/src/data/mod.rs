@@ -8,7 +8,7 @@ pub use preprocess::Preprocess;
 
 use crate::TensorInfo;
 use image::{DynamicImage, GrayImage, ImageReader, RgbImage};
-use preprocess::ImageLayout;
+use preprocess::{ImageLayout, write_pixels};
 use qcc_ir::{DType, Shape, Tensor};
 use std::{
     io::Cursor,
@@ -210,8 +210,10 @@ impl Samples {
     ///
     /// * Floats and integers of an input's own type go in as they are: `[samples, …]` where `…` is the input's shape
     ///   without its batch, or with it.
-    /// * `u8` arrays for a float input are images, `[samples, H, W]`, `[samples, H, W, C]` or `[samples, C, H, W]`, and
-    ///   are preprocessed like image files.
+    /// * `u8` arrays are images, `[samples, H, W]`, `[samples, H, W, C]` or `[samples, C, H, W]`, and are preprocessed like
+    ///   image files.
+    /// * For an input of `u8`, images are brought to its size; mean, deviation and order of channels are the model's own
+    ///   business then.
     pub fn bind(&self, inputs: &[TensorInfo], preprocess: &Preprocess) -> Result<Feed, DataError> {
         let first = inputs.first().ok_or_else(|| DataError::Format {
             file: self.origin.clone(),
@@ -279,12 +281,19 @@ impl InputFeed {
     fn of_array(array: &Tensor, input: &TensorInfo, pre: &Preprocess) -> Result<InputFeed, DataError> {
         let dims = array.shape().dims();
         let wanted = input.ty.shape.dims();
-        if array.dtype() == DType::U8 && input.ty.dtype == DType::F32 {
-            let layout = image_layout(input, pre)?;
-            return match picture_axes(dims) {
-                Some(_) => Ok(InputFeed::Pixels(array.clone(), layout)),
-                None => Err(mismatch(input, format!("u8[{}] is not an array of images", array.shape()))),
-            };
+        match (array.dtype(), input.ty.dtype, picture_axes(dims)) {
+            (DType::U8, DType::F32, Some(_)) => {
+                return Ok(InputFeed::Pixels(array.clone(), image_layout(input, pre)?));
+            }
+            (DType::U8, DType::F32, None) => {
+                image_layout(input, pre)?;
+                return Err(mismatch(input, format!("u8[{}] is not an array of images", array.shape())));
+            }
+            // Bytes that are no images go in as they are.
+            (DType::U8, DType::U8, Some(_)) if ImageLayout::of(&input.ty.shape).is_some() => {
+                return Ok(InputFeed::Pixels(array.clone(), image_layout(input, pre)?));
+            }
+            _ => {}
         }
         let array = match (array.dtype(), input.ty.dtype) {
             (DType::F64 | DType::F16, DType::F32) => {
@@ -361,13 +370,10 @@ impl Feed {
         let finish = |t: Result<Tensor, qcc_ir::TensorError>| t.map_err(|e| mismatch(input, e.to_string()));
         match feed {
             InputFeed::Noise => Ok(noise(input, (picked[0] / self.batch) as u64, n as u64)),
-            InputFeed::Files(files, layout) => {
-                let open = |i: usize| open_image(&files[i]);
-                finish(Tensor::from_vec(shape.clone(), self.images(layout, picked, open)?))
-            }
+            InputFeed::Files(files, layout) => self.images(input, layout, picked, |i| open_image(&files[i])),
             InputFeed::Pixels(array, layout) => {
                 let open = |i: usize| picture(array, i).ok_or_else(|| mismatch(input, "not an image".into()));
-                finish(Tensor::from_vec(shape.clone(), self.images(layout, picked, open)?))
+                self.images(input, layout, picked, open)
             }
             InputFeed::Rows(array) => {
                 let row = array.bytes().len() / array.shape()[0];
@@ -389,16 +395,38 @@ impl Feed {
 
     fn images(
         &self,
+        input: &TensorInfo,
         layout: &ImageLayout,
         picked: &[usize],
         open: impl Fn(usize) -> Result<DynamicImage, DataError>,
-    ) -> Result<Vec<f32>, DataError> {
-        let mut out = vec![0.0; picked.len() * layout.elements()];
-        for (&i, place) in picked.iter().zip(out.chunks_exact_mut(layout.elements())) {
-            self.preprocess.write(open(i)?, layout, place);
-        }
-        Ok(out)
+    ) -> Result<Tensor, DataError> {
+        let shape = input.ty.shape.clone();
+        let length = picked.len() * layout.elements();
+        let images = match input.ty.dtype {
+            DType::U8 => Tensor::from_vec(shape, filled(length, layout, picked, open, write_pixels)?),
+            _ => {
+                let normalise =
+                    |p, layout: &ImageLayout, place: &mut [f32]| self.preprocess.write(p, layout, place);
+                Tensor::from_vec(shape, filled(length, layout, picked, open, normalise)?)
+            }
+        };
+        images.map_err(|e| mismatch(input, e.to_string()))
     }
+}
+
+/// Images one behind the other.
+fn filled<T: Clone + Default>(
+    length: usize,
+    layout: &ImageLayout,
+    picked: &[usize],
+    open: impl Fn(usize) -> Result<DynamicImage, DataError>,
+    write: impl Fn(DynamicImage, &ImageLayout, &mut [T]),
+) -> Result<Vec<T>, DataError> {
+    let mut out = vec![T::default(); length];
+    for (&i, place) in picked.iter().zip(out.chunks_exact_mut(layout.elements())) {
+        write(open(i)?, layout, place);
+    }
+    Ok(out)
 }
 
 fn mismatch(input: &TensorInfo, reason: String) -> DataError {
@@ -406,8 +434,8 @@ fn mismatch(input: &TensorInfo, reason: String) -> DataError {
 }
 
 fn image_layout(input: &TensorInfo, preprocess: &Preprocess) -> Result<ImageLayout, DataError> {
-    let layout =
-        ImageLayout::of(&input.ty.shape).filter(|l| l.elements() > 0 && input.ty.dtype == DType::F32);
+    let takes_numbers = matches!(input.ty.dtype, DType::F32 | DType::U8);
+    let layout = ImageLayout::of(&input.ty.shape).filter(|l| l.elements() > 0 && takes_numbers);
     let layout = layout.ok_or_else(|| {
         mismatch(input, format!("{} does not take images; give arrays of that type instead", input.ty))
     })?;
@@ -497,27 +525,35 @@ fn leading_number(path: &Path) -> Option<u32> {
     name[..end].parse().ok().filter(|_| rest_is_separate)
 }
 
-/// Noise for one input: standard normal for floats, zeros for integers (any index is then valid).
+/// Noise for one input: standard normal for floats, uniform for bytes, which are pixels, and zeros for other integers (any
+/// index is then valid).
 pub(crate) fn noise(input: &TensorInfo, sample: u64, number: u64) -> Tensor {
     let shape: &Shape = &input.ty.shape;
-    if input.ty.dtype != DType::F32 {
-        return Tensor::zeros(input.ty.dtype, shape.clone());
-    }
     let mut state = sample.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number.wrapping_mul(0xD1B5_4A32_D192_ED03);
-    let values = (0..shape.elements()).map(|_| normal(&mut state)).collect();
-    Tensor::from_vec(shape.clone(), values).unwrap_or_else(|_| Tensor::zeros(DType::F32, shape.clone()))
+    let elements = 0..shape.elements();
+    let noise = match input.ty.dtype {
+        DType::F32 => Tensor::from_vec(shape.clone(), elements.map(|_| normal(&mut state)).collect()),
+        DType::U8 => Tensor::from_vec(shape.clone(), elements.map(|_| next(&mut state) as u8).collect()),
+        other => Ok(Tensor::zeros(other, shape.clone())),
+    };
+    noise.unwrap_or_else(|_| Tensor::zeros(input.ty.dtype, shape.clone()))
+}
+
+/// SplitMix64 (Steele et al., OOPSLA 2014).
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// A number of mean 0 and variance 1: the sum of twelve uniform ones (Irwin–Hall), which needs no function that
-/// differs between hosts. The uniform ones are 16-bit pieces of SplitMix64 (Steele et al., OOPSLA 2014).
+/// differs between hosts. The uniform ones are 16-bit pieces of [`next`].
 fn normal(state: &mut u64) -> f32 {
     let mut sum = 0u64;
     for _ in 0..3 {
-        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
+        let z = next(state);
         sum += (0..4).map(|i| (z >> (16 * i)) & 0xFFFF).sum::<u64>();
     }
     sum as f32 / 65536.0 - 6.0

@@ -2,7 +2,8 @@
 
 use super::DataError;
 use image::{DynamicImage, imageops::FilterType};
-use qcc_ir::Shape;
+use qcc_ir::{Shape, numerics};
+use qcc_passes::ImageInput;
 use serde::{Deserialize, Serialize};
 
 /// How pixels become the numbers that a model was trained on: y = (x − mean) / std, with x, mean and std in pixel
@@ -94,11 +95,7 @@ impl Preprocess {
 
     /// Writes one image into its place of a batch of floats.
     pub(super) fn write(&self, picture: DynamicImage, layout: &ImageLayout, out: &mut [f32]) {
-        let picture = fit(picture, layout.height, layout.width);
-        let pixels = match layout.channels {
-            1 => picture.into_luma8().into_raw(),
-            _ => picture.into_rgb8().into_raw(),
-        };
+        let pixels = pixels_of(picture, layout);
         for channel in 0..layout.channels {
             let pick = |v: &[f32], default| match v {
                 [] => default,
@@ -108,10 +105,31 @@ impl Preprocess {
             let (mean, std) = (pick(&self.mean, 0.0), pick(&self.std, 1.0));
             let source = if self.bgr { layout.channels - 1 - channel } else { channel };
             for pixel in 0..layout.height * layout.width {
-                let x = f32::from(pixels[pixel * layout.channels + source]);
-                out[layout.index(channel, pixel)] = (x - mean) / std;
+                let x = pixels[pixel * layout.channels + source];
+                out[layout.index(channel, pixel)] = numerics::normalize(x, mean, std);
             }
         }
+    }
+
+    /// What a model that takes pixels is to do itself.
+    pub(crate) fn image_input(&self) -> ImageInput {
+        ImageInput { mean: self.mean.clone(), std: self.std.clone(), bgr: self.bgr }
+    }
+}
+
+/// The pixels of an image brought to a layout's size: rows of grey, or of red, green and blue.
+fn pixels_of(picture: DynamicImage, layout: &ImageLayout) -> Vec<u8> {
+    let picture = fit(picture, layout.height, layout.width);
+    match layout.channels {
+        1 => picture.into_luma8().into_raw(),
+        _ => picture.into_rgb8().into_raw(),
+    }
+}
+
+/// Writes the pixels of one image into their place of a batch of bytes, as they are.
+pub(super) fn write_pixels(picture: DynamicImage, layout: &ImageLayout, out: &mut [u8]) {
+    for (i, pixel) in pixels_of(picture, layout).into_iter().enumerate() {
+        out[layout.index(i % layout.channels, i / layout.channels)] = pixel;
     }
 }
 

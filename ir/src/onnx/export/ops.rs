@@ -6,8 +6,8 @@ use crate::{
     numerics::quantize,
     onnx::tensor::dtype_code,
     ops::{
-        BinaryKind, Clamp, Conv, Coordinates, FakeQuant, Interpolation, Layout, MatMul, Nearest, Pad,
-        PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample, Slice, SliceSpec, UnaryKind, Window,
+        BinaryKind, Clamp, Conv, Coordinates, FakeQuant, Interpolation, Layout, MatMul, Nearest, Normalize,
+        Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample, Slice, SliceSpec, UnaryKind, Window,
     },
 };
 use half::{bf16, f16};
@@ -45,6 +45,7 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
             ];
             Ok(w.op("LRN", vec![x], attributes))
         }),
+        Op::Normalize(op) => w.normalize(op),
         Op::Softmax(op) => {
             Ok(w.plain(if op.log { "LogSoftmax" } else { "Softmax" }, vec![int("axis", op.axis as i64)]))
         }
@@ -223,6 +224,19 @@ impl Writer<'_, '_> {
 
     fn ints(&mut self, role: &str, values: Vec<i64>) -> Result<String> {
         Ok(self.exporter.ints(&format!("{}_{role}", self.name), values)?)
+    }
+
+    /// Pixels as floats, less the means, by the deviations.
+    fn normalize(&mut self, op: &Normalize) -> Result<String> {
+        let mut dims = vec![1; self.ty(0).shape.rank() - op.axis];
+        dims[0] = op.mean.len();
+        let shape = Shape::new(dims)?;
+        let mean = self.constant("mean", &Tensor::from_vec(shape.clone(), op.mean.clone())?);
+        let std = self.constant("std", &Tensor::from_vec(shape, op.std.clone())?);
+        let x = self.operand(0);
+        let real = self.op("Cast", vec![x], vec![int("to", dtype_code(DType::F32).into())]);
+        let centred = self.op("Sub", vec![real, mean], vec![]);
+        Ok(self.op("Div", vec![centred, std], vec![]))
     }
 
     /// Writes an op that has its channels on axis 1, between transposes where the IR has them elsewhere.
