@@ -185,37 +185,65 @@ impl Tiles<'_, '_, '_> {
     /// Packs every panel of every group.
     fn pack_all(&mut self, classes: &[Class]) -> Result<Vec<PanelEntry>, CodegenError> {
         let (p, cut) = (self.problem, self.cut);
-        let mut entries = Vec::with_capacity(p.groups * cut.panels.len());
-        for group in 0..p.groups {
-            for panel in &cut.panels {
-                let (weights, params) = self.pack(group, panel)?;
-                let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
-                let y = group * p.y.group + panel.first * p.product.element();
-                let a = group * p.a.group;
-                entries.push(PanelEntry { a: a as u32, weights, params, y: y as u32, class: class as u32 });
-            }
+        let panels: Vec<(usize, &Panel)> =
+            (0..p.groups).flat_map(|group| cut.panels.iter().map(move |panel| (group, panel))).collect();
+        let weights = self.pack_weights(&panels)?;
+        let mut entries = Vec::with_capacity(panels.len());
+        for ((group, panel), weights) in panels.into_iter().zip(weights) {
+            let params = self.pack_params(group, panel)?;
+            let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
+            let y = group * p.y.group + panel.first * p.product.element();
+            let a = group * p.a.group;
+            entries.push(PanelEntry { a: a as u32, weights, params, y: y as u32, class: class as u32 });
         }
         Ok(entries)
     }
 
-    /// Offsets of one panel's weights and constants.
-    fn pack(&mut self, group: usize, panel: &Panel) -> Result<(u32, u32), CodegenError> {
-        let p = self.problem;
-        let first = group * p.channels + panel.first;
-        let channels = first..first + panel.columns;
-        let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
+    fn format(&self, panel: &Panel) -> PanelFormat {
+        PanelFormat { product: self.problem.product, isa: self.cx.options.tier.isa, panel: panel.width }
+    }
+
+    /// The channels of a panel, counted over all groups.
+    fn channels(&self, group: usize, panel: &Panel) -> Range<usize> {
+        let first = group * self.problem.channels + panel.first;
+        first..first + panel.columns
+    }
+
+    /// Offsets of the packed weights of these panels of groups.
+    fn pack_weights(&mut self, panels: &[(usize, &Panel)]) -> Result<Vec<u32>, CodegenError> {
+        let (p, coefficients) = (self.problem, self.coefficients);
         let runs = p.runs();
-        let (weights, params) = match self.coefficients {
-            Coefficients::Codes(weights, start, _) => (
-                pack::pack_weights(format, channels.clone(), runs, p.run, |c, r, i| weights.at(c, r, i)),
-                self.pack_code_params(format, channels, start),
-            ),
-            Coefficients::Floats(weights, bias) => (
-                pack::pack_weights(format, channels.clone(), runs, p.run, |c, r, i| weights.at(c, r, i)),
-                self.pack_float_params(format, channels, bias),
-            ),
+        let parts: Vec<(PanelFormat, Range<usize>)> =
+            panels.iter().map(|&(group, panel)| (self.format(panel), self.channels(group, panel))).collect();
+        let size = |(format, channels): &(PanelFormat, Range<usize>)| {
+            pack::packed_bytes(*format, channels.len(), runs, p.run)
         };
-        Ok((self.cx.weights(&weights, pack::ALIGN)?, self.cx.weights(&params, pack::ALIGN)?))
+        let sizes: Vec<usize> = parts.iter().map(size).collect();
+        self.cx.packed(&sizes, |i, bytes| {
+            let (format, channels) = parts[i].clone();
+            match coefficients {
+                Coefficients::Codes(weights, ..) => {
+                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
+                        weights.take(c, run, start, out);
+                    });
+                }
+                Coefficients::Floats(weights, _) => {
+                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
+                        weights.take(c, run, start, out);
+                    });
+                }
+            }
+        })
+    }
+
+    /// Offset of one panel's constants.
+    fn pack_params(&mut self, group: usize, panel: &Panel) -> Result<u32, CodegenError> {
+        let (format, channels) = (self.format(panel), self.channels(group, panel));
+        let params = match self.coefficients {
+            Coefficients::Codes(_, start, _) => self.pack_code_params(format, channels, start),
+            Coefficients::Floats(_, bias) => self.pack_float_params(format, channels, bias),
+        };
+        self.cx.weights(&params, pack::ALIGN)
     }
 
     /// The constants of Cranelift's tiles; `None` where the tier's tiles are assembled.
