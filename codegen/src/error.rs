@@ -29,6 +29,14 @@ pub enum CodegenError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// The system gave no memory.
+    #[error("no {bytes} bytes of memory for the weights: {reason}")]
+    Memory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system says.
+        reason: String,
+    },
     /// The CPU lacks a tier's instructions.
     #[error("this CPU cannot run tier {tier}: choose one of those it has")]
     TierUnavailable {

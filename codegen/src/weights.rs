@@ -1,41 +1,95 @@
-//! The one block of read-only data of a model: packed weights, tables, parameters.
+//! The one block of read-only data of a model: packed weights, tables, parameters; and the memory for it.
 
 use crate::{CodegenError, dense::spec::SLACK};
-use std::{collections::HashMap, hash::BuildHasher};
+use memmap2::{MmapMut, MmapOptions};
+use std::collections::HashMap;
+use xxhash_rust::xxh3::xxh3_64;
 
-/// One cache line; vectors of it are how memory gets its alignment.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct Line([u8; 64]);
-
-/// Zeroed bytes on a 64-byte boundary, a multiple of 64 of them.
-pub(crate) fn aligned(bytes: usize) -> Vec<Line> {
-    vec![Line([0; 64]); bytes.div_ceil(64)]
+/// Zeros on a 64-byte boundary, which take memory only where they are written.
+pub(crate) struct Arena {
+    bytes: Vec<u8>,
+    start: usize,
 }
 
-/// A block under construction. Equal parts are stored once.
-#[derive(Default)]
+impl Arena {
+    pub(crate) fn zeroed(bytes: usize) -> Arena {
+        // A vector of zero bytes comes zeroed from the system; one of aligned elements would be filled here.
+        let bytes = vec![0; bytes + 63];
+        Arena { start: bytes.as_ptr().align_offset(64), bytes }
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.bytes[self.start..].as_mut_ptr()
+    }
+}
+
+/// The same on a page boundary.
+#[derive(Debug)]
+struct Memory(MmapMut);
+
+/// From here on memory is asked for in pages of 2 MiB: fewer page faults, fewer misses in the TLB.
+const HUGE_FROM: usize = 8 << 20;
+
+impl Memory {
+    fn zeroed(bytes: usize) -> Result<Memory, CodegenError> {
+        let failed = |e: std::io::Error| CodegenError::Memory { bytes: bytes as u64, reason: e.to_string() };
+        let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon().map_err(failed)?;
+        #[cfg(target_os = "linux")]
+        if bytes >= HUGE_FROM {
+            // Only a wish: a kernel without huge pages says no.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Memory(map))
+    }
+
+    fn as_ptr(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
+}
+
+/// A block under construction.
 pub(crate) struct WeightBlock {
-    bytes: Vec<u8>,
-    /// Parts by hash; only ever looked up, so that hash order shows nowhere.
+    memory: Memory,
+    len: usize,
+    /// Small parts by hash; only ever looked up, so that hash order shows nowhere.
     parts: HashMap<u64, Vec<(u32, usize)>>,
 }
 
 /// Largest block: offsets have 32 bits.
 const MAX_WEIGHT_BYTES: u64 = u32::MAX as u64;
+/// Parts up to this size are stored once: tables and constants repeat, packed weights do not.
+const SMALL: usize = 64 << 10;
 
 impl WeightBlock {
-    /// Offset of a part with these bytes, aligned to `align` (a power of two, at most 64).
+    /// An empty block. One that gets larger than `expected` bytes is moved, which costs time but is no error.
+    pub(crate) fn new(expected: usize) -> Result<WeightBlock, CodegenError> {
+        Ok(WeightBlock { memory: Memory::zeroed(expected + SLACK)?, len: 0, parts: HashMap::new() })
+    }
+
+    /// Offset of a part with these bytes, aligned to `align` (a power of two, at most 64). Small equal parts are one.
     pub(crate) fn add(&mut self, bytes: &[u8], align: usize) -> Result<u32, CodegenError> {
-        let hash = self.parts.hasher().hash_one(bytes);
+        if bytes.len() > SMALL {
+            let (offset, part) = self.reserve(bytes.len(), align)?;
+            part.copy_from_slice(bytes);
+            return Ok(offset);
+        }
+        let hash = xxh3_64(bytes);
         for &(offset, len) in self.parts.get(&hash).into_iter().flatten() {
             let at = offset as usize;
-            if at.is_multiple_of(align) && self.bytes[at..at + len] == *bytes {
+            if at.is_multiple_of(align) && self.memory.0[at..at + len] == *bytes {
                 return Ok(offset);
             }
         }
-        let at = self.bytes.len().next_multiple_of(align);
-        let end = at as u64 + bytes.len() as u64 + SLACK as u64;
+        let (offset, part) = self.reserve(bytes.len(), align)?;
+        part.copy_from_slice(bytes);
+        self.parts.entry(hash).or_default().push((offset, bytes.len()));
+        Ok(offset)
+    }
+
+    /// Offset of a new part of zeros, aligned likewise, and the part, to be written in place.
+    pub(crate) fn reserve(&mut self, bytes: usize, align: usize) -> Result<(u32, &mut [u8]), CodegenError> {
+        let at = self.len.next_multiple_of(align);
+        let end = (at as u64).saturating_add(bytes as u64).saturating_add(SLACK as u64);
         if end > MAX_WEIGHT_BYTES {
             return Err(CodegenError::TooLarge {
                 what: "the weights".into(),
@@ -43,38 +97,61 @@ impl WeightBlock {
                 limit: MAX_WEIGHT_BYTES,
             });
         }
-        self.bytes.resize(at, 0);
-        self.bytes.extend_from_slice(bytes);
-        self.parts.entry(hash).or_default().push((at as u32, bytes.len()));
-        Ok(at as u32)
+        if end as usize > self.memory.0.len() {
+            let mut larger = Memory::zeroed((2 * end as usize).min(MAX_WEIGHT_BYTES as usize))?;
+            larger.0[..self.len].copy_from_slice(&self.memory.0[..self.len]);
+            self.memory = larger;
+        }
+        self.len = at + bytes;
+        Ok((at as u32, &mut self.memory.0[at..at + bytes]))
     }
 
     /// The finished block, with readable slack behind the last part.
     pub(crate) fn finish(self) -> Weights {
-        let len = self.bytes.len();
-        let mut lines = aligned(len + SLACK);
-        for (line, chunk) in lines.iter_mut().zip(self.bytes.chunks(64)) {
-            line.0[..chunk.len()].copy_from_slice(chunk);
-        }
-        Weights { lines, len }
+        Weights { memory: self.memory, len: self.len }
     }
 }
 
 /// The finished block.
 pub(crate) struct Weights {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
 }
 
 impl Weights {
     pub(crate) fn as_ptr(&self) -> *const u8 {
-        self.lines.as_ptr().cast()
+        self.memory.as_ptr()
     }
     pub(crate) fn len(&self) -> usize {
         self.len
     }
     #[cfg(test)]
     pub(crate) fn to_vec(&self) -> Vec<u8> {
-        self.lines.iter().flat_map(|l| l.0).take(self.len).collect()
+        self.memory.0[..self.len].to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_outgrows_its_memory_keeps_what_it_holds() {
+        let mut block = WeightBlock::new(10).unwrap();
+        let parts: Vec<Vec<u8>> = (0..40u8).map(|i| vec![i; 500 * usize::from(i)]).collect();
+        let at: Vec<u32> = parts.iter().map(|p| block.add(p, 64).unwrap()).collect();
+        let again: Vec<u32> = parts.iter().map(|p| block.add(p, 64).unwrap()).collect();
+        assert_eq!(at, again, "equal small parts are one");
+        let bytes = block.finish().to_vec();
+        for (part, at) in parts.iter().zip(at) {
+            assert!(at.is_multiple_of(64));
+            assert_eq!(bytes[at as usize..][..part.len()], part[..]);
+        }
+    }
+
+    #[test]
+    fn a_block_beyond_32_bits_is_refused() {
+        let mut block = WeightBlock::new(0).unwrap();
+        assert!(matches!(block.reserve(5 << 30, 64), Err(CodegenError::TooLarge { .. })));
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 use qcc_ir::{
     DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType,
     ValueId,
-    numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer},
+    numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer, WeightSums},
     ops::{
         Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
         QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
@@ -412,12 +412,14 @@ fn integer_product(
                 requant,
                 output,
             };
-            let requantizer = q.requantizer(types, weights, bias);
+            let sums = WeightSums::by_channel(weights, QConv::CHANNEL_AXIS);
+            let requantizer = sums.map_err(OpError::from).and_then(|sums| q.requantizer(types, &sums, bias));
             (q.into(), requantizer)
         }
         Product::MatMul(m) => {
             let q = QMatMul { bias: m.bias, residual: m.residual, requant, output };
-            let requantizer = q.requantizer(types, weights, bias);
+            let sums = WeightSums::by_channel(weights, QMatMul::CHANNEL_AXIS);
+            let requantizer = sums.map_err(OpError::from).and_then(|sums| q.requantizer(types, &sums, bias));
             (q.into(), requantizer)
         }
     }

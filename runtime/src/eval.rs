@@ -1,10 +1,13 @@
 //! Accuracy: how often models are right, how often they agree, and how far their outputs are apart.
 
 use crate::{Difference, Error, Feed, Model, Session, TensorView, Threads};
+use qcc_codegen::Parallel;
 use qcc_ir::Tensor;
-use rayon::prelude::*;
 use serde::Serialize;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 /// What [`evaluate`] found.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -79,10 +82,11 @@ pub fn evaluate(
         (first..batches.min(first + chunk)).map(batch).collect()
     };
     let firsts: Vec<usize> = (0..batches).step_by(chunk).collect();
-    let chunks: Vec<Vec<Vec<Counts>>> = match threads.count() {
-        1 => firsts.into_iter().map(run_chunk).collect::<Result<_, Error>>()?,
-        _ => threads.enter(|| firsts.into_par_iter().map(run_chunk).collect::<Result<_, Error>>())?,
-    };
+    let slots: Vec<OnceLock<Result<Vec<Vec<Counts>>, Error>>> =
+        firsts.iter().map(|_| OnceLock::new()).collect();
+    threads.run(firsts.len(), &|i| _ = slots[i].get_or_init(|| run_chunk(firsts[i])));
+    // `run` has filled every slot.
+    let chunks = slots.into_iter().filter_map(OnceLock::into_inner).collect::<Result<Vec<_>, Error>>()?;
     // Summed in the order of the samples: floats do not add up the same in any other.
     let mut totals = vec![Counts::default(); models.len()];
     for counts in chunks.iter().flatten() {

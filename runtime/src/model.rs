@@ -16,7 +16,7 @@ pub struct TensorInfo {
 }
 
 /// A compiled model: machine code, packed weights, buffer plan. Immutable; clones share everything, and threads may
-/// too. To run it, make a [`Session`] for each caller.
+/// too: it is `Send` and `Sync`. To run it, make a [`Session`] for each caller.
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
@@ -215,7 +215,8 @@ fn bind(
 }
 
 /// One caller's state: the memory of intermediate values, and a profile. Runs one request at a time; make one for each
-/// thread that serves requests. Dropping it gives the memory back.
+/// thread that serves requests, of one model and with one pool of threads as you like: callers do not wait for each
+/// other. Dropping it gives the memory back.
 pub struct Session {
     model: Model,
     execution: Execution,
@@ -299,7 +300,7 @@ impl Session {
             p.runs += 1;
             &mut p.times[..]
         });
-        Ok(threads.enter(|| execution.run(&inputs, &mut outputs, threads, times))?)
+        Ok(execution.run(&inputs, &mut outputs, threads, times)?)
     }
 
     /// Begins to measure the time of every layer (anew, if it was being measured).

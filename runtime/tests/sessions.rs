@@ -164,3 +164,27 @@ fn samples_that_do_not_fit_the_model_stop_the_compilation() {
     let e = Compiler::new().calibration(samples).compile_onnx(bundled::FASHION_RESNET8).err().unwrap();
     assert!(e.to_string().contains("input `image`: expected samples for f32[1x1x28x28]"), "{e}");
 }
+
+#[test]
+fn callers_on_several_threads_share_a_model_and_its_pool() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    let images =
+        Array4::from_shape_fn((16, 1, 28, 28), |(n, _, y, x)| ((n + y * 31 + x * 7) % 13) as f32 / 6.5 - 1.0);
+    let compiler = compiler().shape("image", images.shape().to_vec());
+    let model = compiler.precision(Precision::Int8).compile_onnx(bundled::FASHION_RESNET8).unwrap();
+    shared(&model);
+    let expected = Session::new(&model).run(&[(&images).into()]).unwrap();
+    let threads = Threads::new(2).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let mut session = Session::with_threads(&model, threads.clone());
+            shared(&session);
+            let (images, expected) = (&images, &expected);
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    assert!(session.run(&[images.into()]).unwrap() == *expected);
+                }
+            });
+        }
+    });
+}

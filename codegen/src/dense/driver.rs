@@ -243,16 +243,16 @@ impl Tiles<'_, '_, '_> {
     /// Packs every panel of every group.
     fn pack_all(&mut self, classes: &[Class]) -> Result<Vec<PanelEntry>, CodegenError> {
         let (p, cut) = (self.problem, self.cut);
-        let mut entries = Vec::with_capacity(p.groups * cut.panels.len());
-        for group in 0..p.groups {
-            for panel in &cut.panels {
-                let first = group * p.channels + panel.first;
-                let (weights, params) = (self.pack_weights(first, panel)?, self.pack_params(first, panel)?);
-                let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
-                let y = group * p.y.group + panel.first * p.product.element();
-                let a = group * p.a.group;
-                entries.push(PanelEntry { a: a as u32, weights, params, y: y as u32, class: class as u32 });
-            }
+        let panels: Vec<(usize, &Panel)> =
+            (0..p.groups).flat_map(|group| cut.panels.iter().map(move |panel| (group, panel))).collect();
+        let weights = self.pack_weights(&panels)?;
+        let mut entries = Vec::with_capacity(panels.len());
+        for ((group, panel), weights) in panels.into_iter().zip(weights) {
+            let params = self.pack_params(group, panel)?;
+            let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
+            let y = group * p.y.group + panel.first * p.product.element();
+            let a = group * p.a.group;
+            entries.push(PanelEntry { a: a as u32, weights, params, y: y as u32, class: class as u32 });
         }
         Ok(entries)
     }
@@ -262,25 +262,47 @@ impl Tiles<'_, '_, '_> {
         PanelFormat { product: self.problem.product, isa: self.cx.options.tier.isa, panel: panel.width }
     }
 
-    /// Offset of the weights of one panel whose first channel, over all groups, is `first`.
-    fn pack_weights(&mut self, first: usize, panel: &Panel) -> Result<u32, CodegenError> {
-        let (p, format, channels) = (self.problem, self.format(panel), first..first + panel.columns);
-        let runs = p.runs();
-        let weights = match self.coefficients {
-            Coefficients::Codes(weights, ..) => {
-                pack::pack_weights(format, channels, runs, p.run, |c, r, i| weights.at(c, r, i))
-            }
-            Coefficients::Floats(weights, _) => {
-                pack::pack_weights(format, channels, runs, p.run, |c, r, i| weights.at(c, r, i))
-            }
-            Coefficients::Bias(_) => return Ok(0),
-        };
-        self.cx.weights(&weights, pack::ALIGN)
+    /// The channels of a panel, counted over all groups.
+    fn channels(&self, group: usize, panel: &Panel) -> Range<usize> {
+        let first = group * self.problem.channels + panel.first;
+        first..first + panel.columns
     }
 
-    /// Offset of its constants.
-    fn pack_params(&mut self, first: usize, panel: &Panel) -> Result<u32, CodegenError> {
-        let (format, channels) = (self.format(panel), first..first + panel.columns);
+    /// Offsets of the packed weights of these panels of groups.
+    fn pack_weights(&mut self, panels: &[(usize, &Panel)]) -> Result<Vec<u32>, CodegenError> {
+        let (p, coefficients) = (self.problem, self.coefficients);
+        if let Coefficients::Bias(_) = coefficients {
+            return Ok(vec![0; panels.len()]);
+        }
+        let runs = p.runs();
+        let parts: Vec<(PanelFormat, Range<usize>)> =
+            panels.iter().map(|&(group, panel)| (self.format(panel), self.channels(group, panel))).collect();
+        let size = |(format, channels): &(PanelFormat, Range<usize>)| {
+            pack::packed_bytes(*format, channels.len(), runs, p.run)
+        };
+        let sizes: Vec<usize> = parts.iter().map(size).collect();
+        self.cx.packed(&sizes, |i, bytes| {
+            let (format, channels) = parts[i].clone();
+            match coefficients {
+                Coefficients::Codes(weights, ..) => {
+                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
+                        weights.take(c, run, start, out);
+                    });
+                }
+                Coefficients::Floats(weights, _) => {
+                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
+                        weights.take(c, run, start, out);
+                    });
+                }
+                // Packed when the model runs.
+                Coefficients::Bias(_) => {}
+            }
+        })
+    }
+
+    /// Offset of one panel's constants.
+    fn pack_params(&mut self, group: usize, panel: &Panel) -> Result<u32, CodegenError> {
+        let (format, channels) = (self.format(panel), self.channels(group, panel));
         let params = match self.coefficients {
             Coefficients::Codes(_, start, _) => self.pack_code_params(format, channels, start),
             Coefficients::Floats(_, bias) | Coefficients::Bias(bias) => {

@@ -62,7 +62,17 @@ pub(crate) struct WeightOrder {
     /// From the weights of one output channel (counted over all groups) to those of the next.
     pub(crate) channel: usize,
     /// Within those of a channel, where each element of K is, run after run.
-    pub(crate) offsets: Vec<usize>,
+    offsets: Vec<usize>,
+    /// Whether they follow each other.
+    is_contiguous: bool,
+}
+
+impl WeightOrder {
+    /// The order with these distances between channels and within them.
+    pub(crate) fn new(channel: usize, offsets: Vec<usize>) -> WeightOrder {
+        let is_contiguous = offsets.windows(2).all(|pair| pair[1] == pair[0] + 1);
+        WeightOrder { channel, offsets, is_contiguous }
+    }
 }
 
 /// The weights of a problem.
@@ -80,6 +90,18 @@ impl<T: Copy> Weights<'_, T> {
     /// The weight of an output channel at element i of a run.
     pub(crate) fn at(&self, channel: usize, run: usize, i: usize) -> T {
         self.elements[channel * self.order.channel + self.order.offsets[run * self.run + i]]
+    }
+
+    /// The weights of an output channel from element `start` of a run on.
+    pub(crate) fn take(&self, channel: usize, run: usize, start: usize, out: &mut [T]) {
+        let of_channel = &self.elements[channel * self.order.channel..];
+        let offsets = &self.order.offsets[run * self.run + start..][..out.len()];
+        match offsets.first() {
+            Some(&first) if self.order.is_contiguous => {
+                out.copy_from_slice(&of_channel[first..][..out.len()]);
+            }
+            _ => out.iter_mut().zip(offsets).for_each(|(out, &offset)| *out = of_channel[offset]),
+        }
     }
 }
 

@@ -133,25 +133,32 @@ impl PanelFormat {
 }
 
 /// A weight as it is packed: `i8` or `f32`.
-pub trait Weight: Copy {
+pub trait Weight: Copy + Default {
     /// The product whose panels hold it.
     const PRODUCT: Product;
-    /// Writes the weight at element `t` of `column` in a group.
-    fn put(self, format: PanelFormat, group: &mut [u8], column: usize, t: usize);
+    /// Writes the weights of `column` in a group: as many as the group has elements.
+    fn put(format: PanelFormat, group: &mut [u8], column: usize, weights: &[Self]);
 }
 
 impl Weight for i8 {
     const PRODUCT: Product = Product::U8S8;
-    fn put(self, format: PanelFormat, group: &mut [u8], column: usize, t: usize) {
-        group[format.code_offset(column, t)] = self.to_ne_bytes()[0];
+    fn put(format: PanelFormat, group: &mut [u8], column: usize, weights: &[i8]) {
+        for (t, w) in weights.iter().enumerate() {
+            group[format.code_offset(column, t)] = w.to_ne_bytes()[0];
+        }
     }
 }
 
 impl Weight for f32 {
     const PRODUCT: Product = Product::F32;
-    fn put(self, _: PanelFormat, group: &mut [u8], column: usize, _: usize) {
-        group[4 * column..][..4].copy_from_slice(&self.to_le_bytes());
+    fn put(_: PanelFormat, group: &mut [u8], column: usize, weights: &[f32]) {
+        group[4 * column..][..4].copy_from_slice(&weights[0].to_le_bytes());
     }
+}
+
+/// Bytes of the packed weights of so many channels.
+pub fn packed_bytes(format: PanelFormat, channels: usize, runs: usize, run_len: usize) -> usize {
+    format.panels(channels) * format.weight_bytes(runs * run_len.div_ceil(format.product.group()))
 }
 
 /// Packs the weights of `channels` as `[panel][run][group][NR]` groups of [`Product::group`] elements.
@@ -169,30 +176,58 @@ pub fn pack_weights<W: Weight>(
     run_len: usize,
     weight: impl Fn(usize, usize, usize) -> W,
 ) -> Vec<u8> {
+    let mut bytes = vec![0; packed_bytes(format, channels.len(), runs, run_len)];
+    pack_weights_into(format, channels, runs, run_len, &mut bytes, |channel, run, start, out| {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = weight(channel, run, start + i);
+        }
+    });
+    bytes
+}
+
+/// Groups that are packed at once: those of a whole panel stay in the first cache, and so do the lines of all its
+/// channels that they come from.
+const GROUPS_AT_ONCE: usize = 16;
+
+/// Packs weights into [`packed_bytes`] of zeros. `weights(channel, run, start, out)` gives the weights of a run from
+/// `start` on, as many as `out` takes.
+///
+/// # Panics
+///
+/// When the weights are not of the format's product, or there are not that many bytes.
+pub fn pack_weights_into<W: Weight>(
+    format: PanelFormat,
+    channels: Range<usize>,
+    runs: usize,
+    run_len: usize,
+    bytes: &mut [u8],
+    weights: impl Fn(usize, usize, usize, &mut [W]),
+) {
     assert_eq!(W::PRODUCT, format.product, "weights of another product");
+    assert_eq!(bytes.len(), packed_bytes(format, channels.len(), runs, run_len), "bytes of other weights");
     let step = format.product.group();
     let group_bytes = 4 * format.panel;
-    let groups = runs * run_len.div_ceil(step);
-    let mut bytes = vec![0; format.panels(channels.len()) * format.weight_bytes(groups)];
-    let mut rest = bytes.as_mut_slice();
+    let mut taken = [W::default(); 4 * GROUPS_AT_ONCE];
+    let mut rest = bytes;
     for first in channels.clone().step_by(format.panel) {
         let columns: Vec<(usize, usize)> = (0..format.panel)
             .map(|column| (column, first + format.channel_of_column(column)))
             .filter(|(_, channel)| *channel < channels.end)
             .collect();
         for run in 0..runs {
-            for start in (0..run_len).step_by(step) {
-                let (group, behind) = rest.split_at_mut(group_bytes);
+            for start in (0..run_len).step_by(step * GROUPS_AT_ONCE) {
+                let taken = &mut taken[..(run_len - start).min(step * GROUPS_AT_ONCE)];
+                let (groups, behind) = rest.split_at_mut(taken.len().div_ceil(step) * group_bytes);
                 rest = behind;
                 for &(column, channel) in &columns {
-                    for t in 0..step.min(run_len - start) {
-                        weight(channel, run, start + t).put(format, group, column, t);
+                    weights(channel, run, start, taken);
+                    for (group, of_group) in groups.chunks_exact_mut(group_bytes).zip(taken.chunks(step)) {
+                        W::put(format, group, column, of_group);
                     }
                 }
             }
         }
     }
-    bytes
 }
 
 /// Where the panels of f32 matrices lie that steps pack in the arena.

@@ -209,7 +209,7 @@ impl<'g> Convolution<'g> {
             input * taps + tap
         };
         let elements = (0..problem.runs()).flat_map(|run| (0..problem.run).map(move |i| (run, i)));
-        WeightOrder { channel: inputs * taps, offsets: elements.map(|(run, i)| offset(run, i)).collect() }
+        WeightOrder::new(inputs * taps, elements.map(|(run, i)| offset(run, i)).collect())
     }
 }
 
@@ -272,12 +272,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         }
     };
     let a = conv.input(cx, node, overreads, border)?;
-    let parts = Parts {
-        extras: conv.extras,
-        clamp: conv.clamp,
-        channel_axis: 0,
-        order: &conv.weight_order(&problem),
-    };
+    let parts = Parts { extras: conv.extras, clamp: conv.clamp, order: &conv.weight_order(&problem) };
     product::lower(cx, node, &problem, &kernel, a, &parts)
 }
 

@@ -193,11 +193,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let parts = Parts {
         extras: matrices.extras,
         clamp: matrices.clamp,
-        channel_axis: 1,
-        order: &WeightOrder {
-            channel: 1,
-            offsets: (0..matrices.inner).map(|k| k * matrices.columns).collect(),
-        },
+        order: &WeightOrder::new(1, (0..matrices.inner).map(|k| k * matrices.columns).collect()),
     };
     product::lower(cx, node, &problem, &Kernel::Dense("gemm"), a, &parts)
 }

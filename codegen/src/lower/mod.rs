@@ -16,7 +16,7 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::{choose::Tiling, driver::PendingWalk, pad},
+    dense::{choose::Tiling, driver::PendingWalk, pack, pad},
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
@@ -26,11 +26,16 @@ use crate::{
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Bytes that are worth packing on several threads.
+const WORTH_THREADS: usize = 64 << 10;
 
 /// How one op is lowered.
 pub(crate) struct Lowerer {
-    /// Whether this node can be emitted, or why not. Must be the whole truth: `lower` may rely on it.
+    /// Whether this node can be emitted, or why not. Must be the whole truth, but for requantizations that cannot be
+    /// expressed: `lower` may rely on it.
     pub(crate) supported: fn(&Graph, NodeId) -> Result<(), String>,
     /// Emits the steps of a supported node.
     pub(crate) lower: fn(&mut Lowering, NodeId) -> Result<(), CodegenError>,
@@ -71,6 +76,12 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
 
 /// Whether generated code can compute a node, or why not.
 pub fn capability(graph: &Graph, node: NodeId) -> Result<(), String> {
+    has_kernel(graph, node)?;
+    product::check_requantization(graph, node)
+}
+
+/// Like [`capability`], but for what only the values of weights can tell, which the lowering finds out by itself.
+fn has_kernel(graph: &Graph, node: NodeId) -> Result<(), String> {
     match graph.op(node) {
         None => Ok(()),
         Some(op) => match lowerer(op) {
@@ -83,7 +94,7 @@ pub fn capability(graph: &Graph, node: NodeId) -> Result<(), String> {
 /// Whether a node has a device that runs generated code, and a lowering.
 fn is_generated(graph: &Graph, node: NodeId) -> bool {
     matches!(graph.node(node).device, Some(Device::Int8Jit | Device::FloatJit))
-        && capability(graph, node).is_ok()
+        && has_kernel(graph, node).is_ok()
 }
 
 /// Whether the steps of a node read this operand by its strides, whatever they are.
@@ -197,7 +208,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
         options,
         plan: Plan::new(graph)?,
         code: CodeBuilder::new(options.tier, options.listing)?,
-        weights: WeightBlock::default(),
+        weights: WeightBlock::new(expected_weights(graph))?,
         constants: BTreeMap::new(),
         steps: Vec::new(),
         node: None,
@@ -215,6 +226,13 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
     Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, arena_bytes })
 }
 
+/// About what the packed weights will take: the constants, and padding to whole panels.
+fn expected_weights(graph: &Graph) -> usize {
+    let bytes = graph.nodes().filter_map(|(id, _)| graph.constant_value(id.out())).map(|t| t.bytes().len());
+    let bytes: usize = bytes.fold(0, usize::saturating_add);
+    bytes.saturating_add(bytes / 2).saturating_add(1 << 20).min(u32::MAX as usize)
+}
+
 impl<'g> Lowering<'g> {
     fn lower_node(&mut self, node: NodeId) -> Result<(), CodegenError> {
         self.node = Some(node);
@@ -225,7 +243,7 @@ impl<'g> Lowering<'g> {
             None => Err(CodegenError::NotPlaced { node: n.name.clone() }),
             Some(Device::Interpreter) => self.interpret(node),
             Some(Device::Int8Jit | Device::FloatJit) => {
-                let supported = capability(self.graph, node);
+                let supported = has_kernel(self.graph, node);
                 match (lowerer(op), supported) {
                     (Some(lowerer), Ok(())) => {
                         (lowerer.lower)(self, node)?;
@@ -318,6 +336,30 @@ impl<'g> Lowering<'g> {
     /// Puts read-only bytes into the weights, aligned to `align` (a power of two, at most 64); equal parts are shared.
     pub(crate) fn weights(&mut self, bytes: &[u8], align: usize) -> Result<u32, CodegenError> {
         self.weights.add(bytes, align)
+    }
+
+    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](crate::dense::pack::ALIGN), and has them
+    /// written, which threads share: `write(i, part)`. The parts are zeros before. Their offsets.
+    pub(crate) fn packed(
+        &mut self,
+        sizes: &[usize],
+        write: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Result<Vec<u32>, CodegenError> {
+        let lengths = sizes.iter().map(|n| n.next_multiple_of(pack::ALIGN));
+        let (first, mut rest) = self.weights.reserve(lengths.clone().sum(), pack::ALIGN)?;
+        let (mut parts, mut offsets, mut at) = (Vec::with_capacity(sizes.len()), Vec::new(), first);
+        for (length, &size) in lengths.zip(sizes) {
+            let (part, behind) = rest.split_at_mut(length);
+            rest = behind;
+            parts.push(&mut part[..size]);
+            offsets.push(at);
+            at += length as u32;
+        }
+        match sizes.iter().sum::<usize>() {
+            0..WORTH_THREADS => parts.into_iter().enumerate().for_each(|(i, part)| write(i, part)),
+            _ => parts.into_par_iter().enumerate().for_each(|(i, part)| write(i, part)),
+        }
+        Ok(offsets)
     }
 
     /// A name for a function of the current node: `kernel`, `%` and the node's number, made unique.

@@ -16,7 +16,7 @@ use crate::{
 use qcc_ir::{
     Graph, NodeId, Op, OpError, Tensor, TensorError, ValueId,
     numerics::{Requantizer, WeightSums},
-    ops::Clamp,
+    ops::{Clamp, QConv, QMatMul},
 };
 
 /// Slots of the optional operands.
@@ -82,24 +82,41 @@ pub(super) fn constant(graph: &Graph, node: NodeId, slot: usize) -> Result<&Tens
         .ok_or_else(|| OpError::unsupported(format!("operand {slot} is not a constant")))
 }
 
-/// The requantizer of an integer product; `None` of a float one.
-pub(super) fn requantizer(graph: &Graph, node: NodeId) -> Result<Option<Requantizer>, OpError> {
+/// The sums of an integer product's weights, by channel; `None` of a float one.
+fn weight_sums(graph: &Graph, node: NodeId) -> Result<Option<Vec<WeightSums>>, OpError> {
+    let axis = match graph.op(node) {
+        Some(Op::QConv(_)) => QConv::CHANNEL_AXIS,
+        Some(Op::QMatMul(_)) => QMatMul::CHANNEL_AXIS,
+        _ => return Ok(None),
+    };
+    Ok(Some(WeightSums::by_channel(constant(graph, node, 1)?, axis)?))
+}
+
+/// The requantizer of an integer product with these sums of weights; `None` of a float one.
+fn requantizer(graph: &Graph, node: NodeId, sums: &[WeightSums]) -> Result<Option<Requantizer>, OpError> {
     let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
     let bias = |there: bool| there.then(|| constant(graph, node, 2)).transpose();
-    let weights = || constant(graph, node, 1);
     match graph.op(node) {
-        Some(Op::QConv(c)) => c.requantizer(&types, weights()?, bias(c.bias)?).map(Some),
-        Some(Op::QMatMul(m)) => m.requantizer(&types, weights()?, bias(m.bias)?).map(Some),
+        Some(Op::QConv(c)) => c.requantizer(&types, sums, bias(c.bias)?).map(Some),
+        Some(Op::QMatMul(m)) => m.requantizer(&types, sums, bias(m.bias)?).map(Some),
         _ => Ok(None),
     }
 }
 
-/// Fails for operands that no product takes, and for requantizations that cannot be expressed.
+/// Fails for requantizations that cannot be expressed. Reads all weights.
+pub(super) fn check_requantization(graph: &Graph, node: NodeId) -> Result<(), String> {
+    let checked = weight_sums(graph, node).and_then(|sums| match sums {
+        Some(sums) => requantizer(graph, node, &sums).map(|_| ()),
+        None => Ok(()),
+    });
+    checked.map_err(|e| e.to_string())
+}
+
+/// Fails for operands that no product takes.
 pub(super) fn check(graph: &Graph, node: NodeId, extras: Extras) -> Result<(), String> {
     check_extents(graph, node)?;
     check_constant(graph, node, Some(1), "weights")?;
-    check_constant(graph, node, extras.bias, "bias")?;
-    requantizer(graph, node).map(|_| ()).map_err(|e| e.to_string())
+    check_constant(graph, node, extras.bias, "bias")
 }
 
 /// Fails where an operand is there and no constant.
@@ -134,8 +151,6 @@ pub(super) struct Parts<'a> {
     pub(super) extras: Extras,
     /// Bounds of a float one.
     pub(super) clamp: Clamp,
-    /// The weights' axis of output channels.
-    pub(super) channel_axis: usize,
     /// Where the weights of the problem lie in their tensor.
     pub(super) order: &'a WeightOrder,
 }
@@ -160,7 +175,8 @@ pub(super) fn lower(
     let r = parts.extras.residual_location(cx, node)?;
     let y = cx.result_view(node)?.location;
     let operands = Operands { a, y, r, w: None };
-    let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
+    let sums = weight_sums(cx.graph, node).map_err(|e| cx.refuse(node, e))?.unwrap_or_default();
+    let requantizer = requantizer(cx.graph, node, &sums).map_err(|e| cx.refuse(node, e))?;
     let epilogue = match &requantizer {
         Some(_) if cx.options.measure_pack_only => Epilogue::PackOnly,
         Some(q) => Epilogue::Requantize(q),
@@ -179,7 +195,6 @@ pub(super) fn lower(
             let bias = bias.map(|b| b.as_slice::<i32>()).transpose().map_err(|e| refuse(cx, e))?;
             let (_, zero) = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().unwrap_or((1.0, 0));
             let (mut starts, mut reach) = (Vec::with_capacity(channels), 0);
-            let sums = WeightSums::by_channel(weights, parts.channel_axis).map_err(|e| refuse(cx, e))?;
             for (c, own) in sums.into_iter().enumerate() {
                 let bias = bias.map_or(0, |b| b[c]);
                 // Wrapping: the requantizer has checked that whole sums fit, and they do not depend on the order.

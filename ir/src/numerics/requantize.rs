@@ -87,6 +87,9 @@ impl WeightSums {
         if elements.is_empty() {
             return Ok(sums);
         }
+        if inner == 1 {
+            return Ok(WeightSums::by_column(elements, sums.len()));
+        }
         for block in elements.chunks_exact(sums.len() * inner) {
             for (sum, own) in sums.iter_mut().zip(block.chunks_exact(inner)) {
                 let own = WeightSums::of(own);
@@ -97,13 +100,40 @@ impl WeightSums {
         Ok(sums)
     }
 
+    /// The sums of each column of a row-major matrix.
+    fn by_column(elements: &[i8], columns: usize) -> Vec<WeightSums> {
+        let mut sums = vec![WeightSums::default(); columns];
+        let (mut totals, mut magnitudes) = (vec![0i16; columns], vec![0u16; columns]);
+        // As in `of`: rows whose sums fit 16 bits.
+        for rows in elements.chunks(255 * columns) {
+            totals.fill(0);
+            magnitudes.fill(0);
+            for row in rows.chunks_exact(columns) {
+                for ((total, magnitude), &w) in totals.iter_mut().zip(&mut magnitudes).zip(row) {
+                    *total += i16::from(w);
+                    *magnitude += u16::from(w.unsigned_abs());
+                }
+            }
+            for ((sum, &total), &magnitude) in sums.iter_mut().zip(&totals).zip(&magnitudes) {
+                sum.total += i64::from(total);
+                sum.magnitude += i64::from(magnitude);
+            }
+        }
+        sums
+    }
+
     /// The sums of these weights.
     pub fn of(weights: &[i8]) -> WeightSums {
         let mut sums = WeightSums::default();
-        // In pieces whose sums stay far within 32 bits, which the compiler turns into vectors.
-        for piece in weights.chunks(1 << 16) {
-            sums.total += i64::from(piece.iter().map(|&w| i32::from(w)).sum::<i32>());
-            sums.magnitude += i64::from(piece.iter().map(|&w| i32::from(w).abs()).sum::<i32>());
+        // In pieces whose sums fit 16 bits, so that the compiler makes vectors of many lanes of them.
+        for piece in weights.chunks(255) {
+            let (mut total, mut magnitude) = (0i16, 0u16);
+            for &w in piece {
+                total += i16::from(w);
+                magnitude += u16::from(w.unsigned_abs());
+            }
+            sums.total += i64::from(total);
+            sums.magnitude += i64::from(magnitude);
         }
         sums
     }

@@ -171,26 +171,29 @@ impl QConv {
         self.residual.then_some(2 + usize::from(self.bias))
     }
 
-    /// The requantization of this op for these weights and bias, as interpreter and kernels use it.
+    /// The axis of the weights that the output channels are along.
+    pub const CHANNEL_AXIS: usize = 0;
+
+    /// The requantization of this op for weights of these sums (along [`CHANNEL_AXIS`](Self::CHANNEL_AXIS)) and this
+    /// bias, as interpreter and kernels use it.
     pub fn requantizer(
         &self,
         types: &[&TensorType],
-        weights: &Tensor,
+        weights: &[WeightSums],
         bias: Option<&Tensor>,
     ) -> Result<Requantizer, OpError> {
         let residual = self.residual_slot().map(|s| types[s]);
-        requantizer(types[0], types[1], residual, weights, 0, bias, self.requant, self.output)
+        requantizer(types[0], types[1], residual, weights, bias, self.requant, self.output)
     }
 }
 
-/// Builds the requantizer of a product of u8 by s8 with `channel_axis` the weights' output axis.
+/// Builds the requantizer of a product of u8 by s8 with these sums of the weights of each output channel.
 #[allow(clippy::too_many_arguments, reason = "the operands of the op, once")]
 pub(super) fn requantizer(
     x: &TensorType,
     w: &TensorType,
     residual: Option<&TensorType>,
-    weights: &Tensor,
-    channel_axis: usize,
+    weights: &[WeightSums],
     bias: Option<&Tensor>,
     mode: RequantMode,
     grid: OutputGrid,
@@ -199,7 +202,7 @@ pub(super) fn requantizer(
     let w_grid = w.quant.as_ref().ok_or_else(|| OpError::quant("weights without a grid"))?;
     let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
     let (mut factors, mut bounds) = (vec![], vec![]);
-    for (c, own) in WeightSums::by_channel(weights, channel_axis)?.into_iter().enumerate() {
+    for (c, own) in weights.iter().enumerate() {
         bounds.push(own.bounds(bias.map_or(0, |b| b[c]), z_x));
         factors.push(f64::from(s_x) * f64::from(w_grid.at(c).0) / f64::from(grid.scale));
     }
@@ -463,7 +466,8 @@ impl Operator for QConv {
         let (x, w) = (operands[0].as_slice::<u8>()?, operands[1].as_slice::<i8>()?);
         let (_, z_x) = per_tensor(types[0], "input")?;
         let bias = self.bias.then(|| operands[2]);
-        let requantizer = self.requantizer(types, operands[1], bias)?;
+        let sums = WeightSums::by_channel(operands[1], Self::CHANNEL_AXIS)?;
+        let requantizer = self.requantizer(types, &sums, bias)?;
         let y = &results[0].shape;
         let axis = self.layout.channel_axis(y.rank());
         let (stride, channels) = (y.strides()[axis], y[axis]);

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     DType, OpError, OutputGrid, Shape, Tensor, TensorType,
-    numerics::{RequantMode, Requantizer},
+    numerics::{RequantMode, Requantizer, WeightSums},
 };
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -71,15 +71,19 @@ impl QMatMul {
         self.residual.then_some(2 + usize::from(self.bias))
     }
 
-    /// The requantization of this op for these weights and bias, as interpreter and kernels use it.
+    /// The axis of the weights that the output channels are along.
+    pub const CHANNEL_AXIS: usize = 1;
+
+    /// The requantization of this op for weights of these sums (along [`CHANNEL_AXIS`](Self::CHANNEL_AXIS)) and this
+    /// bias, as interpreter and kernels use it.
     pub fn requantizer(
         &self,
         types: &[&TensorType],
-        weights: &Tensor,
+        weights: &[WeightSums],
         bias: Option<&Tensor>,
     ) -> Result<Requantizer, OpError> {
         let residual = self.residual_slot().map(|s| types[s]);
-        requantizer(types[0], types[1], residual, weights, 1, bias, self.requant, self.output)
+        requantizer(types[0], types[1], residual, weights, bias, self.requant, self.output)
     }
 }
 
@@ -198,7 +202,8 @@ impl Operator for QMatMul {
         let (a, b) = (operands[0].as_slice::<u8>()?, operands[1].as_slice::<i8>()?);
         let (_, z_a) = per_tensor(types[0], "input")?;
         let bias = self.bias.then(|| operands[2]);
-        let requantizer = self.requantizer(types, operands[1], bias)?;
+        let sums = WeightSums::by_channel(operands[1], Self::CHANNEL_AXIS)?;
+        let requantizer = self.requantizer(types, &sums, bias)?;
         let mut sums = start(y, bias.map(|b| b.as_slice::<i32>()).transpose()?);
         // As in a convolution: partial sums may wrap, the whole may not.
         for_each_row(operands[0].shape(), operands[1].shape(), y, |row, a_at, b_at| {
