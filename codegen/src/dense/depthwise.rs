@@ -6,7 +6,7 @@
 //! so several neighbouring pixels are computed at once.
 
 use super::{
-    Problem, Weights,
+    Problem, Weights, asm,
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
@@ -15,6 +15,7 @@ use super::{
     },
     pack,
     spec::Epilogue,
+    strip::{self, StripSpec, Strips},
 };
 use crate::{
     CodegenError,
@@ -28,6 +29,7 @@ use cranelift_codegen::ir::{
     types::{F32X4, F64, F64X2, I8X16, I16X8, I64},
 };
 use cranelift_frontend::FunctionBuilder;
+use qcc_ir::ops::Clamp;
 use std::collections::BTreeSet;
 
 /// Channels of a panel.
@@ -110,6 +112,85 @@ pub(crate) fn lower(
             y: first,
             class: class as u32,
         });
+    }
+    driver::step(cx, &name, problem, &cut, operands, &functions, &entries, work)
+}
+
+/// Lowers a depthwise convolution to one step of assembled strips, on an input without a border.
+#[allow(clippy::too_many_arguments, reason = "all that a step is made of")]
+pub(crate) fn lower_strips(
+    cx: &mut Lowering,
+    problem: &Problem,
+    strips: &Strips,
+    epilogue: Epilogue<'_>,
+    operands: Operands,
+    coefficients: &Coefficients<'_>,
+    work: Work,
+) -> Result<(), CodegenError> {
+    let isa = cx.options.tier.isa;
+    let panels = strip::panels(problem.product, isa, problem.channels);
+    let spec = |class: Class, rows: usize, cols: usize| StripSpec {
+        product: problem.product,
+        isa,
+        panel: class.0,
+        columns: class.1,
+        planned_rows: strips.rows,
+        rows,
+        cols,
+        window: strips.window,
+        y_row: problem.y.row,
+        y_col: problem.y.col,
+        epilogue,
+    };
+    let mut cut = Cut { rows: strips.rows, cols: strips.cols, panels, order: Order::PixelsOuter };
+    let pixels = cut.panels.first().map_or(0, |p| strips.rows * spec(class_of(p), 1, strips.cols).block());
+    let name = kernel_name(cx, "dwconv", problem.product, pixels, cut.panels.first());
+    let classes = classes(&cut);
+    let mut functions = Vec::with_capacity(classes.len());
+    for &class in &classes {
+        functions.push(for_each_part(problem, &cut, |rows, cols| {
+            let tile_name = cx.step_name(&format!("{name}_strip_{rows}x{cols}x{}", class.1));
+            let code = asm::emit_strip(&spec(class, rows, cols))
+                .map_err(|e| CodegenError::Backend { function: tile_name.clone(), reason: e.to_string() })?;
+            cx.define_bytes(&tile_name, TILE_PARAMETERS, &code)
+        })?);
+    }
+    let (mut entries, mut constant_bytes) = (Vec::with_capacity(cut.panels.len()), 0);
+    for panel in &cut.panels {
+        let spec = spec(class_of(panel), strips.rows, strips.cols);
+        let channels = panel.first..panel.first + panel.columns;
+        let (weights, params) = match (coefficients, epilogue) {
+            (Coefficients::Codes(w, start, _), _) => {
+                let requantizer = match epilogue {
+                    Epilogue::Requantize(q) => Some(q),
+                    _ => None,
+                };
+                let params = pack::pack_params(spec.format(), requantizer, channels, start);
+                (spec.pack(panel.first, w, strips.padding), params)
+            }
+            (Coefficients::Floats(w, bias), epilogue) => {
+                let clamp = match epilogue {
+                    Epilogue::Float { clamp, .. } => clamp,
+                    // A float product has no other epilogue.
+                    _ => Clamp::NONE,
+                };
+                (spec.pack(panel.first, w, strips.padding), pack::pack_bias(spec.format(), clamp, channels, bias))
+            }
+        };
+        constant_bytes += weights.len() + params.len();
+        let first = (panel.first * problem.product.element()) as u32;
+        entries.push(PanelEntry {
+            a: first,
+            weights: cx.weights(&weights, pack::ALIGN)?,
+            params: cx.weights(&params, pack::ALIGN)?,
+            y: first,
+            class: classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0) as u32,
+        });
+    }
+    // What is read again for every strip: constants if all panels of a strip follow each other, and otherwise what
+    // neighbouring panels share of the rows' cache lines.
+    if constant_bytes > strips.rows * problem.a.row {
+        cut.order = Order::PanelsOuter;
     }
     driver::step(cx, &name, problem, &cut, operands, &functions, &entries, work)
 }

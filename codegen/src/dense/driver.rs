@@ -329,6 +329,8 @@ struct Walk {
     /// Index of the last row and column of blocks if it is a smaller one.
     lower_edge: Option<usize>,
     right_edge: Option<usize>,
+    /// Rows and columns of a block.
+    block: [usize; 2],
 }
 
 impl Walk {
@@ -350,6 +352,7 @@ impl Walk {
             panel,
             lower_edge: edge(p.rows, cut.rows),
             right_edge: edge(p.cols, cut.cols),
+            block: [cut.rows, cut.cols],
         }
     }
 
@@ -423,7 +426,10 @@ impl Walk {
         let r = bases.r.map(|base| e.b.ins().iadd(base, y));
         let [a, y] = [(a, bases.a), (y, bases.y)].map(|(offset, base)| e.b.ins().iadd(base, offset));
         let [w, params] = [w, params].map(|offset| e.b.ins().iadd(bases.weights, offset));
-        let arguments = [a, w, params, y, r.unwrap_or(y)];
+        let row = e.b.ins().imul_imm_s(state.index[self.row], self.block[0] as i64);
+        let col = e.b.ins().imul_imm_s(state.index[self.col], (self.block[1] as i64) << 32);
+        let at = e.b.ins().iadd(row, col);
+        let arguments = [a, w, params, y, r.unwrap_or(y), at];
         let all: Vec<(usize, FuncId)> =
             functions.iter().flatten().enumerate().filter_map(|(i, f)| f.map(|f| (i, f))).collect();
         if let [(_, only)] = all[..] {

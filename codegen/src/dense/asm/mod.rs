@@ -9,6 +9,7 @@
 //! count in rax, r9, r10 and r11, so nothing has to be saved.
 
 mod accumulate;
+mod depthwise;
 mod requantize;
 mod store;
 mod vector;
@@ -26,6 +27,7 @@ use iced_x86::{
     code_asm::{AsmMemoryOperand, AsmRegister64, rdx},
 };
 use qcc_ir::DType;
+pub(crate) use depthwise::emit_strip;
 pub(crate) use vector::Reg;
 use vector::{Assembler, Width};
 

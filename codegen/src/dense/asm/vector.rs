@@ -155,6 +155,7 @@ impl Assembler {
         vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
         vmulps vaddps vmaxps vminps
         vpackssdw vpacksswb vpackuswb vpmaxub vpminub vpshufb vpermd
+        vpunpcklbw vpunpckhbw vpunpcklwd vpunpckhwd
     }
 
     immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw vpsrlw }
@@ -179,6 +180,14 @@ impl Assembler {
         match self.width {
             Width::Ymm => self.asm.vpxor(d.ymm(), a.ymm(), ymmword_ptr(b)),
             Width::Zmm => self.asm.vpxord(d.zmm(), a.zmm(), zmmword_ptr(b)),
+        }
+    }
+
+    /// A whole vector to `m`.
+    pub(super) fn store_vector(&mut self, m: AsmMemoryOperand, a: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vmovups(ymmword_ptr(m), a.ymm()),
+            Width::Zmm => self.asm.vmovups(zmmword_ptr(m), a.zmm()),
         }
     }
 
