@@ -140,6 +140,7 @@ pub(crate) fn lower_strips(
         window: strips.window,
         y_row: problem.y.row,
         y_col: problem.y.col,
+        prefetches: problem.a_bytes() + problem.images * problem.y.image > strip::LEVEL2,
         epilogue,
     };
     let mut cut = Cut { rows: strips.rows, cols: strips.cols, panels, order: Order::PixelsOuter };

@@ -26,11 +26,14 @@ use super::{
     spec::{Epilogue, Product},
 };
 use crate::tier::Isa;
+use std::collections::BTreeSet;
 
 /// Bytes of the scratch line: small enough to share the first cache with rows and weights, and for any stack.
 const SCRATCH: usize = 16 << 10;
 /// Output pixels of one row whose accumulators are held at once, at most: more is code without use.
 const MAX_BLOCK: usize = 8;
+/// Bytes of images, input and results, that the second level of cache still holds from the layer before.
+pub(crate) const LEVEL2: usize = 1 << 20;
 /// Registers that hold no accumulators: weights, columns, products, and what the epilogue needs.
 const TEMPORARIES: usize = 8;
 /// Kernel rows of a float strip, which has a bit for each.
@@ -70,8 +73,9 @@ impl Axis {
 
     /// Input pixels that a tap of one of these outputs meets, in order.
     pub(crate) fn reached(&self, outputs: usize) -> Vec<usize> {
-        let is_reached = |at: &usize| (0..outputs).any(|i| self.tap(i, *at).is_some());
-        (0..self.span(outputs)).filter(is_reached).collect()
+        let of_output = |i: usize| (0..self.taps).map(move |tap| i * self.stride + tap * self.dilation);
+        let all: BTreeSet<usize> = (0..outputs).flat_map(of_output).collect();
+        all.into_iter().collect()
     }
 
     /// Where input pixel `at` of [`span`](Self::span) is in the image, for output 0 at `first`; `None` outside.
@@ -98,6 +102,9 @@ pub(crate) struct StripSpec<'a> {
     /// Bytes from one row of results to the next, and from one pixel.
     pub(crate) y_row: usize,
     pub(crate) y_col: usize,
+    /// Whether rows that the strips below will read, and results that they will write, are brought into the second
+    /// level of cache.
+    pub(crate) prefetches: bool,
     pub(crate) epilogue: Epilogue<'a>,
 }
 
@@ -240,7 +247,7 @@ impl StripWeight {
 pub(crate) struct Header;
 
 impl Header {
-    /// The zero point as codes: what a row outside the image holds.
+    /// The zero point as codes: what a row outside the image holds. Strips take it for such a row, so it is the first.
     pub(crate) const CODES: usize = 0;
     /// The zero point as elements of the scratch line, which are words without a fused dot product.
     pub(crate) const ELEMENTS: usize = 64;

@@ -118,6 +118,7 @@ impl Strip<'_> {
             let line_step = run.cols * self.spec.window[1].stride * self.spec.line_column();
             self.repeat(run, line_step, |strip, _| {
                 accumulate::start_from_bias(&mut strip.asm, tile)?;
+                strip.prefetch_results(run.cols)?;
                 strip.multiply(tile, run.cols)?;
                 store::codes(&mut strip.asm, tile)
             })?;
@@ -199,26 +200,7 @@ impl Strip<'_> {
         asm.mov(r14, r12)?;
         let groups = self.spec.groups();
         for (i, group) in groups.iter().take(self.spec.read_groups()).enumerate() {
-            self.point_at_rows(line, group)?;
-            let asm = &mut self.asm.asm;
-            let start = displacement(i * self.spec.panel * 4)?;
-            asm.lea(r12, r14 + start)?;
-            asm.mov(r13d, dword_ptr(rsp + line + BODY))?;
-            let (mut top, mut done) = (asm.create_label(), asm.create_label());
-            asm.test(r13d, r13d)?;
-            asm.je(done)?;
-            asm.set_label(&mut top)?;
-            self.interleave_column(group.len(), &constants)?;
-            let asm = &mut self.asm.asm;
-            for (i, row) in ROWS[..group.len()].iter().enumerate() {
-                asm.add(*row, qword_ptr(rsp + line + 8 * i as i32))?;
-            }
-            asm.add(r12, column)?;
-            asm.dec(r13d)?;
-            asm.jne(top)?;
-            asm.set_label(&mut done)?;
-            // A label of its own for what follows.
-            asm.nop()?;
+            self.interleave_group(line, i, group, &constants)?;
         }
         let asm = &mut self.asm.asm;
         asm.mov(r13d, dword_ptr(rsp + line + BODY))?;
@@ -227,6 +209,39 @@ impl Strip<'_> {
         asm.mov(r13d, dword_ptr(rsp + line + BEHIND))?;
         asm.imul_3(r13d, r13d, vectors as i32)?;
         self.fill(constants.padding)
+    }
+
+    /// One group of rows, in all columns inside the image; r14 is the first of them in the line.
+    fn interleave_group(
+        &mut self,
+        line: i32,
+        index: usize,
+        group: &[usize],
+        constants: &Constants,
+    ) -> Result<(), EmitError> {
+        self.point_at_rows(line, group)?;
+        let asm = &mut self.asm.asm;
+        asm.lea(r12, r14 + displacement(index * self.spec.panel * 4)?)?;
+        asm.mov(r13d, dword_ptr(rsp + line + BODY))?;
+        let (mut top, mut done) = (asm.create_label(), asm.create_label());
+        asm.test(r13d, r13d)?;
+        asm.je(done)?;
+        asm.set_label(&mut top)?;
+        self.interleave_column(group.len(), constants)?;
+        if index + 1 == self.spec.read_groups() {
+            self.prefetch_rows(ROWS[group.len() - 1], 1)?;
+        }
+        let asm = &mut self.asm.asm;
+        for (i, row) in ROWS[..group.len()].iter().enumerate() {
+            asm.add(*row, qword_ptr(rsp + line + 8 * i as i32))?;
+        }
+        asm.add(r12, displacement(self.spec.line_column())?)?;
+        asm.dec(r13d)?;
+        asm.jne(top)?;
+        asm.set_label(&mut done)?;
+        // An instruction can have one label only, and what follows may have its own.
+        asm.nop()?;
+        Ok(())
     }
 
     fn vector_bytes(&self) -> usize {
@@ -298,6 +313,9 @@ impl Strip<'_> {
     /// a zero point that stays where it is.
     fn point_at_rows(&mut self, line: i32, group: &[usize]) -> Result<(), EmitError> {
         let (rows, cols) = (self.spec.window[0], self.spec.window[1]);
+        // Where the weights begin.
+        let outside = rsi;
+        const { assert!(Header::CODES == 0) };
         let asm = &mut self.asm.asm;
         for (i, (&offset, row)) in group.iter().zip(ROWS).enumerate() {
             asm.lea(row, rdi + displacement(offset * rows.pitch)?)?;
@@ -305,7 +323,7 @@ impl Strip<'_> {
             asm.lea(r12d, r9 + displacement(offset)?)?;
             // A row above is a huge number.
             asm.cmp(r12d, displacement(rows.extent)?)?;
-            asm.cmovae(row, rsi)?;
+            asm.cmovae(row, outside)?;
             asm.mov(r12d, 0)?;
             asm.cmovae(r13d, r12d)?;
             asm.mov(qword_ptr(rsp + line + 8 * i as i32), r13)?;
@@ -486,6 +504,7 @@ impl Strip<'_> {
             let step = run.cols * cols.stride * cols.pitch;
             self.repeat(run, step, |strip, first| {
                 accumulate::start_from_bias(&mut strip.asm, tile)?;
+                strip.prefetch_below(run.cols)?;
                 for tap in 0..rows.taps {
                     strip.multiply_row(tile, tap, first, run.cols)?;
                 }
@@ -494,6 +513,45 @@ impl Strip<'_> {
                 };
                 store::floats(&mut strip.asm, tile, clamp, residual)
             })?;
+        }
+        Ok(())
+    }
+
+    /// Asks for what the strip below reads in these columns and this one does not, and for the results it writes.
+    fn prefetch_below(&mut self, cols: usize) -> Result<(), EmitError> {
+        let (rows, axis) = (self.spec.window[0], self.spec.window[1]);
+        if self.spec.prefetches {
+            let last = (rows.span(1) - 1) * rows.pitch;
+            let columns = cols * axis.stride;
+            self.asm.asm.lea(rax, displaced(rdi, 0, last)?)?;
+            self.prefetch_rows(rax, columns)?;
+        }
+        self.prefetch_results(cols)
+    }
+
+    /// Asks for these columns of the rows below the one at `last` that are new to the strip below.
+    fn prefetch_rows(&mut self, last: AsmRegister64, columns: usize) -> Result<(), EmitError> {
+        let (rows, axis) = (self.spec.window[0], self.spec.window[1]);
+        if self.spec.prefetches {
+            for below in 1..=self.spec.planned_rows * rows.stride {
+                for column in 0..columns {
+                    let from = displaced(last, 0, below * rows.pitch + column * axis.pitch)?;
+                    self.asm.asm.prefetcht1(byte_ptr(from))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the results of the strip below in these columns.
+    fn prefetch_results(&mut self, cols: usize) -> Result<(), EmitError> {
+        if self.spec.prefetches {
+            for row in self.spec.rows..self.spec.rows + self.spec.planned_rows {
+                for col in 0..cols {
+                    let to = displaced(rcx, 0, row * self.spec.y_row + col * self.spec.y_col)?;
+                    self.asm.asm.prefetchw(byte_ptr(to))?;
+                }
+            }
         }
         Ok(())
     }
