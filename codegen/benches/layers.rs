@@ -41,16 +41,16 @@ impl Layer {
 
 /// Those of MobileNetV2, and the 5x5 ones of EfficientNet-Lite0.
 fn depthwise() -> Vec<Layer> {
-    let mobilenet = [
-        (112, 32, 3, 1),
-        (112, 96, 3, 2),
-        (56, 144, 3, 1),
-        (28, 192, 3, 1),
-        (14, 384, 3, 1),
-        (7, 960, 3, 1),
+    let mobilenet =
+        [(112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (28, 192, 3, 1), (14, 384, 3, 1), (7, 960, 3, 1)];
+    let efficientnet = [
+        (56, 144, 5, 2),
+        (28, 240, 5, 1),
+        (14, 480, 5, 1),
+        (14, 672, 5, 1),
+        (14, 672, 5, 2),
+        (7, 1152, 5, 1),
     ];
-    let efficientnet =
-        [(56, 144, 5, 2), (28, 240, 5, 1), (14, 480, 5, 1), (14, 672, 5, 1), (14, 672, 5, 2), (7, 1152, 5, 1)];
     let layer = |(size, channels, kernel, stride)| Layer::depthwise(size, channels, kernel, stride);
     mobilenet.into_iter().chain(efficientnet).map(layer).collect()
 }

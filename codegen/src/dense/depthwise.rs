@@ -1,6 +1,7 @@
-//! Depthwise convolutions in Cranelift's 128-bit vectors, for every tier.
+//! Depthwise convolutions: assembled strips ([`strip`]) where they reach, and otherwise tiles in Cranelift's 128-bit
+//! vectors, which every tier can run.
 //!
-//! A tile is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each other share a
+//! A tile of Cranelift's is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each other share a
 //! vector: their codes are interleaved, so that one `pmaddwd` (two rows) or `vpdpbusd` (four rows) multiplies and sums
 //! them for four channels. An interleaved input column serves every output pixel of a block that a tap of it reaches,
 //! so several neighbouring pixels are computed at once.
@@ -101,6 +102,10 @@ pub(crate) fn lower(
             Coefficients::Floats(w, bias) => {
                 (pack_floats(panel, taps, w), constants.pack_float(channels, bias))
             }
+            Coefficients::Bias(_) => {
+                let reason = "depthwise weights are constant".into();
+                return Err(CodegenError::Backend { function: name, reason });
+            }
         };
         let first = (panel.first * problem.product.element()) as u32;
         let class = classes(&cut).iter().position(|&c| c == class_of(panel)).unwrap_or(0);
@@ -140,7 +145,6 @@ pub(crate) fn lower_strips(
         window: strips.window,
         y_row: problem.y.row,
         y_col: problem.y.col,
-        prefetches: problem.a_bytes() + problem.images * problem.y.image > strip::LEVEL2,
         epilogue,
     };
     let mut cut = Cut { rows: strips.rows, cols: strips.cols, panels, order: Order::PixelsOuter };
@@ -159,24 +163,9 @@ pub(crate) fn lower_strips(
     let (mut entries, mut constant_bytes) = (Vec::with_capacity(cut.panels.len()), 0);
     for panel in &cut.panels {
         let spec = spec(class_of(panel), strips.rows, strips.cols);
-        let channels = panel.first..panel.first + panel.columns;
-        let (weights, params) = match (coefficients, epilogue) {
-            (Coefficients::Codes(w, start, _), _) => {
-                let requantizer = match epilogue {
-                    Epilogue::Requantize(q) => Some(q),
-                    _ => None,
-                };
-                let params = pack::pack_params(spec.format(), requantizer, channels, start);
-                (spec.pack(panel.first, w, strips.padding), params)
-            }
-            (Coefficients::Floats(w, bias), epilogue) => {
-                let clamp = match epilogue {
-                    Epilogue::Float { clamp, .. } => clamp,
-                    // A float product has no other epilogue.
-                    _ => Clamp::NONE,
-                };
-                (spec.pack(panel.first, w, strips.padding), pack::pack_bias(spec.format(), clamp, channels, bias))
-            }
+        let Some((weights, params)) = pack_strip(&spec, panel, strips.padding, coefficients) else {
+            let reason = "depthwise weights are constant".into();
+            return Err(CodegenError::Backend { function: name, reason });
         };
         constant_bytes += weights.len() + params.len();
         let first = (panel.first * problem.product.element()) as u32;
@@ -195,6 +184,36 @@ pub(crate) fn lower_strips(
     }
     cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
     Ok(())
+}
+
+/// Weights and constants of one panel; `None` where the weights are not known.
+fn pack_strip(
+    spec: &StripSpec<'_>,
+    panel: &Panel,
+    padding: u8,
+    coefficients: &Coefficients<'_>,
+) -> Option<(Vec<u8>, Vec<u8>)> {
+    let channels = panel.first..panel.first + panel.columns;
+    match coefficients {
+        Coefficients::Codes(w, start, _) => {
+            let requantizer = match spec.epilogue {
+                Epilogue::Requantize(q) => Some(q),
+                Epilogue::PackOnly | Epilogue::Float { .. } => None,
+            };
+            let params = pack::pack_params(spec.format(), requantizer, channels, start);
+            Some((spec.pack(panel.first, w, padding), params))
+        }
+        Coefficients::Floats(w, bias) => {
+            let clamp = match spec.epilogue {
+                Epilogue::Float { clamp, .. } => clamp,
+                // A float product has no other epilogue.
+                Epilogue::Requantize(_) | Epilogue::PackOnly => Clamp::NONE,
+            };
+            let params = pack::pack_bias(spec.format(), clamp, channels, bias);
+            Some((spec.pack(panel.first, w, padding), params))
+        }
+        Coefficients::Bias(_) => None,
+    }
 }
 
 /// Rows of at most [`TILE_COLS`] pixels, all of the same length as nearly as whole blocks allow.

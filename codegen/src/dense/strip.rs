@@ -32,8 +32,6 @@ use std::collections::BTreeSet;
 const SCRATCH: usize = 16 << 10;
 /// Output pixels of one row whose accumulators are held at once, at most: more is code without use.
 const MAX_BLOCK: usize = 8;
-/// Bytes of images, input and results, that the second level of cache still holds from the layer before.
-pub(crate) const LEVEL2: usize = 1 << 20;
 /// Registers that hold no accumulators: weights, columns, products, and what the epilogue needs.
 const TEMPORARIES: usize = 8;
 /// Kernel rows of a float strip, which has a bit for each.
@@ -102,9 +100,6 @@ pub(crate) struct StripSpec<'a> {
     /// Bytes from one row of results to the next, and from one pixel.
     pub(crate) y_row: usize,
     pub(crate) y_col: usize,
-    /// Whether rows that the strips below will read, and results that they will write, are brought into the second
-    /// level of cache.
-    pub(crate) prefetches: bool,
     pub(crate) epilogue: Epilogue<'a>,
 }
 
@@ -201,9 +196,9 @@ impl StripSpec<'_> {
                 let channel = format.channel_of_column(at.vector * format.lanes() + lane);
                 for slot in 0..self.rows_at_once() {
                     let tap = groups[at.group].get(slot).and_then(|&row| self.window[0].tap(at.row, row));
-                    let weight = tap.filter(|_| channel < self.columns).map(|tap| {
-                        weights.at(first + channel, tap * self.window[1].taps + at.col, 0).into()
-                    });
+                    let weight = tap
+                        .filter(|_| channel < self.columns)
+                        .map(|tap| weights.at(first + channel, tap * self.window[1].taps + at.col, 0).into());
                     StripWeight::put(weight, self.rows_at_once(), &mut bytes);
                 }
             }
@@ -428,4 +423,53 @@ fn strip_cost(isa: Isa, window: &[Axis; 2], rows: usize, outputs: usize) -> usiz
 fn interleaving(rows: usize, vectors: usize) -> usize {
     let bytes = vectors / 2;
     bytes + if rows > 2 { bytes } else { 0 } + vectors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A padded square kernel on a square image of so many channels.
+    fn strips(isa: Isa, size: usize, kernel: usize, stride: usize) -> Option<[usize; 2]> {
+        let axis = Axis { taps: kernel, stride, dilation: 1, before: kernel / 2, extent: size, pitch: 64 };
+        let outputs = [size.div_ceil(stride); 2];
+        Strips::new(Product::U8S8, isa, [axis; 2], 0, outputs).map(|s| [s.rows, s.cols])
+    }
+
+    #[test]
+    fn a_group_of_four_rows_serves_two_rows_of_a_3x3() {
+        assert_eq!(strips(Isa::Avx512Vnni, 112, 3, 1), Some([2, 56]));
+        assert_eq!(strips(Isa::AvxVnni, 14, 3, 1), Some([2, 14]));
+        assert_eq!(strips(Isa::Avx512Vnni, 1, 3, 1), Some([1, 1]), "no more rows than there are");
+        assert_eq!(strips(Isa::Xmm, 14, 3, 1), None, "Cranelift's");
+        assert_eq!(strips(Isa::Avx512Vnni, 300, 129, 1), None, "one window is wider than the line");
+    }
+
+    #[test]
+    fn every_channel_is_in_one_panel() {
+        for channels in [1, 15, 16, 33, 48, 96, 100, 144] {
+            for (isa, product) in
+                [(Isa::Avx512Vnni, Product::U8S8), (Isa::Avx2, Product::U8S8), (Isa::Avx2, Product::F32)]
+            {
+                let panels = panels(product, isa, channels);
+                let mut next = 0;
+                for p in &panels {
+                    assert_eq!(p.first, next);
+                    assert!(p.columns > 0 && p.columns <= p.width);
+                    next += p.columns;
+                }
+                assert_eq!(next, channels, "{isa:?} {product:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn taps_are_met_where_the_window_says() {
+        let axis = Axis { taps: 3, stride: 2, dilation: 2, before: 1, extent: 6, pitch: 1 };
+        assert_eq!(axis.span(2), 7);
+        assert_eq!(axis.reached(2), [0, 2, 4, 6]);
+        assert_eq!([0, 1, 2, 6].map(|at| axis.tap(1, at)), [None, None, Some(0), Some(2)]);
+        // The first window begins one pixel outside.
+        assert_eq!([0, 1, 6, 7].map(|at| axis.inside(0, at)), [None, Some(0), Some(5), None]);
+    }
 }

@@ -118,7 +118,6 @@ impl Strip<'_> {
             let line_step = run.cols * self.spec.window[1].stride * self.spec.line_column();
             self.repeat(run, line_step, |strip, _| {
                 accumulate::start_from_bias(&mut strip.asm, tile)?;
-                strip.prefetch_results(run.cols)?;
                 strip.multiply(tile, run.cols)?;
                 store::codes(&mut strip.asm, tile)
             })?;
@@ -228,9 +227,6 @@ impl Strip<'_> {
         asm.je(done)?;
         asm.set_label(&mut top)?;
         self.interleave_column(group.len(), constants)?;
-        if index + 1 == self.spec.read_groups() {
-            self.prefetch_rows(ROWS[group.len() - 1], 1)?;
-        }
         let asm = &mut self.asm.asm;
         for (i, row) in ROWS[..group.len()].iter().enumerate() {
             asm.add(*row, qword_ptr(rsp + line + 8 * i as i32))?;
@@ -288,8 +284,7 @@ impl Strip<'_> {
         asm.mov(dword_ptr(rsp + line + BODY), ebx)?;
         asm.sub(r13d, r14d)?;
         asm.sub(r13d, ebx)?;
-        asm.mov(dword_ptr(rsp + line + BEHIND), r13d)
-            .map_err(EmitError::from)
+        asm.mov(dword_ptr(rsp + line + BEHIND), r13d).map_err(EmitError::from)
     }
 
     /// Writes `r13d` vectors at r12, which moves behind them.
@@ -350,7 +345,13 @@ impl Strip<'_> {
     }
 
     /// Codes of one column of two rows in turn, as words: two vectors for a panel of four, one for one of two.
-    fn interleave_two(&mut self, low: usize, high: usize, to: usize, vectors: usize) -> Result<Vec<Reg>, IcedError> {
+    fn interleave_two(
+        &mut self,
+        low: usize,
+        high: usize,
+        to: usize,
+        vectors: usize,
+    ) -> Result<Vec<Reg>, IcedError> {
         let asm = &mut self.asm;
         let [a, b, x, y] = [to, to + 1, to + 2, to + 3].map(Reg);
         if vectors == 4 {
@@ -388,7 +389,12 @@ impl Strip<'_> {
     }
 
     /// Two rows, widened to 16 bits.
-    fn pair_rows(&mut self, rows: usize, vectors: usize, constants: &Constants) -> Result<Vec<Reg>, IcedError> {
+    fn pair_rows(
+        &mut self,
+        rows: usize,
+        vectors: usize,
+        constants: &Constants,
+    ) -> Result<Vec<Reg>, IcedError> {
         let pairs = self.interleave_two(0, rows - 1, 0, vectors)?;
         let mut done = Vec::new();
         for (i, pair) in pairs.into_iter().enumerate() {
@@ -504,7 +510,6 @@ impl Strip<'_> {
             let step = run.cols * cols.stride * cols.pitch;
             self.repeat(run, step, |strip, first| {
                 accumulate::start_from_bias(&mut strip.asm, tile)?;
-                strip.prefetch_below(run.cols)?;
                 for tap in 0..rows.taps {
                     strip.multiply_row(tile, tap, first, run.cols)?;
                 }
@@ -513,45 +518,6 @@ impl Strip<'_> {
                 };
                 store::floats(&mut strip.asm, tile, clamp, residual)
             })?;
-        }
-        Ok(())
-    }
-
-    /// Asks for what the strip below reads in these columns and this one does not, and for the results it writes.
-    fn prefetch_below(&mut self, cols: usize) -> Result<(), EmitError> {
-        let (rows, axis) = (self.spec.window[0], self.spec.window[1]);
-        if self.spec.prefetches {
-            let last = (rows.span(1) - 1) * rows.pitch;
-            let columns = cols * axis.stride;
-            self.asm.asm.lea(rax, displaced(rdi, 0, last)?)?;
-            self.prefetch_rows(rax, columns)?;
-        }
-        self.prefetch_results(cols)
-    }
-
-    /// Asks for these columns of the rows below the one at `last` that are new to the strip below.
-    fn prefetch_rows(&mut self, last: AsmRegister64, columns: usize) -> Result<(), EmitError> {
-        let (rows, axis) = (self.spec.window[0], self.spec.window[1]);
-        if self.spec.prefetches {
-            for below in 1..=self.spec.planned_rows * rows.stride {
-                for column in 0..columns {
-                    let from = displaced(last, 0, below * rows.pitch + column * axis.pitch)?;
-                    self.asm.asm.prefetcht1(byte_ptr(from))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks for the results of the strip below in these columns.
-    fn prefetch_results(&mut self, cols: usize) -> Result<(), EmitError> {
-        if self.spec.prefetches {
-            for row in self.spec.rows..self.spec.rows + self.spec.planned_rows {
-                for col in 0..cols {
-                    let to = displaced(rcx, 0, row * self.spec.y_row + col * self.spec.y_col)?;
-                    self.asm.asm.prefetchw(byte_ptr(to))?;
-                }
-            }
         }
         Ok(())
     }
@@ -605,12 +571,8 @@ struct Constants {
 
 impl Constants {
     fn load(asm: &mut Assembler, spec: &StripSpec) -> Result<Constants, IcedError> {
-        let constants = Constants {
-            padding: Reg(14),
-            zero: Reg(15),
-            gather: [16, 17].map(Reg),
-            transpose: Reg(18),
-        };
+        let constants =
+            Constants { padding: Reg(14), zero: Reg(15), gather: [16, 17].map(Reg), transpose: Reg(18) };
         asm.vmovups(constants.padding, rsi + Header::ELEMENTS as i32)?;
         if spec.rows_at_once() == 2 {
             asm.asm.vpxor(constants.zero.ymm(), constants.zero.ymm(), constants.zero.ymm())?;

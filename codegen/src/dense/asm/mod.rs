@@ -22,12 +22,12 @@ use super::{
     spec::{Epilogue, Product, TileSpec},
 };
 use crate::tier::Isa;
+pub(crate) use depthwise::emit_strip;
 use iced_x86::{
     IcedError,
     code_asm::{AsmMemoryOperand, AsmRegister64, rdx},
 };
 use qcc_ir::DType;
-pub(crate) use depthwise::emit_strip;
 pub(crate) use vector::Reg;
 use vector::{Assembler, Width};
 

@@ -73,6 +73,8 @@ const ODD: AsmRegisterK = k1;
 const NEGATIVE: AsmRegisterK = k2;
 /// The elements of a vector that a masked store writes.
 const STORED: AsmRegisterK = k3;
+/// The even 32-bit elements of a vector.
+const EVEN: AsmRegisterK = k4;
 
 /// Emits vector instructions of one width. Methods are named after the instruction, operands in Intel's order.
 pub(super) struct Assembler {
@@ -210,6 +212,7 @@ impl Assembler {
         if self.width == Width::Zmm {
             self.asm.mov(eax, 0xaaaa_u32)?;
             self.asm.kmovw(ODD, eax)?;
+            self.asm.knotw(EVEN, ODD)?;
             self.asm.mov(rax, u64::MAX >> (64 - stored.clamp(1, 64)))?;
             self.asm.kmovq(STORED, rax)?;
         }
@@ -232,6 +235,22 @@ impl Assembler {
                 self.merge_odd(d, a)
             }
             Width::Zmm => self.asm.vmovsldup(d.zmm().k1(), a.zmm()),
+        }
+    }
+
+    /// High halves of the 64-bit elements of `even` and `odd` in turn, in one of the two, which is the result. Overwrites
+    /// both.
+    pub(super) fn merge_high_halves(&mut self, even: Reg, odd: Reg) -> Result<Reg, IcedError> {
+        match self.width {
+            Width::Ymm => {
+                self.asm.vmovshdup(even.ymm(), even.ymm())?;
+                self.merge_odd(even, odd)?;
+                Ok(even)
+            }
+            Width::Zmm => {
+                self.asm.vmovshdup(odd.zmm().k4(), even.zmm())?;
+                Ok(odd)
+            }
         }
     }
 
