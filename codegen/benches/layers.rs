@@ -1,4 +1,4 @@
-//! The convolutions of ResNet-50, and depthwise ones of MobileNetV2, as whole steps against the peak of the tier.
+//! The convolutions of ResNet-50, and depthwise ones of mobile networks, as whole steps against the peak of the tier.
 //!
 //! `cargo bench --bench layers [-- TIER [MODE [pack-only]]]`. All layers are one model, so that weights go through the
 //! caches as they do in the network; inputs are separate, so that every layer stands for itself. That is also why no
@@ -35,15 +35,25 @@ impl Layer {
         Layer { size, inputs, outputs, kernel, stride, groups: 1, residual: false }
     }
 
-    fn depthwise(size: usize, channels: usize, stride: usize) -> Layer {
-        Layer { groups: channels, ..Layer::new(size, channels, channels, 3, stride) }
+    fn depthwise(size: usize, channels: usize, kernel: usize, stride: usize) -> Layer {
+        Layer { groups: channels, ..Layer::new(size, channels, channels, kernel, stride) }
     }
 }
 
-fn mobilenet_depthwise() -> Vec<Layer> {
-    [(112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 384, 1), (7, 960, 1)]
-        .map(|(size, channels, stride)| Layer::depthwise(size, channels, stride))
-        .to_vec()
+/// Those of MobileNetV2, and the 5x5 ones of EfficientNet-Lite0.
+fn depthwise() -> Vec<Layer> {
+    let mobilenet =
+        [(112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (28, 192, 3, 1), (14, 384, 3, 1), (7, 960, 3, 1)];
+    let efficientnet = [
+        (56, 144, 5, 2),
+        (28, 240, 5, 1),
+        (14, 480, 5, 1),
+        (14, 672, 5, 1),
+        (14, 672, 5, 2),
+        (7, 1152, 5, 1),
+    ];
+    let layer = |(size, channels, kernel, stride)| Layer::depthwise(size, channels, kernel, stride);
+    mobilenet.into_iter().chain(efficientnet).map(layer).collect()
 }
 
 fn resnet50() -> Vec<Layer> {
@@ -154,7 +164,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => RequantMode::Q15,
     };
     let mut model = Model { graph: Graph::new("layers"), inputs: Vec::new() };
-    for layer in resnet50().into_iter().chain(mobilenet_depthwise()) {
+    for layer in resnet50().into_iter().chain(depthwise()) {
         model.convolution(layer, mode)?;
     }
     model.classifier(mode)?;

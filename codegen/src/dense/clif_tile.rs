@@ -74,8 +74,8 @@ pub(crate) struct TileArguments {
     pub(crate) r: Value,
 }
 
-/// Parameters of a tile function.
-pub(crate) const TILE_PARAMETERS: usize = 5;
+/// Parameters of a tile function: those of [`TileArguments`], and where the tile is, for those who ask.
+pub(crate) const TILE_PARAMETERS: usize = 6;
 
 impl TileArguments {
     /// The parameters of the function being emitted, in the order of the convention.

@@ -1,18 +1,20 @@
-//! Depthwise convolutions in Cranelift's 128-bit vectors, for every tier.
+//! Depthwise convolutions: assembled strips ([`strip`]) where they reach, and otherwise tiles in Cranelift's 128-bit
+//! vectors, which every tier can run.
 //!
-//! A tile is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each other share a
+//! A tile of Cranelift's is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each other share a
 //! vector: their codes are interleaved, so that one `pmaddwd` (two rows) or `vpdpbusd` (four rows) multiplies and sums
 //! them for four channels. An interleaved input column serves every output pixel of a block that a tap of it reaches,
 //! so several neighbouring pixels are computed at once.
 
 use super::{
-    Problem, Weights,
+    Problem, Weights, asm,
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
     driver::{Class, Coefficients, Operands, class_of, classes, for_each_part, kernel_name},
     pack,
     spec::Epilogue,
+    strip::{self, StripSpec, Strips},
     walk::{PanelEntry, Walk},
 };
 use crate::{
@@ -27,6 +29,7 @@ use cranelift_codegen::ir::{
     types::{F32X4, F64, F64X2, I8X16, I16X8, I64},
 };
 use cranelift_frontend::FunctionBuilder;
+use qcc_ir::ops::Clamp;
 use std::collections::BTreeSet;
 
 /// Channels of a panel.
@@ -116,6 +119,101 @@ pub(crate) fn lower(
     }
     cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
     Ok(())
+}
+
+/// Lowers a depthwise convolution to one step of assembled strips, on an input without a border.
+#[allow(clippy::too_many_arguments, reason = "all that a step is made of")]
+pub(crate) fn lower_strips(
+    cx: &mut Lowering,
+    problem: &Problem,
+    strips: &Strips,
+    epilogue: Epilogue<'_>,
+    operands: Operands,
+    coefficients: &Coefficients<'_>,
+    work: Work,
+) -> Result<(), CodegenError> {
+    let isa = cx.options.tier.isa;
+    let panels = strip::panels(problem.product, isa, problem.channels);
+    let spec = |class: Class, rows: usize, cols: usize| StripSpec {
+        product: problem.product,
+        isa,
+        panel: class.0,
+        columns: class.1,
+        planned_rows: strips.rows,
+        rows,
+        cols,
+        window: strips.window,
+        y_row: problem.y.row,
+        y_col: problem.y.col,
+        epilogue,
+    };
+    let mut cut = Cut { rows: strips.rows, cols: strips.cols, panels, order: Order::PixelsOuter };
+    let pixels = cut.panels.first().map_or(0, |p| strips.rows * spec(class_of(p), 1, strips.cols).block());
+    let name = kernel_name(cx, "dwconv", problem.product, pixels, cut.panels.first());
+    let classes = classes(&cut);
+    let mut functions = Vec::with_capacity(classes.len());
+    for &class in &classes {
+        functions.push(for_each_part(problem, &cut, |rows, cols| {
+            let tile_name = cx.step_name(&format!("{name}_strip_{rows}x{cols}x{}", class.1));
+            let code = asm::emit_strip(&spec(class, rows, cols))
+                .map_err(|e| CodegenError::Backend { function: tile_name.clone(), reason: e.to_string() })?;
+            cx.define_bytes(&tile_name, TILE_PARAMETERS, &code)
+        })?);
+    }
+    let (mut entries, mut constant_bytes) = (Vec::with_capacity(cut.panels.len()), 0);
+    for panel in &cut.panels {
+        let spec = spec(class_of(panel), strips.rows, strips.cols);
+        let Some((weights, params)) = pack_strip(&spec, panel, strips.padding, coefficients) else {
+            let reason = "depthwise weights are constant".into();
+            return Err(CodegenError::Backend { function: name, reason });
+        };
+        constant_bytes += weights.len() + params.len();
+        let first = (panel.first * problem.product.element()) as u32;
+        entries.push(PanelEntry {
+            a: first,
+            weights: cx.weights(&weights, pack::ALIGN)?,
+            params: cx.weights(&params, pack::ALIGN)?,
+            y: first,
+            class: classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0) as u32,
+        });
+    }
+    // What is read again for every strip: constants if all panels of a strip follow each other, and otherwise what
+    // neighbouring panels share of the rows' cache lines.
+    if constant_bytes > strips.rows * problem.a.row {
+        cut.order = Order::PanelsOuter;
+    }
+    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
+    Ok(())
+}
+
+/// Weights and constants of one panel; `None` where the weights are not known.
+fn pack_strip(
+    spec: &StripSpec<'_>,
+    panel: &Panel,
+    padding: u8,
+    coefficients: &Coefficients<'_>,
+) -> Option<(Vec<u8>, Vec<u8>)> {
+    let channels = panel.first..panel.first + panel.columns;
+    match coefficients {
+        Coefficients::Codes(w, start, _) => {
+            let requantizer = match spec.epilogue {
+                Epilogue::Requantize(q) => Some(q),
+                Epilogue::PackOnly | Epilogue::Float { .. } => None,
+            };
+            let params = pack::pack_params(spec.format(), requantizer, channels, start);
+            Some((spec.pack(panel.first, w, padding), params))
+        }
+        Coefficients::Floats(w, bias) => {
+            let clamp = match spec.epilogue {
+                Epilogue::Float { clamp, .. } => clamp,
+                // A float product has no other epilogue.
+                Epilogue::Requantize(_) | Epilogue::PackOnly => Clamp::NONE,
+            };
+            let params = pack::pack_bias(spec.format(), clamp, channels, bias);
+            Some((spec.pack(panel.first, w, padding), params))
+        }
+        Coefficients::Bias(_) => None,
+    }
 }
 
 /// Rows of at most [`TILE_COLS`] pixels, all of the same length as nearly as whole blocks allow.

@@ -12,6 +12,7 @@ pub(crate) mod driver;
 pub mod pack;
 pub(crate) mod pad;
 pub mod spec;
+pub(crate) mod strip;
 pub(crate) mod walk;
 
 use spec::Product;

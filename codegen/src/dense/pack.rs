@@ -356,6 +356,17 @@ pub enum RescaleLayout {
         /// `[wide] u64`.
         k: usize,
     },
+    /// The same where every n is 33 or more and there is no residual, on the high half of the product:
+    /// v = (high32(acc·m) + 2^(n−33)) >> (n−32). The low half is less than a unit of either shift, and never carries.
+    /// 256 and 512 bits only.
+    ShiftHigh {
+        /// `[NR] i32`; readable at `m + 4` likewise.
+        m: usize,
+        /// `[NR] i32`: 2^(n−33).
+        half: usize,
+        /// `[NR] u32`: n − 32.
+        n: usize,
+    },
     /// Two roundings.
     Tflite {
         /// `[NR] u32`.
@@ -447,7 +458,10 @@ impl Regions {
 
     fn rescale(&mut self, q: &Requantizer) -> RescaleLayout {
         let residual = q.has_residual;
-        match q.rescale {
+        match &q.rescale {
+            Rescale::Shift { n, .. } if self.format.is_wide() && !residual && n.iter().all(|n| *n > 32) => {
+                RescaleLayout::ShiftHigh { m: self.columns(), half: self.columns(), n: self.columns() }
+            }
             Rescale::Shift { .. } => RescaleLayout::Shift {
                 m: self.columns(),
                 add: self.wide(),
@@ -651,6 +665,11 @@ impl Block<'_> {
                     self.splat(*at_m_r, m_r.to_le_bytes());
                     self.wide(*at_k, |c| k[c].into());
                 }
+            }
+            (Rescale::Shift { m, n, .. }, RescaleLayout::ShiftHigh { m: at_m, half, n: at_n }) => {
+                self.columns(*at_m, |c| m[c] as u32);
+                self.columns(*half, |c| 1 << (n[c] - 33));
+                self.columns(*at_n, |c| n[c] - 32);
             }
             (
                 Rescale::Tflite { m, left, right, guard, residual: (m_r, left_r, right_r) },

@@ -40,6 +40,11 @@ pub(crate) struct Border {
 }
 
 impl Border {
+    /// Whether the copy would be the input.
+    pub(crate) fn is_empty(&self) -> bool {
+        [self.above, self.below, self.left, self.right] == [0; 4]
+    }
+
     /// Bytes of a row of the copy.
     pub(crate) fn padded_row_bytes(&self) -> usize {
         self.left + self.row_bytes + self.right

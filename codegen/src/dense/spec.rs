@@ -3,14 +3,15 @@
 //! A convolution or matrix product is cut into *tiles* of MR result pixels × NR channels. One tile is one call
 //!
 //! ```text
-//! extern "sysv64" fn tile(a: *const u8, w: *const u8, params: *const u8, y: *mut u8, r: *const u8)
+//! extern "sysv64" fn tile(a: *const u8, w: *const u8, params: *const u8, y: *mut u8, r: *const u8, at: u64)
 //! ```
 //!
 //! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`,
 //! * `w`: the weights of one panel (NR channels), packed by [`pack`](super::pack),
 //! * `params`: the panel's epilogue constants (bias, multipliers…), packed likewise,
 //! * `y`: the first channel of the panel of the tile's first pixel; pixel i writes to `y + y_offsets[i]`,
-//! * `r`: the same for the residual, with `r_offsets`; anything where none is fused.
+//! * `r`: the same for the residual, with `r_offsets`; anything where none is fused,
+//! * `at`: row | column << 32 of the first pixel in the image of results, which only depthwise strips ask for.
 //!
 //! The sum over K runs through `loops` (outer to inner) of contiguous runs of `inner` groups: a group is 4 codes
 //! of an int8 product and 1 number of a float one. A run whose length is no multiple of 4 reads up to 3 bytes beyond

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// A microkernel; [`spec`](super::spec) has its contract.
-pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
+pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
 
 /// Code that runs before the first or behind the last tile of a range; it is given [`Around::data`].
 pub(crate) type AroundFunction = extern "sysv64" fn(*const u8);
@@ -80,6 +80,8 @@ pub(crate) struct Walk<T, A> {
     /// Index of the last row and column of blocks if it is a smaller one; an index that does not occur otherwise.
     lower_edge: usize,
     right_edge: usize,
+    /// Rows and columns of a block.
+    block: [usize; 2],
     panels: Vec<PanelEntry>,
     /// By class.
     tiles: Vec<PartFunctions<T>>,
@@ -132,6 +134,7 @@ impl<T, A> Walk<T, A> {
             order,
             lower_edge: edge(problem.rows, cut.rows),
             right_edge: edge(problem.cols, cut.cols),
+            block: [cut.rows, cut.cols],
             panels,
             tiles,
             around,
@@ -145,13 +148,14 @@ impl<T, A> Walk<T, A> {
 
     /// The same walk with other functions.
     pub(crate) fn map<T2, A2>(self, tile: impl Fn(T) -> T2, around: impl Fn(A) -> A2) -> Walk<T2, A2> {
-        let Walk { operands, axes, order, lower_edge, right_edge, panels, tiles, around: all } = self;
+        let Walk { operands, axes, order, lower_edge, right_edge, block, panels, tiles, around: all } = self;
         Walk {
             operands,
             axes,
             order,
             lower_edge,
             right_edge,
+            block,
             panels,
             tiles: tiles.into_iter().map(|parts| parts.map(|f| f.map(&tile))).collect(),
             around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave), data: f.data }),
@@ -207,12 +211,14 @@ impl Walk<TileFunction, AroundFunction> {
                     + if index[COL] == self.right_edge { RIGHT } else { 0 };
                 // Every part that occurs has a function.
                 if let Some(tile) = self.tiles[panel.class as usize][part] {
+                    let [row, col] = [index[ROW] * self.block[0], index[COL] * self.block[1]];
                     tile(
                         bases.a.wrapping_add(a + panel.a as usize),
                         bases.w.wrapping_add(panel.weights as usize),
                         bases.weights.wrapping_add(panel.params as usize),
                         bases.y.wrapping_add(y + panel.y as usize),
                         bases.r.wrapping_add(r + panel.y as usize),
+                        row as u64 | (col as u64) << 32,
                     );
                 }
                 index[inner] += 1;
@@ -258,16 +264,25 @@ mod tests {
     }
 
     /// Which function, and its arguments.
-    type Call = (&'static str, [usize; 5]);
+    type Call = (&'static str, [usize; 6]);
 
-    fn log(name: &'static str, arguments: [usize; 5]) {
+    fn log(name: &'static str, arguments: [usize; 6]) {
         CALLS.with_borrow_mut(|calls| calls.push((name, arguments)));
     }
 
     macro_rules! tile {
         ($name:ident) => {
-            extern "sysv64" fn $name(a: *const u8, w: *const u8, p: *const u8, y: *mut u8, r: *const u8) {
-                log(stringify!($name), [a as usize, w as usize, p as usize, y as usize, r as usize]);
+            extern "sysv64" fn $name(
+                a: *const u8,
+                w: *const u8,
+                p: *const u8,
+                y: *mut u8,
+                r: *const u8,
+                at: u64,
+            ) {
+                let addresses = [a, w, p, y.cast_const(), r].map(|p| p as usize);
+                let [a, w, p, y, r] = addresses;
+                log(stringify!($name), [a, w, p, y, r, at as usize]);
             }
         };
     }
@@ -276,10 +291,10 @@ mod tests {
     tile!(lower);
     tile!(corner);
     extern "sysv64" fn enter(data: *const u8) {
-        log("enter", [data as usize; 5]);
+        log("enter", [data as usize; 6]);
     }
     extern "sysv64" fn leave(data: *const u8) {
-        log("leave", [data as usize; 5]);
+        log("leave", [data as usize; 6]);
     }
 
     const IMAGES: usize = 2;
@@ -336,7 +351,7 @@ mod tests {
             let y = image * Y.image + row * Y.row + col * Y.col + 3 * panel;
             let r = image * R.image + row * R.row + col * R.col + 3 * panel;
             let (w, p) = ((5 << 20) + 64 * panel, (4 << 20) + 7 * panel);
-            calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + r]));
+            calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + r, row | col << 32]));
         };
         let outer_panels = if order == Order::PanelsOuter { panels } else { 1 };
         for outer in 0..outer_panels {
@@ -375,7 +390,7 @@ mod tests {
     fn every_range_is_entered_and_left_once() {
         let walk = walk(2, 3, Order::PanelsOuter, 3);
         let calls = calls_of(&walk, 4, 9);
-        let data = [(4 << 20) + 9; 5];
+        let data = [(4 << 20) + 9; 6];
         assert_eq!((calls.len(), calls[0], calls[6]), (7, ("enter", data), ("leave", data)));
         assert!(calls_of(&walk, 4, 4).is_empty());
     }

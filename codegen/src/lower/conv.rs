@@ -14,10 +14,12 @@ use crate::{
         depthwise::{self, Taps},
         pad::{self, Border},
         spec::Product,
+        strip::{self, Axis, Strips},
     },
     kernels::map::View,
     module::Location,
     plan::Margins,
+    tier::Isa,
 };
 use qcc_ir::{
     Graph, NodeId, Op, OpError,
@@ -72,6 +74,11 @@ impl<'g> Convolution<'g> {
         };
         let extents = Extents { images, rows, cols, channels, out_rows, out_cols, out_channels, groups };
         Ok(Convolution { product, window, extents, extras, clamp })
+    }
+
+    /// The input as it is.
+    fn no_border(&self) -> Border {
+        Border { above: 0, below: 0, left: 0, right: 0, ..self.border(0) }
     }
 
     fn border(&self, fill: u8) -> Border {
@@ -171,11 +178,33 @@ impl<'g> Convolution<'g> {
         }
     }
 
-    /// The taps, if every channel is a group of its own and the kernel is one that is unrolled.
+    /// Whether every channel is a group of its own and the kernel is one that is unrolled.
+    fn is_depthwise(&self) -> bool {
+        let e = &self.extents;
+        let has_own_channels = e.groups > 1 && e.groups == e.channels && e.groups == e.out_channels;
+        has_own_channels && self.window.taps() <= depthwise::MAX_TAPS
+    }
+
+    /// The strips of a depthwise convolution on an input without a border, if they reach.
+    fn strips(&self, isa: Isa, padding: u8) -> Option<Strips> {
+        let (e, w) = (&self.extents, self.window);
+        let pixel = e.channels * self.product.element();
+        let axis = |i: usize, extent: usize, pitch: usize| Axis {
+            taps: w.kernel[i],
+            stride: w.strides[i],
+            dilation: w.dilations[i],
+            before: w.pads_begin[i],
+            extent,
+            pitch,
+        };
+        let window = [axis(0, e.rows, e.cols * pixel), axis(1, e.cols, pixel)];
+        Strips::new(self.product, isa, window, padding, [e.out_rows, e.out_cols])
+    }
+
+    /// The taps of a depthwise convolution in an input with this border.
     fn depthwise_taps(&self, border: &Border) -> Option<Taps> {
         let (e, w) = (&self.extents, self.window);
-        let is_depthwise = e.groups > 1 && e.groups == e.channels && e.groups == e.out_channels;
-        (is_depthwise && w.taps() <= depthwise::MAX_TAPS).then(|| Taps {
+        self.is_depthwise().then(|| Taps {
             rows: w.kernel[0],
             cols: w.kernel[1],
             row_stride: w.dilations[0] * border.padded_row_bytes(),
@@ -252,6 +281,16 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let conv = Convolution::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
     // Padding holds the code of zero.
     let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z);
+    let isa = cx.options.tier.isa;
+    if conv.is_depthwise()
+        && let Some(strips) = conv.strips(isa, zero as u8)
+    {
+        let border = conv.no_border();
+        let problem = conv.placed(cx, node, conv.depthwise_problem(&border))?;
+        let overreads = strip::overreads(conv.product, isa, conv.extents.channels);
+        let a = conv.input(cx, node, overreads, border)?;
+        return conv.lower_kernel(cx, node, &problem, &Kernel::Strips(&strips), a);
+    }
     let operand = cx.graph.operand(node, 0);
     let surrounding = cx.plan.layout(operand).map(|l| l.margins).filter(|&m| m != Margins::NONE);
     let border = match surrounding {
@@ -272,11 +311,22 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         }
     };
     let a = conv.input(cx, node, overreads, border)?;
-    let parts = Parts { extras: conv.extras, clamp: conv.clamp, order: &conv.weight_order(&problem) };
-    product::lower(cx, node, &problem, &kernel, a, &parts)
+    conv.lower_kernel(cx, node, &problem, &kernel, a)
 }
 
 impl Convolution<'_> {
+    fn lower_kernel(
+        &self,
+        cx: &mut Lowering,
+        node: NodeId,
+        problem: &Problem,
+        kernel: &Kernel<'_>,
+        a: Location,
+    ) -> Result<(), CodegenError> {
+        let parts = Parts { extras: self.extras, clamp: self.clamp, order: &self.weight_order(problem) };
+        product::lower(cx, node, problem, kernel, a, &parts)
+    }
+
     /// Where the input lies: itself, or a copy where it needs a border or slack behind it.
     fn input(
         &self,
@@ -295,7 +345,7 @@ impl Convolution<'_> {
             return Ok(Location::Arena(first - before));
         }
         let is_external = matches!(x, Location::Input(_) | Location::Output(_));
-        if self.window.is_unpadded() && !(is_external && overreads) {
+        if border.is_empty() && !(is_external && overreads) {
             return Ok(x);
         }
         pad::lower(cx, x, border)

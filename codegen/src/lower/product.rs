@@ -9,6 +9,7 @@ use crate::{
         driver::{self, Coefficients, Operands},
         pad::{self, Border},
         spec::{Epilogue, Product},
+        strip::Strips,
     },
     model::Work,
     module::Location,
@@ -159,8 +160,10 @@ pub(super) struct Parts<'a> {
 pub(super) enum Kernel<'a> {
     /// Tiles, under this name.
     Dense(&'a str),
-    /// One input channel for each output channel.
+    /// One input channel for each output channel, of an input with a border.
     Depthwise(&'a Taps),
+    /// The same, of an input without one.
+    Strips(&'a Strips),
 }
 
 /// Lowers a product whose input lies at `a` to one step.
@@ -227,6 +230,9 @@ fn emit(
         Kernel::Dense(name) => driver::lower(cx, name, problem, epilogue, operands, coefficients, work),
         Kernel::Depthwise(taps) => {
             depthwise::lower(cx, problem, taps, epilogue, operands, coefficients, work)
+        }
+        Kernel::Strips(strips) => {
+            depthwise::lower_strips(cx, problem, strips, epilogue, operands, coefficients, work)
         }
     }
 }

@@ -11,19 +11,27 @@ use qcc_ir::{
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A small generator, so that a case is a few numbers that proptest can shrink.
-struct Random(u64);
+struct Random {
+    state: u64,
+    /// Whether codes are the smallest and largest only.
+    extreme: bool,
+}
 
 impl Random {
+    /// One case in eight has extreme codes.
+    fn new(seed: u64) -> Random {
+        Random { state: seed, extreme: seed.is_multiple_of(8) }
+    }
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
+        self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.state >> 33
     }
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
     /// Codes, every eighth an extreme one.
     fn code(&mut self, lo: i32, hi: i32) -> i32 {
-        match self.below(16) {
+        match self.below(if self.extreme { 2 } else { 16 }) {
             0 => lo,
             1 => hi,
             _ => lo + self.below((hi - lo + 1) as usize) as i32,
@@ -189,13 +197,30 @@ fn conv_case() -> impl Strategy<Value = ConvCase> {
     })
 }
 
-/// A depthwise convolution.
+/// A depthwise convolution: small images of many shapes of windows, and wide ones that are cut into several strips.
 fn depthwise_case() -> impl Strategy<Value = ConvCase> {
-    (conv_case(), 2usize..40).prop_map(|(case, channels)| ConvCase {
-        groups: channels,
-        inputs: 1,
-        outputs: 1,
-        ..case
+    let window = ([1usize..8, 1..8], [1usize..4, 1..4], [1usize..3, 1..3], [0usize..5, 0..5, 0..5, 0..5]);
+    let spatial = prop_oneof![4 => [1usize..20, 1..20], 1 => [1usize..5, 60..150]];
+    // Two channels at least: one would be a dense convolution.
+    let rest = (any::<u64>(), 1usize..3, 2usize..=130, any::<bool>(), any::<bool>());
+    (window, spatial, rest).prop_map(|(window, spatial, rest)| {
+        let (kernel, strides, dilations, pads) = window;
+        let (seed, batch, groups, bias, residual) = rest;
+        let (inputs, outputs) = (1, 1);
+        ConvCase {
+            seed,
+            batch,
+            spatial,
+            kernel,
+            strides,
+            dilations,
+            pads,
+            groups,
+            inputs,
+            outputs,
+            bias,
+            residual,
+        }
     })
 }
 
@@ -226,7 +251,7 @@ impl ConvCase {
 
     fn quantized(&self, mode: RequantMode) -> Option<Case> {
         let [x, w, y] = self.shapes()?;
-        let mut r = Random(self.seed);
+        let mut r = Random::new(self.seed);
         let mut b = Builder::new();
         let grids = Grids::random(&mut r, mode, self.terms(), w[0]);
         b.input(u8_tensor(&mut r, &x), Some(grids.x.clone()));
@@ -250,7 +275,7 @@ impl ConvCase {
 
     fn float(&self) -> Option<Case> {
         let [x, w, y] = self.shapes()?;
-        let mut r = Random(self.seed);
+        let mut r = Random::new(self.seed);
         let mut b = Builder::new();
         b.input(f32_tensor(&mut r, &x), None);
         b.constant(f32_tensor(&mut r, &w), None);
@@ -363,7 +388,7 @@ impl MatMulCase {
 
     fn quantized(&self, mode: RequantMode) -> Option<Case> {
         let [x, w, y] = self.shapes();
-        let mut r = Random(self.seed);
+        let mut r = Random::new(self.seed);
         let mut b = Builder::new();
         let grids = Grids::random(&mut r, mode, self.inner, self.columns);
         b.input(u8_tensor(&mut r, &x), Some(grids.x.clone()));
@@ -379,7 +404,7 @@ impl MatMulCase {
 
     fn float(&self) -> Option<Case> {
         let [x, w, y] = self.shapes();
-        let mut r = Random(self.seed);
+        let mut r = Random::new(self.seed);
         let mut b = Builder::new();
         b.input(f32_tensor(&mut r, &x), None);
         b.constant(f32_tensor(&mut r, &w), None);
@@ -417,7 +442,7 @@ fn product_of_values(
     (constant, bias, residual): (bool, bool, bool),
     seed: u64,
 ) -> Option<Case> {
-    let mut r = Random(seed);
+    let mut r = Random::new(seed);
     let mut builder = Builder::new();
     let of = |lead: &[usize], m: usize, n: usize| shape(&[lead, &[m, n]].concat());
     let (a, b) = (of(a, *rows, *inner), of(b, *inner, *columns));
@@ -534,6 +559,10 @@ fn large_cases() -> Vec<ConvCase> {
         },
         // Several tiles in a row of a depthwise convolution, and a last panel of 4.
         depthwise.clone(),
+        // A border that is wider than the kernel, and of which some windows see nothing else.
+        ConvCase { kernel: [5, 3], pads: [9, 8, 7, 6], dilations: [1, 2], ..depthwise.clone() },
+        // Rows of a batch, each one pixel high.
+        ConvCase { batch: 3, spatial: [1, 300], kernel: [1, 9], pads: [0, 4, 0, 4], ..depthwise.clone() },
         // More rows of taps than one multiplication takes, and strides.
         ConvCase { kernel: [7, 5], pads: [3, 2, 3, 2], strides: [2, 2], groups: 37, ..depthwise.clone() },
         // Too many taps to unroll.
@@ -635,6 +664,35 @@ fn tile_listing(tier: &'static Tier, pixels: usize) -> String {
     let case = case.quantized(RequantMode::Shift).expect("the window fits");
     let text = compiled(&case.graph, tier).listing(ListingKind::Asm);
     text.split("; ").filter(|f| f.contains("_tile_")).collect()
+}
+
+/// Listing of the strips that a tier assembles for a depthwise 3x3 convolution of 64 channels on 8x8 pixels.
+fn strip_listing(tier: &'static Tier) -> String {
+    let mut case = large_cases().remove(0);
+    case = ConvCase { spatial: [8, 8], groups: 64, inputs: 1, outputs: 1, residual: false, ..case };
+    let case = case.quantized(RequantMode::Q15).expect("the window fits");
+    let text = compiled(&case.graph, tier).listing(ListingKind::Asm);
+    text.split("; ").filter(|f| f.contains("_strip_")).collect()
+}
+
+/// Two output rows share the interleaved rows, which four rows are: each of 3 columns of taps is one product a row.
+#[test]
+fn depthwise_strips_use_the_instructions_of_their_tier() {
+    let count = |name: &str, what: &str| {
+        let tier = Tier::from_name(name).filter(|t| tiers().contains(t));
+        tier.map(|t| strip_listing(t).matches(what).count())
+    };
+    // 8 columns are two blocks of 3, which are a loop, and one of 2; four vectors.
+    assert!([None, Some((3 + 2) * 2 * 3 * 4)].contains(&count("avx512vnni", "vpdpbusd zmm")));
+    // No copy of the input, and no 128-bit tile.
+    for tier in ["avx512vnni", "avxvnni", "avx2"] {
+        assert!([None, Some(0)].contains(&count(tier, "pad__")), "{tier}");
+        assert!([None, Some(0)].contains(&count(tier, "_tile_")), "{tier}");
+    }
+    // One pixel a block; 64 channels are two panels of four vectors, which share their code.
+    assert!([None, Some(2 * 3 * 4)].contains(&count("avxvnni", "vpdpbusd ymm")));
+    // Two groups of two rows.
+    assert!([None, Some(2 * 2 * 3 * 4)].contains(&count("avx2", "vpmaddwd ymm")));
 }
 
 /// Cranelift selects the dot product by its pattern; a tree that is disturbed would still be right, and slow.

@@ -50,7 +50,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     Ok(())
 }
 
-fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
+pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
     for v in 0..tile.format.vectors() {
         asm.vmovups(tile.accumulator(0, v), tile.param(tile.layout.bias, v))?;
     }

@@ -9,6 +9,7 @@
 //! count in rax, r9, r10 and r11, so nothing has to be saved.
 
 mod accumulate;
+mod depthwise;
 mod requantize;
 mod store;
 pub(crate) mod vector;
@@ -21,6 +22,7 @@ use super::{
     spec::{Epilogue, Product, TileSpec},
 };
 use crate::tier::Isa;
+pub(crate) use depthwise::emit_strip;
 use iced_x86::{
     IcedError,
     code_asm::{AsmMemoryOperand, AsmRegister64, rdx},

@@ -78,6 +78,12 @@ pub(super) fn rescale(asm: &mut Assembler, tile: &Tile, pixel: usize) -> Emit {
                 let wide = Wide { m, add, n, sign, m_r, k };
                 rescale_shift(asm, tile, &wide, v, x, residual, [t, s])?;
             }
+            RescaleLayout::ShiftHigh { m, half, n } => {
+                multiply_wide(asm, x, t, tile.param(m, v), tile.param(m + 4, v))?;
+                let high = asm.merge_high_halves(x, t)?;
+                asm.vpaddd(x, high, tile.param(half, v))?;
+                asm.vpsravd(x, x, tile.param(n, v))?;
+            }
             RescaleLayout::Tflite { .. } => rescale_tflite(asm, &r, v, x, residual, t)?,
             RescaleLayout::Q15 { s1, .. } => asm.vpsravd(x, x, tile.param(s1, v))?,
             RescaleLayout::Pow2 { n, m_r } => {

@@ -3,8 +3,10 @@
 use super::*;
 use crate::{
     dense::{
+        WeightOrder, Weights,
         pack::{pack_bias, pack_params, pack_weights},
         spec::SLACK,
+        strip::{self, Axis, StripSpec, Strips},
     },
     executable::Executable,
     tier::{TIERS, Tier},
@@ -686,5 +688,129 @@ fn emitting_twice_gives_the_same_bytes() {
     for isa in ISAS {
         let spec = small_spec(Epilogue::PackOnly);
         assert_eq!(emit_tile(isa, &spec), emit_tile(isa, &spec));
+    }
+}
+
+type StripFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
+
+/// A depthwise convolution of an image between inaccessible pages, strip by strip.
+fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2], channels: usize) {
+    let zero_point = 9u8;
+    let (element, taps) = (product.element(), window[0].taps * window[1].taps);
+    let strips = Strips::new(product, isa, window, zero_point, outputs).unwrap();
+    let mut rng = Random(1 + channels as u64);
+    let weights: Vec<i8> = (0..channels * taps).map(|_| rng.within(-2, 2) as i8).collect();
+    let bias: Vec<i32> = (0..channels).map(|_| rng.within(0, 250) as i32).collect();
+    let image: Vec<u8> =
+        (0..window[0].extent * window[1].extent * channels).map(|_| rng.next() as u8).collect();
+    // Small integers: float sums of them are exact in any order.
+    let float = |x: f32| x.to_le_bytes();
+    let a_bytes: Vec<u8> = match product {
+        Product::U8S8 => image.clone(),
+        Product::F32 => image.iter().flat_map(|x| float(f32::from(*x))).collect(),
+    };
+    let order = WeightOrder::new(taps, (0..taps).collect());
+    let [y_row, y_col] = [outputs[1] * channels * element, channels * element];
+    let mut a = Guarded::new(&a_bytes, SLACK);
+    let mut y = Guarded::new(&vec![0xc5; outputs[0] * y_row], 0);
+    let clamp = Clamp::NONE;
+    for panel in strip::panels(product, isa, channels) {
+        let spec = |rows: usize, cols: usize| StripSpec {
+            product,
+            isa,
+            panel: panel.width,
+            columns: panel.columns,
+            planned_rows: strips.rows,
+            rows,
+            cols,
+            window,
+            y_row,
+            y_col,
+            epilogue: match product {
+                Product::U8S8 => Epilogue::PackOnly,
+                Product::F32 => Epilogue::Float { clamp, residual: false },
+            },
+        };
+        let whole = spec(strips.rows, strips.cols);
+        let own = panel.first..panel.first + panel.columns;
+        let reals: Vec<f32> = weights.iter().map(|w| f32::from(*w)).collect();
+        let real_bias: Vec<f32> = bias.iter().map(|b| *b as f32).collect();
+        let (w, params) = match product {
+            Product::U8S8 => (
+                whole.pack(panel.first, &Weights { elements: &weights, order: &order, run: 1 }, zero_point),
+                pack_params(whole.format(), None, own, &bias),
+            ),
+            Product::F32 => (
+                whole.pack(panel.first, &Weights { elements: &reals, order: &order, run: 1 }, 0),
+                pack_bias(whole.format(), clamp, own, &real_bias),
+            ),
+        };
+        let (mut w, mut params) = (Guarded::new(&w, 0), Guarded::new(&params, 0));
+        for row in (0..outputs[0]).step_by(strips.rows) {
+            for col in (0..outputs[1]).step_by(strips.cols) {
+                let own = spec(strips.rows.min(outputs[0] - row), strips.cols.min(outputs[1] - col));
+                let code = emit_strip(&own).unwrap();
+                check_encoding(isa, &code);
+                let code = Executable::new(&code).unwrap();
+                let first = panel.first * element;
+                // Of a window that begins outside the image, or behind its last pixel, only the address is made.
+                let from =
+                    row * window[0].stride * window[0].pitch + col * window[1].stride * window[1].pitch;
+                let at = row as u64 | (col as u64) << 32;
+                // SAFETY: the code is a strip of this signature for this CPU, and the buffers are those it was emitted
+                // for.
+                unsafe {
+                    let strip: StripFn = std::mem::transmute(code.entry());
+                    let to = y.at(row * y_row + col * y_col + first);
+                    strip(a.at(0).wrapping_add(from + first), w.at(0), params.at(0), to, to, at);
+                }
+            }
+        }
+    }
+    let outside = if product == Product::U8S8 { i32::from(zero_point) } else { 0 };
+    let mut expected = Vec::new();
+    for (row, col) in (0..outputs[0]).flat_map(|row| (0..outputs[1]).map(move |col| (row, col))) {
+        for channel in 0..channels {
+            let mut sum = bias[channel];
+            for tap in 0..taps {
+                let at = |axis: usize, output: usize, tap: usize| {
+                    window[axis].inside(output, tap * window[axis].dilation)
+                };
+                let x = match (at(0, row, tap / window[1].taps), at(1, col, tap % window[1].taps)) {
+                    (Some(r), Some(c)) => image[(r * window[1].extent + c) * channels + channel].into(),
+                    _ => outside,
+                };
+                sum += x * i32::from(weights[channel * taps + tap]);
+            }
+            match product {
+                Product::U8S8 => expected.push(sum.clamp(0, 255) as u8),
+                Product::F32 => expected.extend(float(sum as f32)),
+            }
+        }
+    }
+    assert!(y.bytes() == expected, "{isa:?} {product:?} {channels} channels, {window:?}");
+}
+
+#[test]
+fn strips_read_and_write_nothing_but_their_buffers() {
+    let axis =
+        |taps, stride, dilation, before, extent| Axis { taps, stride, dilation, before, extent, pitch: 0 };
+    // Windows, and how many of them: padded on all sides, strides that leave rows out, no padding, several strips.
+    let windows = [
+        ([axis(3, 1, 1, 1, 7), axis(3, 1, 1, 1, 9)], [7, 9]),
+        ([axis(5, 2, 1, 2, 9), axis(5, 2, 1, 2, 8)], [5, 4]),
+        ([axis(3, 1, 2, 0, 9), axis(2, 3, 1, 0, 11)], [5, 4]),
+        ([axis(2, 1, 1, 0, 3), axis(3, 1, 1, 1, 130)], [2, 130]),
+    ];
+    for isa in isas() {
+        for product in [Product::U8S8, Product::F32] {
+            for channels in [2, 16, 40, 64, 101] {
+                for (mut window, outputs) in windows {
+                    window[1].pitch = channels * product.element();
+                    window[0].pitch = window[1].extent * window[1].pitch;
+                    run_strips(isa, product, window, outputs, channels);
+                }
+            }
+        }
     }
 }

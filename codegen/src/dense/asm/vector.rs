@@ -73,6 +73,8 @@ const ODD: AsmRegisterK = k1;
 const NEGATIVE: AsmRegisterK = k2;
 /// The elements of a vector that a masked store writes.
 const STORED: AsmRegisterK = k3;
+/// The even 32-bit elements of a vector.
+const EVEN: AsmRegisterK = k4;
 
 /// Sets of elements of kernels that need several; they use none of the masks above.
 const SETS: [AsmRegisterK; 4] = [k1, k2, k3, k4];
@@ -157,7 +159,7 @@ impl Assembler {
         vpaddd vpaddq vpaddsw vpsubd vpsubw vpmulld vpmuldq vpmulhrsw
         vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
         vmulps vaddps vdivps vmaxps vminps vpermps
-        vpaddw vpmaxsw vpminsw vpunpcklwd vpunpckhwd
+        vpaddw vpmaxsw vpminsw vpunpcklbw vpunpckhbw vpunpcklwd vpunpckhwd
         vpackssdw vpacksswb vpackuswb vpmaxub vpmaxsb vpminub vpshufb vpermd
     }
 
@@ -183,6 +185,14 @@ impl Assembler {
         match self.width {
             Width::Ymm => self.asm.vpxor(d.ymm(), a.ymm(), ymmword_ptr(b)),
             Width::Zmm => self.asm.vpxord(d.zmm(), a.zmm(), zmmword_ptr(b)),
+        }
+    }
+
+    /// A whole vector to `m`.
+    pub(super) fn store_vector(&mut self, m: AsmMemoryOperand, a: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vmovups(ymmword_ptr(m), a.ymm()),
+            Width::Zmm => self.asm.vmovups(zmmword_ptr(m), a.zmm()),
         }
     }
 
@@ -289,6 +299,7 @@ impl Assembler {
         if self.width == Width::Zmm {
             self.asm.mov(eax, 0xaaaa_u32)?;
             self.asm.kmovw(ODD, eax)?;
+            self.asm.knotw(EVEN, ODD)?;
             self.asm.mov(rax, u64::MAX >> (64 - stored.clamp(1, 64)))?;
             self.asm.kmovq(STORED, rax)?;
         }
@@ -311,6 +322,22 @@ impl Assembler {
                 self.merge_odd(d, a)
             }
             Width::Zmm => self.asm.vmovsldup(d.zmm().k1(), a.zmm()),
+        }
+    }
+
+    /// High halves of the 64-bit elements of `even` and `odd` in turn, in one of the two, which is the result. Overwrites
+    /// both.
+    pub(super) fn merge_high_halves(&mut self, even: Reg, odd: Reg) -> Result<Reg, IcedError> {
+        match self.width {
+            Width::Ymm => {
+                self.asm.vmovshdup(even.ymm(), even.ymm())?;
+                self.merge_odd(even, odd)?;
+                Ok(even)
+            }
+            Width::Zmm => {
+                self.asm.vmovshdup(odd.zmm().k4(), even.zmm())?;
+                Ok(odd)
+            }
         }
     }
 
