@@ -9,7 +9,7 @@ use qcc_codegen::{
     dense::{
         asm::{emit_tile, tile_name},
         pack::{PanelFormat, ParamLayout, pack_bias, pack_params, pack_weights},
-        spec::{Epilogue, Product, SLACK, TileSpec},
+        spec::{Epilogue, Prefetch, Product, SLACK, TileSpec},
     },
     executable::Executable,
     peak,
@@ -95,6 +95,7 @@ fn measure(
         loops: vec![],
         inner: (K / product.group()) as u32,
         epilogue,
+        prefetch: Prefetch::default(),
     };
     let bytes = emit_tile(isa, &spec)?;
     let code = Executable::new(&bytes)?;

@@ -7,9 +7,10 @@ use crate::{
     CodegenError, Tier,
     dense::{choose::Tiling, spec::SLACK},
     lower::{self, Lowered},
+    memory::Memory,
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
-    weights::{Line, Weights, aligned},
+    weights::Weights,
 };
 use bytes::Bytes;
 use cranelift_module::FuncId;
@@ -273,7 +274,7 @@ unsafe impl Sync for External {}
 /// One caller's state: the arena of intermediate values. Runs one request at a time.
 pub struct Execution {
     model: Arc<CompiledModel>,
-    arena: Vec<Line>,
+    arena: Memory,
     external: External,
 }
 
@@ -297,7 +298,7 @@ const THREAD_GRAIN: u64 = if cfg!(test) { 1 } else { 5_000 };
 impl Execution {
     /// An execution with its own arena, all zeros.
     pub fn new(model: Arc<CompiledModel>) -> Execution {
-        let arena = aligned(model.arena_bytes as usize + SLACK);
+        let arena = Memory::zeroed(model.arena_bytes as usize + SLACK);
         let external = External(vec![std::ptr::null_mut(); model.inputs.len() + model.outputs.len()]);
         Execution { model, arena, external }
     }
@@ -327,7 +328,7 @@ impl Execution {
             *slot = pointer;
         }
         let ctx = Ctx {
-            arena: self.arena.as_mut_ptr().cast(),
+            arena: self.arena.bytes_mut().as_mut_ptr(),
             weights: self.model.weights.as_ptr(),
             external: self.external.0.as_ptr(),
         };

@@ -1,17 +1,7 @@
 //! The one block of read-only data of a model: packed weights, tables, parameters.
 
-use crate::{CodegenError, dense::spec::SLACK};
+use crate::{CodegenError, dense::spec::SLACK, memory::Memory};
 use std::{collections::HashMap, hash::BuildHasher};
-
-/// One cache line; vectors of it are how memory gets its alignment.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct Line([u8; 64]);
-
-/// Zeroed bytes on a 64-byte boundary, a multiple of 64 of them.
-pub(crate) fn aligned(bytes: usize) -> Vec<Line> {
-    vec![Line([0; 64]); bytes.div_ceil(64)]
-}
 
 /// A block under construction. Equal parts are stored once.
 #[derive(Default)]
@@ -52,29 +42,27 @@ impl WeightBlock {
     /// The finished block, with readable slack behind the last part.
     pub(crate) fn finish(self) -> Weights {
         let len = self.bytes.len();
-        let mut lines = aligned(len + SLACK);
-        for (line, chunk) in lines.iter_mut().zip(self.bytes.chunks(64)) {
-            line.0[..chunk.len()].copy_from_slice(chunk);
-        }
-        Weights { lines, len }
+        let mut memory = Memory::zeroed(len + SLACK);
+        memory.bytes_mut()[..len].copy_from_slice(&self.bytes);
+        Weights { memory, len }
     }
 }
 
 /// The finished block.
 pub(crate) struct Weights {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
 }
 
 impl Weights {
     pub(crate) fn as_ptr(&self) -> *const u8 {
-        self.lines.as_ptr().cast()
+        self.memory.bytes().as_ptr()
     }
     pub(crate) fn len(&self) -> usize {
         self.len
     }
     #[cfg(test)]
     pub(crate) fn to_vec(&self) -> Vec<u8> {
-        self.lines.iter().flat_map(|l| l.0).take(self.len).collect()
+        self.memory.bytes()[..self.len].to_vec()
     }
 }

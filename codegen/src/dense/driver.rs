@@ -9,7 +9,7 @@ use super::{
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
-    spec::{Epilogue, Product, TileSpec},
+    spec::{Epilogue, Prefetch, Product, TileSpec},
 };
 use crate::{
     CodegenError,
@@ -96,13 +96,15 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let cuts = choose::candidates(problem, cx.options.tier.isa);
+    let all_weights = cx.constant_bytes();
+    let cuts = choose::candidates(problem, cx.options.tier.isa, all_weights);
     let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
     let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
     let Some(cut) = cuts.into_iter().nth(wanted.unwrap_or(0)) else { return Ok(()) };
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
     let residual = operands.r.is_some();
-    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
+    let prefetch = choose::prefetch(problem, &cut, all_weights, residual);
+    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
     let entries = tiles.pack_all(&classes)?;
@@ -190,6 +192,7 @@ struct Tiles<'t, 'g, 'a> {
     problem: &'t Problem,
     epilogue: Epilogue<'a>,
     cut: &'t Cut,
+    prefetch: Prefetch,
     name: &'t str,
     residual: bool,
     coefficients: &'t Coefficients<'t>,
@@ -222,6 +225,7 @@ impl Tiles<'_, '_, '_> {
             loops: p.loops.clone(),
             inner: p.inner() as u32,
             epilogue: self.epilogue,
+            prefetch: self.prefetch,
         };
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
         let tier = self.cx.options.tier;

@@ -87,6 +87,21 @@ pub struct TileSpec<'a> {
     pub inner: u32,
     /// What happens to the accumulators.
     pub epilogue: Epilogue<'a>,
+    /// What the tile asks the caches for ahead of time.
+    pub prefetch: Prefetch,
+}
+
+/// Lines that a tile prefetches. Nothing is computed from them, so they may lie beyond any buffer.
+///
+/// The emitters of wide tiles heed this; Cranelift has no instruction for it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Prefetch {
+    /// How far ahead of the weights that are read, in bytes; 0: not at all. For weights that no cache of the core holds.
+    pub weights: u32,
+    /// From a pixel's activations to those of the pixel that the next tiles read instead, in bytes; 0: not at all.
+    pub activations: i32,
+    /// The tile's own results and residuals, while it sums.
+    pub results: bool,
 }
 
 impl TileSpec<'_> {

@@ -119,6 +119,7 @@ pub(crate) struct Lowering<'g> {
     node: Option<NodeId>,
     scratch_used: u64,
     scratch_bytes: u64,
+    constant_bytes: usize,
 }
 
 /// A step whose code is not yet executable.
@@ -148,6 +149,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
         node: None,
         scratch_used: 0,
         scratch_bytes: 0,
+        constant_bytes: constant_bytes(graph),
     };
     for node in cx.plan.order.clone() {
         cx.lower_node(node)?;
@@ -158,6 +160,14 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
     let arena_bytes = cx.plan.arena_bytes + cx.scratch_bytes;
     check_arena(arena_bytes)?;
     Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, arena_bytes })
+}
+
+fn constant_bytes(graph: &Graph) -> usize {
+    graph
+        .nodes()
+        .filter_map(|(id, _)| graph.constant_value(id.out()))
+        .map(|tensor| tensor.bytes().len())
+        .sum()
 }
 
 impl<'g> Lowering<'g> {
@@ -300,6 +310,11 @@ impl<'g> Lowering<'g> {
             let step = Step::compiled(self.graph, node, kernel, units, work);
             self.steps.push(PendingStep { step, entry: Some(entry) });
         }
+    }
+
+    /// Bytes of all constants of the graph, about what the weights of the model take.
+    pub(crate) fn constant_bytes(&self) -> usize {
+        self.constant_bytes
     }
 
     /// The tiling that the caller asks for, for the node whose steps are being emitted.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     dense::{
         pack::{pack_bias, pack_params, pack_weights},
-        spec::SLACK,
+        spec::{Prefetch, SLACK},
     },
     executable::Executable,
     tier::{TIERS, Tier},
@@ -200,6 +200,16 @@ impl Problem {
             loops: self.loops.clone(),
             inner: self.run_len.div_ceil(self.format.product.group()) as u32,
             epilogue,
+            prefetch: self.prefetch(),
+        }
+    }
+
+    /// Nothing, or lines that no buffer holds: neither may show.
+    fn prefetch(&self) -> Prefetch {
+        match self.columns % 3 {
+            0 => Prefetch::default(),
+            1 => Prefetch { weights: 1 << 20, activations: -(1 << 20), results: true },
+            _ => Prefetch { weights: 64, activations: 0, results: true },
         }
     }
 
@@ -642,6 +652,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
         loops: vec![],
         inner: 3,
         epilogue,
+        prefetch: Prefetch::default(),
     }
 }
 
