@@ -11,11 +11,12 @@ mod pool;
 mod product;
 mod quantize;
 mod reduce;
+mod resample;
 mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::choose::Tiling,
+    dense::{choose::Tiling, driver::PendingWalk},
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
@@ -45,6 +46,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Cast(_) => &elementwise::CAST,
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
+        Op::Resample(_) => &resample::RESAMPLE,
+        Op::QResample(_) => &resample::Q_RESAMPLE,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
         Op::Transpose(_) => &shape::TRANSPOSE,
         Op::Slice(_) => &shape::SLICE,
@@ -125,7 +128,17 @@ pub(crate) struct Lowering<'g> {
 /// A step whose code is not yet executable.
 pub(crate) struct PendingStep {
     pub(crate) step: Step,
-    pub(crate) entry: Option<FuncId>,
+    pub(crate) code: PendingCode,
+}
+
+/// What a step runs.
+pub(crate) enum PendingCode {
+    /// Nothing generated: the step holds its definition.
+    Interpreter,
+    /// One function.
+    Function(FuncId),
+    /// The tiles of a dense problem.
+    Walk(Box<PendingWalk>),
 }
 
 /// What lowering made of a graph.
@@ -199,7 +212,7 @@ impl<'g> Lowering<'g> {
         let outputs = 0..self.graph.node(node).outputs().len();
         let results = outputs.map(|p| self.location(node.port(p as u16))).collect::<Result<Vec<_>, _>>()?;
         let step = Step::interpreted(self.graph, node, operands, results, self.work(node));
-        self.steps.push(PendingStep { step, entry: None });
+        self.steps.push(PendingStep { step, code: PendingCode::Interpreter });
         Ok(())
     }
 
@@ -300,15 +313,20 @@ impl<'g> Lowering<'g> {
             e.b.ins().return_(&[]);
             Ok(())
         })?;
-        self.push_step(kernel, entry, units, work);
+        self.push_step(kernel, PendingCode::Function(entry), units, work);
         Ok(())
     }
 
-    /// Adds a step whose entry is compiled already: `fn(ctx, begin, end)`.
-    pub(crate) fn push_step(&mut self, kernel: &str, entry: FuncId, units: u64, work: Work) {
+    /// Adds a step that walks over tiles.
+    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work) {
+        let units = walk.units();
+        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work);
+    }
+
+    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
         if let (Some(node), true) = (self.node, units > 0) {
             let step = Step::compiled(self.graph, node, kernel, units, work);
-            self.steps.push(PendingStep { step, entry: Some(entry) });
+            self.steps.push(PendingStep { step, code });
         }
     }
 
