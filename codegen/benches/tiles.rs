@@ -85,11 +85,12 @@ fn measure(
         Epilogue::Float { residual, .. } => *residual,
     };
     let rows = |pitch: usize| -> Vec<i32> { (0..mr).map(|i| (i * pitch * element) as i32).collect() };
+    let a_element = format.activation_bytes();
     let spec = TileSpec {
         product,
         panel: nr,
         columns: nr,
-        a_offsets: rows(K),
+        a_offsets: (0..mr).map(|i| (i * K * a_element) as i32).collect(),
         y_offsets: rows(wide),
         r_offsets: if residual { rows(wide) } else { vec![] },
         loops: vec![],
@@ -123,7 +124,7 @@ fn measure(
     let (weights, w_at) = aligned(&weights, 0);
     let (params, p_at) = aligned(&params, 0);
     let activations: Vec<u8> =
-        (0..M * K * element).map(|i| if element == 1 { (i * 31) as u8 } else { 0 }).collect();
+        (0..M * K * a_element).map(|i| if a_element == 1 { (i * 31) as u8 } else { 0 }).collect();
     let (a, a_at) = aligned(&activations, SLACK);
     let (r, r_at) = aligned(&vec![0u8; M * wide * element], SLACK);
     let (mut y, y_at) = aligned(&vec![0u8; M * wide * element], 0);
@@ -137,7 +138,7 @@ fn measure(
             // SAFETY: every buffer covers the tiles of the loop, with slack where tiles read beyond.
             unsafe {
                 tile(
-                    a.as_ptr().add(a_at + row * K * element),
+                    a.as_ptr().add(a_at + row * K * a_element),
                     weights.as_ptr().add(w_at + panel * format.weight_bytes(K / product.group())),
                     params.as_ptr().add(p_at + panel * layout.size),
                     y.as_mut_ptr().add(y_at + out),

@@ -168,7 +168,7 @@ fn unit(isa: Isa, product: Product) -> Unit {
     match (isa, product) {
         (Isa::Avx512Vnni, _) => wide,
         (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
-        // Even and odd bytes are multiplied apart, and summed by an instruction of their own.
+        // Pairs are multiplied apart, and summed by an instruction of their own.
         (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
         (Isa::XmmVnni, _) => narrow,
         (Isa::Xmm, Product::F32) => Unit { rate: 1.0, latency: 4.0, ..narrow },

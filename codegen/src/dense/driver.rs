@@ -8,6 +8,7 @@ use super::{
     pack::{self, PanelFormat},
     spec::{Epilogue, Prefetch, Product, TileSpec},
     walk::{LOWER, PARTS, PanelEntry, PartFunctions, RIGHT, Walk},
+    widen,
 };
 use crate::{
     CodegenError,
@@ -63,6 +64,8 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
+    let (problem, a) = &as_tiles_read_it(cx, problem, operands.a)?;
+    let operands = Operands { a: *a, ..operands };
     let weights = cx.constant_bytes();
     let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
@@ -75,6 +78,22 @@ pub(crate) fn lower(
     cx.walk_step(&name, Walk::new(problem, &cut, operands, panels, functions, None), work);
     cx.offer_tilings(tilings);
     Ok(())
+}
+
+/// The problem on its input in the form that the tier's tiles read, and where that lies.
+fn as_tiles_read_it(
+    cx: &mut Lowering,
+    problem: &Problem,
+    a: Location,
+) -> Result<(Problem, Location), CodegenError> {
+    let (product, isa) = (problem.product, cx.options.tier.isa);
+    // The same for every panel.
+    let bytes = PanelFormat { product, isa, panel: 0 }.activation_bytes();
+    if bytes == product.element() {
+        return Ok((problem.clone(), a));
+    }
+    let widened = widen::lower(cx, a, problem.reach())?;
+    Ok((problem.with_wider_input(bytes / product.element()), widened))
 }
 
 /// The cut of a problem, and all that there were to choose from. `weights` bytes are read between two uses of its own.

@@ -136,7 +136,7 @@ const UNROLL: usize = 4;
 
 /// Visits `count` bytes in pieces of 16, the last of which may overlap the one before, or one by one if they are
 /// fewer: `visit(type, byte offset, constant to add to it)`.
-fn sweep(
+pub(super) fn sweep(
     b: &mut FunctionBuilder,
     count: usize,
     visit: &mut dyn FnMut(&mut FunctionBuilder, Type, Value, i32),

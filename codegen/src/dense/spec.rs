@@ -6,7 +6,8 @@
 //! extern "sysv64" fn tile(a: *const u8, w: *const u8, params: *const u8, y: *mut u8, r: *const u8)
 //! ```
 //!
-//! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`,
+//! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`. Elements are as wide as
+//!   [`PanelFormat::activation_bytes`](super::pack::PanelFormat::activation_bytes) says,
 //! * `w`: the weights of one panel (NR channels), packed by [`pack`](super::pack),
 //! * `params`: the panel's epilogue constants (bias, multipliers…), packed likewise,
 //! * `y`: the first channel of the panel of the tile's first pixel; pixel i writes to `y + y_offsets[i]`,

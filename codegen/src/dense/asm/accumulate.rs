@@ -21,8 +21,8 @@ const COUNTERS: [AsmRegister32; 3] = [r9d, r10d, r11d];
 enum Step {
     /// Dword of 4 codes by 4 weights, summed into the accumulator.
     DotProduct,
-    /// The even or the odd 2 of 4 codes by 2 weights, summed in a temporary.
-    Pairs { odd: bool },
+    /// The first or the second 2 of 4 widened codes by 2 weights, summed in a temporary.
+    Pairs { second: bool },
     /// One float.
     MultiplyAdd,
 }
@@ -30,7 +30,7 @@ enum Step {
 impl Step {
     /// Whether it is the first one of its group.
     fn is_first(self) -> bool {
-        !matches!(self, Step::Pairs { odd: true })
+        !matches!(self, Step::Pairs { second: true })
     }
 }
 
@@ -78,7 +78,7 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
     let groups = tile.spec.inner as usize;
     let (unroll, trips) = body(tile);
     let rest = groups % unroll;
-    let group_bytes = 4;
+    let group_bytes = activation_bytes(tile);
     let weight_bytes = tile.format.weight_bytes(1);
     let mut moved = 0;
     let mut straight = rest;
@@ -141,8 +141,8 @@ fn group(asm: &mut Assembler, tile: &Tile, g: usize) -> Result<(), EmitError> {
     match (tile.format.product, tile.format.isa) {
         (Product::F32, _) => half_group(asm, tile, g, Step::MultiplyAdd),
         (Product::U8S8, Isa::Avx2) => {
-            half_group(asm, tile, g, Step::Pairs { odd: false })?;
-            half_group(asm, tile, g, Step::Pairs { odd: true })
+            half_group(asm, tile, g, Step::Pairs { second: false })?;
+            half_group(asm, tile, g, Step::Pairs { second: true })
         }
         (Product::U8S8, _) => half_group(asm, tile, g, Step::DotProduct),
     }
@@ -161,7 +161,7 @@ fn half_group(asm: &mut Assembler, tile: &Tile, g: usize, step: Step) -> Result<
     let in_turn = (tile.temporaries() - first).min(4);
     for (pixel, &offset) in tile.spec.a_offsets.iter().enumerate() {
         let a = tile.temporary(first + pixel % in_turn);
-        load_activation(asm, tile, a, displaced(rdi, offset, 4 * g)?, step)?;
+        load_activation(asm, a, displaced(rdi, offset, activation_bytes(tile) * g)?, step)?;
         prefetch_activations(asm, tile, g, step, offset)?;
         for v in 0..vectors {
             let accumulator = tile.accumulator(pixel, v);
@@ -184,23 +184,25 @@ fn load_weights(asm: &mut Assembler, tile: &Tile, g: usize, step: Step, v: usize
     let to = tile.temporary(v);
     match step {
         Step::DotProduct | Step::MultiplyAdd => asm.vmovups(to, displaced(rsi, 0, group + v * vector)?)?,
-        Step::Pairs { odd } => {
-            let half = if odd { 2 * tile.format.panel } else { 0 };
+        Step::Pairs { second } => {
+            let half = if second { 2 * tile.format.panel } else { 0 };
             asm.load_bytes_as_words(to, displaced(rsi, 0, group + half + v * vector / 2)?)?;
         }
     }
     Ok(())
 }
 
-fn load_activation(asm: &mut Assembler, tile: &Tile, a: Reg, from: AsmMemoryOperand, step: Step) -> Emit {
+fn load_activation(asm: &mut Assembler, a: Reg, from: AsmMemoryOperand, step: Step) -> Emit {
     match step {
-        Step::DotProduct => asm.vpbroadcastd(a, from),
+        Step::DotProduct | Step::Pairs { second: false } => asm.vpbroadcastd(a, from),
+        Step::Pairs { second: true } => asm.vpbroadcastd(a, from + 4),
         Step::MultiplyAdd => asm.vbroadcastss(a, from),
-        Step::Pairs { odd } => {
-            asm.vpbroadcastd(a, from)?;
-            if odd { asm.vpsrlw(a, a, 8) } else { asm.bitand(a, a, tile.param(tile.layout.even_bytes, 0)) }
-        }
     }
+}
+
+/// Bytes of a group of a pixel's activations.
+fn activation_bytes(tile: &Tile) -> usize {
+    tile.format.product.group() * tile.format.activation_bytes()
 }
 
 /// The line that this load will be of, so many bytes later. Into the second level: it is wanted too late for the first,
@@ -229,9 +231,10 @@ fn prefetch_activations(
     offset: i32,
 ) -> Result<(), EmitError> {
     let ahead = tile.spec.prefetch.activations;
-    if ahead != 0 && (4 * g).is_multiple_of(LINE) && step.is_first() {
+    let at = activation_bytes(tile) * g;
+    if ahead != 0 && at.is_multiple_of(LINE) && step.is_first() {
         let offset = offset.checked_add(ahead).ok_or(EmitError::Displacement)?;
-        asm.asm.prefetcht1(byte_ptr(displaced(rdi, offset, 4 * g)?))?;
+        asm.asm.prefetcht1(byte_ptr(displaced(rdi, offset, at)?))?;
     }
     Ok(())
 }
