@@ -159,7 +159,7 @@ const FROM_LEVEL2: f64 = 16.0;
 const FROM_MEMORY: f64 = 7.5;
 
 /// Cycles of a sum within which memory answers: results are prefetched by sums that take longer.
-const LATENCY: usize = 400;
+const LATENCY: f64 = 400.0;
 /// How far ahead weights are prefetched, in bytes: about a microsecond of them.
 const WEIGHTS_AHEAD: u32 = 16 << 10;
 
@@ -189,10 +189,12 @@ enum Source {
 impl Source {
     /// The cache that holds so many bytes from one use to the next.
     fn of(bytes: usize) -> Source {
-        match bytes {
-            ..=LEVEL1 => Source::Level1,
-            ..=LEVEL2 => Source::Level2,
-            _ => Source::Memory,
+        if bytes <= LEVEL1 {
+            Source::Level1
+        } else if bytes <= LEVEL2 {
+            Source::Level2
+        } else {
+            Source::Memory
         }
     }
 
@@ -348,11 +350,13 @@ fn crowded(problem: &Problem, rows: usize, cols: usize) -> usize {
 }
 
 /// What the tiles of a problem prefetch: the weights if they come from memory, activations and results if they do.
-pub(crate) fn prefetch(problem: &Problem, cut: &Cut, weights: usize, residual: bool) -> Prefetch {
+pub(crate) fn prefetch(problem: &Problem, cut: &Cut, isa: Isa, weights: usize, residual: bool) -> Prefetch {
+    let unit = unit(isa, problem.product);
     let far = |bytes: usize| Source::of(bytes) == Source::Memory;
     let blocks_follow = problem.loops.is_empty() && problem.rows == 1;
     let results = problem.images * problem.y.image * if residual { 2 } else { 1 };
-    let summing = problem.k_groups() * cut.rows * cut.cols * cut.tiling().panel / 16 / 2;
+    let Tiling { rows, cols, panel, .. } = cut.tiling();
+    let summing = (problem.k_groups() * rows * cols * panel) as f64 / (unit.lanes as f64 * unit.rate);
     let next = i32::try_from(cut.cols * problem.a.col).unwrap_or(0);
     Prefetch {
         weights: if far(weights) { WEIGHTS_AHEAD } else { 0 },
@@ -380,6 +384,7 @@ mod tests {
             channels,
             a: Strides { image: row * (size + kernel - 1), row, col: input, group: 0 },
             y: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
+            r: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
             loops: if kernel > 1 { vec![(kernel as u32, row as i32)] } else { vec![] },
             run: kernel * input,
         }

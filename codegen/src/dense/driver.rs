@@ -70,7 +70,7 @@ pub(crate) fn lower(
     let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
     let residual = operands.r.is_some();
-    let prefetch = choose::prefetch(problem, &cut, weights, residual);
+    let prefetch = choose::prefetch(problem, &cut, cx.options.tier.isa, weights, residual);
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
@@ -132,7 +132,7 @@ pub(crate) fn lower_pairs(
     let name = kernel_name(cx, "gemm", problem.product, cut.rows * cut.cols, cut.panels.first());
     let residual = operands.r.is_some();
     let coefficients = &Coefficients::Bias(bias);
-    let prefetch = choose::prefetch(problem, &cut, weights, residual);
+    let prefetch = choose::prefetch(problem, &cut, cx.options.tier.isa, weights, residual);
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
@@ -237,14 +237,13 @@ impl Tiles<'_, '_, '_> {
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
         };
-        let y_offsets = offsets(p.y.row, p.y.col);
         let spec = TileSpec {
             product: p.product,
             panel: width,
             columns,
             a_offsets: offsets(p.a.row, p.a.col),
-            r_offsets: if self.residual { y_offsets.clone() } else { Vec::new() },
-            y_offsets,
+            r_offsets: if self.residual { offsets(p.r.row, p.r.col) } else { Vec::new() },
+            y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),
             inner: p.inner() as u32,
             epilogue: self.epilogue,

@@ -22,7 +22,7 @@ const CHUNK: usize = 4096;
 /// A step that widens `codes` u8 from `from` to u16 in scratch memory; the copy.
 pub(crate) fn lower(cx: &mut Lowering, from: Location, codes: usize) -> Result<Location, CodegenError> {
     let to = cx.scratch(2 * codes as u64)?;
-    let work = Work { macs: 0, bytes_read: codes as u64, bytes_written: 2 * codes as u64 };
+    let work = Work { bytes_read: codes as u64, bytes_written: 2 * codes as u64, ..Work::default() };
     cx.step("widen", codes.div_ceil(CHUNK) as u64, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
         let b = &mut e.b;

@@ -11,7 +11,7 @@
 mod accumulate;
 mod requantize;
 mod store;
-mod vector;
+pub(crate) mod vector;
 
 #[cfg(test)]
 mod tests;
