@@ -13,7 +13,7 @@ use qcc_codegen::{
     dense::{
         asm::{emit_tile, tile_name},
         pack::{PanelFormat, ParamLayout, pack_bias, pack_params, pack_weights},
-        spec::{Epilogue, Product, SLACK, TileSpec},
+        spec::{Epilogue, Prefetch, Product, SLACK, TileSpec},
     },
     executable::Executable,
     peak,
@@ -120,16 +120,18 @@ fn prepare(
         Epilogue::Float { residual, .. } => *residual,
     };
     let rows = |pitch: usize| -> Vec<i32> { (0..mr).map(|i| (i * pitch * element) as i32).collect() };
+    let a_element = format.activation_bytes();
     let spec = TileSpec {
         product,
         panel: nr,
         columns: nr,
-        a_offsets: rows(K),
+        a_offsets: (0..mr).map(|i| (i * K * a_element) as i32).collect(),
         y_offsets: rows(wide),
         r_offsets: if residual { rows(wide) } else { vec![] },
         loops: vec![],
         inner: (K / product.group()) as u32,
         epilogue,
+        prefetch: Prefetch::default(),
     };
     let layout = ParamLayout::new(format, &spec.epilogue);
     let (weights, params) = match product {
@@ -146,7 +148,7 @@ fn prepare(
         ),
     };
     let activations: Vec<u8> =
-        (0..M * K * element).map(|i| if element == 1 { (i * 31) as u8 } else { 0 }).collect();
+        (0..M * K * a_element).map(|i| if a_element == 1 { (i * 31) as u8 } else { 0 }).collect();
     let (panels, tiles) = (N.div_ceil(nr), M / mr);
     Ok(Bench {
         name: tile_name(isa, &spec),
@@ -160,7 +162,7 @@ fn prepare(
         tiles,
         weight_panel: format.weight_bytes(K / product.group()),
         param_panel: layout.size,
-        a_tile: mr * K * element,
+        a_tile: mr * K * a_element,
         y_tile: mr * wide * element,
         y_panel: nr * element,
         macs: (panels * nr * tiles * mr * K) as u64,

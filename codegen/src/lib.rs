@@ -18,6 +18,7 @@ pub mod tier;
 mod error;
 mod kernels;
 mod lower;
+mod memory;
 mod model;
 mod module;
 mod parallel;

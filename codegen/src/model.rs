@@ -12,9 +12,10 @@ use crate::{
         walk::{AroundFunction, Bases, TileFunction, Walk},
     },
     lower::{self, Lowered, PendingCode},
+    memory::Memory,
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
-    weights::{Arena, Weights},
+    weights::Weights,
 };
 use bytes::Bytes;
 use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
@@ -323,7 +324,7 @@ unsafe impl Sync for External {}
 /// One caller's state: the arena of intermediate values. Runs one request at a time.
 pub struct Execution {
     model: Arc<CompiledModel>,
-    arena: Arena,
+    arena: Memory,
     external: External,
 }
 
@@ -347,7 +348,7 @@ const THREAD_GRAIN: u64 = if cfg!(test) { 1 } else { 5_000 };
 impl Execution {
     /// An execution with its own arena, all zeros.
     pub fn new(model: Arc<CompiledModel>) -> Execution {
-        let arena = Arena::zeroed(model.arena_bytes as usize + SLACK);
+        let arena = Memory::of_arena(model.arena_bytes as usize + SLACK);
         let external = External(vec![std::ptr::null_mut(); model.inputs.len() + model.outputs.len()]);
         Execution { model, arena, external }
     }
@@ -377,7 +378,7 @@ impl Execution {
             *slot = pointer;
         }
         let ctx = Ctx {
-            arena: self.arena.as_mut_ptr(),
+            arena: self.arena.bytes_mut().as_mut_ptr(),
             weights: self.model.weights.as_ptr(),
             external: self.external.0.as_ptr(),
         };

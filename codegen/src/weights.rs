@@ -1,51 +1,8 @@
-//! The one block of read-only data of a model: packed weights, tables, parameters; and the memory for it.
+//! The one block of read-only data of a model: packed weights, tables, parameters.
 
-use crate::{CodegenError, dense::spec::SLACK};
-use memmap2::{MmapMut, MmapOptions};
+use crate::{CodegenError, dense::spec::SLACK, memory::Memory};
 use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
-
-/// Zeros on a 64-byte boundary, which take memory only where they are written.
-pub(crate) struct Arena {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Arena {
-    pub(crate) fn zeroed(bytes: usize) -> Arena {
-        // A vector of zero bytes comes zeroed from the system; one of aligned elements would be filled here.
-        let bytes = vec![0; bytes + 63];
-        Arena { start: bytes.as_ptr().align_offset(64), bytes }
-    }
-
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.bytes[self.start..].as_mut_ptr()
-    }
-}
-
-/// The same on a page boundary.
-#[derive(Debug)]
-struct Memory(MmapMut);
-
-/// From here on memory is asked for in pages of 2 MiB: fewer page faults, fewer misses in the TLB.
-const HUGE_FROM: usize = 8 << 20;
-
-impl Memory {
-    fn zeroed(bytes: usize) -> Result<Memory, CodegenError> {
-        let failed = |e: std::io::Error| CodegenError::Memory { bytes: bytes as u64, reason: e.to_string() };
-        let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon().map_err(failed)?;
-        #[cfg(target_os = "linux")]
-        if bytes >= HUGE_FROM {
-            // Only a wish: a kernel without huge pages says no.
-            let _ = map.advise(memmap2::Advice::HugePage);
-        }
-        Ok(Memory(map))
-    }
-
-    fn as_ptr(&self) -> *const u8 {
-        self.0.as_ptr()
-    }
-}
 
 /// A block under construction.
 pub(crate) struct WeightBlock {
@@ -76,7 +33,7 @@ impl WeightBlock {
         let hash = xxh3_64(bytes);
         for &(offset, len) in self.parts.get(&hash).into_iter().flatten() {
             let at = offset as usize;
-            if at.is_multiple_of(align) && self.memory.0[at..at + len] == *bytes {
+            if at.is_multiple_of(align) && self.memory.bytes()[at..at + len] == *bytes {
                 return Ok(offset);
             }
         }
@@ -97,13 +54,13 @@ impl WeightBlock {
                 limit: MAX_WEIGHT_BYTES,
             });
         }
-        if end as usize > self.memory.0.len() {
+        if end as usize > self.memory.bytes().len() {
             let mut larger = Memory::zeroed((2 * end as usize).min(MAX_WEIGHT_BYTES as usize))?;
-            larger.0[..self.len].copy_from_slice(&self.memory.0[..self.len]);
+            larger.bytes_mut()[..self.len].copy_from_slice(&self.memory.bytes()[..self.len]);
             self.memory = larger;
         }
         self.len = at + bytes;
-        Ok((at as u32, &mut self.memory.0[at..at + bytes]))
+        Ok((at as u32, &mut self.memory.bytes_mut()[at..at + bytes]))
     }
 
     /// The finished block, with readable slack behind the last part.
@@ -120,14 +77,14 @@ pub(crate) struct Weights {
 
 impl Weights {
     pub(crate) fn as_ptr(&self) -> *const u8 {
-        self.memory.as_ptr()
+        self.memory.bytes().as_ptr()
     }
     pub(crate) fn len(&self) -> usize {
         self.len
     }
     #[cfg(test)]
     pub(crate) fn to_vec(&self) -> Vec<u8> {
-        self.memory.0[..self.len].to_vec()
+        self.memory.bytes()[..self.len].to_vec()
     }
 }
 

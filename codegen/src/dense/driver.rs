@@ -6,8 +6,9 @@ use super::{
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
-    spec::{Epilogue, Product, TileSpec},
+    spec::{Epilogue, Prefetch, Product, TileSpec},
     walk::{LOWER, PARTS, PanelEntry, PartFunctions, RIGHT, Walk},
+    widen,
 };
 use crate::{
     CodegenError,
@@ -63,10 +64,14 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let Some((cut, tilings)) = cut(cx, problem) else { return Ok(()) };
+    let (problem, a) = &as_tiles_read_it(cx, problem, operands.a)?;
+    let operands = Operands { a: *a, ..operands };
+    let weights = cx.constant_bytes();
+    let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
     let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
     let residual = operands.r.is_some();
-    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
+    let prefetch = choose::prefetch(problem, &cut, cx.options.tier.isa, weights, residual);
+    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
     let panels = tiles.pack_all(&classes)?;
@@ -75,9 +80,25 @@ pub(crate) fn lower(
     Ok(())
 }
 
-/// The cut of a problem, and all that there were to choose from.
-fn cut(cx: &Lowering, problem: &Problem) -> Option<(Cut, Vec<Tiling>)> {
-    let cuts = choose::candidates(problem, cx.options.tier.isa);
+/// The problem on its input in the form that the tier's tiles read, and where that lies.
+fn as_tiles_read_it(
+    cx: &mut Lowering,
+    problem: &Problem,
+    a: Location,
+) -> Result<(Problem, Location), CodegenError> {
+    let (product, isa) = (problem.product, cx.options.tier.isa);
+    // The same for every panel.
+    let bytes = PanelFormat { product, isa, panel: 0 }.activation_bytes();
+    if bytes == product.element() {
+        return Ok((problem.clone(), a));
+    }
+    let widened = widen::lower(cx, a, problem.reach())?;
+    Ok((problem.with_wider_input(bytes / product.element()), widened))
+}
+
+/// The cut of a problem, and all that there were to choose from. `weights` bytes are read between two uses of its own.
+fn cut(cx: &Lowering, problem: &Problem, weights: usize) -> Option<(Cut, Vec<Tiling>)> {
+    let cuts = choose::candidates(problem, cx.options.tier.isa, weights);
     let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
     let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
     cuts.into_iter().nth(wanted.unwrap_or(0)).map(|cut| (cut, tilings))
@@ -103,14 +124,16 @@ pub(crate) fn lower_pairs(
     bias: &[f32],
     work: Work,
 ) -> Result<(), CodegenError> {
-    let Some((cut, tilings)) = cut(cx, problem) else { return Ok(()) };
     let inner = problem.k_groups();
+    let weights = matrices * inner * problem.channels * problem.product.element();
+    let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
     let (packed, w) = pack::pack_at_run_time(cx, &cut.panels, (b, matrices), inner)?;
     let operands = Operands { w: Some(w), ..operands };
     let name = kernel_name(cx, "gemm", problem.product, cut.rows * cut.cols, cut.panels.first());
     let residual = operands.r.is_some();
     let coefficients = &Coefficients::Bias(bias);
-    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
+    let prefetch = choose::prefetch(problem, &cut, cx.options.tier.isa, weights, residual);
+    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
     let mut entries = Vec::with_capacity(pairs.len() * cut.panels.len());
@@ -192,6 +215,7 @@ struct Tiles<'t, 'g, 'a> {
     problem: &'t Problem,
     epilogue: Epilogue<'a>,
     cut: &'t Cut,
+    prefetch: Prefetch,
     name: &'t str,
     residual: bool,
     coefficients: &'t Coefficients<'t>,
@@ -223,6 +247,7 @@ impl Tiles<'_, '_, '_> {
             loops: p.loops.clone(),
             inner: p.inner() as u32,
             epilogue: self.epilogue,
+            prefetch: self.prefetch,
         };
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
         let tier = self.cx.options.tier;

@@ -14,6 +14,7 @@ pub(crate) mod pad;
 pub mod spec;
 pub(crate) mod strip;
 pub(crate) mod walk;
+pub(crate) mod widen;
 
 use spec::Product;
 
@@ -125,6 +126,32 @@ impl Problem {
     /// Whether runs end within a group, so that bytes behind the last one are read.
     pub(crate) fn overreads(&self) -> bool {
         !self.run.is_multiple_of(self.product.group())
+    }
+
+    /// Bytes from the first that the tiles read to the last, padding of the runs included.
+    pub(crate) fn reach(&self) -> usize {
+        let last = |count: usize, stride: usize| (count - 1) * stride;
+        let a = self.a;
+        let outer: usize =
+            self.loops.iter().map(|&(trips, stride)| last(trips as usize, stride as usize)).sum();
+        let pixels = last(self.images, a.image) + last(self.rows, a.row) + last(self.cols, a.col);
+        let run = self.inner() * self.product.group() * self.product.element();
+        last(self.groups, a.group) + pixels + outer + run
+    }
+
+    /// The same problem on a copy of the input in which each element takes `times` as many bytes.
+    pub(crate) fn with_wider_input(&self, times: usize) -> Problem {
+        let a = self.a;
+        Problem {
+            a: Strides {
+                image: a.image * times,
+                row: a.row * times,
+                col: a.col * times,
+                group: a.group * times,
+            },
+            loops: self.loops.iter().map(|&(trips, stride)| (trips, stride * times as i32)).collect(),
+            ..self.clone()
+        }
     }
 
     /// Bytes of the input.

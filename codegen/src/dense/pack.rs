@@ -115,13 +115,20 @@ impl PanelFormat {
         }
     }
 
+    /// Bytes of an activation as tiles read it. AVX2 multiplies 16-bit numbers, to which codes are widened before.
+    pub fn activation_bytes(self) -> usize {
+        match (self.product, self.isa) {
+            (Product::U8S8, Isa::Avx2) => 2,
+            (product, _) => product.element(),
+        }
+    }
+
     /// Where code `t` of column `column` lies in a group of int8 weights.
     ///
-    /// Dot products take the 4 codes of a channel as a dword: `[NR][4]`. AVX2 multiplies 16-bit pairs of
-    /// activations, of which masking and shifting a dword gives (0, 2) and (1, 3): `[2][NR][2]`.
+    /// Dot products take the 4 codes of a channel as a dword: `[NR][4]`. AVX2 multiplies pairs of them: `[2][NR][2]`.
     fn code_offset(self, column: usize, t: usize) -> usize {
         match self.isa {
-            Isa::Avx2 => (t % 2) * self.panel * 2 + column * 2 + t / 2,
+            Isa::Avx2 => t / 2 * self.panel * 2 + column * 2 + t % 2,
             _ => column * 4 + t,
         }
     }
@@ -292,8 +299,6 @@ pub(crate) fn pack_at_run_time(
 pub struct ParamLayout {
     /// `[NR] i32` or `[NR] f32`: what accumulators start from. Codes: q_b − z_x·Σq_w plus what the mode folds in.
     pub bias: usize,
-    /// splat u16 0x00ff: the even bytes of a dword of activations. AVX2 only.
-    pub even_bytes: usize,
     /// `[lanes] u32`: dword permutation of narrowed codes that brings a pixel's bytes together. 256 and 512 bits only.
     pub permutation: usize,
     /// The constants of the epilogue.
@@ -525,7 +530,6 @@ impl ParamLayout {
         let codes = format.product == Product::U8S8;
         let mut regions = Regions { format, end: 0 };
         let bias = regions.columns();
-        let even_bytes = regions.splat_if(codes && format.isa == Isa::Avx2);
         let permutation = regions.splat_if(codes && format.is_wide());
         let epilogue = match epilogue {
             Epilogue::PackOnly => EpilogueLayout::PackOnly,
@@ -546,7 +550,7 @@ impl ParamLayout {
                 })
             }
         };
-        ParamLayout { bias, even_bytes, permutation, epilogue, size: regions.end }
+        ParamLayout { bias, permutation, epilogue, size: regions.end }
     }
 }
 
@@ -777,9 +781,6 @@ pub fn pack_params(
     let layout = ParamLayout::new(format, &requantizer.map_or(Epilogue::PackOnly, Epilogue::Requantize));
     blocks(format, &layout, channels, |block| {
         block.columns(layout.bias, |c| bias[c].wrapping_add(requantizer.map_or(0, |q| folded(q, c))) as u32);
-        if format.isa == Isa::Avx2 {
-            block.splat(layout.even_bytes, 0x00ffu16.to_le_bytes());
-        }
         if format.is_wide() {
             block.permutation(layout.permutation);
         }

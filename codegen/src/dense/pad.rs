@@ -137,7 +137,7 @@ pub(crate) fn surround(
     let inner = shape[2] * pixel_stride as usize;
     let rows = margins.above + shape[1] + margins.below;
     let bytes = (left + right) * shape[1] + (margins.above + margins.below) * (left + inner + right);
-    let work = Work { macs: 0, bytes_read: 0, weight_bytes: 0, bytes_written: (shape[0] * bytes) as u64 };
+    let work = Work { bytes_written: (shape[0] * bytes) as u64, ..Work::default() };
     cx.step("margins", (shape[0] * rows) as u64, work, |e, ctx, begin, end| {
         let base = e.address(ctx, images.location);
         let first = images.offset - left as i64 - margins.above as i64 * row_stride;
@@ -184,7 +184,7 @@ const UNROLL: usize = 4;
 
 /// Visits `count` bytes in pieces of 16, the last of which may overlap the one before, or one by one if they are
 /// fewer: `visit(type, byte offset, constant to add to it)`.
-fn sweep(
+pub(super) fn sweep(
     b: &mut FunctionBuilder,
     count: usize,
     visit: &mut dyn FnMut(&mut FunctionBuilder, Type, Value, i32),

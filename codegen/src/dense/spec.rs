@@ -6,7 +6,8 @@
 //! extern "sysv64" fn tile(a: *const u8, w: *const u8, params: *const u8, y: *mut u8, r: *const u8, at: u64)
 //! ```
 //!
-//! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`,
+//! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`. Elements are as wide as
+//!   [`PanelFormat::activation_bytes`](super::pack::PanelFormat::activation_bytes) says,
 //! * `w`: the weights of one panel (NR channels), packed by [`pack`](super::pack),
 //! * `params`: the panel's epilogue constants (bias, multipliers…), packed likewise,
 //! * `y`: the first channel of the panel of the tile's first pixel; pixel i writes to `y + y_offsets[i]`,
@@ -88,6 +89,21 @@ pub struct TileSpec<'a> {
     pub inner: u32,
     /// What happens to the accumulators.
     pub epilogue: Epilogue<'a>,
+    /// What the tile asks the caches for ahead of time.
+    pub prefetch: Prefetch,
+}
+
+/// Lines that a tile prefetches. Nothing is computed from them, so they may lie beyond any buffer.
+///
+/// The emitters of wide tiles heed this; Cranelift has no instruction for it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Prefetch {
+    /// How far ahead of the weights that are read, in bytes; 0: not at all. For weights that no cache of the core holds.
+    pub weights: u32,
+    /// From a pixel's activations to those of the pixel that the next tiles read instead, in bytes; 0: not at all.
+    pub activations: i32,
+    /// The tile's own results and residuals, while it sums.
+    pub results: bool,
 }
 
 impl TileSpec<'_> {

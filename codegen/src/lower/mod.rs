@@ -175,6 +175,7 @@ pub(crate) struct Lowering<'g> {
     node: Option<NodeId>,
     scratch_used: u64,
     scratch_bytes: u64,
+    constant_bytes: usize,
 }
 
 /// A step whose code is not yet executable.
@@ -203,17 +204,19 @@ pub(crate) struct Lowered {
 
 /// Lowers every node of a placed graph.
 pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, CodegenError> {
+    let constant_bytes = constant_bytes(graph);
     let mut cx = Lowering {
         graph,
         options,
         plan: Plan::new(graph)?,
         code: CodeBuilder::new(options.tier, options.listing)?,
-        weights: WeightBlock::new(expected_weights(graph))?,
+        weights: WeightBlock::new(expected_weights(constant_bytes))?,
         constants: BTreeMap::new(),
         steps: Vec::new(),
         node: None,
         scratch_used: 0,
         scratch_bytes: 0,
+        constant_bytes,
     };
     for node in cx.plan.order.clone() {
         cx.lower_node(node)?;
@@ -227,10 +230,13 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
 }
 
 /// About what the packed weights will take: the constants, and padding to whole panels.
-fn expected_weights(graph: &Graph) -> usize {
+fn expected_weights(constant_bytes: usize) -> usize {
+    constant_bytes.saturating_add(constant_bytes / 2).saturating_add(1 << 20).min(u32::MAX as usize)
+}
+
+fn constant_bytes(graph: &Graph) -> usize {
     let bytes = graph.nodes().filter_map(|(id, _)| graph.constant_value(id.out())).map(|t| t.bytes().len());
-    let bytes: usize = bytes.fold(0, usize::saturating_add);
-    bytes.saturating_add(bytes / 2).saturating_add(1 << 20).min(u32::MAX as usize)
+    bytes.fold(0, usize::saturating_add)
 }
 
 impl<'g> Lowering<'g> {
@@ -428,6 +434,11 @@ impl<'g> Lowering<'g> {
             let step = Step::compiled(self.graph, node, kernel, units, work);
             self.steps.push(PendingStep { step, code });
         }
+    }
+
+    /// Bytes of all constants of the graph, about what the weights of the model take.
+    pub(crate) fn constant_bytes(&self) -> usize {
+        self.constant_bytes
     }
 
     /// The tiling that the caller asks for, for the node whose steps are being emitted.

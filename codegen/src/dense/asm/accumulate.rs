@@ -21,10 +21,17 @@ const COUNTERS: [AsmRegister32; 3] = [r9d, r10d, r11d];
 enum Step {
     /// Dword of 4 codes by 4 weights, summed into the accumulator.
     DotProduct,
-    /// The even or the odd 2 of 4 codes by 2 weights, summed in a temporary.
-    Pairs { odd: bool },
+    /// The first or the second 2 of 4 widened codes by 2 weights, summed in a temporary.
+    Pairs { second: bool },
     /// One float.
     MultiplyAdd,
+}
+
+impl Step {
+    /// Whether it is the first one of its group.
+    fn is_first(self) -> bool {
+        !matches!(self, Step::Pairs { second: true })
+    }
 }
 
 pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
@@ -33,6 +40,10 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     if loops.len() > COUNTERS.len() {
         return Err(EmitError::Loops(loops.len()));
     }
+    let results = Results::of(tile, &loops);
+    if let Some(results) = &results {
+        results.start(asm, tile)?;
+    }
     let mut tops = vec![];
     for (&(trips, _), counter) in loops.iter().zip(COUNTERS) {
         asm.asm.mov(counter, trips)?;
@@ -40,7 +51,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
         asm.asm.set_label(&mut top)?;
         tops.push(top);
     }
-    let mut moved = i64::from(run(asm, tile, !loops.is_empty())?);
+    let mut moved = i64::from(run(asm, tile, !loops.is_empty(), results.as_ref())?);
     for ((&(trips, stride), top), counter) in loops.iter().zip(tops).zip(COUNTERS).rev() {
         advance(asm, rdi, i64::from(stride) - moved)?;
         asm.asm.dec(counter)?;
@@ -63,36 +74,51 @@ pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
 }
 
 /// One contiguous run. Returns how far it moved rdi; rsi is moved to the next run's weights if there is one.
-fn run(asm: &mut Assembler, tile: &Tile, more: bool) -> Result<i32, EmitError> {
+fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) -> Result<i32, EmitError> {
     let groups = tile.spec.inner as usize;
-    let unroll = unroll(tile, groups);
-    let (trips, rest) = (groups / unroll, groups % unroll);
-    let group_bytes = 4;
+    let (unroll, trips) = body(tile);
+    let rest = groups % unroll;
+    let group_bytes = activation_bytes(tile);
     let weight_bytes = tile.format.weight_bytes(1);
     let mut moved = 0;
     let mut straight = rest;
+    let groups_and_results = |asm: &mut Assembler, groups: usize| -> Result<(), EmitError> {
+        for g in 0..groups {
+            group(asm, tile, g)?;
+            if let Some(results) = results {
+                results.prefetch(asm, g, groups)?;
+            }
+        }
+        results.map_or(Ok(()), |r| r.advance(asm))
+    };
     if trips > 1 {
         asm.asm.mov(eax, trips as u32)?;
         let mut top = asm.asm.create_label();
         asm.asm.set_label(&mut top)?;
-        for g in 0..unroll {
-            group(asm, tile, g)?;
-        }
+        groups_and_results(asm, unroll)?;
         advance(asm, rdi, (unroll * group_bytes) as i64)?;
         advance(asm, rsi, (unroll * weight_bytes) as i64)?;
         asm.asm.dec(eax)?;
         asm.asm.jne(top)?;
         moved = trips * unroll * group_bytes;
+        for g in 0..straight {
+            group(asm, tile, g)?;
+        }
     } else {
         straight += trips * unroll;
-    }
-    for g in 0..straight {
-        group(asm, tile, g)?;
+        groups_and_results(asm, straight)?;
     }
     if more {
         advance(asm, rsi, (straight * weight_bytes) as i64)?;
     }
     i32::try_from(moved).map_err(|_| EmitError::Displacement)
+}
+
+/// Groups in the body of the innermost loop, and how often it is run.
+fn body(tile: &Tile) -> (usize, usize) {
+    let groups = tile.spec.inner as usize;
+    let unroll = unroll(tile, groups);
+    (unroll, groups / unroll)
 }
 
 /// Groups in the body of the innermost loop: a divisor of their number if a large one fits, so that no tail is left.
@@ -115,8 +141,8 @@ fn group(asm: &mut Assembler, tile: &Tile, g: usize) -> Result<(), EmitError> {
     match (tile.format.product, tile.format.isa) {
         (Product::F32, _) => half_group(asm, tile, g, Step::MultiplyAdd),
         (Product::U8S8, Isa::Avx2) => {
-            half_group(asm, tile, g, Step::Pairs { odd: false })?;
-            half_group(asm, tile, g, Step::Pairs { odd: true })
+            half_group(asm, tile, g, Step::Pairs { second: false })?;
+            half_group(asm, tile, g, Step::Pairs { second: true })
         }
         (Product::U8S8, _) => half_group(asm, tile, g, Step::DotProduct),
     }
@@ -127,6 +153,7 @@ fn half_group(asm: &mut Assembler, tile: &Tile, g: usize, step: Step) -> Result<
     let weights = |v: usize| tile.temporary(v);
     for v in 0..vectors {
         load_weights(asm, tile, g, step, v)?;
+        prefetch_weights(asm, tile, g, step, v)?;
     }
     // Several registers in turn: the next activation can be loaded while the last one is used.
     let product = tile.temporary(vectors);
@@ -134,7 +161,8 @@ fn half_group(asm: &mut Assembler, tile: &Tile, g: usize, step: Step) -> Result<
     let in_turn = (tile.temporaries() - first).min(4);
     for (pixel, &offset) in tile.spec.a_offsets.iter().enumerate() {
         let a = tile.temporary(first + pixel % in_turn);
-        load_activation(asm, tile, a, displaced(rdi, offset, 4 * g)?, step)?;
+        load_activation(asm, a, displaced(rdi, offset, activation_bytes(tile) * g)?, step)?;
+        prefetch_activations(asm, tile, g, step, offset)?;
         for v in 0..vectors {
             let accumulator = tile.accumulator(pixel, v);
             match step {
@@ -156,21 +184,129 @@ fn load_weights(asm: &mut Assembler, tile: &Tile, g: usize, step: Step, v: usize
     let to = tile.temporary(v);
     match step {
         Step::DotProduct | Step::MultiplyAdd => asm.vmovups(to, displaced(rsi, 0, group + v * vector)?)?,
-        Step::Pairs { odd } => {
-            let half = if odd { 2 * tile.format.panel } else { 0 };
+        Step::Pairs { second } => {
+            let half = if second { 2 * tile.format.panel } else { 0 };
             asm.load_bytes_as_words(to, displaced(rsi, 0, group + half + v * vector / 2)?)?;
         }
     }
     Ok(())
 }
 
-fn load_activation(asm: &mut Assembler, tile: &Tile, a: Reg, from: AsmMemoryOperand, step: Step) -> Emit {
+fn load_activation(asm: &mut Assembler, a: Reg, from: AsmMemoryOperand, step: Step) -> Emit {
     match step {
-        Step::DotProduct => asm.vpbroadcastd(a, from),
+        Step::DotProduct | Step::Pairs { second: false } => asm.vpbroadcastd(a, from),
+        Step::Pairs { second: true } => asm.vpbroadcastd(a, from + 4),
         Step::MultiplyAdd => asm.vbroadcastss(a, from),
-        Step::Pairs { odd } => {
-            asm.vpbroadcastd(a, from)?;
-            if odd { asm.vpsrlw(a, a, 8) } else { asm.bitand(a, a, tile.param(tile.layout.even_bytes, 0)) }
+    }
+}
+
+/// Bytes of a group of a pixel's activations.
+fn activation_bytes(tile: &Tile) -> usize {
+    tile.format.product.group() * tile.format.activation_bytes()
+}
+
+/// The line that this load will be of, so many bytes later. Into the second level: it is wanted too late for the first,
+/// which other weights and activations use meanwhile.
+fn prefetch_weights(
+    asm: &mut Assembler,
+    tile: &Tile,
+    g: usize,
+    step: Step,
+    v: usize,
+) -> Result<(), EmitError> {
+    let ahead = tile.spec.prefetch.weights as usize;
+    let at = tile.format.weight_bytes(g) + v * tile.format.vector_bytes();
+    if ahead > 0 && at.is_multiple_of(LINE) && step.is_first() {
+        asm.asm.prefetcht1(byte_ptr(displaced(rsi, 0, at + ahead)?))?;
+    }
+    Ok(())
+}
+
+/// A line of a pixel for as many groups as one holds.
+fn prefetch_activations(
+    asm: &mut Assembler,
+    tile: &Tile,
+    g: usize,
+    step: Step,
+    offset: i32,
+) -> Result<(), EmitError> {
+    let ahead = tile.spec.prefetch.activations;
+    let at = activation_bytes(tile) * g;
+    if ahead != 0 && at.is_multiple_of(LINE) && step.is_first() {
+        let offset = offset.checked_add(ahead).ok_or(EmitError::Displacement)?;
+        asm.asm.prefetcht1(byte_ptr(displaced(rdi, offset, at)?))?;
+    }
+    Ok(())
+}
+
+/// Lines of cache, in which memory comes.
+const LINE: usize = 64;
+
+/// Prefetching of the tile's results and residuals, pixel by pixel while it sums: results are written in parts of lines,
+/// so their lines are fetched first. All at once would take every buffer of outstanding misses and stop the sum.
+///
+/// Pixels are taken as equally far apart, as those of one row are; a block of several rows prefetches its first row and
+/// what follows it.
+struct Results {
+    /// Bytes from one pixel to the next.
+    stride: i32,
+    /// Bytes of a pixel.
+    bytes: usize,
+    /// Pixels for each run of the loop's body.
+    pixels: usize,
+    residual: bool,
+}
+
+/// The pixel whose result, and whose residual, is prefetched next. The inner ones of the counters, which are free where
+/// at most one loop is around the innermost.
+const NEXT_RESULT: AsmRegister64 = r10;
+const NEXT_RESIDUAL: AsmRegister64 = r11;
+
+impl Results {
+    /// `None` where the tile is not asked to, or has no registers for it.
+    fn of(tile: &Tile, loops: &[(u32, i32)]) -> Option<Results> {
+        let spec = tile.spec;
+        if !spec.prefetch.results || loops.len() > 1 {
+            return None;
         }
+        let bodies = body(tile).1.max(1) * loops.iter().map(|l| l.0 as usize).product::<usize>();
+        let offset = |i: usize| spec.y_offsets.get(i).copied().unwrap_or(0);
+        Some(Results {
+            stride: offset(1).checked_sub(offset(0))?,
+            bytes: spec.columns * spec.product.element(),
+            pixels: spec.pixels().div_ceil(bodies),
+            residual: !spec.r_offsets.is_empty(),
+        })
+    }
+
+    fn start(&self, asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
+        let first = |offsets: &[i32]| offsets.first().copied().unwrap_or(0);
+        asm.asm.lea(NEXT_RESULT, displaced(rcx, first(&tile.spec.y_offsets), 0)?)?;
+        if self.residual {
+            asm.asm.lea(NEXT_RESIDUAL, displaced(r8, first(&tile.spec.r_offsets), 0)?)?;
+        }
+        Ok(())
+    }
+
+    /// Behind group `g` of a body of so many.
+    fn prefetch(&self, asm: &mut Assembler, g: usize, groups: usize) -> Result<(), EmitError> {
+        let at = |g: usize| (g * self.pixels).div_ceil(groups);
+        for pixel in at(g)..at(g + 1) {
+            let pixel = i32::try_from(pixel).ok().and_then(|p| p.checked_mul(self.stride));
+            let pixel = pixel.ok_or(EmitError::Displacement)?;
+            for byte in (0..self.bytes).step_by(LINE) {
+                asm.asm.prefetchw(byte_ptr(displaced(NEXT_RESULT, pixel, byte)?))?;
+                if self.residual {
+                    asm.asm.prefetcht0(byte_ptr(displaced(NEXT_RESIDUAL, pixel, byte)?))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        let by = self.pixels as i64 * i64::from(self.stride);
+        advance(asm, NEXT_RESULT, by)?;
+        if self.residual { advance(asm, NEXT_RESIDUAL, by) } else { Ok(()) }
     }
 }

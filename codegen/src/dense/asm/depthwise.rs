@@ -8,7 +8,7 @@ use super::{
     vector::{Assembler, Emit, Operand, Reg, Width},
 };
 use crate::dense::{
-    spec::{Epilogue, Product, TileSpec},
+    spec::{Epilogue, Prefetch, Product, TileSpec},
     strip::{Axis, Header, StripSpec, WeightVector},
 };
 use iced_x86::code_asm::*;
@@ -49,6 +49,7 @@ fn tile_spec<'a>(spec: &StripSpec<'a>, cols: usize) -> Result<TileSpec<'a>, Emit
         loops: Vec::new(),
         inner: 1,
         epilogue: spec.epilogue,
+        prefetch: Prefetch::default(),
     })
 }
 

@@ -5,7 +5,7 @@ use crate::{
     dense::{
         WeightOrder, Weights,
         pack::{pack_bias, pack_params, pack_weights},
-        spec::SLACK,
+        spec::{Prefetch, SLACK},
         strip::{self, Axis, StripSpec, Strips},
     },
     executable::Executable,
@@ -187,6 +187,11 @@ impl Problem {
         }
     }
 
+    /// How many times wider than the product's element tiles read activations.
+    fn widening(&self) -> usize {
+        self.format.activation_bytes() / self.format.product.element()
+    }
+
     fn runs(&self) -> usize {
         self.loops.iter().map(|l| l.0 as usize).product()
     }
@@ -196,12 +201,22 @@ impl Problem {
             product: self.format.product,
             panel: self.format.panel,
             columns: self.columns,
-            a_offsets: self.a_offsets.clone(),
+            a_offsets: self.a_offsets.iter().map(|o| o * self.widening() as i32).collect(),
             y_offsets: self.y_offsets.clone(),
             r_offsets: if residual { self.r_offsets.clone() } else { vec![] },
-            loops: self.loops.clone(),
+            loops: self.loops.iter().map(|&(n, s)| (n, s * self.widening() as i32)).collect(),
             inner: self.run_len.div_ceil(self.format.product.group()) as u32,
             epilogue,
+            prefetch: self.prefetch(),
+        }
+    }
+
+    /// Nothing, or lines that no buffer holds: neither may show.
+    fn prefetch(&self) -> Prefetch {
+        match self.columns % 3 {
+            0 => Prefetch::default(),
+            1 => Prefetch { weights: 1 << 20, activations: -(1 << 20), results: true },
+            _ => Prefetch { weights: 64, activations: 0, results: true },
         }
     }
 
@@ -219,6 +234,14 @@ impl Problem {
         let code = emit_tile(self.format.isa, spec).unwrap();
         check_encoding(self.format.isa, &code);
         let code = Executable::new(&code).unwrap();
+        let widened: Vec<u8>;
+        let a = match self.widening() {
+            1 => a,
+            _ => {
+                widened = a.iter().flat_map(|&code| [code, 0]).collect();
+                &widened
+            }
+        };
         let mut a = Guarded::new(a, SLACK);
         let mut w = Guarded::new(w, 0);
         let mut params = Guarded::new(params, 0);
@@ -227,7 +250,7 @@ impl Problem {
         // SAFETY: the code is a tile of this signature for this CPU, and the buffers are those it was emitted for.
         unsafe {
             let tile: TileFn = std::mem::transmute(code.entry());
-            tile(a.at(self.a_origin), w.at(0), params.at(0), y.at(0), r.at(0));
+            tile(a.at(self.a_origin * self.widening()), w.at(0), params.at(0), y.at(0), r.at(0));
         }
         y.bytes().to_vec()
     }
@@ -644,6 +667,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
         loops: vec![],
         inner: 3,
         epilogue,
+        prefetch: Prefetch::default(),
     }
 }
 

@@ -163,16 +163,9 @@ impl Assembler {
         vpackssdw vpacksswb vpackuswb vpmaxub vpmaxsb vpminub vpshufb vpermd
     }
 
-    immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw vpsrlw }
+    immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw }
 
     broadcast! { vpbroadcastd vbroadcastss }
-
-    pub(crate) fn bitand(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
-        match self.width {
-            Width::Ymm => self.asm.vpand(d.ymm(), a.ymm(), ymmword_ptr(b)),
-            Width::Zmm => self.asm.vpandd(d.zmm(), a.zmm(), zmmword_ptr(b)),
-        }
-    }
 
     pub(crate) fn bitor(&mut self, d: Reg, a: Reg, b: Reg) -> Emit {
         match self.width {
