@@ -139,7 +139,8 @@ pub(crate) fn lower_pairs(
     let mut entries = Vec::with_capacity(pairs.len() * cut.panels.len());
     for (group, pair) in pairs.iter().enumerate() {
         for (panel, offset) in cut.panels.iter().zip(&packed.panels) {
-            let params = tiles.pack_params(panel.first, panel)?;
+            // All products share the bias.
+            let params = tiles.pack_params(0, panel)?;
             let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
             entries.push(PanelEntry {
                 a: pair.a as u32,
