@@ -95,6 +95,7 @@ fn measure(
         loops: vec![],
         inner: (K / product.group()) as u32,
         epilogue,
+        configured: if isa == Isa::AmxInt8 { MATRIX_ROWS.min(mr) } else { 0 },
     };
     let bytes = emit_tile(isa, &spec)?;
     let code = Executable::new(&bytes)?;

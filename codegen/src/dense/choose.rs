@@ -15,9 +15,10 @@
 use super::{
     Problem, asm,
     clif_tile::{self, Dot},
+    pack::PanelFormat,
     spec::Product,
 };
-use crate::tier::Isa;
+use crate::tier::{Isa, Tier};
 
 /// A panel: channels that one tile computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +43,8 @@ pub(crate) enum Order {
 /// A problem cut into tiles.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Cut {
+    /// Form of the microkernels.
+    pub(crate) isa: Isa,
     /// Rows and columns of output pixels of a block; smaller ones at the lower and right edge.
     pub(crate) rows: usize,
     /// Columns.
@@ -76,12 +79,24 @@ const LOADS: f64 = 2.0;
 const LEVEL1: usize = 24 << 10;
 const STREAM: f64 = 16.0;
 
+/// The same for matrix registers. A product of a band of few pixels takes as long as one of 8.
+const MATRIX_LEAST: f64 = 9.5;
+/// What the loads of operands delay each product.
+const MATRIX_LOADS: f64 = 2.4;
+/// Bytes of weights in a cycle from the second level.
+const MATRIX_STREAM: f64 = 34.0;
+/// To write an accumulator to the stack, and to finish a pixel's 16 channels from there.
+const SPILL: f64 = 17.0;
+const MATRIX_FINISH: f64 = 2.5;
+/// To configure the registers.
+const CONFIGURE: f64 = 180.0;
+
 fn unit(isa: Isa, product: Product) -> Unit {
     let wide = Unit { isa, product, lanes: 16, widths: &[4, 2, 1], rate: 2.0, latency: 5.0 };
     let half = Unit { lanes: 8, widths: &[2, 1], ..wide };
     let narrow = Unit { lanes: 4, ..half };
     match (isa, product) {
-        (Isa::Avx512Vnni, _) => wide,
+        (Isa::AmxInt8 | Isa::Avx512Vnni, _) => wide,
         (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
         // Even and odd bytes are multiplied apart, and summed by an instruction of their own.
         (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
@@ -100,8 +115,15 @@ impl Unit {
         }
     }
 
-    /// Cycles of one tile; `streams` if its weights are not in the level-1 cache.
-    fn tile(&self, pixels: usize, vectors: usize, groups: f64, streams: bool) -> f64 {
+    /// Cycles of one tile; `streams` if its weights are not in the level-1 cache. `None` if it cannot be had.
+    fn tile(&self, block: Block, vectors: usize, groups: f64, streams: bool) -> Option<f64> {
+        match self.isa {
+            Isa::AmxInt8 => matrix_tile(block, vectors, groups, streams),
+            _ => Some(self.vector_tile(block.rows * block.cols, vectors, groups, streams)),
+        }
+    }
+
+    fn vector_tile(&self, pixels: usize, vectors: usize, groups: f64, streams: bool) -> f64 {
         let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency);
         let load = (pixels + vectors) as f64 / LOADS;
         let stream = if streams { (vectors * self.lanes * 4) as f64 / STREAM } else { 0.0 };
@@ -110,26 +132,71 @@ impl Unit {
     }
 }
 
+/// A block of pixels, and the rows of matrix registers that are configured when its tile is called.
+#[derive(Clone, Copy)]
+struct Block {
+    rows: usize,
+    cols: usize,
+    configured: usize,
+}
+
+/// Cycles of a tile in matrix registers, as measured on a server: a product takes a cycle for each pixel of its band, but
+/// not less than [`MATRIX_LEAST`]; its operands' loads delay it, whichever register is loaded.
+fn matrix_tile(block: Block, vectors: usize, groups: f64, streams: bool) -> Option<f64> {
+    let Block { rows, cols, configured } = block;
+    let band = asm::band_rows(&vec![cols; rows], vectors, configured)?;
+    let products = (rows * cols.div_ceil(band) * vectors) as f64;
+    let multiply = products * ((band as f64 + 1.5).max(MATRIX_LEAST) + MATRIX_LOADS);
+    let stream = if streams { (vectors * 1024) as f64 / MATRIX_STREAM } else { 0.0 };
+    // What is configured for this tile is undone behind it.
+    let configure = if configured == band || configured == 0 { 0.0 } else { 2.0 * CONFIGURE };
+    let after = CALL + SPILL * products + MATRIX_FINISH * (rows * cols * vectors) as f64;
+    Some(groups / 16.0 * multiply.max(stream) + after + configure)
+}
+
 /// Cuts a problem for a tier.
-pub(crate) fn choose(problem: &Problem, isa: Isa) -> Cut {
-    let unit = unit(isa, problem.product);
+pub(crate) fn choose(problem: &Problem, tier: &Tier) -> Cut {
     let mut best: Option<(f64, Cut)> = None;
-    for &widest in unit.widths {
-        let panels = panels(problem.channels, widest, &unit);
-        // All panels share the blocks, so the widest bounds them.
-        let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
-        let most = unit.pixels(vectors);
-        for cols in 1..=most.min(problem.cols) {
-            for rows in 1..=(most / cols).min(problem.rows) {
-                let cost = cost(problem, &unit, &panels, rows, cols);
-                if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                    let order = order(problem, &panels, rows * cols);
-                    best = Some((cost, Cut { rows, cols, panels: panels.clone(), order }));
+    for isa in tier.isas(problem.product) {
+        let unit = unit(isa, problem.product);
+        for &widest in unit.widths {
+            let panels = panels(problem.channels, widest, &unit);
+            // All panels share the blocks, so the widest bounds them.
+            let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
+            let most = unit.pixels(vectors);
+            for cols in 1..=most.min(problem.cols) {
+                for rows in 1..=(most / cols).min(problem.rows) {
+                    let Some(cost) = cost(problem, &unit, &panels, rows, cols) else { continue };
+                    if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                        let order = order(problem, isa, &panels, rows * cols);
+                        best = Some((cost, Cut { isa, rows, cols, panels: panels.clone(), order }));
+                    }
                 }
             }
         }
     }
-    best.map_or(Cut { rows: 1, cols: 1, panels: Vec::new(), order: Order::PanelsOuter }, |(_, cut)| cut)
+    best.map_or_else(|| Cut::empty(tier.isa), |(_, cut)| cut)
+}
+
+impl Cut {
+    /// The cut of a problem without channels or pixels.
+    fn empty(isa: Isa) -> Cut {
+        Cut { isa, rows: 1, cols: 1, panels: Vec::new(), order: Order::PanelsOuter }
+    }
+
+    /// Rows of matrix registers that the step configures: those of the widest panels' tiles inside the image; 0 for
+    /// vector forms.
+    pub(crate) fn configured(&self) -> usize {
+        match self.isa {
+            Isa::AmxInt8 => configured(&self.panels, self.rows, self.cols),
+            _ => 0,
+        }
+    }
+}
+
+fn configured(panels: &[Panel], rows: usize, cols: usize) -> usize {
+    let vectors = panels.iter().map(|p| p.width / 16).max().unwrap_or(1);
+    asm::band_rows(&vec![cols; rows], vectors, 0).unwrap_or(0)
 }
 
 /// The channels as panels of `widest` vectors, the rest in as few vectors as hold it.
@@ -148,9 +215,19 @@ fn panels(channels: usize, widest: usize, unit: &Unit) -> Vec<Panel> {
     panels
 }
 
-/// Cycles of the whole problem on one core.
-fn cost(problem: &Problem, unit: &Unit, panels: &[Panel], rows: usize, cols: usize) -> f64 {
-    let groups = problem.k_groups() as f64;
+fn format(problem: &Problem, isa: Isa, panel: usize) -> PanelFormat {
+    PanelFormat { product: problem.product, isa, panel }
+}
+
+/// Groups in all of K, padding of the runs included.
+fn k_groups(problem: &Problem, isa: Isa) -> usize {
+    problem.runs() * format(problem, isa, 1).run_groups(problem.run)
+}
+
+/// Cycles of the whole problem on one core; `None` for blocks that no tile computes.
+fn cost(problem: &Problem, unit: &Unit, panels: &[Panel], rows: usize, cols: usize) -> Option<f64> {
+    let groups = k_groups(problem, unit.isa);
+    let configured = if unit.isa == Isa::AmxInt8 { configured(panels, rows, cols) } else { 0 };
     // Interior, right edge, lower edge, corner: how often, and how many pixels.
     let along = |extent: usize, block: usize| {
         [(extent / block, block), (usize::from(!extent.is_multiple_of(block)), extent % block)]
@@ -158,22 +235,24 @@ fn cost(problem: &Problem, unit: &Unit, panels: &[Panel], rows: usize, cols: usi
     let mut cycles = 0.0;
     for panel in panels {
         let vectors = panel.width / unit.lanes;
-        let streams = panel.width * 4 * problem.k_groups() > LEVEL1;
+        let streams = panel.width * 4 * groups > LEVEL1;
         for (n_rows, tile_rows) in along(problem.rows, rows) {
             for (n_cols, tile_cols) in along(problem.cols, cols) {
                 let tiles = n_rows * n_cols;
                 if tiles > 0 {
-                    cycles += tiles as f64 * unit.tile(tile_rows * tile_cols, vectors, groups, streams);
+                    let block = Block { rows: tile_rows, cols: tile_cols, configured };
+                    cycles += tiles as f64 * unit.tile(block, vectors, groups as f64, streams)?;
                 }
             }
         }
     }
-    cycles
+    Some(cycles)
 }
 
 /// The order that moves fewer bytes: weights again for every block, or activations again for every panel.
-fn order(problem: &Problem, panels: &[Panel], pixels: usize) -> Order {
-    let weights = panels.iter().map(|p| p.width * 4 * problem.k_groups()).sum::<usize>() * problem.groups;
+fn order(problem: &Problem, isa: Isa, panels: &[Panel], pixels: usize) -> Order {
+    let bytes = |p: &Panel| format(problem, isa, p.width).weight_bytes(k_groups(problem, isa));
+    let weights = panels.iter().map(bytes).sum::<usize>() * problem.groups;
     let all_pixels = problem.images * problem.rows * problem.cols;
     let activations = problem.a_bytes();
     let again = |bytes: usize, times: usize| if bytes > LEVEL1 { bytes * times } else { bytes };
@@ -185,7 +264,11 @@ fn order(problem: &Problem, panels: &[Panel], pixels: usize) -> Order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dense::Strides;
+    use crate::{TIERS, dense::Strides};
+
+    fn vnni() -> &'static Tier {
+        Tier::from_name("avx512vnni").unwrap()
+    }
 
     /// A convolution of `kernel`² taps over an unpadded image of `size`² output pixels.
     fn problem(size: usize, kernel: usize, input: usize, channels: usize) -> Problem {
@@ -208,15 +291,15 @@ mod tests {
     #[test]
     fn every_pixel_and_channel_is_in_one_tile() {
         for channels in [1, 3, 16, 24, 33, 40, 48, 64, 96, 100, 1000] {
-            for isa in [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::XmmVnni, Isa::Xmm] {
-                let cut = choose(&problem(7, 3, 16, channels), isa);
+            for tier in &TIERS {
+                let cut = choose(&problem(7, 3, 16, channels), tier);
                 let mut next = 0;
                 for p in &cut.panels {
                     assert_eq!(p.first, next);
                     assert!(p.columns > 0 && p.columns <= p.width);
                     next += p.columns;
                 }
-                assert_eq!(next, channels, "{isa:?}");
+                assert_eq!(next, channels, "{tier}");
             }
         }
     }
@@ -224,7 +307,7 @@ mod tests {
     #[test]
     fn resnet_layers_get_the_tiles_that_were_measured_best() {
         let cut = |size, kernel, input, channels| {
-            let c = choose(&problem(size, kernel, input, channels), Isa::Avx512Vnni);
+            let c = choose(&problem(size, kernel, input, channels), vnni());
             (c.rows * c.cols, c.panels[0].width)
         };
         // Little K: a wide panel.
@@ -237,13 +320,13 @@ mod tests {
 
     #[test]
     fn a_single_pixel_gets_the_widest_panel() {
-        let cut = choose(&problem(1, 1, 2048, 1000), Isa::Avx512Vnni);
+        let cut = choose(&problem(1, 1, 2048, 1000), vnni());
         assert_eq!((cut.rows * cut.cols, cut.panels[0].width), (1, 64));
     }
 
     #[test]
     fn a_block_that_divides_the_width_is_preferred() {
-        let cut = choose(&problem(28, 3, 128, 128), Isa::Avx512Vnni);
+        let cut = choose(&problem(28, 3, 128, 128), vnni());
         assert_eq!(28 % cut.cols, 0, "{cut:?}");
     }
 }

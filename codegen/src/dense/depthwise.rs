@@ -21,6 +21,7 @@ use crate::{
     lower::Lowering,
     model::Work,
     module::{FunctionKind, MEM},
+    tier::Isa,
 };
 use cranelift_codegen::ir::{
     BlockArg, ConstantData, InstBuilder, Value,
@@ -73,8 +74,8 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let cut = cut(problem);
-    let name = kernel_name(cx, "dwconv", problem.product, PIXELS, cut.panels.first());
+    let cut = cut(problem, cx.options.tier.isa);
+    let name = kernel_name("dwconv", problem.product, &cut, PIXELS);
     let dot = Dot::of_tier(problem.product, cx.options.tier);
     let mut functions = Vec::new();
     for class in classes(&cut) {
@@ -115,7 +116,7 @@ pub(crate) fn lower(
 }
 
 /// Rows of at most [`TILE_COLS`] pixels, all of the same length as nearly as whole blocks allow.
-fn cut(problem: &Problem) -> Cut {
+fn cut(problem: &Problem, isa: Isa) -> Cut {
     let tiles = problem.cols.div_ceil(TILE_COLS);
     let cols = problem.cols.div_ceil(tiles).next_multiple_of(PIXELS).min(problem.cols);
     let panels = (0..problem.channels)
@@ -126,7 +127,7 @@ fn cut(problem: &Problem) -> Cut {
         })
         .collect();
     // All channels of a row, then the next: the rows of the input stay in the first cache.
-    Cut { rows: 1, cols, panels, order: Order::PixelsOuter }
+    Cut { isa, rows: 1, cols, panels, order: Order::PixelsOuter }
 }
 
 /// Rows of taps that one multiplication takes.

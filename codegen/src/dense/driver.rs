@@ -96,9 +96,8 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let isa = cx.options.tier.isa;
-    let cut = choose::choose(problem, isa);
-    let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
+    let cut = choose::choose(problem, cx.options.tier);
+    let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
     let residual = operands.r.is_some();
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
     let classes = classes(&cut);
@@ -146,20 +145,17 @@ pub(crate) fn for_each_part(
     Ok(functions)
 }
 
-/// After XNNPACK: types, kernel, pixels × channels, tier.
-pub(crate) fn kernel_name(
-    cx: &Lowering,
-    kernel: &str,
-    product: Product,
-    pixels: usize,
-    panel: Option<&Panel>,
-) -> String {
-    let (types, group) = match product {
-        Product::U8S8 => ("qu8qs8", "c4"),
-        Product::F32 => ("f32", ""),
-    };
-    let width = panel.map_or(0, |p| p.width);
-    format!("{types}_{kernel}_{pixels}x{width}{group}__{}", cx.options.tier)
+/// After XNNPACK: types, kernel, pixels × channels, elements of K in a step, instructions.
+pub(crate) fn kernel_name(kernel: &str, product: Product, cut: &Cut, pixels: usize) -> String {
+    let width = cut.panels.first().map_or(0, |p| p.width);
+    let (isa, shape) = (cut.isa, format!("{kernel}_{pixels}x{width}"));
+    match product {
+        Product::U8S8 => {
+            let format = PanelFormat { product, isa, panel: width };
+            format!("qu8qs8_{shape}c{}__{isa}", product.group() * format.step_groups())
+        }
+        Product::F32 => format!("f32_{shape}__{isa}"),
+    }
 }
 
 /// A kind of panel: all panels of one kind share their tile functions.
@@ -216,13 +212,14 @@ impl Tiles<'_, '_, '_> {
             r_offsets: if self.residual { y_offsets.clone() } else { Vec::new() },
             y_offsets,
             loops: p.loops.clone(),
-            inner: p.inner() as u32,
+            inner: self.format(width).run_groups(p.run) as u32,
             epilogue: self.epilogue,
+            configured: 0,
         };
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
-        let tier = self.cx.options.tier;
-        let Some(dot) = Dot::of_isa(p.product, tier.isa) else {
-            let code = asm::emit_tile(tier.isa, &spec)
+        let isa = self.cut.isa;
+        let Some(dot) = Dot::of_isa(p.product, isa) else {
+            let code = asm::emit_tile(isa, &spec)
                 .map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
             return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
         };
@@ -233,6 +230,11 @@ impl Tiles<'_, '_, '_> {
             emit_tile(&mut e.b, &spec, dot, &constants, arguments);
             Ok(())
         })
+    }
+
+    /// How the tiles want panels of this width.
+    fn format(&self, panel: usize) -> PanelFormat {
+        PanelFormat { product: self.problem.product, isa: self.cut.isa, panel }
     }
 
     /// Packs every panel of every group.
@@ -256,7 +258,7 @@ impl Tiles<'_, '_, '_> {
         let p = self.problem;
         let first = group * p.channels + panel.first;
         let channels = first..first + panel.columns;
-        let format = PanelFormat { product: p.product, isa: self.cx.options.tier.isa, panel: panel.width };
+        let format = self.format(panel.width);
         let runs = p.runs();
         let (weights, params) = match self.coefficients {
             Coefficients::Codes(weights, start, _) => (

@@ -13,6 +13,8 @@ pub mod pack;
 pub(crate) mod pad;
 pub mod spec;
 
+use crate::Tier;
+use pack::PanelFormat;
 use spec::Product;
 
 /// Byte strides of an operand or a result.
@@ -81,24 +83,15 @@ impl<T: Copy> Weights<'_, T> {
 }
 
 impl Problem {
-    /// Steps of the innermost loop in one run.
-    pub(crate) fn inner(&self) -> usize {
-        self.run.div_ceil(self.product.group())
-    }
-
     /// Contiguous runs of K.
     pub(crate) fn runs(&self) -> usize {
         self.loops.iter().map(|l| l.0 as usize).product()
     }
 
-    /// Steps of the innermost loop in all of K, padding of the runs included.
-    pub(crate) fn k_groups(&self) -> usize {
-        self.runs() * self.inner()
-    }
-
-    /// Whether runs end within a group, so that bytes behind the last one are read.
-    pub(crate) fn overreads(&self) -> bool {
-        !self.run.is_multiple_of(self.product.group())
+    /// Whether tiles of this tier may read bytes behind the last run: where it ends within what they take at once.
+    pub(crate) fn overreads(&self, tier: &Tier) -> bool {
+        let step = |isa| PanelFormat { product: self.product, isa, panel: 0 }.step_groups();
+        tier.isas(self.product).any(|isa| !self.run.is_multiple_of(self.product.group() * step(isa)))
     }
 
     /// Bytes of the input.

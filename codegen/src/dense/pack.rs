@@ -35,7 +35,7 @@ impl PanelFormat {
     /// Bytes of a vector register.
     pub fn vector_bytes(self) -> usize {
         match self.isa {
-            Isa::Avx512Vnni => 64,
+            Isa::AmxInt8 | Isa::Avx512Vnni => 64,
             Isa::AvxVnni | Isa::Avx2 => 32,
             Isa::XmmVnni | Isa::Xmm => 16,
         }
@@ -49,6 +49,19 @@ impl PanelFormat {
     /// Vectors in a panel.
     pub fn vectors(self) -> usize {
         self.panel / self.lanes()
+    }
+
+    /// Groups that the microkernel takes at once: a row of a matrix register holds 16.
+    pub fn step_groups(self) -> usize {
+        match self.isa {
+            Isa::AmxInt8 => 16,
+            _ => 1,
+        }
+    }
+
+    /// Groups of a run of `run_len` elements, padding included.
+    pub fn run_groups(self, run_len: usize) -> usize {
+        run_len.div_ceil(self.product.group()).next_multiple_of(self.step_groups())
     }
 
     /// Panels that cover this many channels.
@@ -98,7 +111,7 @@ impl PanelFormat {
     pub fn channel_of_wide(self, wide: usize) -> usize {
         match self.isa {
             Isa::XmmVnni | Isa::Xmm => wide,
-            Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => {
+            Isa::AmxInt8 | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => {
                 let half = self.lanes() / 2;
                 let (v, odd, i) = (wide / self.lanes(), wide % self.lanes() / half, wide % half);
                 self.channel_of_column(v * self.lanes() + 2 * i + odd)
@@ -148,7 +161,8 @@ impl Weight for f32 {
 /// Packs the weights of `channels` as `[panel][run][group][NR]` groups of [`Product::group`] elements.
 ///
 /// `weight(channel, run, i)` is weight i of a run of `run_len`; runs are in the order of the tile's loops. Channels
-/// beyond the range and elements beyond a run's length are zero.
+/// beyond the range and elements beyond a run's length are zero. A matrix register of weights is 16 groups of 16
+/// channels: rows of a panel's groups, as they lie.
 ///
 /// # Panics
 ///
@@ -163,7 +177,8 @@ pub fn pack_weights<W: Weight>(
     assert_eq!(W::PRODUCT, format.product, "weights of another product");
     let step = format.product.group();
     let group_bytes = 4 * format.panel;
-    let groups = runs * run_len.div_ceil(step);
+    let run_groups = format.run_groups(run_len);
+    let groups = runs * run_groups;
     let mut bytes = vec![0; format.panels(channels.len()) * format.weight_bytes(groups)];
     let mut rest = bytes.as_mut_slice();
     for first in channels.clone().step_by(format.panel) {
@@ -172,11 +187,11 @@ pub fn pack_weights<W: Weight>(
             .filter(|(_, channel)| *channel < channels.end)
             .collect();
         for run in 0..runs {
-            for start in (0..run_len).step_by(step) {
+            for start in (0..run_groups).map(|g| g * step) {
                 let (group, behind) = rest.split_at_mut(group_bytes);
                 rest = behind;
                 for &(column, channel) in &columns {
-                    for t in 0..step.min(run_len - start) {
+                    for t in 0..step.min(run_len.saturating_sub(start)) {
                         weight(channel, run, start + t).put(format, group, column, t);
                     }
                 }

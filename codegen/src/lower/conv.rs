@@ -191,7 +191,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         }
         None => {
             let problem = conv.problem(&border).flattened();
-            let overreads = problem.overreads();
+            let overreads = problem.overreads(cx.options.tier);
             (problem, overreads, Kernel::Dense("conv"))
         }
     };

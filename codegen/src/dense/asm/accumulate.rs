@@ -1,7 +1,7 @@
 //! The sum over K: bias, then groups of K in the order of the loops.
 
 use super::{
-    EmitError, Tile, displaced,
+    EmitError, Tile, displaced, matrix,
     vector::{Assembler, Emit, Reg},
 };
 use crate::{dense::spec::Product, tier::Isa};
@@ -12,6 +12,8 @@ use iced_x86::code_asm::*;
 const BODY: usize = 400;
 /// The most groups in a body.
 const MAX_UNROLL: usize = 8;
+/// Steps of matrix registers in a body. They are long: the loop's own instructions hide behind one.
+const MATRIX_UNROLL: usize = 4;
 
 /// Counters of the loops around the innermost one.
 const COUNTERS: [AsmRegister32; 3] = [r9d, r10d, r11d];
@@ -51,6 +53,9 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
 }
 
 fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
+    if let Some(bands) = &tile.bands {
+        return matrix::start_from_bias(asm, tile, bands);
+    }
     for v in 0..tile.format.vectors() {
         asm.vmovups(tile.accumulator(0, v), tile.param(tile.layout.bias, v))?;
     }
@@ -64,30 +69,31 @@ fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
 
 /// One contiguous run. Returns how far it moved rdi; rsi is moved to the next run's weights if there is one.
 fn run(asm: &mut Assembler, tile: &Tile, more: bool) -> Result<i32, EmitError> {
-    let groups = tile.spec.inner as usize;
-    let unroll = unroll(tile, groups);
-    let (trips, rest) = (groups / unroll, groups % unroll);
-    let group_bytes = 4;
-    let weight_bytes = tile.format.weight_bytes(1);
+    let step_groups = tile.format.step_groups();
+    let steps = tile.spec.inner as usize / step_groups;
+    let unroll = unroll(tile, steps);
+    let (trips, rest) = (steps / unroll, steps % unroll);
+    let step_bytes = 4 * step_groups;
+    let weight_bytes = tile.format.weight_bytes(step_groups);
     let mut moved = 0;
     let mut straight = rest;
     if trips > 1 {
         asm.asm.mov(eax, trips as u32)?;
         let mut top = asm.asm.create_label();
         asm.asm.set_label(&mut top)?;
-        for g in 0..unroll {
-            group(asm, tile, g)?;
+        for s in 0..unroll {
+            step(asm, tile, s)?;
         }
-        advance(asm, rdi, (unroll * group_bytes) as i64)?;
+        advance(asm, rdi, (unroll * step_bytes) as i64)?;
         advance(asm, rsi, (unroll * weight_bytes) as i64)?;
         asm.asm.dec(eax)?;
         asm.asm.jne(top)?;
-        moved = trips * unroll * group_bytes;
+        moved = trips * unroll * step_bytes;
     } else {
         straight += trips * unroll;
     }
-    for g in 0..straight {
-        group(asm, tile, g)?;
+    for s in 0..straight {
+        step(asm, tile, s)?;
     }
     if more {
         advance(asm, rsi, (straight * weight_bytes) as i64)?;
@@ -95,11 +101,14 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool) -> Result<i32, EmitError> {
     i32::try_from(moved).map_err(|_| EmitError::Displacement)
 }
 
-/// Groups in the body of the innermost loop: a divisor of their number if a large one fits, so that no tail is left.
-fn unroll(tile: &Tile, groups: usize) -> usize {
+/// Steps in the body of the innermost loop: a divisor of their number if a large one fits, so that no tail is left.
+fn unroll(tile: &Tile, steps: usize) -> usize {
     let per_group = (tile.spec.pixels() + 1) * (tile.format.vectors() + 1);
-    let most = (BODY / per_group).clamp(1, MAX_UNROLL);
-    (most / 2 + 1..=most).rev().find(|u| groups.is_multiple_of(*u)).unwrap_or(most)
+    let most = match tile.bands {
+        Some(_) => MATRIX_UNROLL,
+        None => (BODY / per_group).clamp(1, MAX_UNROLL),
+    };
+    (most / 2 + 1..=most).rev().find(|u| steps.is_multiple_of(*u)).unwrap_or(most)
 }
 
 fn advance(asm: &mut Assembler, pointer: AsmRegister64, by: i64) -> Result<(), EmitError> {
@@ -110,8 +119,11 @@ fn advance(asm: &mut Assembler, pointer: AsmRegister64, by: i64) -> Result<(), E
     Ok(())
 }
 
-/// Group `g` behind rdi and rsi.
-fn group(asm: &mut Assembler, tile: &Tile, g: usize) -> Result<(), EmitError> {
+/// Step `g` behind rdi and rsi: a group, or as many as a matrix register takes.
+fn step(asm: &mut Assembler, tile: &Tile, g: usize) -> Result<(), EmitError> {
+    if let Some(bands) = &tile.bands {
+        return matrix::step(asm, tile, bands, g);
+    }
     match (tile.format.product, tile.format.isa) {
         (Product::F32, _) => half_group(asm, tile, g, Step::MultiplyAdd),
         (Product::U8S8, Isa::Avx2) => {
