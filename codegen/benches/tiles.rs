@@ -7,7 +7,7 @@
 
 use qcc_codegen::{
     dense::{
-        asm::{emit_tile, tile_name},
+        asm::{emit_enter, emit_leave, emit_tile, tile_name},
         pack::{PanelFormat, ParamLayout, pack_bias, pack_params, pack_weights},
         spec::{Epilogue, Product, SLACK, TileSpec},
     },
@@ -22,7 +22,7 @@ use qcc_ir::{
 };
 use std::{error::Error, time::Instant};
 
-const M: usize = 168;
+const M: usize = 1344;
 const N: usize = 64;
 const K: usize = 576;
 /// Rounds of one tile; each measures the peak anew, because the clock changes with the load of the whole machine.
@@ -30,11 +30,13 @@ const ROUNDS: usize = 5;
 /// The fastest of so many repetitions in a round counts.
 const REPETITIONS: usize = 500;
 
+type AroundFn = extern "sysv64" fn();
 type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
 
 /// Tiles worth comparing: pixels × channels.
 fn shapes(isa: Isa, product: Product) -> &'static [(usize, usize)] {
     match (isa, product) {
+        (Isa::AmxInt8, _) => &[(32, 32), (28, 32), (64, 16), (16, 64), (14, 64), (56, 16), (14, 32)],
         (Isa::Avx512Vnni, _) => &[(14, 32), (12, 32), (6, 64), (4, 64), (28, 16), (9, 48)],
         (Isa::Avx2, Product::U8S8) => &[(6, 16), (4, 16), (12, 8), (3, 24)],
         (Isa::AvxVnni | Isa::Avx2, _) => &[(6, 16), (4, 16), (4, 24), (12, 8), (2, 32)],
@@ -72,17 +74,22 @@ struct Report {
 /// One tile over the whole product.
 fn measure(
     tier: &Tier,
+    isa: Isa,
     (mr, nr): (usize, usize),
     product: Product,
     epilogue: Epilogue,
 ) -> Result<Report, Box<dyn Error>> {
-    let isa = tier.isa;
     let format = PanelFormat { product, isa, panel: nr };
     let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
     let residual = match &epilogue {
         Epilogue::Requantize(q) => q.has_residual,
         Epilogue::PackOnly => false,
         Epilogue::Float { residual, .. } => *residual,
+    };
+    // The first number of bands that holds the pixels evenly.
+    let configured = match isa {
+        Isa::AmxInt8 => mr / mr.div_ceil(16),
+        _ => 0,
     };
     let rows = |pitch: usize| -> Vec<i32> { (0..mr).map(|i| (i * pitch * element) as i32).collect() };
     let spec = TileSpec {
@@ -95,7 +102,7 @@ fn measure(
         loops: vec![],
         inner: (K / product.group()) as u32,
         epilogue,
-        configured: if isa == Isa::AmxInt8 { MATRIX_ROWS.min(mr) } else { 0 },
+        configured,
     };
     let bytes = emit_tile(isa, &spec)?;
     let code = Executable::new(&bytes)?;
@@ -128,6 +135,11 @@ fn measure(
     let (r, r_at) = aligned(&vec![0u8; M * wide * element], SLACK);
     let (mut y, y_at) = aligned(&vec![0u8; M * wide * element], 0);
     let (panels, tiles) = (N.div_ceil(nr), M / mr);
+    let around = [emit_enter(configured)?, emit_leave()?];
+    let around = [Executable::new(&around[0])?, Executable::new(&around[1])?];
+    // SAFETY: functions of this signature; they are only called for tiers of this CPU.
+    let [enter, leave] = [&around[0], &around[1]]
+        .map(|code| unsafe { std::mem::transmute::<*const u8, AroundFn>(code.entry()) });
     // SAFETY: the code is a tile of this signature; it is only reached for tiers of this CPU.
     let tile: TileFn = unsafe { std::mem::transmute(code.entry()) };
     let mut pass = || {
@@ -155,7 +167,13 @@ fn measure(
             pass();
             start.elapsed().as_secs_f64()
         };
+        if configured > 0 {
+            enter();
+        }
         let speed = macs / (0..REPETITIONS).map(seconds).fold(f64::INFINITY, f64::min) / 1e9;
+        if configured > 0 {
+            leave();
+        }
         rounds.push((speed / peak, speed));
     }
     rounds.sort_by(|x, y| x.0.total_cmp(&y.0));
@@ -172,13 +190,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{:<48} {:>6} {:>9} {:>7}", "tile", "bytes", "GMAC/s", "% peak");
     for tier in Tier::available() {
         for product in [Product::U8S8, Product::F32] {
-            let shapes = shapes(tier.isa, product);
+            // Float tiles of a tier with a matrix form are those of the tier below.
+            let Some(isa) = tier.isas(product).next().filter(|&isa| tier.matrix.is_none_or(|own| own == isa))
+            else {
+                continue;
+            };
+            let shapes = shapes(isa, product);
             if shapes.is_empty() {
                 continue;
             }
             println!("peak of {tier} {product:?}: {:.1} GMAC/s", peak::measure(tier, product)?);
             let report = |shape, epilogue: Epilogue| -> Result<(), Box<dyn Error>> {
-                let r = measure(tier, shape, product, epilogue)?;
+                let r = measure(tier, isa, shape, product, epilogue)?;
                 if r.name.contains(&filter) {
                     println!("{:<48} {:>6} {:>9.1} {:>7.1}", r.name, r.bytes, r.best, 100.0 * r.of_peak);
                 }

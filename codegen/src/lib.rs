@@ -24,6 +24,7 @@ mod parallel;
 mod plan;
 mod weights;
 
+pub use dense::choose::{Order, ParseTilingError, Tiling};
 pub use error::CodegenError;
 pub use lower::capability;
 pub use model::{CompiledModel, Execution, ListingKind, Options, Step, Work, compile};

@@ -5,16 +5,21 @@
 
 use crate::{
     CodegenError, Tier,
-    dense::spec::SLACK,
-    lower::{self, Lowered},
+    dense::{
+        choose::Tiling,
+        driver::Operands,
+        spec::SLACK,
+        walk::{AroundFunction, Bases, TileFunction, Walk},
+    },
+    lower::{self, Lowered, PendingCode},
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
     weights::{Line, Weights, aligned},
 };
 use bytes::Bytes;
-use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,12 +33,15 @@ pub struct Options {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`CompiledModel::listing`].
     pub listing: bool,
+    /// How to cut these convolutions and matrix products, instead of as the model of the CPU says. A tiling that is not
+    /// among the [`Step::tilings`] of the node's step is ignored: it may come from another tier or version.
+    pub tilings: BTreeMap<NodeId, Tiling>,
 }
 
 impl Options {
     /// Code for this tier, for use.
     pub fn new(tier: &'static Tier) -> Options {
-        Options { tier, measure_pack_only: false, listing: false }
+        Options { tier, measure_pack_only: false, listing: false, tilings: BTreeMap::new() }
     }
 }
 
@@ -57,12 +65,21 @@ pub struct Work {
     pub bytes_written: u64,
 }
 
+impl Work {
+    /// Roughly how long it takes on one thread.
+    fn nanoseconds(&self) -> u64 {
+        // 100 multiply-accumulates or 8 bytes in a nanosecond: only the order of magnitude matters.
+        self.macs / 100 + (self.bytes_read + self.bytes_written) / 8
+    }
+}
+
 type Entry = extern "sysv64" fn(*const Ctx, u64, u64);
 
 enum Action {
     /// Not yet executable; only while a model is being compiled.
     Pending,
     Call(Entry),
+    Walk(Box<Walk<TileFunction, AroundFunction>>),
     Interpret(Box<Interpretation>),
 }
 
@@ -89,6 +106,11 @@ pub struct Step {
     pub work: Work,
     /// Name of the kernel; `interpreter` where it is interpreted.
     pub kernel: String,
+    /// Parts of the units that are worth threads of their own.
+    most_parts: u64,
+    /// Ways to cut the step into tiles, the one that the model of the CPU finds best first; empty where there is nothing
+    /// to choose. [`Options::tilings`] asks for one.
+    pub tilings: Vec<Tiling>,
     action: Action,
 }
 
@@ -103,6 +125,8 @@ impl Step {
             units,
             work,
             kernel: kernel.into(),
+            most_parts: (work.nanoseconds() / THREAD_GRAIN).min(units),
+            tilings: Vec::new(),
             action: Action::Pending,
         }
     }
@@ -135,14 +159,8 @@ impl Step {
     pub(crate) fn entry_address(&self) -> Option<usize> {
         match self.action {
             Action::Call(entry) => Some(entry as usize),
-            _ => None,
+            Action::Pending | Action::Walk(_) | Action::Interpret(_) => None,
         }
-    }
-
-    /// Roughly how long the step takes on one thread, in nanoseconds.
-    fn nanoseconds(&self) -> u64 {
-        // 100 multiply-accumulates or 8 bytes in a nanosecond: only the order of magnitude matters.
-        self.work.macs / 100 + (self.work.bytes_read + self.work.bytes_written) / 8
     }
 }
 
@@ -172,9 +190,13 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
     }
     let Lowered { code, weights, steps, arena_bytes, .. } = lower::lower(graph, options)?;
     let (code, entry_of) = code.finish()?;
-    let steps = steps.into_iter().map(|p| match p.entry {
-        Some(id) => Step { action: Action::Call(entry(&entry_of, id)), ..p.step },
-        None => p.step,
+    let steps = steps.into_iter().map(|p| match p.code {
+        PendingCode::Interpreter => p.step,
+        PendingCode::Function(id) => Step { action: Action::Call(entry(entry_of(id))), ..p.step },
+        PendingCode::Walk(walk) => {
+            let walk = walk.map(|id| tile(entry_of(id)), |id| around(entry_of(id)));
+            Step { action: Action::Walk(Box::new(walk)), ..p.step }
+        }
     });
     let named = |name: &str, ty: &TensorType| (name.to_string(), ty.clone());
     Ok(CompiledModel {
@@ -192,12 +214,29 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
     })
 }
 
-fn entry(entry_of: &impl Fn(FuncId) -> *const u8, id: FuncId) -> Entry {
+fn entry(code: *const u8) -> Entry {
     // SAFETY: the function was declared with the parameters of `Entry` by `Lowering::step`, the module is finalized,
-    // and the model that gets the pointer owns the code.
+    // and the model that gets the pointer owns the code. The same holds for the two below, which `dense::driver`
+    // declares.
     #[allow(unsafe_code, reason = "machine code becomes a function")]
     unsafe {
-        std::mem::transmute::<*const u8, Entry>(entry_of(id))
+        std::mem::transmute::<*const u8, Entry>(code)
+    }
+}
+
+fn tile(code: *const u8) -> TileFunction {
+    // SAFETY: see `entry`.
+    #[allow(unsafe_code, reason = "machine code becomes a function")]
+    unsafe {
+        std::mem::transmute::<*const u8, TileFunction>(code)
+    }
+}
+
+fn around(code: *const u8) -> AroundFunction {
+    // SAFETY: see `entry`.
+    #[allow(unsafe_code, reason = "machine code becomes a function")]
+    unsafe {
+        std::mem::transmute::<*const u8, AroundFunction>(code)
     }
 }
 
@@ -278,7 +317,7 @@ unsafe impl Sync for Shared<'_> {}
 
 impl Shared<'_> {
     /// Through a method, so that closures capture the whole and not the pointers.
-    fn ctx(&self) -> *const Ctx {
+    fn ctx(&self) -> &Ctx {
         self.0
     }
 }
@@ -327,7 +366,12 @@ impl Execution {
             let start = profile.is_some().then(Instant::now);
             match &step.action {
                 Action::Pending => {}
-                Action::Call(entry) => call(*entry, &ctx, step, pool),
+                Action::Call(entry) => {
+                    split(&ctx, step, pool, &|ctx, begin, end| entry(ctx, begin, end));
+                }
+                Action::Walk(walk) => split(&ctx, step, pool, &|ctx, begin, end| {
+                    walk.run(&bases(ctx, &walk.operands, inputs.len()), begin, end);
+                }),
                 Action::Interpret(op) => op.run(step, &ctx, inputs.len())?,
             }
             if let (Some(times), Some(start)) = (profile.as_deref_mut(), start) {
@@ -362,16 +406,25 @@ impl Execution {
     }
 }
 
-fn call(entry: Entry, ctx: &Ctx, step: &Step, pool: &dyn Parallel) {
-    let parts = (step.nanoseconds() / THREAD_GRAIN).min(pool.threads() as u64).min(step.units);
+/// Calls `f(ctx, begin, end)` for ranges that cover the step's units, on as many threads as are worth their waking.
+fn split(ctx: &Ctx, step: &Step, pool: &dyn Parallel, f: &(dyn Fn(&Ctx, u64, u64) + Sync)) {
+    let parts = step.most_parts.min(pool.threads() as u64);
     if parts < 2 {
-        return entry(ctx, 0, step.units);
+        return f(ctx, 0, step.units);
     }
     let shared = Shared(ctx);
     pool.run(parts as usize, &|part| {
         let bound = |p: u64| (u128::from(p) * u128::from(step.units) / u128::from(parts)) as u64;
-        entry(shared.ctx(), bound(part as u64), bound(part as u64 + 1));
+        f(shared.ctx(), bound(part as u64), bound(part as u64 + 1));
     });
+}
+
+/// Addresses of the operands of a walk.
+fn bases(ctx: &Ctx, operands: &Operands, inputs: usize) -> Bases {
+    let at = |location| resolve(ctx, location, inputs);
+    let y = at(operands.y);
+    let r = operands.r.map_or(y, at);
+    Bases { a: at(operands.a).cast_const(), y, r: r.cast_const(), weights: ctx.weights }
 }
 
 impl Interpretation {

@@ -14,7 +14,11 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{ArenaMemoryProvider, JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, ModuleReloc};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
-use std::{collections::BTreeMap, fmt::Write, sync::Mutex};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write,
+    sync::Mutex,
+};
 
 /// Flags of every access to model memory: it never traps, and it may be unaligned.
 ///
@@ -71,6 +75,8 @@ pub(crate) struct CodeBuilder {
     frontend: FunctionBuilderContext,
     context: Context,
     names: BTreeMap<String, FuncId>,
+    /// Assembled functions by their code, which is the same wherever it lies: equal ones are stored once.
+    assembled: HashMap<Vec<u8>, FuncId>,
     bytes: usize,
     texts: Option<Vec<FunctionText>>,
 }
@@ -87,7 +93,6 @@ pub(crate) struct Emitter<'a> {
     pub(crate) b: FunctionBuilder<'a>,
     /// The parameters, in order.
     pub(crate) params: Vec<Value>,
-    module: &'a mut JITModule,
     inputs: usize,
 }
 
@@ -139,6 +144,7 @@ impl CodeBuilder {
             frontend: FunctionBuilderContext::new(),
             context: Context::new(),
             names: BTreeMap::new(),
+            assembled: HashMap::new(),
             bytes: 0,
             texts: keep_texts.then(Vec::new),
         })
@@ -177,11 +183,11 @@ impl CodeBuilder {
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
         let params = b.block_params(entry).to_vec();
-        let mut emitter = Emitter { b, params, module: &mut self.module, inputs };
+        let mut emitter = Emitter { b, params, inputs };
         emit(&mut emitter)?;
-        let Emitter { mut b, module, .. } = emitter;
+        let mut b = emitter.b;
         b.seal_all_blocks();
-        b.finalize(module.isa().frontend_config());
+        b.finalize(self.module.isa().frontend_config());
 
         let clif = match &self.texts {
             Some(_) => self.context.func.display().to_string(),
@@ -207,15 +213,20 @@ impl CodeBuilder {
         Ok(id)
     }
 
-    /// Registers machine code of another assembler under the convention of [`signature`].
+    /// Registers machine code of another assembler under the convention of [`signature`]. If the same code is there
+    /// already, that function is the result.
     pub(crate) fn define_bytes(
         &mut self,
         name: &str,
         parameters: usize,
         code: &[u8],
     ) -> Result<FuncId, CodegenError> {
+        if let Some(&id) = self.assembled.get(code) {
+            return Ok(id);
+        }
         let id = self.declare(name, &signature(parameters))?;
         self.place(name, id, 64, code.to_vec(), &[], String::new())?;
+        self.assembled.insert(code.to_vec(), id);
         Ok(id)
     }
 
@@ -307,11 +318,5 @@ impl Emitter<'_> {
         let pointer = size_of::<usize>() as i32;
         let table = self.b.ins().load(I64, MEM, ctx, 2 * pointer);
         self.b.ins().load(I64, MEM, table, index as i32 * pointer)
-    }
-
-    /// Calls a function of this module.
-    pub(crate) fn call(&mut self, callee: FuncId, arguments: &[Value]) {
-        let callee = self.module.declare_func_in_func(callee, self.b.func);
-        self.b.ins().call(callee, arguments);
     }
 }

@@ -9,8 +9,8 @@ use crate::{Context, Pass, PassError, Record, edit::keeps_order};
 use qcc_ir::{
     Graph, Kind, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     ops::{
-        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Pad, Pool, Quantize, Reduce, Reshape, Slice,
-        Softmax, Transpose,
+        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Pad, Pool, Quantize, Reduce, Resample, Reshape,
+        Slice, Softmax, Transpose,
     },
 };
 use std::collections::BTreeMap;
@@ -379,6 +379,7 @@ fn reordered(op: &Op, perm: &[usize]) -> Option<(Op, Vec<usize>)> {
         Op::Softmax(s) => Softmax { axis: perm[s.axis], ..s.clone() }.into(),
         Op::BatchNorm(b) => BatchNorm { axis: perm[b.axis], ..b.clone() }.into(),
         Op::Concat(c) => Concat { axis: perm[c.axis] }.into(),
+        Op::Resample(r) => Resample { axis: perm[r.axis], ..r.clone() }.into(),
         Op::Pad(p) => Pad { before: spread(&p.before), after: spread(&p.after), mode: p.mode }.into(),
         Op::Slice(s) => {
             let axes = inverse(perm).into_iter().map(|i| s.axes[i]).collect();

@@ -62,6 +62,7 @@ pub fn int8_capability(graph: &Graph, node: NodeId) -> Result<(), String> {
             Err("it looks up a constant table".into())
         }
         op if is_move(op) => constants_are_finite(graph, node),
+        Op::Resample(_) => constants_are_finite(graph, node),
         op => Err(format!("{} has no integer form", op.mnemonic())),
     }
 }

@@ -114,6 +114,7 @@ pub(crate) fn is_move(op: &Op) -> bool {
         | Op::Expand(_)
         | Op::Gather(_) => true,
         Op::Pool(p) => p.kind == PoolKind::Max,
+        Op::Resample(r) => r.is_pick(),
         _ => false,
     }
 }

@@ -54,6 +54,7 @@ pub(crate) fn clamp_behind(graph: &Graph, node: NodeId) -> Option<NodeId> {
         Op::Binary(b) => matches!(b.kind, BinaryKind::Add | BinaryKind::Sub | BinaryKind::Mul),
         Op::Unary(_) => clamp_of(graph, node).is_none(),
         Op::Pool(p) => matches!(p.kind, PoolKind::Average { .. }),
+        Op::Resample(r) => !r.is_pick(),
         Op::Conv(_) | Op::MatMul(_) => true,
         _ => false,
     };

@@ -16,7 +16,7 @@ use qcc_ir::{
     numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer},
     ops::{
         Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
-        QConv, QMatMul, QUnary, Quantize, Unary, UnaryKind,
+        QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -289,6 +289,7 @@ impl Builder<'_> {
                 }
                 .into()
             }
+            Op::Resample(r) => QResample { resample: r.clone(), output }.into(),
             op => return Ok(Err(format!("{} has no integer form", op.mnemonic()))),
         };
         let old = self.old.operands(node);

@@ -19,6 +19,7 @@ use super::{
     spec::Product,
 };
 use crate::tier::{Isa, Tier};
+use std::{fmt, str::FromStr};
 
 /// A panel: channels that one tile computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,12 +33,68 @@ pub(crate) struct Panel {
 }
 
 /// The order in which one thread goes through the tiles.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Order {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Order {
     /// All pixels of one panel, then the next panel: weights are read once.
     PanelsOuter,
     /// All panels of one block, then the next block: activations are read once.
     PixelsOuter,
+}
+
+/// A way to cut one convolution or matrix product into tiles, in the few numbers that determine it.
+///
+/// All tilings of a problem give the same bits on one tier, of floats too, since every accumulator adds its products in
+/// the order of K. They differ in speed alone. [`Step::tilings`] lists those that a step can be compiled with and
+/// [`Options::tilings`] asks for one.
+///
+/// [`Step::tilings`]: crate::Step::tilings
+/// [`Options::tilings`]: crate::Options::tilings
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Tiling {
+    /// Rows of output pixels of a block.
+    pub rows: usize,
+    /// Columns of output pixels of a block.
+    pub cols: usize,
+    /// Channels of the first panel, which is the widest.
+    pub panel: usize,
+    /// Loop order.
+    pub order: Order,
+}
+
+/// `ROWSxCOLSxPANEL/ORDER`, for example `2x7x32/panels`; read back by [`FromStr`].
+impl fmt::Display for Tiling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = match self.order {
+            Order::PanelsOuter => "panels",
+            Order::PixelsOuter => "pixels",
+        };
+        write!(f, "{}x{}x{}/{order}", self.rows, self.cols, self.panel)
+    }
+}
+
+/// A text that is no [`Tiling`].
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("`{0}` is no tiling; write one as ROWSxCOLSxPANEL/panels or ROWSxCOLSxPANEL/pixels")]
+pub struct ParseTilingError(String);
+
+impl FromStr for Tiling {
+    type Err = ParseTilingError;
+
+    fn from_str(text: &str) -> Result<Tiling, ParseTilingError> {
+        let parse = || {
+            let (extents, order) = text.split_once('/')?;
+            let mut extents = extents.split('x').map(|e| e.parse().ok());
+            let mut next = || extents.next().flatten();
+            let (rows, cols, panel) = (next()?, next()?, next()?);
+            let order = match order {
+                "panels" => Order::PanelsOuter,
+                "pixels" => Order::PixelsOuter,
+                _ => return None,
+            };
+            extents.next().is_none().then_some(Tiling { rows, cols, panel, order })
+        };
+        parse().ok_or_else(|| ParseTilingError(text.into()))
+    }
 }
 
 /// A problem cut into tiles.
@@ -55,7 +112,25 @@ pub(crate) struct Cut {
     pub(crate) order: Order,
 }
 
-/// What the model knows about a vector unit.
+impl Cut {
+    /// What distinguishes this cut from the other candidates of its problem.
+    pub(crate) fn tiling(&self) -> Tiling {
+        let panel = self.panels.first().map_or(0, |p| p.width);
+        Tiling { rows: self.rows, cols: self.cols, panel, order: self.order }
+    }
+
+    /// The same tiles in the other order.
+    fn reordered(&self) -> Cut {
+        let order = match self.order {
+            Order::PanelsOuter => Order::PixelsOuter,
+            Order::PixelsOuter => Order::PanelsOuter,
+        };
+        Cut { order, ..self.clone() }
+    }
+}
+
+/// What the model knows about the unit that multiplies.
+#[derive(Clone, Copy)]
 struct Unit {
     isa: Isa,
     product: Product,
@@ -154,36 +229,7 @@ fn matrix_tile(block: Block, vectors: usize, groups: f64, streams: bool) -> Opti
     Some(groups / 16.0 * multiply.max(stream) + after + configure)
 }
 
-/// Cuts a problem for a tier.
-pub(crate) fn choose(problem: &Problem, tier: &Tier) -> Cut {
-    let mut best: Option<(f64, Cut)> = None;
-    for isa in tier.isas(problem.product) {
-        let unit = unit(isa, problem.product);
-        for &widest in unit.widths {
-            let panels = panels(problem.channels, widest, &unit);
-            // All panels share the blocks, so the widest bounds them.
-            let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
-            let most = unit.pixels(vectors);
-            for cols in 1..=most.min(problem.cols) {
-                for rows in 1..=(most / cols).min(problem.rows) {
-                    let Some(cost) = cost(problem, &unit, &panels, rows, cols) else { continue };
-                    if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                        let order = order(problem, isa, &panels, rows * cols);
-                        best = Some((cost, Cut { isa, rows, cols, panels: panels.clone(), order }));
-                    }
-                }
-            }
-        }
-    }
-    best.map_or_else(|| Cut::empty(tier.isa), |(_, cut)| cut)
-}
-
 impl Cut {
-    /// The cut of a problem without channels or pixels.
-    fn empty(isa: Isa) -> Cut {
-        Cut { isa, rows: 1, cols: 1, panels: Vec::new(), order: Order::PanelsOuter }
-    }
-
     /// Rows of matrix registers that the step configures: those of the widest panels' tiles inside the image; 0 for
     /// vector forms.
     pub(crate) fn configured(&self) -> usize {
@@ -197,6 +243,47 @@ impl Cut {
 fn configured(panels: &[Panel], rows: usize, cols: usize) -> usize {
     let vectors = panels.iter().map(|p| p.width / 16).max().unwrap_or(1);
     asm::band_rows(&vec![cols; rows], vectors, 0).unwrap_or(0)
+}
+
+/// Shapes of tiles that [`candidates`] offers, each in both orders where there is more than one order.
+const SHAPES: usize = 6;
+
+/// The ways to cut a problem that are worth timing on a tier: never empty, at most twice [`SHAPES`], the cheapest by the
+/// model first. Of blocks with as many pixels, only the cheapest is offered, in the form that computes it fastest.
+pub(crate) fn candidates(problem: &Problem, tier: &Tier) -> Vec<Cut> {
+    let mut all: Vec<(f64, Cut)> = Vec::new();
+    let units = tier.isas(problem.product).map(|isa| unit(isa, problem.product));
+    for (unit, widest) in units.flat_map(|u| u.widths.iter().map(move |&widest| (u, widest))) {
+        let panels = panels(problem.channels, widest, &unit);
+        // All panels share the blocks, so the widest bounds them.
+        let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
+        let most = unit.pixels(vectors);
+        for cols in 1..=most.min(problem.cols) {
+            for rows in 1..=(most / cols).min(problem.rows) {
+                let Some(cost) = cost(problem, &unit, &panels, rows, cols) else { continue };
+                let order = order(problem, unit.isa, &panels, rows * cols);
+                all.push((cost, Cut { isa: unit.isa, rows, cols, panels: panels.clone(), order }));
+            }
+        }
+    }
+    // Stable: of equal costs, the first stays first.
+    all.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let shape = |cut: &Cut| (cut.rows * cut.cols, cut.panels.clone());
+    let mut cuts: Vec<Cut> = Vec::new();
+    for (_, cut) in all {
+        if cuts.len() < SHAPES && !cuts.iter().any(|c| shape(c) == shape(&cut)) {
+            cuts.push(cut);
+        }
+    }
+    let others: Vec<Cut> = cuts.iter().filter(|c| has_both_orders(problem, c)).map(Cut::reordered).collect();
+    cuts.extend(others);
+    cuts
+}
+
+/// Whether the order makes a difference.
+fn has_both_orders(problem: &Problem, cut: &Cut) -> bool {
+    let blocks = problem.images * problem.rows.div_ceil(cut.rows) * problem.cols.div_ceil(cut.cols);
+    blocks > 1 && problem.groups * cut.panels.len() > 1
 }
 
 /// The channels as panels of `widest` vectors, the rest in as few vectors as hold it.
@@ -285,6 +372,32 @@ mod tests {
             y: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
             loops: if kernel > 1 { vec![(kernel as u32, row as i32)] } else { vec![] },
             run: kernel * input,
+        }
+    }
+
+    fn choose(problem: &Problem, tier: &Tier) -> Cut {
+        candidates(problem, tier).remove(0)
+    }
+
+    #[test]
+    fn candidates_are_few_and_told_apart_by_their_tilings() {
+        for channels in [1, 24, 64, 1000] {
+            for tier in &TIERS {
+                let tilings: Vec<Tiling> =
+                    candidates(&problem(7, 3, 16, channels), tier).iter().map(Cut::tiling).collect();
+                assert!((1..=2 * SHAPES).contains(&tilings.len()), "{tilings:?}");
+                for (i, t) in tilings.iter().enumerate() {
+                    assert!(!tilings[..i].contains(t), "{t} twice in {tilings:?}");
+                    assert_eq!(t.to_string().parse(), Ok(*t));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_tiling_is_refused() {
+        for text in ["", "2x7x32", "2x7/panels", "2x7x32x1/panels", "2x7x-1/panels", "2x7x32/rows"] {
+            assert!(text.parse::<Tiling>().is_err(), "{text}");
         }
     }
 

@@ -10,11 +10,10 @@ use super::{
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
-    driver::{
-        self, Class, Coefficients, Operands, PanelEntry, class_of, classes, for_each_part, kernel_name,
-    },
+    driver::{Class, Coefficients, Operands, class_of, classes, for_each_part, kernel_name},
     pack,
     spec::Epilogue,
+    walk::{PanelEntry, Walk},
 };
 use crate::{
     CodegenError,
@@ -112,7 +111,8 @@ pub(crate) fn lower(
             class: class as u32,
         });
     }
-    driver::step(cx, &name, problem, &cut, operands, &functions, &entries, work)
+    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
+    Ok(())
 }
 
 /// Rows of at most [`TILE_COLS`] pixels, all of the same length as nearly as whole blocks allow.

@@ -1,17 +1,18 @@
 //! The dense family: convolutions and matrix products as tiles of one microkernel.
 //!
-//! An op becomes a [`Problem`] (extents and strides, nothing of its origin), [`choose`] cuts it into tiles, `driver`
-//! emits the step that walks them, and the tier's emitter makes one function for each kind of tile.
+//! An op becomes a [`Problem`] (extents and strides, nothing of its origin), [`choose`] cuts it into tiles, the tier's
+//! emitter makes one function for each kind of tile, `driver` brings them together, and `walk` calls them.
 
 pub mod asm;
-pub(crate) mod choose;
+pub mod choose;
 mod clif_epilogue;
-mod clif_tile;
+pub(crate) mod clif_tile;
 pub(crate) mod depthwise;
 pub(crate) mod driver;
 pub mod pack;
 pub(crate) mod pad;
 pub mod spec;
+pub(crate) mod walk;
 
 use crate::Tier;
 use pack::PanelFormat;

@@ -4,4 +4,5 @@ pub(crate) mod line;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod pool;
+pub(crate) mod resample;
 pub(crate) mod vector;

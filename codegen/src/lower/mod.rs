@@ -11,10 +11,12 @@ mod pool;
 mod product;
 mod quantize;
 mod reduce;
+mod resample;
 mod shape;
 
 use crate::{
     CodegenError, Options,
+    dense::{choose::Tiling, driver::PendingWalk},
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
@@ -44,6 +46,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Cast(_) => &elementwise::CAST,
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
+        Op::Resample(_) => &resample::RESAMPLE,
+        Op::QResample(_) => &resample::Q_RESAMPLE,
         Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
         Op::Transpose(_) => &shape::TRANSPOSE,
         Op::Slice(_) => &shape::SLICE,
@@ -123,7 +127,17 @@ pub(crate) struct Lowering<'g> {
 /// A step whose code is not yet executable.
 pub(crate) struct PendingStep {
     pub(crate) step: Step,
-    pub(crate) entry: Option<FuncId>,
+    pub(crate) code: PendingCode,
+}
+
+/// What a step runs.
+pub(crate) enum PendingCode {
+    /// Nothing generated: the step holds its definition.
+    Interpreter,
+    /// One function.
+    Function(FuncId),
+    /// The tiles of a dense problem.
+    Walk(Box<PendingWalk>),
 }
 
 /// What lowering made of a graph.
@@ -188,7 +202,7 @@ impl<'g> Lowering<'g> {
         let outputs = 0..self.graph.node(node).outputs().len();
         let results = outputs.map(|p| self.location(node.port(p as u16))).collect::<Result<Vec<_>, _>>()?;
         let step = Step::interpreted(self.graph, node, operands, results, self.work(node));
-        self.steps.push(PendingStep { step, entry: None });
+        self.steps.push(PendingStep { step, code: PendingCode::Interpreter });
         Ok(())
     }
 
@@ -289,15 +303,32 @@ impl<'g> Lowering<'g> {
             e.b.ins().return_(&[]);
             Ok(())
         })?;
-        self.push_step(kernel, entry, units, work);
+        self.push_step(kernel, PendingCode::Function(entry), units, work);
         Ok(())
     }
 
-    /// Adds a step whose entry is compiled already: `fn(ctx, begin, end)`.
-    pub(crate) fn push_step(&mut self, kernel: &str, entry: FuncId, units: u64, work: Work) {
+    /// Adds a step that walks over tiles.
+    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work) {
+        let units = walk.units();
+        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work);
+    }
+
+    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
         if let (Some(node), true) = (self.node, units > 0) {
             let step = Step::compiled(self.graph, node, kernel, units, work);
-            self.steps.push(PendingStep { step, entry: Some(entry) });
+            self.steps.push(PendingStep { step, code });
+        }
+    }
+
+    /// The tiling that the caller asks for, for the node whose steps are being emitted.
+    pub(crate) fn wanted_tiling(&self) -> Option<Tiling> {
+        self.node.and_then(|node| self.options.tilings.get(&node)).copied()
+    }
+
+    /// Notes what the step that was just added could have been compiled with.
+    pub(crate) fn offer_tilings(&mut self, tilings: Vec<Tiling>) {
+        if let Some(pending) = self.steps.last_mut() {
+            pending.step.tilings = tilings;
         }
     }
 

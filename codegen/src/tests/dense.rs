@@ -1,14 +1,14 @@
 //! Convolutions and matrix products against their definitions, on every tier of this CPU.
 
 use super::{Threads, compiled, placed, run, tiers};
-use crate::{CompiledModel, ListingKind, Parallel, Serial, Tier, capability};
+use crate::{CompiledModel, ListingKind, Options, Parallel, Serial, Tier, Tiling, capability, compile};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
     numerics::RequantMode,
     ops::{Clamp, Conv, Layout, MatMul, QConv, QMatMul, Window},
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A small generator, so that a case is a few numbers that proptest can shrink.
 struct Random(u64);
@@ -503,6 +503,45 @@ fn large_convolutions_are_right_on_any_number_of_threads() {
         let built = case.float().expect("the window fits");
         built.is_close(case.terms()).unwrap_or_else(|e| panic!("{case:?}: {e}"));
     }
+}
+
+#[test]
+fn every_tiling_gives_the_same_bits() {
+    for case in large_cases() {
+        let quantized = case.quantized(RequantMode::Q15).expect("the window fits");
+        for built in [quantized, case.float().expect("the window fits")] {
+            for tier in tiers() {
+                let inputs: Vec<&[u8]> = built.inputs.iter().map(Vec::as_slice).collect();
+                let model = compiled(&built.graph, tier);
+                let expected = run(&model, &inputs, &Serial);
+                let step = model.steps().iter().find(|s| !s.tilings.is_empty());
+                for &tiling in step.iter().flat_map(|s| &s.tilings) {
+                    let tilings = BTreeMap::from([(built.node, tiling)]);
+                    let options = Options { tilings, ..Options::new(tier) };
+                    let other = Arc::new(compile(&built.graph, &options).expect("the graph compiles"));
+                    assert!(run(&other, &inputs, &Threads(3)) == expected, "{tiling} on {tier}: {case:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tiling_that_is_asked_for_is_used_and_an_unknown_one_ignored() {
+    let case = large_cases().remove(0).quantized(RequantMode::Q15).expect("the window fits");
+    let kernel_with = |tilings: BTreeMap<NodeId, Tiling>| {
+        let options = Options { tilings, ..Options::new(tiers()[0]) };
+        let model = compile(&case.graph, &options).expect("the graph compiles");
+        let step = model.steps().iter().find(|s| s.node == case.node && !s.tilings.is_empty());
+        step.map(|s| (s.kernel.clone(), s.tilings.clone())).expect("the convolution has a step")
+    };
+    let (best, tilings) = kernel_with(BTreeMap::new());
+    let pixels = |t: &Tiling| t.rows * t.cols;
+    let other = *tilings.iter().find(|t| pixels(t) != pixels(&tilings[0])).expect("more than one shape");
+    let (asked, _) = kernel_with(BTreeMap::from([(case.node, other)]));
+    assert!(asked.contains(&format!("_{}x{}", pixels(&other), other.panel)), "{asked}");
+    let (ignored, _) = kernel_with(BTreeMap::from([(case.node, Tiling { rows: 999, ..other })]));
+    assert_eq!(ignored, best);
 }
 
 #[test]

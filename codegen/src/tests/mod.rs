@@ -6,6 +6,7 @@ mod model;
 mod norm;
 mod plan;
 mod pool;
+mod resample;
 mod shape;
 
 use crate::{CompiledModel, Execution, Options, Parallel, Serial, Tier, capability, compile};

@@ -11,6 +11,7 @@ mod numbers;
 mod pool;
 mod quantize;
 mod reduce;
+mod resample;
 mod shape;
 mod window;
 
@@ -23,6 +24,7 @@ pub use norm::{BatchNorm, Lrn, Softmax};
 pub use pool::{Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use reduce::{Reduce, ReduceKind};
+pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
 pub use window::Window;
 
@@ -133,6 +135,10 @@ ops! {
     Cast,
     /// Sum, mean, maximum… along axes.
     Reduce,
+    /// Interpolation along an axis; of quantized values where it only picks elements.
+    Resample,
+    /// Interpolation along an axis of quantized values, requantized.
+    QResample,
     /// Another shape for the same elements.
     Reshape,
     /// Dimensions in another order.

@@ -6,8 +6,8 @@ use crate::{
     numerics::quantize,
     onnx::tensor::dtype_code,
     ops::{
-        BinaryKind, Clamp, Conv, FakeQuant, Layout, MatMul, Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind,
-        Slice, SliceSpec, UnaryKind, Window,
+        BinaryKind, Clamp, Conv, Coordinates, FakeQuant, Interpolation, Layout, MatMul, Nearest, Pad,
+        PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample, Slice, SliceSpec, UnaryKind, Window,
     },
 };
 use half::{bf16, f16};
@@ -53,6 +53,7 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::Binary(op) => Ok(w.plain(binary_name(op.kind), vec![])),
         Op::Cast(op) => Ok(w.plain("Cast", vec![int("to", dtype_code(op.to).into())])),
         Op::Reduce(op) => w.reduce(op),
+        Op::Resample(op) => w.resample(op),
         Op::Reshape(op) => w.reshape(&op.shape),
         Op::Transpose(op) => Ok(w.plain("Transpose", vec![ints("perm", op.perm.iter().copied())])),
         Op::Slice(op) => w.slice(op),
@@ -77,7 +78,12 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::FakeQuant(op) => w.fake_quant(op),
         // What integers stand for is said by the ops that dequantize them; where they are, has no ONNX form.
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
-        Op::QConv(_) | Op::QMatMul(_) | Op::QAveragePool(_) | Op::QUnary(_) | Op::QBinary(_) => {
+        Op::QConv(_)
+        | Op::QMatMul(_)
+        | Op::QAveragePool(_)
+        | Op::QResample(_)
+        | Op::QUnary(_)
+        | Op::QBinary(_) => {
             Err(OpError::unsupported("is an integer op; export the graph at the fake-quant stage"))
         }
     }
@@ -145,6 +151,41 @@ fn numbers(dtype: DType, shape: Shape, values: &[f64]) -> Result<Tensor> {
 fn per_index(dtype: DType, grid: &QuantParams, values: &[f64]) -> Result<Tensor> {
     let shape = if grid.axis().is_some() { Shape::new([values.len()])? } else { Shape::scalar() };
     numbers(dtype, shape, values)
+}
+
+fn resample_attributes(op: &Resample) -> Vec<AttributeProto> {
+    let (coordinates, outside) = match op.coordinates {
+        Coordinates::HalfPixel => ("half_pixel", 0.0),
+        Coordinates::HalfPixelSymmetric => ("half_pixel_symmetric", 0.0),
+        Coordinates::PytorchHalfPixel => ("pytorch_half_pixel", 0.0),
+        Coordinates::AlignCorners => ("align_corners", 0.0),
+        Coordinates::Asymmetric => ("asymmetric", 0.0),
+        Coordinates::TfHalfPixelForNn => ("tf_half_pixel_for_nn", 0.0),
+        Coordinates::TfCropAndResize { outside, .. } => ("tf_crop_and_resize", outside),
+    };
+    let mut attributes = vec![
+        string("coordinate_transformation_mode", coordinates),
+        float("extrapolation_value", outside),
+        int("exclude_outside", op.exclude_outside.into()),
+    ];
+    attributes.extend(match op.interpolation {
+        Interpolation::Nearest(nearest) => {
+            let rounding = match nearest {
+                Nearest::PreferFloor => "round_prefer_floor",
+                Nearest::PreferCeil => "round_prefer_ceil",
+                Nearest::Floor => "floor",
+                Nearest::Ceil => "ceil",
+            };
+            vec![string("mode", "nearest"), string("nearest_mode", rounding)]
+        }
+        Interpolation::Linear { antialias } => {
+            vec![string("mode", "linear"), int("antialias", antialias.into())]
+        }
+        Interpolation::Cubic { a, antialias } => {
+            vec![string("mode", "cubic"), float("cubic_coeff_a", a), int("antialias", antialias.into())]
+        }
+    });
+    attributes
 }
 
 fn window_attributes(window: &Window) -> Vec<AttributeProto> {
@@ -358,6 +399,41 @@ impl Writer<'_, '_> {
     }
 
     /// Leading dimensions that stay are copied, so that a model with another batch keeps working.
+    /// A Resize that leaves the other axes as they are.
+    fn resample(&mut self, op: &Resample) -> Result<String> {
+        let shape = self.ty(0).shape.clone();
+        let n = shape[op.axis];
+        let rank = Shape::new([shape.rank()])?;
+        let scale = op.scale as f32;
+        let by_scale = f64::from(scale) == op.scale && (n as f64 * op.scale).floor() as usize == op.length;
+        let crop = match op.coordinates {
+            Coordinates::TfCropAndResize { start, end, .. } => Some((start, end)),
+            _ => None,
+        };
+        let ignores_scale = crop.is_some() || op.coordinates == Coordinates::AlignCorners;
+        let by_length = ignores_scale || (op.scale * n as f64 - op.length as f64).abs() < 1e-9;
+        let mut inputs = vec![self.operand(0), String::new(), String::new()];
+        if let Some((start, end)) = crop {
+            let bound =
+                |own: f32, other: f32| (0..shape.rank()).map(move |a| if a == op.axis { own } else { other });
+            let roi: Vec<f32> = bound(start, 0.0).chain(bound(end, 1.0)).collect();
+            inputs[1] = self.constant("roi", &Tensor::from_vec(Shape::new([roi.len()])?, roi)?);
+        }
+        if by_scale {
+            let scales: Vec<f32> =
+                (0..shape.rank()).map(|a| if a == op.axis { scale } else { 1.0 }).collect();
+            inputs[2] = self.constant("scales", &Tensor::from_vec(rank, scales)?);
+        } else if by_length {
+            let mut sizes = shape.to_vec();
+            sizes[op.axis] = op.length;
+            inputs.push(self.ints("sizes", sizes.into_iter().map(|d| d as i64).collect())?);
+        } else {
+            let why = format!("resamples {n} to {} elements by scale {}", op.length, op.scale);
+            return Err(OpError::unsupported(why));
+        }
+        Ok(self.op("Resize", inputs, resample_attributes(op)))
+    }
+
     fn reshape(&mut self, shape: &Shape) -> Result<String> {
         let from = self.ty(0).shape.clone();
         let has_empty = shape.elements() == 0;

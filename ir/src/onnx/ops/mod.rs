@@ -8,6 +8,7 @@ mod norm;
 mod pool;
 mod quantize;
 mod reduce;
+mod resize;
 mod shape;
 mod window;
 
@@ -104,6 +105,9 @@ const TABLE: &[(&str, i64, Import)] = &[
     ("ReduceProd", 1, One(reduce::product)),
     ("ReduceSum", 1, One(reduce::sum)),
     ("ReduceSumSquare", 1, One(reduce::sum_square)),
+
+    ("Resize", 10, One(resize::resize)),
+    ("Upsample", 7, One(resize::upsample)),
 
     ("Concat", 4, One(shape::concat)),
     ("Expand", 8, One(shape::expand)),

@@ -183,6 +183,29 @@ fn ops_that_move_elements() {
 }
 
 #[test]
+fn interpolations() {
+    let crop = Coordinates::TfCropAndResize { start: 0.1, end: 1.2, outside: 7.0 };
+    let nearest = Interpolation::Nearest(Nearest::PreferCeil);
+    let linear = Interpolation::Linear { antialias: true };
+    let cubic = Interpolation::Cubic { a: -0.5, antialias: false };
+    let (half, corners) = (Coordinates::HalfPixel, Coordinates::AlignCorners);
+    for (length, scale, interpolation, coordinates) in [
+        (5, 1.25, nearest, Coordinates::Asymmetric),
+        (3, 3.0 / 4.0, linear, half),
+        (6, 1.5, cubic, Coordinates::HalfPixelSymmetric),
+        (7, 7.0 / 4.0, cubic, corners),
+        (9, 9.0 / 4.0, linear, crop),
+        // No f32: written as a length.
+        (3, 3.0 / 4.0 + 1e-12, linear, half),
+    ] {
+        for exclude_outside in [false, true] {
+            let op = Resample { axis: 1, length, scale, interpolation, coordinates, exclude_outside };
+            close_results(&of_op(&[2, 4, 3], op));
+        }
+    }
+}
+
+#[test]
 fn pools_norms_and_reductions() {
     for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
         for kind in [PoolKind::Max, PoolKind::Average { count_include_pad: true }] {

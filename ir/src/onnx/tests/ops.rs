@@ -577,3 +577,43 @@ fn a_grid_pad_is_given_as_a_code() {
     assert_eq!(d.floats(&[of(&[1], &[3f32])]), [0.0, 3.0]);
     assert_eq!(ops(&d.import().unwrap()), ["Quantize", "Pad", "Dequantize"]);
 }
+
+#[test]
+fn resizes() {
+    let x = iota(&[1, 1, 4]);
+    let run = |d: Draft| d.floats(std::slice::from_ref(&x));
+    let up = |opset, op: &str, inputs: &[&str], more: Vec<AttributeProto>| {
+        let mut n = node(op, inputs, &["y"]);
+        n.attribute.extend(more);
+        Draft::new(opset, [n])
+            .input("x", &[1, 1, 4])
+            .constant("scales", of(&[3], &[1f32, 1.0, 2.0]))
+            .constant("half", of(&[1], &[0.5f32]))
+            .constant("sizes", i64s(&[1, 1, 2]))
+            .constant("roi", of::<f32>(&[0], &[]))
+    };
+    let twice = [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0];
+    assert_eq!(run(up(9, "Upsample", &["x", "scales"], vec![])), twice);
+    assert_eq!(run(up(10, "Resize", &["x", "scales"], vec![])), twice);
+    assert_eq!(run(up(13, "Resize", &["x", "roi", "scales"], vec![])), twice);
+    let linear = string("mode", "linear");
+    assert_eq!(run(up(13, "Resize", &["x", "", "", "sizes"], vec![linear.clone()])), [0.5, 2.5]);
+    let axes = list("axes", &[-1]);
+    assert_eq!(run(up(18, "Resize", &["x", "", "half"], vec![linear.clone(), axes.clone()])), [0.5, 2.5]);
+    let corners = string("coordinate_transformation_mode", "align_corners");
+    assert_eq!(run(up(13, "Resize", &["x", "", "", "sizes"], vec![linear, corners])), [0.0, 3.0]);
+    // Nothing changes: the operand itself.
+    let same = up(13, "Resize", &["x", "", "", "same"], vec![]).constant("same", i64s(&[1, 1, 4]));
+    assert_eq!(run(same), [0.0, 1.0, 2.0, 3.0]);
+
+    up(13, "Resize", &["x"], vec![]).refused("scales or sizes");
+    up(13, "Resize", &["x", "", "half"], vec![axes]).refused("opset 18");
+    up(13, "Resize", &["x", "", "half"], vec![]).refused("1 scales for 3 axes");
+    up(13, "Resize", &["x", "", "scales", "sizes"], vec![]).refused("both scales and sizes");
+    up(13, "Resize", &["x", "", "scales"], vec![string("mode", "lanczos")]).refused("`lanczos`");
+    up(19, "Resize", &["x", "", "", "sizes"], vec![string("keep_aspect_ratio_policy", "no")]).refused("`no`");
+    let huge = up(13, "Resize", &["x", "", "huge"], vec![]).constant("huge", of(&[3], &[1f32, 1.0, 1e30]));
+    huge.refused("resampled");
+    let negative = up(13, "Resize", &["x", "", "neg"], vec![]).constant("neg", of(&[3], &[1f32, 1.0, -2.0]));
+    negative.refused("scale -2");
+}

@@ -1,0 +1,368 @@
+//! The walk over the tiles of a dense problem: one routine for every layer, which follows a description.
+//!
+//! A unit is one tile. Its index is taken apart once, at the start of a thread's range; from then on counters and
+//! offsets are carried from tile to tile. What differs from layer to layer is data, so that a layer costs no code but
+//! its tiles.
+
+use super::{
+    Problem,
+    choose::{Cut, Order},
+    driver::Operands,
+};
+
+/// A microkernel; [`spec`](super::spec) has its contract.
+pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
+
+/// Code that runs before the first or behind the last tile of a range.
+pub(crate) type AroundFunction = extern "sysv64" fn();
+
+/// Parts of the image: interior, right edge, lower edge, corner.
+pub(crate) const PARTS: usize = 4;
+/// Bits of a part.
+pub(crate) const RIGHT: usize = 1;
+pub(crate) const LOWER: usize = 2;
+
+/// The tile functions of one kind of panel, for the parts of the image that exist.
+pub(crate) type PartFunctions<T> = [Option<T>; PARTS];
+
+/// One panel of one group: what its tiles add to the addresses of a block, and which functions compute them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PanelEntry {
+    /// Byte offset of its channels in a pixel of the input.
+    pub(crate) a: u32,
+    /// Offsets of its weights and constants in the model's weights.
+    pub(crate) weights: u32,
+    /// Constants.
+    pub(crate) params: u32,
+    /// Byte offset of its channels in a pixel of the result.
+    pub(crate) y: u32,
+    /// Index of its functions.
+    pub(crate) class: u32,
+}
+
+/// Functions that bring a core into the state that tiles ask for, and out of it again: both run once in every range of
+/// units, on the thread that computes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around<F> {
+    /// Before the first tile.
+    pub(crate) enter: F,
+    /// Behind the last one.
+    pub(crate) leave: F,
+}
+
+/// The loops of a walk. Panels of all groups are one loop.
+const AXES: usize = 4;
+const IMAGE: usize = 0;
+const ROW: usize = 1;
+const COL: usize = 2;
+const PANEL: usize = 3;
+
+/// One loop.
+#[derive(Clone, Copy, Debug)]
+struct Axis {
+    count: usize,
+    /// Bytes from one index to the next, in input and result.
+    a: usize,
+    y: usize,
+}
+
+/// The nested loops over images, rows and columns of blocks, and panels, as one range of units; and what a tile is given
+/// in each. `T` and `A` are the functions: first their names in the module, then themselves.
+#[derive(Clone, Debug)]
+pub(crate) struct Walk<T, A> {
+    pub(crate) operands: Operands,
+    axes: [Axis; AXES],
+    /// The axes, outermost first; those of one index come first of all.
+    order: [usize; AXES],
+    /// Index of the last row and column of blocks if it is a smaller one; an index that does not occur otherwise.
+    lower_edge: usize,
+    right_edge: usize,
+    panels: Vec<PanelEntry>,
+    /// By class.
+    tiles: Vec<PartFunctions<T>>,
+    around: Option<Around<A>>,
+}
+
+/// Addresses of a walk's operands and of the model's weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bases {
+    pub(crate) a: *const u8,
+    pub(crate) y: *mut u8,
+    /// The residual; anything where there is none.
+    pub(crate) r: *const u8,
+    pub(crate) weights: *const u8,
+}
+
+impl<T, A> Walk<T, A> {
+    /// The walk over all tiles of a cut. `panels` are those of all groups, `tiles` the functions of their classes.
+    pub(crate) fn new(
+        problem: &Problem,
+        cut: &Cut,
+        operands: Operands,
+        panels: Vec<PanelEntry>,
+        tiles: Vec<PartFunctions<T>>,
+        around: Option<Around<A>>,
+    ) -> Walk<T, A> {
+        let (a, y) = (problem.a, problem.y);
+        let mut axes = [Axis { count: panels.len(), a: 0, y: 0 }; AXES];
+        axes[IMAGE] = Axis { count: problem.images, a: a.image, y: y.image };
+        axes[ROW] = Axis { count: problem.rows.div_ceil(cut.rows), a: a.row * cut.rows, y: y.row * cut.rows };
+        axes[COL] = Axis { count: problem.cols.div_ceil(cut.cols), a: a.col * cut.cols, y: y.col * cut.cols };
+        let mut order = match cut.order {
+            Order::PanelsOuter => [PANEL, IMAGE, ROW, COL],
+            Order::PixelsOuter => [IMAGE, ROW, COL, PANEL],
+        };
+        // So that the innermost loop has more than one round, if any has.
+        order.sort_by_key(|&axis| axes[axis].count > 1);
+        let edge = |extent: usize, block: usize| match extent.is_multiple_of(block) {
+            true => usize::MAX,
+            false => extent / block,
+        };
+        Walk {
+            operands,
+            axes,
+            order,
+            lower_edge: edge(problem.rows, cut.rows),
+            right_edge: edge(problem.cols, cut.cols),
+            panels,
+            tiles,
+            around,
+        }
+    }
+
+    /// Number of tiles.
+    pub(crate) fn units(&self) -> u64 {
+        self.axes.iter().map(|axis| axis.count as u64).product()
+    }
+
+    /// The same walk with other functions.
+    pub(crate) fn map<T2, A2>(self, tile: impl Fn(T) -> T2, around: impl Fn(A) -> A2) -> Walk<T2, A2> {
+        let Walk { operands, axes, order, lower_edge, right_edge, panels, tiles, around: all } = self;
+        Walk {
+            operands,
+            axes,
+            order,
+            lower_edge,
+            right_edge,
+            panels,
+            tiles: tiles.into_iter().map(|parts| parts.map(|f| f.map(&tile))).collect(),
+            around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave) }),
+        }
+    }
+
+    /// The indices of a unit, by axis.
+    fn decode(&self, unit: u64) -> [usize; AXES] {
+        let (mut rest, mut index) = (unit, [0; AXES]);
+        for &axis in self.order.iter().rev() {
+            if rest == 0 {
+                break;
+            }
+            let count = self.axes[axis].count as u64;
+            index[axis] = (rest % count) as usize;
+            rest /= count;
+        }
+        index
+    }
+}
+
+impl Walk<TileFunction, AroundFunction> {
+    /// Computes a range of units.
+    ///
+    /// The addresses only ever reach the tiles: they must be those of the operands and weights that the walk was made
+    /// for, and the tiles those that were emitted for its strides.
+    pub(crate) fn run(&self, bases: &Bases, begin: u64, end: u64) {
+        if begin >= end {
+            return;
+        }
+        if let Some(around) = &self.around {
+            (around.enter)();
+        }
+        self.tiles(bases, begin, end);
+        if let Some(around) = &self.around {
+            (around.leave)();
+        }
+    }
+
+    fn tiles(&self, bases: &Bases, begin: u64, end: u64) {
+        let mut index = self.decode(begin);
+        let mut left = (end - begin) as usize;
+        let inner = self.order[AXES - 1];
+        let step = self.axes[inner];
+        // Mostly there is one range, and always one that begins here: multiplications would be much of its price.
+        let (mut a, mut y) = if begin == 0 { (0, 0) } else { self.offsets(&index) };
+        loop {
+            let here = left.min(step.count - index[inner]);
+            for _ in 0..here {
+                let panel = &self.panels[index[PANEL]];
+                let part = if index[ROW] == self.lower_edge { LOWER } else { 0 }
+                    + if index[COL] == self.right_edge { RIGHT } else { 0 };
+                // Every part that occurs has a function.
+                if let Some(tile) = self.tiles[panel.class as usize][part] {
+                    let y = y + panel.y as usize;
+                    tile(
+                        bases.a.wrapping_add(a + panel.a as usize),
+                        bases.weights.wrapping_add(panel.weights as usize),
+                        bases.weights.wrapping_add(panel.params as usize),
+                        bases.y.wrapping_add(y),
+                        bases.r.wrapping_add(y),
+                    );
+                }
+                index[inner] += 1;
+                (a, y) = (a + step.a, y + step.y);
+            }
+            left -= here;
+            if left == 0 {
+                return;
+            }
+            index[inner] = 0;
+            for &axis in self.order[..AXES - 1].iter().rev() {
+                index[axis] += 1;
+                if index[axis] < self.axes[axis].count {
+                    break;
+                }
+                index[axis] = 0;
+            }
+            (a, y) = self.offsets(&index);
+        }
+    }
+
+    /// Byte offsets of a block in input and result.
+    fn offsets(&self, index: &[usize; AXES]) -> (usize, usize) {
+        let sum = |(a, y), (axis, i): (&Axis, &usize)| (a + axis.a * i, y + axis.y * i);
+        self.axes.iter().zip(index).fold((0, 0), sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        dense::{Strides, choose::Panel, spec::Product},
+        module::Location,
+        tier::Isa,
+    };
+    use std::{cell::RefCell, ptr};
+
+    thread_local! {
+        /// What the functions below were called with.
+        static CALLS: RefCell<Vec<Call>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// Which function, and its arguments.
+    type Call = (&'static str, [usize; 5]);
+
+    fn log(name: &'static str, arguments: [usize; 5]) {
+        CALLS.with_borrow_mut(|calls| calls.push((name, arguments)));
+    }
+
+    macro_rules! tile {
+        ($name:ident) => {
+            extern "sysv64" fn $name(a: *const u8, w: *const u8, p: *const u8, y: *mut u8, r: *const u8) {
+                log(stringify!($name), [a as usize, w as usize, p as usize, y as usize, r as usize]);
+            }
+        };
+    }
+    tile!(interior);
+    tile!(right);
+    tile!(lower);
+    tile!(corner);
+    extern "sysv64" fn enter() {
+        log("enter", [0; 5]);
+    }
+    extern "sysv64" fn leave() {
+        log("leave", [0; 5]);
+    }
+
+    const IMAGES: usize = 2;
+    const ROWS: usize = 5;
+    const COLS: usize = 7;
+    const A: Strides = Strides { image: 10_000, row: 700, col: 10, group: 0 };
+    const Y: Strides = Strides { image: 50_000, row: 900, col: 30, group: 0 };
+
+    fn walk(rows: usize, cols: usize, order: Order, panels: u32) -> Walk<TileFunction, AroundFunction> {
+        let problem = Problem {
+            product: Product::U8S8,
+            images: IMAGES,
+            rows: ROWS,
+            cols: COLS,
+            groups: 1,
+            channels: 16 * panels as usize,
+            a: A,
+            y: Y,
+            loops: vec![],
+            run: 4,
+        };
+        let cut_panels =
+            (0..panels as usize).map(|i| Panel { first: 16 * i, width: 16, columns: 16 }).collect();
+        let cut = Cut { isa: Isa::Avx512Vnni, rows, cols, panels: cut_panels, order };
+        let operands = Operands { a: Location::Input(0), y: Location::Output(0), r: None };
+        let entries =
+            (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
+        let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
+        let around = Around { enter: enter as AroundFunction, leave: leave as AroundFunction };
+        Walk::new(&problem, &cut, operands, entries.collect(), vec![tiles], Some(around))
+    }
+
+    fn calls_of(walk: &Walk<TileFunction, AroundFunction>, begin: u64, end: u64) -> Vec<Call> {
+        let at = |address: usize| ptr::without_provenance_mut::<u8>(address);
+        let bases = Bases { a: at(1 << 20), y: at(2 << 20), r: at(3 << 20), weights: at(4 << 20) };
+        walk.run(&bases, begin, end);
+        CALLS.take()
+    }
+
+    /// All tiles, by four plain loops.
+    fn expected(rows: usize, cols: usize, order: Order, panels: usize) -> Vec<Call> {
+        let mut calls = Vec::new();
+        let mut tile = |image: usize, row: usize, col: usize, panel: usize| {
+            let name = match (row + rows > ROWS, col + cols > COLS) {
+                (false, false) => "interior",
+                (false, true) => "right",
+                (true, false) => "lower",
+                (true, true) => "corner",
+            };
+            let a = image * A.image + row * A.row + col * A.col + panel;
+            let y = image * Y.image + row * Y.row + col * Y.col + 3 * panel;
+            let (w, p) = ((4 << 20) + 64 * panel, (4 << 20) + 7 * panel);
+            calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + y]));
+        };
+        let outer_panels = if order == Order::PanelsOuter { panels } else { 1 };
+        for outer in 0..outer_panels {
+            for image in 0..IMAGES {
+                for row in (0..ROWS).step_by(rows) {
+                    for col in (0..COLS).step_by(cols) {
+                        match order {
+                            Order::PanelsOuter => tile(image, row, col, outer),
+                            Order::PixelsOuter => (0..panels).for_each(|panel| tile(image, row, col, panel)),
+                        }
+                    }
+                }
+            }
+        }
+        calls
+    }
+
+    #[test]
+    fn any_ranges_of_a_walk_are_its_tiles_in_order() {
+        for order in [Order::PanelsOuter, Order::PixelsOuter] {
+            for (rows, cols, panels) in [(2, 3, 3), (5, 7, 2), (1, 7, 1), (5, 1, 1), (3, 2, 1), (5, 7, 1)] {
+                let walk = walk(rows, cols, order, panels);
+                let expected = expected(rows, cols, order, panels as usize);
+                assert_eq!(walk.units(), expected.len() as u64);
+                for cut in 0..=walk.units() {
+                    let mut calls = calls_of(&walk, 0, cut);
+                    calls.extend(calls_of(&walk, cut, walk.units()));
+                    calls.retain(|(name, _)| !matches!(*name, "enter" | "leave"));
+                    assert_eq!(calls, expected, "{rows}x{cols}, {panels} panels, {order:?}, cut at {cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_range_is_entered_and_left_once() {
+        let walk = walk(2, 3, Order::PanelsOuter, 3);
+        let calls = calls_of(&walk, 4, 9);
+        assert_eq!((calls.len(), calls[0], calls[6]), (7, ("enter", [0; 5]), ("leave", [0; 5])));
+        assert!(calls_of(&walk, 4, 4).is_empty());
+    }
+}
