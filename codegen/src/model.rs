@@ -424,7 +424,8 @@ fn bases(ctx: &Ctx, operands: &Operands, inputs: usize) -> Bases {
     let at = |location| resolve(ctx, location, inputs);
     let y = at(operands.y);
     let r = operands.r.map_or(y, at);
-    Bases { a: at(operands.a).cast_const(), y, r: r.cast_const(), weights: ctx.weights }
+    let w = operands.w.map_or(ctx.weights, |w| at(w).cast_const());
+    Bases { a: at(operands.a).cast_const(), y, r: r.cast_const(), weights: ctx.weights, w }
 }
 
 impl Interpretation {

@@ -307,7 +307,7 @@ fn format(problem: &Problem, isa: Isa, panel: usize) -> PanelFormat {
 }
 
 /// Groups in all of K, padding of the runs included.
-fn k_groups(problem: &Problem, isa: Isa) -> usize {
+pub(crate) fn k_groups(problem: &Problem, isa: Isa) -> usize {
     problem.runs() * format(problem, isa, 1).run_groups(problem.run)
 }
 

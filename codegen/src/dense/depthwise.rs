@@ -100,6 +100,10 @@ pub(crate) fn lower(
             Coefficients::Floats(w, bias) => {
                 (pack_floats(panel, taps, w), constants.pack_float(channels, bias))
             }
+            Coefficients::Bias(_) => {
+                let reason = "depthwise weights are constant".into();
+                return Err(CodegenError::Backend { function: name, reason });
+            }
         };
         let first = (panel.first * problem.product.element()) as u32;
         let class = classes(&cut).iter().position(|&c| c == class_of(panel)).unwrap_or(0);

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     CodegenError,
+    kernels::map::View,
     lower::Lowering,
     model::Work,
     module::{FunctionKind, Location},
@@ -28,6 +29,8 @@ pub(crate) struct Operands {
     pub(crate) y: Location,
     /// The residual, with readable slack behind it.
     pub(crate) r: Option<Location>,
+    /// The packed weights, where they are not among the model's but packed by an earlier step.
+    pub(crate) w: Option<Location>,
 }
 
 /// The constants of a problem.
@@ -36,6 +39,8 @@ pub(crate) enum Coefficients<'a> {
     Codes(Weights<'a, i8>, &'a [i32], i64),
     /// f32 weights and bias.
     Floats(Weights<'a, f32>, &'a [f32]),
+    /// f32 bias; an earlier step packs the weights.
+    Bias(&'a [f32]),
 }
 
 impl Coefficients<'_> {
@@ -43,7 +48,7 @@ impl Coefficients<'_> {
     pub(crate) fn reach(&self) -> i64 {
         match self {
             Coefficients::Codes(_, _, reach) => *reach,
-            Coefficients::Floats(..) => 0,
+            Coefficients::Floats(..) | Coefficients::Bias(_) => 0,
         }
     }
 }
@@ -58,10 +63,7 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let cuts = choose::candidates(problem, cx.options.tier);
-    let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
-    let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
-    let Some(cut) = cuts.into_iter().nth(wanted.unwrap_or(0)) else { return Ok(()) };
+    let Some((cut, tilings)) = cut(cx, problem) else { return Ok(()) };
     let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
     let residual = operands.r.is_some();
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
@@ -88,6 +90,63 @@ fn around(cx: &mut Lowering, name: &str, rows: usize) -> Result<Option<Around<Fu
     };
     let enter = define("enter", asm::emit_enter(rows))?;
     Ok(Some(Around { enter, leave: define("leave", asm::emit_leave())? }))
+}
+
+/// The cut of a problem, and all that there were to choose from.
+fn cut(cx: &Lowering, problem: &Problem) -> Option<(Cut, Vec<Tiling>)> {
+    let cuts = choose::candidates(problem, cx.options.tier);
+    let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
+    let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
+    cuts.into_iter().nth(wanted.unwrap_or(0)).map(|cut| (cut, tilings))
+}
+
+/// One matrix product of a batch: byte offset of its first operand, and the matrix that is its second.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    pub(crate) a: usize,
+    pub(crate) matrix: usize,
+}
+
+/// Lowers a problem of floats, whose groups are the products of a batch, to steps that pack the second operands and one
+/// that multiplies. `b` is the view of all second operands, `[matrices, K, channels]`.
+#[allow(clippy::too_many_arguments, reason = "all that the steps are made of")]
+pub(crate) fn lower_pairs(
+    cx: &mut Lowering,
+    problem: &Problem,
+    epilogue: Epilogue<'_>,
+    operands: Operands,
+    (b, matrices): (&View, usize),
+    pairs: &[Pair],
+    bias: &[f32],
+    work: Work,
+) -> Result<(), CodegenError> {
+    let Some((cut, tilings)) = cut(cx, problem) else { return Ok(()) };
+    let inner = choose::k_groups(problem, cut.isa);
+    let (packed, w) = pack::pack_at_run_time(cx, &cut.panels, (b, matrices), inner)?;
+    let operands = Operands { w: Some(w), ..operands };
+    let name = kernel_name("gemm", problem.product, &cut, cut.rows * cut.cols);
+    let residual = operands.r.is_some();
+    let coefficients = &Coefficients::Bias(bias);
+    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, name: &name, residual, coefficients };
+    let classes = classes(&cut);
+    let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
+    let mut entries = Vec::with_capacity(pairs.len() * cut.panels.len());
+    for (group, pair) in pairs.iter().enumerate() {
+        for (panel, offset) in cut.panels.iter().zip(&packed.panels) {
+            let params = tiles.pack_params(panel.first, panel)?;
+            let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
+            entries.push(PanelEntry {
+                a: pair.a as u32,
+                weights: (pair.matrix * packed.matrix_bytes + offset) as u32,
+                params,
+                y: (group * problem.y.group + panel.first * problem.product.element()) as u32,
+                class: class as u32,
+            });
+        }
+    }
+    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
+    cx.offer_tilings(tilings);
+    Ok(())
 }
 
 /// The functions and panels of a dense problem before its code is placed.
@@ -208,7 +267,8 @@ impl Tiles<'_, '_, '_> {
         let mut entries = Vec::with_capacity(p.groups * cut.panels.len());
         for group in 0..p.groups {
             for panel in &cut.panels {
-                let (weights, params) = self.pack(group, panel)?;
+                let first = group * p.channels + panel.first;
+                let (weights, params) = (self.pack_weights(first, panel)?, self.pack_params(first, panel)?);
                 let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
                 let y = group * p.y.group + panel.first * p.product.element();
                 let a = group * p.a.group;
@@ -218,24 +278,32 @@ impl Tiles<'_, '_, '_> {
         Ok(entries)
     }
 
-    /// Offsets of one panel's weights and constants.
-    fn pack(&mut self, group: usize, panel: &Panel) -> Result<(u32, u32), CodegenError> {
-        let p = self.problem;
-        let first = group * p.channels + panel.first;
-        let channels = first..first + panel.columns;
-        let format = self.format(panel.width);
+    /// Offset of the weights of one panel whose first channel, over all groups, is `first`.
+    fn pack_weights(&mut self, first: usize, panel: &Panel) -> Result<u32, CodegenError> {
+        let (p, format, channels) = (self.problem, self.format(panel.width), first..first + panel.columns);
         let runs = p.runs();
-        let (weights, params) = match self.coefficients {
-            Coefficients::Codes(weights, start, _) => (
-                pack::pack_weights(format, channels.clone(), runs, p.run, |c, r, i| weights.at(c, r, i)),
-                self.pack_code_params(format, channels, start),
-            ),
-            Coefficients::Floats(weights, bias) => (
-                pack::pack_weights(format, channels.clone(), runs, p.run, |c, r, i| weights.at(c, r, i)),
-                self.pack_float_params(format, channels, bias),
-            ),
+        let weights = match self.coefficients {
+            Coefficients::Codes(weights, ..) => {
+                pack::pack_weights(format, channels, runs, p.run, |c, r, i| weights.at(c, r, i))
+            }
+            Coefficients::Floats(weights, _) => {
+                pack::pack_weights(format, channels, runs, p.run, |c, r, i| weights.at(c, r, i))
+            }
+            Coefficients::Bias(_) => return Ok(0),
         };
-        Ok((self.cx.weights(&weights, pack::ALIGN)?, self.cx.weights(&params, pack::ALIGN)?))
+        self.cx.weights(&weights, pack::ALIGN)
+    }
+
+    /// Offset of its constants.
+    fn pack_params(&mut self, first: usize, panel: &Panel) -> Result<u32, CodegenError> {
+        let (format, channels) = (self.format(panel.width), first..first + panel.columns);
+        let params = match self.coefficients {
+            Coefficients::Codes(_, start, _) => self.pack_code_params(format, channels, start),
+            Coefficients::Floats(_, bias) | Coefficients::Bias(bias) => {
+                self.pack_float_params(format, channels, bias)
+            }
+        };
+        self.cx.weights(&params, pack::ALIGN)
     }
 
     /// The constants of Cranelift's tiles; `None` where the tier's tiles are assembled.

@@ -30,9 +30,9 @@ pub(crate) type PartFunctions<T> = [Option<T>; PARTS];
 pub(crate) struct PanelEntry {
     /// Byte offset of its channels in a pixel of the input.
     pub(crate) a: u32,
-    /// Offsets of its weights and constants in the model's weights.
+    /// Byte offset of its weights among the packed ones.
     pub(crate) weights: u32,
-    /// Constants.
+    /// Offset of its constants in the model's weights.
     pub(crate) params: u32,
     /// Byte offset of its channels in a pixel of the result.
     pub(crate) y: u32,
@@ -91,6 +91,8 @@ pub(crate) struct Bases {
     /// The residual; anything where there is none.
     pub(crate) r: *const u8,
     pub(crate) weights: *const u8,
+    /// The packed weights: mostly the model's.
+    pub(crate) w: *const u8,
 }
 
 impl<T, A> Walk<T, A> {
@@ -201,7 +203,7 @@ impl Walk<TileFunction, AroundFunction> {
                     let y = y + panel.y as usize;
                     tile(
                         bases.a.wrapping_add(a + panel.a as usize),
-                        bases.weights.wrapping_add(panel.weights as usize),
+                        bases.w.wrapping_add(panel.weights as usize),
                         bases.weights.wrapping_add(panel.params as usize),
                         bases.y.wrapping_add(y),
                         bases.r.wrapping_add(y),
@@ -295,7 +297,7 @@ mod tests {
         let cut_panels =
             (0..panels as usize).map(|i| Panel { first: 16 * i, width: 16, columns: 16 }).collect();
         let cut = Cut { isa: Isa::Avx512Vnni, rows, cols, panels: cut_panels, order };
-        let operands = Operands { a: Location::Input(0), y: Location::Output(0), r: None };
+        let operands = Operands { a: Location::Input(0), y: Location::Output(0), r: None, w: None };
         let entries =
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
@@ -305,7 +307,8 @@ mod tests {
 
     fn calls_of(walk: &Walk<TileFunction, AroundFunction>, begin: u64, end: u64) -> Vec<Call> {
         let at = |address: usize| ptr::without_provenance_mut::<u8>(address);
-        let bases = Bases { a: at(1 << 20), y: at(2 << 20), r: at(3 << 20), weights: at(4 << 20) };
+        let bases =
+            Bases { a: at(1 << 20), y: at(2 << 20), r: at(3 << 20), weights: at(4 << 20), w: at(5 << 20) };
         walk.run(&bases, begin, end);
         CALLS.take()
     }
@@ -322,7 +325,7 @@ mod tests {
             };
             let a = image * A.image + row * A.row + col * A.col + panel;
             let y = image * Y.image + row * Y.row + col * Y.col + 3 * panel;
-            let (w, p) = ((4 << 20) + 64 * panel, (4 << 20) + 7 * panel);
+            let (w, p) = ((5 << 20) + 64 * panel, (4 << 20) + 7 * panel);
             calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + y]));
         };
         let outer_panels = if order == Order::PanelsOuter { panels } else { 1 };

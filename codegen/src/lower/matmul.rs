@@ -1,4 +1,4 @@
-//! Matrix products with constant weights.
+//! Matrix products: with constant weights, and of two values that are computed at run time.
 
 use super::{
     Lowerer, Lowering,
@@ -6,9 +6,17 @@ use super::{
 };
 use crate::{
     CodegenError,
-    dense::{Problem, Strides, WeightOrder, spec::Product},
+    dense::{
+        Problem, Strides, WeightOrder,
+        driver::{self, Operands, Pair},
+        spec::{Epilogue, Product},
+    },
+    kernels::map::View,
 };
-use qcc_ir::{Graph, NodeId, Op, OpError, ops::Clamp};
+use qcc_ir::{
+    DType, Graph, NodeId, Op, OpError,
+    ops::{Clamp, MatMul},
+};
 
 /// `MatMul` and `QMatMul`.
 pub(super) const MATMUL: Lowerer = Lowerer { supported, lower };
@@ -58,11 +66,121 @@ impl Matrices {
     }
 }
 
+/// Products of floats whose second operand is no single constant matrix: a batch of pairs of matrices.
+struct Batch<'g> {
+    op: &'g MatMul,
+    rows: usize,
+    inner: usize,
+    columns: usize,
+    /// Number of second operands.
+    matrices: usize,
+    pairs: Vec<Pair>,
+}
+
+impl<'g> Batch<'g> {
+    /// `None` where there is one constant matrix.
+    fn of(graph: &'g Graph, node: NodeId) -> Option<Batch<'g>> {
+        let Some(Op::MatMul(op)) = graph.op(node) else { return None };
+        let (a, b) = (graph.operand(node, 0), graph.operand(node, 1));
+        let (a_shape, b_shape, y) = (graph.shape(a), graph.shape(b), graph.shape(node.out()));
+        if graph.constant_value(b).is_some() && b_shape.rank() == 2 {
+            return None;
+        }
+        let (inner, columns) = (a_shape[a_shape.rank() - 1], y[y.rank() - 1]);
+        let matrices = b_shape[..b_shape.rank() - 2].iter().product();
+        let (rows, pairs) = match matrices {
+            // All matrices of a, one below the other, by the one of b.
+            1 => (a_shape.elements() / inner.max(1), vec![Pair { a: 0, matrix: 0 }]),
+            _ => {
+                let (rows, lead) = (a_shape[a_shape.rank() - 2], &y[..y.rank() - 2]);
+                let pair = |i: usize| Pair {
+                    a: matrix_of(&a_shape[..a_shape.rank() - 2], lead, i) * rows * inner * 4,
+                    matrix: matrix_of(&b_shape[..b_shape.rank() - 2], lead, i),
+                };
+                (rows, (0..lead.iter().product()).map(pair).collect())
+            }
+        };
+        Some(Batch { op, rows, inner, columns, matrices, pairs })
+    }
+
+    fn extras(&self) -> Extras {
+        Extras::new(self.op.bias, self.op.residual_slot())
+    }
+
+    fn problem(&self) -> Problem {
+        let strides = |columns: usize| {
+            let (col, all) = (columns * 4, self.rows * columns * 4);
+            Strides { image: all, row: all, col, group: all }
+        };
+        Problem {
+            product: Product::F32,
+            images: 1,
+            rows: 1,
+            cols: self.rows,
+            groups: self.pairs.len(),
+            channels: self.columns,
+            a: strides(self.inner),
+            y: strides(self.columns),
+            loops: Vec::new(),
+            run: self.inner,
+        }
+    }
+
+    fn lower(&self, cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+        let (extras, work) = (self.extras(), cx.work(node));
+        let r = extras.residual_location(cx, node)?;
+        let a = cx.location(cx.graph.operand(node, 0))?;
+        let operands = Operands { a, y: cx.location(node.out())?, r, w: None };
+        let epilogue = Epilogue::Float { clamp: self.op.clamp, residual: r.is_some() };
+        let bias = match extras.bias {
+            Some(slot) => {
+                let bias = product::constant(cx.graph, node, slot).map_err(|e| cx.refuse(node, e))?;
+                bias.as_slice::<f32>().map_err(|e| cx.refuse(node, e.into()))?.to_vec()
+            }
+            None => vec![0.0; self.columns],
+        };
+        let b = cx.location(cx.graph.operand(node, 1))?;
+        let b = View::dense(b, DType::F32, &[self.matrices, self.inner, self.columns]);
+        let (problem, b) = (self.problem(), (&b, self.matrices));
+        driver::lower_pairs(cx, &problem, epilogue, operands, b, &self.pairs, &bias, work)
+    }
+}
+
+/// Which matrix of an operand with leading dimensions `own` takes part in matrix `i` of a result with `lead`.
+fn matrix_of(own: &[usize], lead: &[usize], i: usize) -> usize {
+    let (mut rest, mut index, mut stride) = (i, 0, 1);
+    for (d, &extent) in lead.iter().enumerate().rev() {
+        let at = rest % extent.max(1);
+        rest /= extent.max(1);
+        let missing = lead.len() - own.len();
+        if let Some(&n) = d.checked_sub(missing).and_then(|d| own.get(d)) {
+            index += if n == 1 { 0 } else { at * stride };
+            stride *= n;
+        }
+    }
+    index
+}
+
 fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
-    product::check(graph, node, Matrices::of(graph, node)?.extras)
+    match Batch::of(graph, node) {
+        Some(batch) => {
+            product::check_extents(graph, node)?;
+            product::check_constant(graph, node, batch.extras().bias, "bias")?;
+            // Offsets of packed panels have 32 bits; a panel is padded to at most 64 channels.
+            let packed = batch.matrices as u64 * batch.inner as u64 * (batch.columns as u64 + 64) * 4;
+            match packed {
+                0..=0x7fff_ffff => Ok(()),
+                _ => Err(format!("its second operand takes {packed} bytes packed, more than 2^31 − 1")),
+            }
+        }
+        None => product::check(graph, node, Matrices::of(graph, node)?.extras),
+    }
 }
 
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    if let Some(batch) = Batch::of(cx.graph, node) {
+        return batch.lower(cx, node);
+    }
     let matrices = Matrices::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
     let problem = matrices.problem();
     let input = cx.graph.operand(node, 0);

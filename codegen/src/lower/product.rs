@@ -22,7 +22,7 @@ use qcc_ir::{
 /// Slots of the optional operands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extras {
-    bias: Option<usize>,
+    pub(super) bias: Option<usize>,
     residual: Option<usize>,
 }
 
@@ -32,7 +32,11 @@ impl Extras {
     }
 
     /// Where the residual lies, with readable slack behind it: memory of the caller is copied.
-    fn residual_location(&self, cx: &mut Lowering, node: NodeId) -> Result<Option<Location>, CodegenError> {
+    pub(super) fn residual_location(
+        &self,
+        cx: &mut Lowering,
+        node: NodeId,
+    ) -> Result<Option<Location>, CodegenError> {
         let Some(slot) = self.residual else { return Ok(None) };
         with_slack(cx, cx.graph.operand(node, slot)).map(Some)
     }
@@ -63,7 +67,7 @@ pub(super) fn with_slack(cx: &mut Lowering, value: ValueId) -> Result<Location, 
 }
 
 /// The operand in `slot`, which must be a constant.
-fn constant(graph: &Graph, node: NodeId, slot: usize) -> Result<&Tensor, OpError> {
+pub(super) fn constant(graph: &Graph, node: NodeId, slot: usize) -> Result<&Tensor, OpError> {
     graph
         .constant_value(graph.operand(node, slot))
         .ok_or_else(|| OpError::unsupported(format!("operand {slot} is not a constant")))
@@ -84,16 +88,26 @@ pub(super) fn requantizer(graph: &Graph, node: NodeId) -> Result<Option<Requanti
 /// Fails for operands that no product takes, and for requantizations that cannot be expressed.
 pub(super) fn check(graph: &Graph, node: NodeId, extras: Extras) -> Result<(), String> {
     check_extents(graph, node)?;
-    for (slot, what) in [(Some(1), "weights"), (extras.bias, "bias")] {
-        if slot.is_some_and(|slot| graph.constant_value(graph.operand(node, slot)).is_none()) {
-            return Err(format!("the {what} are computed at run time: only constants are packed"));
-        }
-    }
+    check_constant(graph, node, Some(1), "weights")?;
+    check_constant(graph, node, extras.bias, "bias")?;
     requantizer(graph, node).map(|_| ()).map_err(|e| e.to_string())
 }
 
+/// Fails where an operand is there and no constant.
+pub(super) fn check_constant(
+    graph: &Graph,
+    node: NodeId,
+    slot: Option<usize>,
+    what: &str,
+) -> Result<(), String> {
+    match slot.is_some_and(|slot| graph.constant_value(graph.operand(node, slot)).is_none()) {
+        true => Err(format!("the {what} are computed at run time: only constants are packed")),
+        false => Ok(()),
+    }
+}
+
 /// Fails for empty tensors and for those that 32-bit displacements do not span.
-fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
+pub(super) fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
     let values = graph.operands(node).into_iter().chain([node.out()]);
     for ty in values.map(|v| graph.ty(v)) {
         if ty.shape.elements() == 0 {
@@ -135,7 +149,7 @@ pub(super) fn lower(
     parts: &Parts<'_>,
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
-    let operands = Operands { a, y: cx.location(node.out())?, r };
+    let operands = Operands { a, y: cx.location(node.out())?, r, w: None };
     let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
     let epilogue = match &requantizer {
         Some(_) if cx.options.measure_pack_only => Epilogue::PackOnly,

@@ -393,6 +393,49 @@ impl MatMulCase {
     }
 }
 
+/// Leading dimensions of two operands that broadcast, rows, inner, columns.
+type Pairs = (Vec<usize>, Vec<usize>, usize, usize, usize);
+
+fn pairs() -> impl Strategy<Value = Pairs> {
+    let lead = prop::sample::select(vec![
+        (vec![], vec![]),
+        (vec![3], vec![]),
+        (vec![3], vec![3]),
+        (vec![2, 3], vec![2, 3]),
+        (vec![2, 1], vec![3]),
+        (vec![1, 3], vec![2, 1]),
+        (vec![], vec![2]),
+        (vec![2], vec![1, 1]),
+    ]);
+    (lead, 1usize..20, 1usize..40, prop_oneof![1usize..20, 30usize..70, 120usize..150])
+        .prop_map(|((a, b), rows, inner, columns)| (a, b, rows, inner, columns))
+}
+
+/// A product of two values, neither of them a constant unless `constant` says so of the second.
+fn product_of_values(
+    (a, b, rows, inner, columns): &Pairs,
+    (constant, bias, residual): (bool, bool, bool),
+    seed: u64,
+) -> Option<Case> {
+    let mut r = Random(seed);
+    let mut builder = Builder::new();
+    let of = |lead: &[usize], m: usize, n: usize| shape(&[lead, &[m, n]].concat());
+    let (a, b) = (of(a, *rows, *inner), of(b, *inner, *columns));
+    let lead = shape(&a[..a.rank() - 2]).broadcast(&shape(&b[..b.rank() - 2]))?;
+    builder.input(f32_tensor(&mut r, &a), None);
+    match constant {
+        true => builder.constant(f32_tensor(&mut r, &b), None),
+        false => builder.input(f32_tensor(&mut r, &b), None),
+    }
+    if bias {
+        builder.constant(f32_tensor(&mut r, &shape(&[*columns])), None);
+    }
+    if residual {
+        builder.input(f32_tensor(&mut r, &of(&lead, *rows, *columns)), None);
+    }
+    builder.finish(MatMul { bias, residual, clamp: random_clamp(&mut r) })
+}
+
 /// A case that exists: windows that do not fit and factors that a mode refuses are drawn again.
 fn exists(case: Option<Case>) -> Result<Case, TestCaseError> {
     case.filter(|c| capability(&c.graph, c.node).is_ok()).ok_or_else(|| TestCaseError::reject("no such case"))
@@ -441,6 +484,11 @@ proptest! {
     #[test]
     fn float_matrix_products_are_close(case in matmul_case()) {
         exists(case.float())?.is_close(case.inner)?;
+    }
+
+    #[test]
+    fn products_of_two_values_are_close(pairs in pairs(), with: (bool, bool, bool), seed: u64) {
+        exists(product_of_values(&pairs, with, seed))?.is_close(pairs.3)?;
     }
 }
 
