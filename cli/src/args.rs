@@ -296,6 +296,10 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
     pub(crate) requant: Vec<Modes>,
 
+    /// Write the scores as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) options: CompileOptions,
     #[command(flatten)]
@@ -314,11 +318,17 @@ Columns: latency of one run (median and fastest); how many times faster than flo
 and their share of what this CPU reaches at best in the same arithmetic; the share of the time that requantization takes
 (for fake-quant: rounding to grids); time from a .qcc file to the first run; memory at its peak beyond the process itself.
 
+Columns of --layers: time (microseconds, and share of all); GMAC/s and their share of the peak; bytes of operands,
+weights and results; multiply-accumulates for each of them; the least possible time, and whether arithmetic (MAC) or
+memory sets it; the time lost above that; requantization, as a share of the layer. Times are medians of up to 25 runs of
+their own, with the cost of reading the clock taken off. docs/benchmark.md tells how everything is measured.
+
 Examples:
   qcc bench                                       the founding experiment
   qcc bench --isa avx2 --json experiment.json
   qcc bench net.onnx --shape input=1x3x224x224 --layers
-  qcc bench net.qcc --threads 4 --reps 100")]
+  qcc bench net.qcc --threads 4 --reps 100 --layers=graph
+  qcc bench --peaks                               arithmetic and bandwidth of this CPU, by tier")]
 pub(crate) struct Bench {
     /// The model: .onnx or .qcc. Without one, the founding experiment runs.
     pub(crate) model: Option<PathBuf>,
@@ -335,9 +345,14 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
     pub(crate) reps: usize,
 
-    /// Print the time of every layer.
-    #[arg(long)]
-    pub(crate) layers: bool,
+    /// Print every layer: its time, and what it loses against the least time that arithmetic and memory would allow.
+    /// Sorted by what is lost, or in the order of the graph.
+    #[arg(long, value_name = "ORDER", num_args = 0..=1, require_equals = true, default_missing_value = "lost")]
+    pub(crate) layers: Option<LayerOrder>,
+
+    /// Print what one core of this CPU reaches at best on each tier: arithmetic and reading memory.
+    #[arg(long, conflicts_with_all = ["model", "layers", "isa"])]
+    pub(crate) peaks: bool,
 
     /// Write all figures as JSON.
     #[arg(long, value_name = "FILE")]
@@ -351,6 +366,15 @@ pub(crate) struct Bench {
     pub(crate) tier: TierOption,
     #[command(flatten)]
     pub(crate) threads: ThreadsOption,
+}
+
+/// How layers are sorted.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LayerOrder {
+    /// Those that lose the most time first.
+    Lost,
+    /// As they run.
+    Graph,
 }
 
 #[derive(Args, Debug)]

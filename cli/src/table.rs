@@ -8,7 +8,7 @@ pub(crate) fn table(header: Vec<&str>, text_columns: usize) -> Table {
     let rule = LineStyle::none().fill('─').junction('─');
     table.load_style(TableStyle::new().header_separator(rule)).set_header(header);
     for (i, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((if i == 0 { 0 } else { 2 }, 0));
+        column.set_padding((if i == 0 { 0 } else { 1 }, 0));
         if i >= text_columns {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -48,6 +48,14 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
+/// A name cut to a width. Its end stays, for that is where the names of layers differ.
+pub(crate) fn elided(name: &str, width: usize) -> String {
+    match name.chars().count().checked_sub(width) {
+        None | Some(0) => name.into(),
+        Some(excess) => ['…'].into_iter().chain(name.chars().skip(excess + 1)).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,5 +65,13 @@ mod tests {
         assert_eq!([0, 999, 1000, 25_557_032].map(grouped), ["0", "999", "1,000", "25,557,032"]);
         assert_eq!([12, 320_000, 99_000_000].map(bytes), ["12 bytes", "312.5 KiB", "94.4 MiB"]);
         assert_eq!((percent(Some(0.9196), 2), decimal(None, 1)), ("91.96 %".into(), "-".into()));
+    }
+
+    #[test]
+    fn long_names_keep_their_end() {
+        assert_eq!(
+            ["conv", "/l1/ü/conv", "/l1/üx/conv"].map(|n| elided(n, 10)),
+            ["conv", "/l1/ü/conv", "…1/üx/conv"]
+        );
     }
 }

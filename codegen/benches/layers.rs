@@ -1,7 +1,8 @@
 //! The convolutions of ResNet-50, and depthwise ones of MobileNetV2, as whole steps against the peak of the tier.
 //!
 //! `cargo bench --bench layers [-- TIER [MODE [pack-only]]]`. All layers are one model, so that weights go through the
-//! caches as they do in the network; inputs are separate, so that every layer stands for itself.
+//! caches as they do in the network; inputs are separate, so that every layer stands for itself. That is also why no
+//! library times them: it would run one layer again and again, with its weights in cache.
 
 #![allow(clippy::print_stdout, reason = "the result of a benchmark")]
 

@@ -1,10 +1,14 @@
-//! Tiles alone, operands in cache: M = 168 pixels, N = 64 channels, K = 576, by tile, tier and requantization mode.
+//! Tiles alone, operands in cache: M = 1344 pixels, N = 64 channels, K = 576, by tile, tier and requantization mode.
 //!
-//! `cargo bench -p qcc-codegen --bench tiles [name part]`
+//! `cargo bench -p qcc-codegen --bench tiles [-- REGEX]`, of names such as
+//! `avx512vnni/U8S8/qu8qs8_tile_12x32c4__avx512vnni_q15`. Criterion times them and remembers: the next run tells what has
+//! changed, and `--save-baseline` and `--baseline` compare branches. An element is a multiply-accumulate. Behind each
+//! stands its share of the peak, measured next to it, because the clock changes with the load of the whole machine.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's result is its table")]
 #![allow(unsafe_code, reason = "calls emitted tiles")]
 
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use qcc_codegen::{
     dense::{
         asm::{emit_enter, emit_leave, emit_tile, tile_name},
@@ -20,16 +24,15 @@ use qcc_ir::{
     numerics::{ChannelBounds, RequantMode, Requantizer, ResidualInput},
     ops::Clamp,
 };
-use std::{error::Error, time::Instant};
+use std::{
+    error::Error,
+    time::{Duration, Instant},
+};
 
 const M: usize = 1344;
 const N: usize = 64;
 const K: usize = 576;
-/// Rounds of one tile; each measures the peak anew, because the clock changes with the load of the whole machine.
-const ROUNDS: usize = 5;
-/// The fastest of so many repetitions in a round counts.
-const REPETITIONS: usize = 500;
-
+type Failure = Box<dyn Error>;
 type AroundFn = extern "sysv64" fn();
 type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
 
@@ -44,7 +47,7 @@ fn shapes(isa: Isa, product: Product) -> &'static [(usize, usize)] {
     }
 }
 
-fn requantizer(mode: RequantMode, residual: bool) -> Result<Requantizer, Box<dyn Error>> {
+fn requantizer(mode: RequantMode, residual: bool) -> Result<Requantizer, Failure> {
     let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: 100, lo: 0, hi: 255 };
     let residual = residual.then_some(ResidualInput { factor: 0.7, zero_point: 90 });
     let bounds = [ChannelBounds { min: -10_000_000, max: 10_000_000 }; N];
@@ -60,25 +63,58 @@ fn requantizer(mode: RequantMode, residual: bool) -> Result<Requantizer, Box<dyn
     Ok(Requantizer::new(mode, &factors, grid, residual, &bounds)?)
 }
 
-/// What was measured of a tile.
-struct Report {
+/// A tile with its operands.
+struct Bench {
     name: String,
-    /// Of code.
-    bytes: usize,
-    /// GMAC/s in the best round.
-    best: f64,
-    /// Median over the rounds of the part of the peak.
-    of_peak: f64,
+    code: Executable,
+    /// What configures matrix registers and releases them, where the tile uses them.
+    around: Option<[Executable; 2]>,
+    /// Operands, weights and parameters, residual, result; aligned as the compiler aligns them, so that lines are not
+    /// split.
+    a: Aligned,
+    weights: Aligned,
+    params: Aligned,
+    r: Aligned,
+    y: Aligned,
+    panels: usize,
+    tiles: usize,
+    /// Bytes: from one panel's weights and parameters to the next, from one tile's operands to the next, and from one
+    /// tile or panel of the result to the next.
+    weight_panel: usize,
+    param_panel: usize,
+    a_tile: usize,
+    y_tile: usize,
+    y_panel: usize,
+    /// Multiply-accumulates of a pass.
+    macs: u64,
 }
 
-/// One tile over the whole product.
-fn measure(
-    tier: &Tier,
+/// Bytes from an address that is a multiple of 64, with room behind.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Aligned {
+    fn new(bytes: &[u8], slack: usize) -> Aligned {
+        let mut buffer = vec![0u8; bytes.len() + slack + 64];
+        let start = buffer.as_ptr().align_offset(64);
+        buffer[start..start + bytes.len()].copy_from_slice(bytes);
+        Aligned { bytes: buffer, start }
+    }
+
+    fn first(&mut self) -> *mut u8 {
+        self.bytes[self.start..].as_mut_ptr()
+    }
+}
+
+/// Makes one tile for the whole product.
+fn prepare(
     isa: Isa,
     (mr, nr): (usize, usize),
     product: Product,
     epilogue: Epilogue,
-) -> Result<Report, Box<dyn Error>> {
+) -> Result<Bench, Failure> {
     let format = PanelFormat { product, isa, panel: nr };
     let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
     let residual = match &epilogue {
@@ -104,8 +140,6 @@ fn measure(
         epilogue,
         configured,
     };
-    let bytes = emit_tile(isa, &spec)?;
-    let code = Executable::new(&bytes)?;
     let layout = ParamLayout::new(format, &spec.epilogue);
     let (weights, params) = match product {
         Product::U8S8 => (
@@ -120,108 +154,135 @@ fn measure(
             pack_bias(format, Clamp::RELU, 0..N, &[0.5; N]),
         ),
     };
-    // Aligned as the compiler aligns them, so that lines are not split.
-    let aligned = |bytes: &[u8], slack: usize| -> (Vec<u8>, usize) {
-        let mut buffer = vec![0u8; bytes.len() + slack + 64];
-        let start = buffer.as_ptr().align_offset(64);
-        buffer[start..start + bytes.len()].copy_from_slice(bytes);
-        (buffer, start)
-    };
-    let (weights, w_at) = aligned(&weights, 0);
-    let (params, p_at) = aligned(&params, 0);
     let activations: Vec<u8> =
         (0..M * K * element).map(|i| if element == 1 { (i * 31) as u8 } else { 0 }).collect();
-    let (a, a_at) = aligned(&activations, SLACK);
-    let (r, r_at) = aligned(&vec![0u8; M * wide * element], SLACK);
-    let (mut y, y_at) = aligned(&vec![0u8; M * wide * element], 0);
     let (panels, tiles) = (N.div_ceil(nr), M / mr);
-    let around = [emit_enter(configured)?, emit_leave()?];
-    let around = [Executable::new(&around[0])?, Executable::new(&around[1])?];
-    // SAFETY: functions of this signature; they are only called for tiers of this CPU.
-    let [enter, leave] = [&around[0], &around[1]]
-        .map(|code| unsafe { std::mem::transmute::<*const u8, AroundFn>(code.entry()) });
-    // SAFETY: the code is a tile of this signature; it is only reached for tiers of this CPU.
-    let tile: TileFn = unsafe { std::mem::transmute(code.entry()) };
-    let mut pass = || {
-        for (panel, i) in (0..panels).flat_map(|p| (0..tiles).map(move |i| (p, i))) {
-            let (row, column) = (i * mr, panel * nr * element);
-            let out = row * wide * element + column;
-            // SAFETY: every buffer covers the tiles of the loop, with slack where tiles read beyond.
-            unsafe {
-                tile(
-                    a.as_ptr().add(a_at + row * K * element),
-                    weights.as_ptr().add(w_at + panel * format.weight_bytes(K / product.group())),
-                    params.as_ptr().add(p_at + panel * layout.size),
-                    y.as_mut_ptr().add(y_at + out),
-                    r.as_ptr().add(r_at + out),
-                );
-            }
-        }
+    let around = match isa {
+        Isa::AmxInt8 => Some([Executable::new(&emit_enter(configured)?)?, Executable::new(&emit_leave()?)?]),
+        _ => None,
     };
-    let macs = (panels * nr * tiles * mr * K) as f64;
-    let mut rounds = vec![];
-    for _ in 0..ROUNDS {
-        let peak = peak::measure(tier, product)?;
-        let seconds = |_| {
-            let start = Instant::now();
-            pass();
-            start.elapsed().as_secs_f64()
-        };
-        if configured > 0 {
-            enter();
-        }
-        let speed = macs / (0..REPETITIONS).map(seconds).fold(f64::INFINITY, f64::min) / 1e9;
-        if configured > 0 {
-            leave();
-        }
-        rounds.push((speed / peak, speed));
-    }
-    rounds.sort_by(|x, y| x.0.total_cmp(&y.0));
-    Ok(Report {
+    Ok(Bench {
         name: tile_name(isa, &spec),
-        bytes: bytes.len(),
-        best: rounds.iter().map(|r| r.1).fold(0.0, f64::max),
-        of_peak: rounds[ROUNDS / 2].0,
+        code: Executable::new(&emit_tile(isa, &spec)?)?,
+        around,
+        a: Aligned::new(&activations, SLACK),
+        weights: Aligned::new(&weights, 0),
+        params: Aligned::new(&params, 0),
+        r: Aligned::new(&vec![0u8; M * wide * element], SLACK),
+        y: Aligned::new(&vec![0u8; M * wide * element], 0),
+        panels,
+        tiles,
+        weight_panel: format.weight_bytes(K / product.group()),
+        param_panel: layout.size,
+        a_tile: mr * K * element,
+        y_tile: mr * wide * element,
+        y_panel: nr * element,
+        macs: (panels * nr * tiles * mr * K) as u64,
     })
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
-    println!("{:<48} {:>6} {:>9} {:>7}", "tile", "bytes", "GMAC/s", "% peak");
-    for tier in Tier::available() {
-        for product in [Product::U8S8, Product::F32] {
-            // Float tiles of a tier with a matrix form are those of the tier below.
-            let Some(isa) = tier.isas(product).next().filter(|&isa| tier.matrix.is_none_or(|own| own == isa))
-            else {
-                continue;
-            };
-            let shapes = shapes(isa, product);
-            if shapes.is_empty() {
-                continue;
-            }
-            println!("peak of {tier} {product:?}: {:.1} GMAC/s", peak::measure(tier, product)?);
-            let report = |shape, epilogue: Epilogue| -> Result<(), Box<dyn Error>> {
-                let r = measure(tier, isa, shape, product, epilogue)?;
-                if r.name.contains(&filter) {
-                    println!("{:<48} {:>6} {:>9.1} {:>7.1}", r.name, r.bytes, r.best, 100.0 * r.of_peak);
-                }
-                Ok(())
-            };
-            for (i, &shape) in shapes.iter().enumerate() {
-                if product == Product::F32 {
-                    report(shape, Epilogue::Float { clamp: Clamp::RELU, residual: false })?;
-                    continue;
-                }
-                report(shape, Epilogue::PackOnly)?;
-                let modes = if i < 3 { RequantMode::ALL.as_slice() } else { &[RequantMode::Q15] };
-                for &mode in modes {
-                    report(shape, Epilogue::Requantize(&requantizer(mode, false)?))?;
-                    if i == 0 {
-                        report(shape, Epilogue::Requantize(&requantizer(mode, true)?))?;
-                    }
+impl Bench {
+    fn pass(&mut self) {
+        // SAFETY: the code is a tile of this signature; it is only reached for tiers of this CPU.
+        let tile: TileFn = unsafe { std::mem::transmute(self.code.entry()) };
+        let operands = [&mut self.a, &mut self.weights, &mut self.params, &mut self.y, &mut self.r];
+        let [a, weights, params, y, r] = operands.map(Aligned::first);
+        // SAFETY: functions of this signature; they too are only reached for tiers of this CPU.
+        let around = self.around.as_ref().map(|all| {
+            [&all[0], &all[1]].map(|f| unsafe { std::mem::transmute::<*const u8, AroundFn>(f.entry()) })
+        });
+        if let Some([enter, _]) = around {
+            enter();
+        }
+        for panel in 0..self.panels {
+            for i in 0..self.tiles {
+                let out = i * self.y_tile + panel * self.y_panel;
+                // SAFETY: every buffer covers the tiles of the loop, with slack where tiles read beyond.
+                unsafe {
+                    tile(
+                        a.add(i * self.a_tile),
+                        weights.add(panel * self.weight_panel),
+                        params.add(panel * self.param_panel),
+                        y.add(out),
+                        r.add(out),
+                    );
                 }
             }
+        }
+        if let Some([_, leave]) = around {
+            leave();
+        }
+    }
+}
+
+/// The epilogues that a tile is timed with. All modes for the first tiles, which are the usual ones.
+fn with_epilogues(
+    product: Product,
+    index: usize,
+    report: &mut dyn FnMut(Epilogue) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if product == Product::F32 {
+        return report(Epilogue::Float { clamp: Clamp::RELU, residual: false });
+    }
+    report(Epilogue::PackOnly)?;
+    let modes = if index < 3 { RequantMode::ALL.as_slice() } else { &[RequantMode::Q15] };
+    for &mode in modes {
+        report(Epilogue::Requantize(&requantizer(mode, false)?))?;
+        if index == 0 {
+            report(Epilogue::Requantize(&requantizer(mode, true)?))?;
         }
     }
     Ok(())
 }
+
+fn tiles(criterion: &mut Criterion) {
+    for tier in Tier::available() {
+        for product in [Product::U8S8, Product::F32] {
+            let Some(isa) = tier.isas(product).next() else { continue };
+            // The vector form of a tier with a matrix form is that of the tier below.
+            if tier.matrix.is_some_and(|own| own != isa) {
+                continue;
+            }
+            let mut group = criterion.benchmark_group(format!("{tier}/{product:?}"));
+            for (i, &shape) in shapes(isa, product).iter().enumerate() {
+                with_epilogues(product, i, &mut |epilogue| {
+                    let mut bench = prepare(isa, shape, product, epilogue)?;
+                    let name = bench.name.clone();
+                    let (macs, mut best) = (bench.macs, Duration::MAX);
+                    group.throughput(Throughput::Elements(macs));
+                    group.bench_function(&name, |b| {
+                        b.iter_custom(|passes| {
+                            let start = Instant::now();
+                            (0..passes).for_each(|_| bench.pass());
+                            let time = start.elapsed();
+                            best = best.min(time.div_f64(passes as f64));
+                            time
+                        });
+                    });
+                    // Not where a filter left it out.
+                    if best < Duration::MAX {
+                        let peak = peak::measure(tier, product)?;
+                        let speed = macs as f64 / best.as_secs_f64() / 1e9;
+                        let share = 100.0 * speed / peak;
+                        println!("{name}: at best {speed:.1} of {peak:.1} GMAC/s, {share:.1} % of the peak");
+                    }
+                    Ok(())
+                })
+                .expect("tiles of this CPU can be emitted and mapped");
+            }
+            group.finish();
+        }
+    }
+}
+
+criterion_group! {
+    name = all;
+    // Tiles take some ten microseconds: half a second has samples enough.
+    config = Criterion::default()
+        .sample_size(30)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(400))
+        .without_plots();
+    targets = tiles
+}
+criterion_main!(all);

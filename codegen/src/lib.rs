@@ -9,6 +9,7 @@
 
 #![warn(missing_docs)]
 
+pub mod bandwidth;
 pub mod dense;
 pub mod executable;
 pub mod peak;
@@ -27,7 +28,7 @@ mod weights;
 pub use dense::choose::{Order, ParseTilingError, Tiling};
 pub use error::CodegenError;
 pub use lower::capability;
-pub use model::{CompiledModel, Execution, ListingKind, Options, Step, Work, compile};
+pub use model::{CompiledModel, Execution, ListingKind, Options, Step, Work, assemble, compile};
 pub use parallel::{Parallel, Serial};
 pub use tier::{TIERS, Tier};
 

@@ -61,6 +61,8 @@ pub struct Work {
     pub macs: u64,
     /// Bytes of operands, constants included.
     pub bytes_read: u64,
+    /// The constants' part of `bytes_read`.
+    pub weight_bytes: u64,
     /// Bytes of results.
     pub bytes_written: u64,
 }
@@ -181,10 +183,7 @@ pub struct CompiledModel {
 /// Where a node has no device or cannot run on its device, where the model needs more memory than the limits allow, and
 /// where this CPU lacks the tier.
 pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, CodegenError> {
-    if graph.stage != Stage::Placed {
-        let node = graph.nodes().find(|(_, n)| n.op().is_some()).map(|(_, n)| n.name.clone());
-        return Err(CodegenError::NotPlaced { node: node.unwrap_or_else(|| graph.name.clone()) });
-    }
+    check_stage(graph)?;
     if !options.tier.is_available() {
         return Err(CodegenError::TierUnavailable { tier: options.tier.name });
     }
@@ -212,6 +211,26 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
         tier: options.tier,
         code,
     })
+}
+
+/// Machine code of every function of a graph at `Stage::Placed`, by name, with its constants behind it and addresses of
+/// other functions left 0: to look at. This CPU need not have the tier.
+///
+/// # Errors
+/// Where a node has no device or cannot run on its device, and where the model needs more memory than the limits allow.
+pub fn assemble(graph: &Graph, options: &Options) -> Result<Vec<(String, Vec<u8>)>, CodegenError> {
+    check_stage(graph)?;
+    let lowered = lower::lower(graph, &Options { listing: true, ..options.clone() })?;
+    let (code, _) = lowered.code.finish()?;
+    Ok(code.texts().iter().map(|f| (f.name.clone(), f.code.clone())).collect())
+}
+
+fn check_stage(graph: &Graph) -> Result<(), CodegenError> {
+    if graph.stage == Stage::Placed {
+        return Ok(());
+    }
+    let node = graph.nodes().find(|(_, n)| n.op().is_some()).map(|(_, n)| n.name.clone());
+    Err(CodegenError::NotPlaced { node: node.unwrap_or_else(|| graph.name.clone()) })
 }
 
 fn entry(code: *const u8) -> Entry {

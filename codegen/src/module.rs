@@ -6,7 +6,7 @@ use crate::{CodegenError, Tier};
 use cranelift_codegen::{
     Context,
     control::ControlPlane,
-    ir::{AbiParam, InstBuilder, MemFlagsData, Signature, UserFuncName, Value, types::I64},
+    ir::{AbiParam, FuncRef, InstBuilder, MemFlagsData, Signature, UserFuncName, Value, types::I64},
     isa::{CallConv, OwnedTargetIsa},
     settings::{self, Configurable},
 };
@@ -93,6 +93,7 @@ pub(crate) struct Emitter<'a> {
     pub(crate) b: FunctionBuilder<'a>,
     /// The parameters, in order.
     pub(crate) params: Vec<Value>,
+    module: &'a mut JITModule,
     inputs: usize,
 }
 
@@ -183,11 +184,11 @@ impl CodeBuilder {
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
         let params = b.block_params(entry).to_vec();
-        let mut emitter = Emitter { b, params, inputs };
+        let mut emitter = Emitter { b, params, module: &mut self.module, inputs };
         emit(&mut emitter)?;
-        let mut b = emitter.b;
+        let Emitter { mut b, module, .. } = emitter;
         b.seal_all_blocks();
-        b.finalize(self.module.isa().frontend_config());
+        b.finalize(module.isa().frontend_config());
 
         let clif = match &self.texts {
             Some(_) => self.context.func.display().to_string(),
@@ -318,5 +319,10 @@ impl Emitter<'_> {
         let pointer = size_of::<usize>() as i32;
         let table = self.b.ins().load(I64, MEM, ctx, 2 * pointer);
         self.b.ins().load(I64, MEM, table, index as i32 * pointer)
+    }
+
+    /// A function of this module as one that this function can call.
+    pub(crate) fn import(&mut self, callee: FuncId) -> FuncRef {
+        self.module.declare_func_in_func(callee, self.b.func)
     }
 }

@@ -1,11 +1,15 @@
-//! Where every value lives: liveness over the order of the steps, aliases, and offsets into one arena.
+//! Where every value lives: liveness over the order of the steps, aliases, layouts, and offsets into one arena.
+//!
+//! A value is dense in a buffer of its own, or it has a [`Layout`]: it lies in the buffer of a concatenation that it is
+//! part of, or in one of its own with margins around its images, so that whoever makes it writes where it is needed. A
+//! value gets a layout only if all steps that touch it take strides; the lowerings say which do.
 //!
 //! The plan is made before any code is emitted, so that addresses are constants. Scratch memory of a node lies behind
 //! all values, at the same place for every node: steps never overlap, and memory that is reused stays in cache.
 
 use crate::{CodegenError, dense::spec::SLACK, lower, module::Location};
 use qcc_ir::{Graph, Kind, NodeId, Op, TensorType, ValueId, ops::UnaryKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The largest arena, scratch included.
 pub(crate) const MAX_ARENA_BYTES: u64 = 16 << 30;
@@ -20,6 +24,50 @@ pub(crate) struct Buffer {
     pub(crate) offset: u64,
 }
 
+/// Pixels around channels-last images.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Margins {
+    pub(crate) above: usize,
+    pub(crate) below: usize,
+    pub(crate) left: usize,
+    pub(crate) right: usize,
+}
+
+impl Margins {
+    pub(crate) const NONE: Margins = Margins { above: 0, below: 0, left: 0, right: 0 };
+
+    /// What holds both.
+    fn union(self, other: Margins) -> Margins {
+        Margins {
+            above: self.above.max(other.above),
+            below: self.below.max(other.below),
+            left: self.left.max(other.left),
+            right: self.right.max(other.right),
+        }
+    }
+}
+
+/// How a value lies that is not dense in a buffer of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Layout {
+    /// The value whose buffer it lies in.
+    pub(crate) host: ValueId,
+    /// Bytes from the start of that buffer to the first element.
+    pub(crate) offset: u64,
+    /// Bytes between neighbours along each dimension.
+    pub(crate) strides: Vec<u64>,
+    /// What lies around its images and belongs to them.
+    pub(crate) margins: Margins,
+}
+
+/// A step that reads a value, in this slot of this node (which may be fused into the step).
+#[derive(Clone, Copy, Debug)]
+struct Reader {
+    node: NodeId,
+    slot: usize,
+    value: ValueId,
+}
+
 /// Places of the values of a graph.
 pub(crate) struct Plan {
     /// Nodes that are computed, in order: without inputs, constants, aliases and what is fused into others.
@@ -31,6 +79,8 @@ pub(crate) struct Plan {
     roots: BTreeMap<ValueId, ValueId>,
     /// Values in the caller's memory.
     external: BTreeMap<ValueId, Location>,
+    /// Values that are not dense in buffers of their own.
+    pub(crate) layouts: BTreeMap<ValueId, Layout>,
     /// Values in the arena.
     pub(crate) buffers: BTreeMap<ValueId, Buffer>,
     /// Bytes of the arena without scratch.
@@ -74,10 +124,12 @@ impl Plan {
             output_copies: Vec::new(),
             roots,
             external: BTreeMap::new(),
+            layouts: BTreeMap::new(),
             buffers: BTreeMap::new(),
             arena_bytes: 0,
         };
         plan.place_inputs(graph);
+        plan.lay_out(graph);
         let intervals = plan.liveness(graph);
         plan.place_outputs(graph, &intervals);
         plan.place_buffers(graph, intervals)?;
@@ -93,8 +145,101 @@ impl Plan {
     /// exist only inside a fused step.
     pub(crate) fn place(&self, value: ValueId) -> Option<Location> {
         let root = self.root(value);
-        let arena = || self.buffers.get(&root).map(|b| Location::Arena(b.offset));
+        let offset = self.layouts.get(&root).map_or(0, |l| l.offset);
+        let arena = || self.buffers.get(&self.host(root)).map(|b| Location::Arena(b.offset + offset));
         self.external.get(&root).copied().or_else(arena)
+    }
+
+    /// How a value lies, where it is not dense in a buffer of its own.
+    pub(crate) fn layout(&self, value: ValueId) -> Option<&Layout> {
+        self.layouts.get(&self.root(value))
+    }
+
+    /// The value whose buffer a root lies in.
+    fn host(&self, root: ValueId) -> ValueId {
+        self.layouts.get(&root).map_or(root, |l| l.host)
+    }
+
+    /// Gives layouts to the values that can have one: first the parts of concatenations, the last of these first, so that
+    /// parts of parts find where those lie; then what convolutions want margins around.
+    fn lay_out(&mut self, graph: &Graph) {
+        let readers = self.readers(graph);
+        let results: BTreeSet<ValueId> = graph.outputs().iter().map(|o| self.root(o.value)).collect();
+        for &node in self.order.clone().iter().rev() {
+            if let Some(Op::Concat(concat)) = graph.op(node) {
+                self.lay_out_parts(graph, node, concat.axis, &readers, &results);
+            }
+        }
+        for &node in &self.order.clone() {
+            let value = node.out();
+            let free = graph.node(node).outputs().len() == 1
+                && !self.layouts.contains_key(&value)
+                && !results.contains(&value)
+                && !self.layouts.values().any(|l| l.host == value);
+            let wanted = readers.get(&value).filter(|_| free).and_then(|r| margins_for(graph, node, r));
+            if let Some(margins) = wanted {
+                self.layouts.insert(value, surrounded(graph.ty(value), value, margins));
+            }
+        }
+    }
+
+    /// The parts of a concatenation that are written straight into it.
+    fn lay_out_parts(
+        &mut self,
+        graph: &Graph,
+        concat: NodeId,
+        axis: usize,
+        readers: &BTreeMap<ValueId, Vec<Reader>>,
+        results: &BTreeSet<ValueId>,
+    ) {
+        let whole = concat.out();
+        if results.contains(&whole) {
+            return;
+        }
+        let dense = || Layout {
+            host: whole,
+            offset: 0,
+            strides: dense_strides(graph.ty(whole)),
+            margins: Margins::NONE,
+        };
+        let outer = self.layouts.get(&whole).cloned().unwrap_or_else(dense);
+        let mut first = 0;
+        for part in graph.operands(concat) {
+            let root = self.root(part);
+            let begin = first;
+            first += graph.shape(part)[axis] as u64;
+            let is_own = !self.external.contains_key(&root)
+                && !is_constant(graph, root)
+                && !results.contains(&root)
+                && !self.layouts.contains_key(&root)
+                && self.order.contains(&root.node)
+                && graph.node(root.node).outputs().len() == 1;
+            let all_take_strides =
+                readers.get(&root).into_iter().flatten().all(|r| takes_strides(graph, r, root));
+            let fits = graph.shape(part) == graph.shape(root) && lower::writes_strided(graph, root.node);
+            if is_own && all_take_strides && fits {
+                let offset = outer.offset + begin * outer.strides[axis];
+                let layout = Layout { offset, ..outer.clone() };
+                // Margins around the whole are none of the part's.
+                self.layouts.insert(root, Layout { margins: Margins::NONE, ..layout });
+            }
+        }
+    }
+
+    /// Who reads each root.
+    fn readers(&self, graph: &Graph) -> BTreeMap<ValueId, Vec<Reader>> {
+        let mut readers: BTreeMap<ValueId, Vec<Reader>> = BTreeMap::new();
+        for (node, _) in graph.nodes().filter(|(_, n)| n.op().is_some()) {
+            if is_alias(graph, node) && !self.fused_into.contains_key(&node) {
+                continue;
+            }
+            for (slot, value) in graph.operands(node).into_iter().enumerate() {
+                if !self.fused_into.contains_key(&value.node) {
+                    readers.entry(self.root(value)).or_default().push(Reader { node, slot, value });
+                }
+            }
+        }
+        readers
     }
 
     /// The operands that a step reads: those of the node and of what is fused into it.
@@ -115,17 +260,18 @@ impl Plan {
         }
     }
 
-    /// Definition and last read of every root that a step computes.
+    /// First write and last read of every buffer that steps fill.
     fn liveness(&self, graph: &Graph) -> BTreeMap<ValueId, (usize, usize)> {
         let mut intervals = BTreeMap::new();
         for (position, &node) in self.order.iter().enumerate() {
             for v in self.reads(graph, node) {
-                if let Some((_, last)) = intervals.get_mut(&self.root(v)) {
+                if let Some((_, last)) = intervals.get_mut(&self.host(self.root(v))) {
                     *last = position;
                 }
             }
             for port in 0..graph.node(node).outputs().len() {
-                intervals.insert(node.port(port as u16), (position, position));
+                let host = self.host(node.port(port as u16));
+                intervals.entry(host).or_insert((position, position)).1 = position;
             }
         }
         intervals
@@ -144,6 +290,19 @@ impl Plan {
         }
     }
 
+    /// Bytes of the buffer of a host, without slack.
+    fn buffer_bytes(&self, graph: &Graph, host: ValueId) -> u64 {
+        let ty = graph.ty(host);
+        match self.layouts.get(&host).map(|l| l.margins) {
+            Some(m) => {
+                let extents = [ty.shape[0], ty.shape[1] + m.above + m.below, ty.shape[2] + m.left + m.right];
+                let pixels: u64 = extents.iter().map(|&n| n as u64).product();
+                pixels * (ty.shape[3] * ty.dtype.size()) as u64
+            }
+            None => ty.bytes() as u64,
+        }
+    }
+
     /// Greedy by size: the largest buffers first, each into the smallest gap left by those alive at the same time.
     fn place_buffers(
         &mut self,
@@ -158,7 +317,7 @@ impl Plan {
             }
             let is_output = self.output_copies.iter().any(|&i| self.root(graph.outputs()[i].value) == value);
             let last = if is_output { end } else { last };
-            let bytes = (graph.ty(value).bytes() as u64 + SLACK as u64).next_multiple_of(64);
+            let bytes = (self.buffer_bytes(graph, value) + SLACK as u64).next_multiple_of(64);
             pending.push((value, Buffer { bytes, first, last, offset: 0 }));
         }
         pending.sort_by_key(|(value, b)| (std::cmp::Reverse(b.bytes), b.first, *value));
@@ -172,6 +331,55 @@ impl Plan {
         }
         check_arena(self.arena_bytes)
     }
+}
+
+/// Bytes between neighbours of a dense row-major tensor.
+fn dense_strides(ty: &TensorType) -> Vec<u64> {
+    let mut stride = ty.dtype.size() as u64;
+    let mut strides: Vec<u64> = ty
+        .shape
+        .iter()
+        .rev()
+        .map(|&n| {
+            let own = stride;
+            stride *= n as u64;
+            own
+        })
+        .collect();
+    strides.reverse();
+    strides
+}
+
+/// Whether a reader of a root takes strides. An alias of another shape has none.
+fn takes_strides(graph: &Graph, reader: &Reader, root: ValueId) -> bool {
+    graph.shape(reader.value) == graph.shape(root) && lower::reads_strided(graph, reader.node, reader.slot)
+}
+
+/// The margins that the readers of a node's result want, if one wants any and all can live with them.
+fn margins_for(graph: &Graph, node: NodeId, readers: &[Reader]) -> Option<Margins> {
+    let value = node.out();
+    if !lower::writes_strided(graph, node) || graph.shape(value).rank() != 4 {
+        return None;
+    }
+    let mut wanted = None;
+    for reader in readers {
+        let same_shape = graph.shape(reader.value) == graph.shape(value);
+        match lower::reads_with_margins(graph, reader.node, reader.slot).filter(|_| same_shape) {
+            Some(margins) => wanted = Some(wanted.unwrap_or(Margins::NONE).union(margins)),
+            None if takes_strides(graph, reader, value) => {}
+            None => return None,
+        }
+    }
+    wanted
+}
+
+/// The layout of channels-last images in a buffer of their own with margins around each.
+fn surrounded(ty: &TensorType, host: ValueId, margins: Margins) -> Layout {
+    let pixel = (ty.shape[3] * ty.dtype.size()) as u64;
+    let row = (ty.shape[2] + margins.left + margins.right) as u64 * pixel;
+    let image = (ty.shape[1] + margins.above + margins.below) as u64 * row;
+    let offset = margins.above as u64 * row + margins.left as u64 * pixel;
+    Layout { host, offset, strides: vec![image, row, pixel, ty.dtype.size() as u64], margins }
 }
 
 /// Fails where an arena would be larger than [`MAX_ARENA_BYTES`].

@@ -2,8 +2,8 @@
 //! (accuracy and speed) and on ResNet-50 for CIFAR-100 (speed).
 
 use crate::{
-    BenchReport, Compiler, Error, JitOptions, Peaks, Precision, Program, Run, Samples, Threads, bench,
-    bundled, evaluate, zoo,
+    BenchReport, Compiler, Error, JitOptions, Precision, Program, Run, Samples, Threads, bench, bundled,
+    evaluate, zoo,
 };
 use qcc_ir::{Graph, numerics::RequantMode};
 
@@ -49,8 +49,6 @@ pub struct Setup {
     pub compiler: Compiler,
     /// Repetitions of each timing.
     pub reps: usize,
-    /// The host's peaks, if measured.
-    pub peaks: Option<Peaks>,
 }
 
 /// Runs the experiment. `progress` is told the model, and how much of its part is done, of how much.
@@ -66,14 +64,14 @@ pub fn experiment(
         setup.compiler.clone().calibration(bundled::calibration()?).preprocess(bundled::preprocess());
     let graph = trained.import_onnx(bundled::FASHION_RESNET8)?;
     let trained = programs(&trained, graph, &Precision::ALL, &RequantMode::ALL)?;
-    let mut report =
-        named(TRAINED, bench(&trained, &jit, setup.reps, setup.peaks, &mut |d, t| progress(TRAINED, d, t))?);
+    let mut report = named(TRAINED, bench(&trained, &jit, setup.reps, &mut |d, t| progress(TRAINED, d, t))?);
     accuracy(&trained, &jit, &mut report)?;
 
     // Its weights are random: noise is as good as any input.
     let large = setup.compiler.clone().calibration(Samples::noise().limit(2));
     let large = programs(&large, zoo::build(LARGE)?, &Precision::ALL, &RequantMode::ALL)?;
-    let timed = bench(&large, &jit, setup.reps, setup.peaks, &mut |d, t| progress(LARGE, d, t))?;
+    let timed = bench(&large, &jit, setup.reps, &mut |d, t| progress(LARGE, d, t))?;
+    report.host = timed.host.clone();
     report.runs.extend(named(LARGE, timed).runs);
     Ok(report)
 }
@@ -151,7 +149,7 @@ fn compared(run: &Run, other: &Run) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Latency, Score};
+    use crate::{Latency, Losses, Score};
 
     fn run(model: &str, precision: Precision, requant: Option<RequantMode>, ms: f64, top1: f64) -> Run {
         Run {
@@ -160,10 +158,13 @@ mod tests {
             requant,
             latency_ms: Latency { median: ms, min: ms, p90: ms },
             gmacs: 1.0,
-            peak_fraction: None,
+            peak_fraction: 0.5,
             requant_share: requant.map(|m| if m == RequantMode::Shift { 0.25 } else { 0.125 }),
+            requant_share_of_layers: None,
             load_ms: 1.0,
             memory_mib: None,
+            footprint_bytes: 0,
+            lost: Losses::default(),
             accuracy: (model == TRAINED).then_some(Score {
                 top1: Some(top1),
                 top5: Some(1.0),
@@ -184,7 +185,7 @@ mod tests {
                 runs.push(run(model, Precision::Int8, Some(mode), ms, 0.918));
             }
         }
-        let report = BenchReport { isa: "avx2".into(), threads: 1, runs };
+        let report = BenchReport { isa: "avx2".into(), threads: 1, host: None, runs };
         let text = conclusion(&report).unwrap();
         let best = RequantMode::ALL[2].name();
         assert!(

@@ -1,7 +1,7 @@
 //! Compiled models and sessions.
 
 use crate::{Error, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
-use qcc_codegen::{CodegenError, CompiledModel, Execution, ListingKind, Step, Tier};
+use qcc_codegen::{CodegenError, CompiledModel, Execution, ListingKind, Step, Tier, Work};
 use qcc_ir::{Device, Tensor, TensorType};
 use smallvec::SmallVec;
 use std::{sync::Arc, time::Duration};
@@ -232,8 +232,8 @@ pub struct LayerTime {
     pub device: Device,
     /// Name of the kernel.
     pub kernel: String,
-    /// Multiply-accumulates.
-    pub macs: u64,
+    /// What it takes: multiply-accumulates and bytes.
+    pub work: Work,
     /// Mean time of a run.
     pub time: Duration,
 }
@@ -301,6 +301,11 @@ impl Session {
         self.profile = Some(Profile { runs: 0, times });
     }
 
+    /// Ends measuring the time of layers, and forgets it.
+    pub fn stop_profile(&mut self) {
+        self.profile = None;
+    }
+
     /// The mean time of every layer over the runs since [`start_profile`](Self::start_profile), in the order in which
     /// they run; empty before the first such run.
     pub fn profile(&self) -> Vec<LayerTime> {
@@ -310,7 +315,7 @@ impl Session {
             op: step.op,
             device: step.device,
             kernel: step.kernel.clone(),
-            macs: step.work.macs,
+            work: step.work,
             time: *time / profile.runs,
         };
         self.model.steps().iter().zip(&profile.times).map(layer).collect()

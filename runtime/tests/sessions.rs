@@ -87,8 +87,10 @@ fn a_profile_has_every_layer_and_only_measured_runs() {
     session.run(&[(&image).into()]).unwrap();
     let profile = session.profile();
     assert_eq!(profile.len(), model.steps().len());
-    assert_eq!(profile.iter().map(|l| l.macs).sum::<u64>(), model.macs());
+    assert_eq!(profile.iter().map(|l| l.work.macs).sum::<u64>(), model.macs());
     assert!(profile.iter().any(|l| l.op == "QConv" && !l.time.is_zero()));
+    session.stop_profile();
+    assert!(session.profile().is_empty());
 }
 
 #[test]

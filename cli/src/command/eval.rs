@@ -8,6 +8,7 @@ use crate::{
 use qcc_runtime::{
     Compiler, Model, Precision, Preprocess, Samples, Threads, evaluate, experiment::programs, is_program,
 };
+use serde_json::json;
 use std::io::Write;
 
 pub(crate) fn run(args: &Eval, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
@@ -60,6 +61,12 @@ pub(crate) fn run(args: &Eval, quiet: u8, out: &mut impl Write) -> Result<(), Fa
         args.model.display(),
         first.tier()
     )?;
+    if let Some(path) = &args.json {
+        let model = |(model, score)| json!({ "model": name_of(model), "score": score });
+        let scores: Vec<_> = models.iter().zip(&found.scores).map(model).collect();
+        let report = json!({ "samples": found.samples, "scores": scores });
+        super::write(path, serde_json::to_string_pretty(&report)?)?;
+    }
     Ok(())
 }
 

@@ -370,6 +370,7 @@ mod tests {
             channels,
             a: Strides { image: row * (size + kernel - 1), row, col: input, group: 0 },
             y: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
+            r: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
             loops: if kernel > 1 { vec![(kernel as u32, row as i32)] } else { vec![] },
             run: kernel * input,
         }

@@ -227,14 +227,13 @@ impl Tiles<'_, '_, '_> {
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
         };
-        let y_offsets = offsets(p.y.row, p.y.col);
         let spec = TileSpec {
             product: p.product,
             panel: width,
             columns,
             a_offsets: offsets(p.a.row, p.a.col),
-            r_offsets: if self.residual { y_offsets.clone() } else { Vec::new() },
-            y_offsets,
+            r_offsets: if self.residual { offsets(p.r.row, p.r.col) } else { Vec::new() },
+            y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),
             inner: self.format(width).run_groups(p.run) as u32,
             epilogue: self.epilogue,

@@ -48,8 +48,10 @@ pub(crate) struct Problem {
     pub(crate) channels: usize,
     /// The input: strides between first taps.
     pub(crate) a: Strides,
-    /// The result (and the residual).
+    /// The result.
     pub(crate) y: Strides,
+    /// The residual; where there is none, the same as the result.
+    pub(crate) r: Strides,
     /// Outer loops over K: trip count and byte stride in the input.
     pub(crate) loops: Vec<(u32, i32)>,
     /// Elements of K in one contiguous run.
@@ -100,20 +102,21 @@ impl Problem {
         self.images * self.a.image
     }
 
-    /// Takes images and rows that follow each other without a gap, in input and result, as one long row.
+    /// Takes images and rows that follow each other without a gap, in input, result and residual, as one long row.
     pub(crate) fn flattened(mut self) -> Problem {
-        if self.a.row == self.cols * self.a.col && self.y.row == self.cols * self.y.col {
+        let places = [self.a, self.y, self.r];
+        if places.iter().all(|s| s.row == self.cols * s.col) {
             self.cols *= self.rows;
             self.rows = 1;
-            let follows = self.a.image == self.cols * self.a.col && self.y.image == self.cols * self.y.col;
-            if follows {
-                self.cols *= self.images;
-                self.a.image *= self.images;
-                self.y.image *= self.images;
-                self.images = 1;
+            let images = match places.iter().all(|s| s.image == self.cols * s.col) {
+                true => std::mem::replace(&mut self.images, 1),
+                false => 1,
+            };
+            self.cols *= images;
+            for strides in [&mut self.a, &mut self.y, &mut self.r] {
+                strides.image *= images;
+                strides.row = self.cols * strides.col;
             }
-            self.a.row = self.cols * self.a.col;
-            self.y.row = self.cols * self.y.col;
         }
         self
     }

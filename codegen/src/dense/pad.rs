@@ -5,9 +5,11 @@
 
 use crate::{
     CodegenError,
+    kernels::map::{self, View},
     lower::Lowering,
     model::Work,
     module::{Location, MEM},
+    plan::Margins,
 };
 use cranelift_codegen::ir::{
     InstBuilder, Type, Value,
@@ -63,9 +65,9 @@ impl Border {
 pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result<Location, CodegenError> {
     let to = cx.scratch(border.bytes())?;
     let work = Work {
-        macs: 0,
         bytes_read: (border.images * border.rows * border.row_bytes) as u64,
         bytes_written: border.bytes(),
+        ..Work::default()
     };
     let units = (border.images * border.padded_rows()) as u64;
     cx.step("pad", units, work, |e, ctx, begin, end| {
@@ -114,6 +116,47 @@ pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result
         Ok(())
     })?;
     Ok(to)
+}
+
+/// A step that fills the margins of channels-last images of this shape, which lie at `images`. A unit is a row, those
+/// of the margins included.
+pub(crate) fn surround(
+    cx: &mut Lowering,
+    images: View,
+    shape: &[usize],
+    margins: Margins,
+    byte: u8,
+) -> Result<(), CodegenError> {
+    let [image_stride, row_stride, pixel_stride, _] = images.strides[..] else { return Ok(()) };
+    let (left, right) = (margins.left * pixel_stride as usize, margins.right * pixel_stride as usize);
+    let inner = shape[2] * pixel_stride as usize;
+    let rows = margins.above + shape[1] + margins.below;
+    let bytes = (left + right) * shape[1] + (margins.above + margins.below) * (left + inner + right);
+    let work = Work { macs: 0, bytes_read: 0, weight_bytes: 0, bytes_written: (shape[0] * bytes) as u64 };
+    cx.step("margins", (shape[0] * rows) as u64, work, |e, ctx, begin, end| {
+        let base = e.address(ctx, images.location);
+        let first = images.offset - left as i64 - margins.above as i64 * row_stride;
+        let base = map::offset(&mut e.b, base, first);
+        map::counted_loop(&mut e.b, begin, end, |b, unit| {
+            let strides = [vec![image_stride, row_stride]];
+            let row = map::located(b, unit, &[shape[0] as u64, rows as u64], &strides, &[base])[0];
+            let (inside, outside, next) = (b.create_block(), b.create_block(), b.create_block());
+            let y = b.ins().urem_imm_u(unit, rows as i64);
+            // Rows above wrap to huge numbers.
+            let y = b.ins().iadd_imm_s(y, -(margins.above as i64));
+            let is_inside = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, y, shape[1] as i64);
+            b.ins().brif(is_inside, inside, &[], outside, &[]);
+            b.switch_to_block(outside);
+            fill(b, row, 0, left + inner + right, byte);
+            b.ins().jump(next, &[]);
+            b.switch_to_block(inside);
+            fill(b, row, 0, left, byte);
+            fill(b, row, left + inner, right, byte);
+            b.ins().jump(next, &[]);
+            b.switch_to_block(next);
+        });
+        Ok(())
+    })
 }
 
 /// Writes `byte` to `count` bytes from `base + start`.

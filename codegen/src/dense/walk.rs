@@ -5,7 +5,7 @@
 //! its tiles.
 
 use super::{
-    Problem,
+    Problem, Strides,
     choose::{Cut, Order},
     driver::Operands,
 };
@@ -61,9 +61,10 @@ const PANEL: usize = 3;
 #[derive(Clone, Copy, Debug)]
 struct Axis {
     count: usize,
-    /// Bytes from one index to the next, in input and result.
+    /// Bytes from one index to the next, in input, result and residual.
     a: usize,
     y: usize,
+    r: usize,
 }
 
 /// The nested loops over images, rows and columns of blocks, and panels, as one range of units; and what a tile is given
@@ -105,11 +106,14 @@ impl<T, A> Walk<T, A> {
         tiles: Vec<PartFunctions<T>>,
         around: Option<Around<A>>,
     ) -> Walk<T, A> {
-        let (a, y) = (problem.a, problem.y);
-        let mut axes = [Axis { count: panels.len(), a: 0, y: 0 }; AXES];
-        axes[IMAGE] = Axis { count: problem.images, a: a.image, y: y.image };
-        axes[ROW] = Axis { count: problem.rows.div_ceil(cut.rows), a: a.row * cut.rows, y: y.row * cut.rows };
-        axes[COL] = Axis { count: problem.cols.div_ceil(cut.cols), a: a.col * cut.cols, y: y.col * cut.cols };
+        let axis = |count: usize, stride: fn(&Strides) -> usize, pace: usize| {
+            let [a, y, r] = [&problem.a, &problem.y, &problem.r].map(|s| stride(s) * pace);
+            Axis { count, a, y, r }
+        };
+        let mut axes = [Axis { count: panels.len(), a: 0, y: 0, r: 0 }; AXES];
+        axes[IMAGE] = axis(problem.images, |s| s.image, 1);
+        axes[ROW] = axis(problem.rows.div_ceil(cut.rows), |s| s.row, cut.rows);
+        axes[COL] = axis(problem.cols.div_ceil(cut.cols), |s| s.col, cut.cols);
         let mut order = match cut.order {
             Order::PanelsOuter => [PANEL, IMAGE, ROW, COL],
             Order::PixelsOuter => [IMAGE, ROW, COL, PANEL],
@@ -191,7 +195,7 @@ impl Walk<TileFunction, AroundFunction> {
         let inner = self.order[AXES - 1];
         let step = self.axes[inner];
         // Mostly there is one range, and always one that begins here: multiplications would be much of its price.
-        let (mut a, mut y) = if begin == 0 { (0, 0) } else { self.offsets(&index) };
+        let [mut a, mut y, mut r] = if begin == 0 { [0; 3] } else { self.offsets(&index) };
         loop {
             let here = left.min(step.count - index[inner]);
             for _ in 0..here {
@@ -200,17 +204,16 @@ impl Walk<TileFunction, AroundFunction> {
                     + if index[COL] == self.right_edge { RIGHT } else { 0 };
                 // Every part that occurs has a function.
                 if let Some(tile) = self.tiles[panel.class as usize][part] {
-                    let y = y + panel.y as usize;
                     tile(
                         bases.a.wrapping_add(a + panel.a as usize),
                         bases.w.wrapping_add(panel.weights as usize),
                         bases.weights.wrapping_add(panel.params as usize),
-                        bases.y.wrapping_add(y),
-                        bases.r.wrapping_add(y),
+                        bases.y.wrapping_add(y + panel.y as usize),
+                        bases.r.wrapping_add(r + panel.y as usize),
                     );
                 }
                 index[inner] += 1;
-                (a, y) = (a + step.a, y + step.y);
+                (a, y, r) = (a + step.a, y + step.y, r + step.r);
             }
             left -= here;
             if left == 0 {
@@ -224,14 +227,16 @@ impl Walk<TileFunction, AroundFunction> {
                 }
                 index[axis] = 0;
             }
-            (a, y) = self.offsets(&index);
+            [a, y, r] = self.offsets(&index);
         }
     }
 
-    /// Byte offsets of a block in input and result.
-    fn offsets(&self, index: &[usize; AXES]) -> (usize, usize) {
-        let sum = |(a, y), (axis, i): (&Axis, &usize)| (a + axis.a * i, y + axis.y * i);
-        self.axes.iter().zip(index).fold((0, 0), sum)
+    /// Byte offsets of a block in input, result and residual.
+    fn offsets(&self, index: &[usize; AXES]) -> [usize; 3] {
+        let sum = |[a, y, r]: [usize; 3], (axis, i): (&Axis, &usize)| {
+            [a + axis.a * i, y + axis.y * i, r + axis.r * i]
+        };
+        self.axes.iter().zip(index).fold([0; 3], sum)
     }
 }
 
@@ -280,6 +285,7 @@ mod tests {
     const COLS: usize = 7;
     const A: Strides = Strides { image: 10_000, row: 700, col: 10, group: 0 };
     const Y: Strides = Strides { image: 50_000, row: 900, col: 30, group: 0 };
+    const R: Strides = Strides { image: 60_000, row: 1100, col: 40, group: 0 };
 
     fn walk(rows: usize, cols: usize, order: Order, panels: u32) -> Walk<TileFunction, AroundFunction> {
         let problem = Problem {
@@ -291,6 +297,7 @@ mod tests {
             channels: 16 * panels as usize,
             a: A,
             y: Y,
+            r: R,
             loops: vec![],
             run: 4,
         };
@@ -325,8 +332,9 @@ mod tests {
             };
             let a = image * A.image + row * A.row + col * A.col + panel;
             let y = image * Y.image + row * Y.row + col * Y.col + 3 * panel;
+            let r = image * R.image + row * R.row + col * R.col + 3 * panel;
             let (w, p) = ((5 << 20) + 64 * panel, (4 << 20) + 7 * panel);
-            calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + y]));
+            calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + r]));
         };
         let outer_panels = if order == Order::PanelsOuter { panels } else { 1 };
         for outer in 0..outer_panels {

@@ -75,7 +75,17 @@ impl View {
         View { strides: perm.iter().map(|&p| self.strides[p]).collect(), ..self.clone() }
     }
 
-    fn size(&self) -> i64 {
+    /// Whether both views are of the same bytes in the same order.
+    pub(crate) fn is_same_place(&self, other: &View) -> bool {
+        let start = |v: &View| match v.location {
+            Location::Arena(at) => (Location::Arena(0), at as i64 + v.offset),
+            location => (location, v.offset),
+        };
+        start(self) == start(other) && self.ty == other.ty && self.strides == other.strides
+    }
+
+    /// Bytes of an element.
+    pub(crate) fn size(&self) -> i64 {
         i64::from(self.ty.lane_bits() / 8)
     }
 }
@@ -94,25 +104,7 @@ struct Nest {
 impl Nest {
     /// `None` for an empty index space.
     fn new(dims: &[usize], views: &[&View]) -> Option<Nest> {
-        if dims.contains(&0) {
-            return None;
-        }
-        let strides_of = |d: usize| views.iter().map(|v| v.strides[d]).collect::<Vec<i64>>();
-        let mut order: Vec<usize> = (0..dims.len()).filter(|&d| dims[d] != 1).collect();
-        // Row-major in the result, so that neighbouring dimensions can merge.
-        let result = views[views.len() - 1];
-        order.sort_by_key(|&d| std::cmp::Reverse(result.strides[d].abs()));
-        let mut merged: Vec<(u64, Vec<i64>)> = Vec::new();
-        for d in order {
-            let (extent, strides) = (dims[d] as u64, strides_of(d));
-            match merged.last_mut() {
-                Some((n, s)) if s.iter().zip(&strides).all(|(&s, &t)| s == t * extent as i64) => {
-                    *n *= extent;
-                    *s = strides;
-                }
-                _ => merged.push((extent, strides)),
-            }
-        }
+        let mut merged = merged(dims, views)?;
         if merged.is_empty() {
             merged.push((1, views.iter().map(|v| v.size()).collect()));
         }
@@ -131,6 +123,31 @@ impl Nest {
     fn units(&self) -> u64 {
         self.outer.iter().product::<u64>() * self.chunks
     }
+}
+
+/// The dimensions of an index space with those merged that no view tells apart, row-major in the last view: extents and
+/// each view's byte strides. `None` for an empty space.
+pub(crate) fn merged(dims: &[usize], views: &[&View]) -> Option<Vec<(u64, Vec<i64>)>> {
+    if dims.contains(&0) {
+        return None;
+    }
+    let strides_of = |d: usize| views.iter().map(|v| v.strides[d]).collect::<Vec<i64>>();
+    let mut order: Vec<usize> = (0..dims.len()).filter(|&d| dims[d] != 1).collect();
+    // Row-major in the result, so that neighbouring dimensions can merge.
+    let result = views[views.len() - 1];
+    order.sort_by_key(|&d| std::cmp::Reverse(result.strides[d].abs()));
+    let mut merged: Vec<(u64, Vec<i64>)> = Vec::new();
+    for d in order {
+        let (extent, strides) = (dims[d] as u64, strides_of(d));
+        match merged.last_mut() {
+            Some((n, s)) if s.iter().zip(&strides).all(|(&s, &t)| s == t * extent as i64) => {
+                *n *= extent;
+                *s = strides;
+            }
+            _ => merged.push((extent, strides)),
+        }
+    }
+    Some(merged)
 }
 
 /// Rough cycles an element when rows of `n` elements with these strides are walked.
@@ -173,7 +190,7 @@ pub(crate) fn copy(
     to: View,
 ) -> Result<(), CodegenError> {
     let bytes = dims.iter().product::<usize>() as u64 * to.size() as u64;
-    let work = Work { macs: 0, bytes_read: bytes, bytes_written: bytes };
+    let work = Work { bytes_read: bytes, bytes_written: bytes, ..Work::default() };
     let mut views = vec![from, to];
     let Some(mut nest) = Nest::new(dims, &views.iter().collect::<Vec<_>>()) else { return Ok(()) };
     widen(&mut nest, &mut views);
@@ -223,7 +240,7 @@ fn add_step(
     })
 }
 
-fn offset(b: &mut FunctionBuilder, base: Value, bytes: i64) -> Value {
+pub(crate) fn offset(b: &mut FunctionBuilder, base: Value, bytes: i64) -> Value {
     if bytes == 0 { base } else { b.ins().iadd_imm_s(base, bytes) }
 }
 
@@ -243,6 +260,32 @@ pub(crate) fn counted_loop(
     let more = b.ins().icmp(IntCC::UnsignedLessThan, next, end);
     b.ins().brif(more, head, &[next.into()], done, &[]);
     b.switch_to_block(done);
+}
+
+/// Each base moved to the `index`-th point of a row-major index space of these extents, given each one's strides.
+pub(crate) fn located(
+    b: &mut FunctionBuilder,
+    index: Value,
+    extents: &[u64],
+    strides: &[Vec<i64>],
+    bases: &[Value],
+) -> Vec<Value> {
+    let (mut rest, mut pointers) = (index, bases.to_vec());
+    for (d, &extent) in extents.iter().enumerate().rev() {
+        let index = if d == 0 {
+            rest
+        } else {
+            let above = b.ins().udiv_imm_u(rest, extent as i64);
+            let first = b.ins().imul_imm_s(above, extent as i64);
+            let index = b.ins().isub(rest, first);
+            rest = above;
+            index
+        };
+        for (p, own) in pointers.iter_mut().zip(strides) {
+            *p = advanced(b, *p, index, own[d]);
+        }
+    }
+    pointers
 }
 
 /// The walk along a row.
@@ -289,21 +332,7 @@ impl<'a> Row<'a> {
             let first = b.ins().imul_imm_s(row, nest.chunks as i64);
             chunk = Some(b.ins().isub(unit, first));
         }
-        let mut pointers = bases.to_vec();
-        for (d, &extent) in nest.outer.iter().enumerate().rev() {
-            let index = if d == 0 {
-                row
-            } else {
-                let above = b.ins().udiv_imm_u(row, extent as i64);
-                let first = b.ins().imul_imm_s(above, extent as i64);
-                let index = b.ins().isub(row, first);
-                row = above;
-                index
-            };
-            for (v, p) in pointers.iter_mut().enumerate() {
-                *p = advanced(b, *p, index, nest.outer_strides[v][d]);
-            }
-        }
+        let mut pointers = located(b, row, &nest.outer, &nest.outer_strides, bases);
         if let Some(chunk) = chunk {
             for (v, p) in pointers.iter_mut().enumerate() {
                 *p = advanced(b, *p, chunk, nest.row_strides[v] * CHUNK as i64);
@@ -450,7 +479,7 @@ impl<'a> Row<'a> {
 }
 
 /// p + index·stride.
-fn advanced(b: &mut FunctionBuilder, p: Value, index: Value, stride: i64) -> Value {
+pub(crate) fn advanced(b: &mut FunctionBuilder, p: Value, index: Value, stride: i64) -> Value {
     match stride {
         0 => p,
         1 => b.ins().iadd(p, index),

@@ -1,4 +1,5 @@
-//! Kernels that Cranelift compiles whole: 128-bit vectors, the same arithmetic on every tier.
+//! Kernels of everything that is no product. Cranelift compiles most whole: 128-bit vectors, the same arithmetic on every
+//! tier. [`wide`] has those that pay for more.
 
 pub(crate) mod line;
 pub(crate) mod map;
@@ -6,3 +7,4 @@ pub(crate) mod math;
 pub(crate) mod pool;
 pub(crate) mod resample;
 pub(crate) mod vector;
+pub(crate) mod wide;

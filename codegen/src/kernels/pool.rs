@@ -38,6 +38,14 @@ impl Axis {
     }
 }
 
+/// Bytes between neighbours of channels-last images, whose channels follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Pitch {
+    pub(crate) image: i64,
+    pub(crate) row: i64,
+    pub(crate) pixel: i64,
+}
+
 /// Sizes of a pool, of a batch of channels-last images.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
@@ -45,6 +53,10 @@ pub(crate) struct Geometry {
     pub(crate) y: Axis,
     pub(crate) x: Axis,
     pub(crate) channels: i64,
+    /// How the operand lies.
+    pub(crate) from: Pitch,
+    /// How the result lies.
+    pub(crate) to: Pitch,
 }
 
 /// What is made of a window, vector by vector of channels.
@@ -86,12 +98,12 @@ pub(crate) fn pool(
     constants: &Constants,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let Geometry { batch, y, x, channels } = *geometry;
+    let Geometry { batch, y, x, channels, from: source_pitch, to: target_pitch } = *geometry;
     let ty = reducer.ty();
     let (size, lanes) = (i64::from(ty.lane_bits() / 8), i64::from(ty.lane_count()));
     let vectors = (channels / lanes).clamp(1, reducer.vectors());
     let groups = (channels as u64).div_ceil((vectors * lanes) as u64) as i64;
-    let pixel = channels * size;
+    let bytes = channels * size;
     let units = batch * y.output * x.output * groups;
     let tables = Tables::new(cx, constants)?;
 
@@ -107,12 +119,12 @@ pub(crate) fn pool(
             let (x_start, x_taps) = taps(b, &x, ox);
             // Channels of this group: the last one ends with the pixel.
             let first = b.ins().imul_imm_s(group, vectors * lanes * size);
-            let latest = b.ins().iconst(I64, (pixel - vectors * lanes * size).max(0));
+            let latest = b.ins().iconst(I64, (bytes - vectors * lanes * size).max(0));
             let channel = b.ins().umin(first, latest);
 
-            let p = affine(b, source, image, y.input * x.input * pixel);
-            let p = affine(b, p, y_start, x.input * pixel);
-            let p = affine(b, p, x_start, pixel);
+            let p = affine(b, source, image, source_pitch.image);
+            let p = affine(b, p, y_start, source_pitch.row);
+            let p = affine(b, p, x_start, source_pitch.pixel);
             let p = b.ins().iadd(p, channel);
             let count = channels.min(lanes);
             let accumulators = walk(
@@ -120,16 +132,18 @@ pub(crate) fn pool(
                 reducer,
                 vectors,
                 p,
-                (y_taps, y.dilation * x.input * pixel),
+                (y_taps, y.dilation * source_pitch.row),
                 |b, v, p| load_lanes(b, ty, p, (v * 16) as i32, count),
-                (x_taps, x.dilation * pixel),
+                (x_taps, x.dilation * source_pitch.pixel),
             );
 
             let entry = match &table {
                 None => source,
                 Some(t) => t.entry(b, oy, ox),
             };
-            let q = affine(b, target, at, pixel);
+            let q = affine(b, target, image, target_pitch.image);
+            let q = affine(b, q, oy, target_pitch.row);
+            let q = affine(b, q, ox, target_pitch.pixel);
             let q = b.ins().iadd(q, channel);
             for (v, own) in accumulators.iter().enumerate() {
                 let y = reducer.finish(b, own, entry);
@@ -141,7 +155,7 @@ pub(crate) fn pool(
 }
 
 /// unit / n and unit % n.
-fn split(b: &mut FunctionBuilder, unit: Value, n: i64) -> (Value, Value) {
+pub(crate) fn split(b: &mut FunctionBuilder, unit: Value, n: i64) -> (Value, Value) {
     if n == 1 {
         let zero = b.ins().iconst(I64, 0);
         return (unit, zero);
@@ -152,13 +166,13 @@ fn split(b: &mut FunctionBuilder, unit: Value, n: i64) -> (Value, Value) {
 }
 
 /// base + index·stride.
-fn affine(b: &mut FunctionBuilder, base: Value, index: Value, stride: i64) -> Value {
+pub(crate) fn affine(b: &mut FunctionBuilder, base: Value, index: Value, stride: i64) -> Value {
     let bytes = b.ins().imul_imm_s(index, stride);
     b.ins().iadd(base, bytes)
 }
 
 /// The index of the first tap in the input, and how many there are (0 or less for none).
-fn taps(b: &mut FunctionBuilder, axis: &Axis, position: Value) -> (Value, Value) {
+pub(crate) fn taps(b: &mut FunctionBuilder, axis: &Axis, position: Value) -> (Value, Value) {
     let start = b.ins().imul_imm_s(position, axis.stride);
     if axis.is_always_inside() {
         return (start, b.ins().iconst(I64, axis.kernel));
@@ -246,7 +260,7 @@ fn strided_loop(
 
 /// [`Constants`] in the weights.
 #[derive(Clone, Copy)]
-struct Tables<T> {
+pub(crate) struct Tables<T> {
     rows: Option<T>,
     columns: Option<T>,
     entries: T,
@@ -256,7 +270,10 @@ struct Tables<T> {
 
 impl Tables<Location> {
     /// `None` where there are no entries.
-    fn new(cx: &mut Lowering, constants: &Constants) -> Result<Option<Tables<Location>>, CodegenError> {
+    pub(crate) fn new(
+        cx: &mut Lowering,
+        constants: &Constants,
+    ) -> Result<Option<Tables<Location>>, CodegenError> {
         let Some(entry) = constants.entries.first() else { return Ok(None) };
         let mut classes = |of: &[u16]| -> Result<Option<Location>, CodegenError> {
             if of.iter().all(|&c| c == 0) {
@@ -275,7 +292,7 @@ impl Tables<Location> {
         }))
     }
 
-    fn addresses(&self, e: &mut crate::module::Emitter, ctx: Value) -> Tables<Value> {
+    pub(crate) fn addresses(&self, e: &mut crate::module::Emitter, ctx: Value) -> Tables<Value> {
         Tables {
             rows: self.rows.map(|at| e.address(ctx, at)),
             columns: self.columns.map(|at| e.address(ctx, at)),
@@ -288,7 +305,7 @@ impl Tables<Location> {
 
 impl Tables<Value> {
     /// The address of the entry of a pixel.
-    fn entry(&self, b: &mut FunctionBuilder, row: Value, column: Value) -> Value {
+    pub(crate) fn entry(&self, b: &mut FunctionBuilder, row: Value, column: Value) -> Value {
         let class = |b: &mut FunctionBuilder, table: Value, index: Value| {
             let at = affine(b, table, index, 2);
             b.ins().uload16(I64, MEM, at, 0)

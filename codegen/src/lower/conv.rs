@@ -15,7 +15,9 @@ use crate::{
         pad::{self, Border},
         spec::Product,
     },
+    kernels::map::View,
     module::Location,
+    plan::Margins,
 };
 use qcc_ir::{
     Graph, NodeId, Op, OpError,
@@ -73,18 +75,58 @@ impl<'g> Convolution<'g> {
     }
 
     fn border(&self, fill: u8) -> Border {
-        let (e, w) = (&self.extents, self.window);
+        let w = self.window;
+        let margins = Margins {
+            above: w.pads_begin[0],
+            below: w.pads_end[0],
+            left: w.pads_begin[1],
+            right: w.pads_end[1],
+        };
+        self.surrounded(margins, fill)
+    }
+
+    /// The input with these margins.
+    fn surrounded(&self, margins: Margins, fill: u8) -> Border {
+        let e = &self.extents;
         let pixel = e.channels * self.product.element();
         Border {
             images: e.images,
             rows: e.rows,
             row_bytes: e.cols * pixel,
-            above: w.pads_begin[0],
-            below: w.pads_end[0],
-            left: w.pads_begin[1] * pixel,
-            right: w.pads_end[1] * pixel,
+            above: margins.above,
+            below: margins.below,
+            left: margins.left * pixel,
+            right: margins.right * pixel,
             fill,
         }
+    }
+
+    /// One pixel of the input for one of the result.
+    fn is_pointwise(&self) -> bool {
+        self.window.taps() == 1 && self.window.is_unpadded() && self.extents.groups == 1
+    }
+
+    /// The problem with input and result where they lie.
+    fn placed(&self, cx: &mut Lowering, node: NodeId, problem: Problem) -> Result<Problem, CodegenError> {
+        let strides = |v: &View, pace: [usize; 2], group: usize| Strides {
+            image: v.strides[0] as usize,
+            row: v.strides[1] as usize * pace[0],
+            col: v.strides[2] as usize * pace[1],
+            group,
+        };
+        let y = strides(&cx.result_view(node)?, [1, 1], problem.y.group);
+        let a = match self.is_pointwise() {
+            true => {
+                let pace = [self.window.strides[0], self.window.strides[1]];
+                strides(&cx.operand_view(node, 0)?, pace, problem.a.group)
+            }
+            false => problem.a,
+        };
+        let r = match self.extras.residual(cx.graph, node) {
+            Some(residual) => strides(&cx.view(residual)?, [1, 1], problem.r.group),
+            None => y,
+        };
+        Ok(Problem { a, y, r, ..problem })
     }
 
     /// The problem on an input with this border.
@@ -103,6 +145,12 @@ impl<'g> Convolution<'g> {
         let group = e.channels / e.groups * element;
         let out_pixel = e.out_channels * element;
         let out_row = e.out_cols * out_pixel;
+        let y = Strides {
+            image: e.out_rows * out_row,
+            row: out_row,
+            col: out_pixel,
+            group: e.out_channels / e.groups * element,
+        };
         Problem {
             product: self.product,
             images: e.images,
@@ -116,12 +164,8 @@ impl<'g> Convolution<'g> {
                 col: w.strides[1] * pixel,
                 group,
             },
-            y: Strides {
-                image: e.out_rows * out_row,
-                row: out_row,
-                col: out_pixel,
-                group: e.out_channels / e.groups * element,
-            },
+            y,
+            r: y,
             loops,
             run,
         }
@@ -178,19 +222,51 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     product::check(graph, node, conv.extras)
 }
 
+/// Whether an operand may have any strides: the input where it is read pixel by pixel and none is outside, and the
+/// residual but for depthwise kernels, which read it by the strides of the result.
+pub(super) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
+    Convolution::of(graph, node).is_ok_and(|c| match slot {
+        0 => c.is_pointwise(),
+        _ => c.extras.residual_slot() == Some(slot) && c.extents.groups == 1,
+    })
+}
+
+/// Whether the result may have any strides.
+pub(super) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
+    Convolution::of(graph, node).is_ok_and(|c| c.extras.residual_slot().is_none() || c.extents.groups == 1)
+}
+
+/// The margins that a dense convolution needs around its input.
+pub(super) fn margins(graph: &Graph, node: NodeId) -> Option<Margins> {
+    let conv = Convolution::of(graph, node).ok()?;
+    let w = conv.window;
+    (conv.extents.groups == 1 && !w.is_unpadded()).then(|| Margins {
+        above: w.pads_begin[0],
+        below: w.pads_end[0],
+        left: w.pads_begin[1],
+        right: w.pads_end[1],
+    })
+}
+
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let conv = Convolution::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
     // Padding holds the code of zero.
     let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z);
-    let border = conv.border(zero as u8);
+    let operand = cx.graph.operand(node, 0);
+    let surrounding = cx.plan.layout(operand).map(|l| l.margins).filter(|&m| m != Margins::NONE);
+    let border = match surrounding {
+        Some(margins) => conv.surrounded(margins, zero as u8),
+        None => conv.border(zero as u8),
+    };
     let taps = conv.depthwise_taps(&border);
     let (problem, overreads, kernel) = match &taps {
         Some(taps) => {
             let problem = conv.depthwise_problem(&border);
+            let problem = conv.placed(cx, node, problem)?;
             (problem, depthwise::overreads(conv.extents.channels), Kernel::Depthwise(taps))
         }
         None => {
-            let problem = conv.problem(&border).flattened();
+            let problem = conv.placed(cx, node, conv.problem(&border))?.flattened();
             let overreads = problem.overreads(cx.options.tier);
             (problem, overreads, Kernel::Dense("conv"))
         }
@@ -214,7 +290,15 @@ impl Convolution<'_> {
         overreads: bool,
         border: Border,
     ) -> Result<Location, CodegenError> {
-        let x = cx.location(cx.graph.operand(node, 0))?;
+        let view = cx.operand_view(node, 0)?;
+        let x = view.location;
+        let operand = cx.graph.operand(node, 0);
+        if let (Some(layout), Location::Arena(first)) = (cx.plan.layout(operand), x) {
+            // The margins hold at least what this window needs.
+            let pads = &self.window.pads_begin;
+            let before = pads[0] as u64 * layout.strides[1] + pads[1] as u64 * layout.strides[2];
+            return Ok(Location::Arena(first - before));
+        }
         let is_external = matches!(x, Location::Input(_) | Location::Output(_));
         if self.window.is_unpadded() && !(is_external && overreads) {
             return Ok(x);

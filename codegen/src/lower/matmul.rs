@@ -60,6 +60,7 @@ impl Matrices {
             channels: self.columns,
             a: strides(self.inner * element),
             y: strides(self.columns * element),
+            r: strides(self.columns * element),
             loops: Vec::new(),
             run: self.inner,
         }
@@ -121,6 +122,7 @@ impl<'g> Batch<'g> {
             channels: self.columns,
             a: strides(self.inner),
             y: strides(self.columns),
+            r: strides(self.columns),
             loops: Vec::new(),
             run: self.inner,
         }

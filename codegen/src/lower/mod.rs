@@ -16,11 +16,11 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::{choose::Tiling, driver::PendingWalk},
+    dense::{choose::Tiling, driver::PendingWalk, pad},
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
-    plan::{Plan, check_arena, is_alias, is_constant, total_bytes},
+    plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
     weights::WeightBlock,
 };
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -79,16 +79,57 @@ pub fn capability(graph: &Graph, node: NodeId) -> Result<(), String> {
     }
 }
 
+/// Whether a node has a device that runs generated code, and a lowering.
+fn is_generated(graph: &Graph, node: NodeId) -> bool {
+    matches!(graph.node(node).device, Some(Device::Int8Jit | Device::FloatJit))
+        && capability(graph, node).is_ok()
+}
+
+/// Whether the steps of a node read this operand by its strides, whatever they are.
+pub(crate) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
+    let takes = match graph.op(node) {
+        Some(Op::Conv(_) | Op::QConv(_)) => conv::reads_strided(graph, node, slot),
+        Some(Op::Gather(_)) => slot == 0,
+        Some(Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::Expand(_)) => true,
+        Some(op) => writes_views(op),
+        None => false,
+    };
+    takes && is_generated(graph, node)
+}
+
+/// Whether the steps of a node write its result by its strides, whatever they are, as long as channels (the last
+/// dimension) follow each other.
+pub(crate) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
+    let takes = match graph.op(node) {
+        Some(Op::Conv(_) | Op::QConv(_)) => conv::writes_strided(graph, node),
+        Some(Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::Expand(_)) => true,
+        Some(op) => writes_views(op),
+        None => false,
+    };
+    takes && is_generated(graph, node)
+}
+
+/// Ops that read all operands and write their result through a [`View`].
+fn writes_views(op: &Op) -> bool {
+    quantize::maps_elements(op)
+        || matches!(op, Op::Binary(_) | Op::QBinary(_) | Op::Transpose(_) | Op::Pool(_) | Op::QAveragePool(_))
+}
+
+/// The margins that a node needs around this operand, if it is one that is read with them in place.
+pub(crate) fn reads_with_margins(graph: &Graph, node: NodeId, slot: usize) -> Option<Margins> {
+    let margins = match graph.op(node) {
+        Some(Op::Conv(_) | Op::QConv(_)) if slot == 0 => conv::margins(graph, node),
+        _ => None,
+    };
+    margins.filter(|_| is_generated(graph, node))
+}
+
 /// Nodes that are computed within the step of another one, and that other one: a transpose before or behind an
 /// elementwise op of one operand is only the order in which that op reads or writes. Every int8 model begins with such
 /// a pair (f32 channels first to u8 channels last).
 pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
     let mut fused: BTreeMap<NodeId, NodeId> = BTreeMap::new();
     let mut into = BTreeSet::new();
-    let is_generated = |id: NodeId| {
-        matches!(graph.node(id).device, Some(Device::Int8Jit | Device::FloatJit))
-            && capability(graph, id).is_ok()
-    };
     for (node, _) in graph.nodes().filter(|(_, n)| n.op().is_some()) {
         let Some(&operand) = graph.operands(node).first() else { continue };
         let (Some(outer), Some(inner)) = (graph.op(node), graph.op(operand.node)) else { continue };
@@ -101,7 +142,7 @@ pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
             && !into.contains(&operand.node)
             && !is_alias(graph, operand.node)
             && !is_alias(graph, node);
-        if is_pair && is_free && is_generated(node) && is_generated(operand.node) {
+        if is_pair && is_free && is_generated(graph, node) && is_generated(graph, operand.node) {
             fused.insert(operand.node, node);
             into.insert(node);
         }
@@ -185,7 +226,10 @@ impl<'g> Lowering<'g> {
             Some(Device::Int8Jit | Device::FloatJit) => {
                 let supported = capability(self.graph, node);
                 match (lowerer(op), supported) {
-                    (Some(lowerer), Ok(())) => (lowerer.lower)(self, node),
+                    (Some(lowerer), Ok(())) => {
+                        (lowerer.lower)(self, node)?;
+                        self.surround(node)
+                    }
                     (_, refused) => Err(CodegenError::Unsupported {
                         node: n.name.clone(),
                         op: op.mnemonic(),
@@ -194,6 +238,18 @@ impl<'g> Lowering<'g> {
                 }
             }
         }
+    }
+
+    /// Fills the margins around a node's result, which other values may have used since the last run.
+    fn surround(&mut self, node: NodeId) -> Result<(), CodegenError> {
+        let value = node.out();
+        let Some(margins) = self.plan.layout(value).map(|l| l.margins).filter(|&m| m != Margins::NONE) else {
+            return Ok(());
+        };
+        let images = self.view(value)?;
+        let ty = self.graph.ty(value);
+        let zero = ty.per_tensor().map_or(0, |(_, z)| z);
+        pad::surround(self, images, &ty.shape, margins, zero as u8)
     }
 
     fn interpret(&mut self, node: NodeId) -> Result<(), CodegenError> {
@@ -214,8 +270,19 @@ impl<'g> Lowering<'g> {
         shape::copy(self, &format!("output{index}_copy"), from, Location::Output(index), bytes)
     }
 
-    /// Where a value lives. A constant that is asked for is put into the weights, as it is.
+    /// Where a dense value lives. A constant that is asked for is put into the weights, as it is.
     pub(crate) fn location(&mut self, value: ValueId) -> Result<Location, CodegenError> {
+        match self.plan.layout(value) {
+            None => self.place(value),
+            Some(_) => Err(CodegenError::Backend {
+                function: self.graph.node(value.node).name.clone(),
+                reason: "its value has strides that a reader or writer does not take".into(),
+            }),
+        }
+    }
+
+    /// Where the first element of a value lives.
+    fn place(&mut self, value: ValueId) -> Result<Location, CodegenError> {
         if let Some(place) = self.plan.place(value) {
             return Ok(place);
         }
@@ -335,9 +402,11 @@ impl<'g> Lowering<'g> {
     /// What computing a node takes as a whole.
     pub(crate) fn work(&self, node: NodeId) -> Work {
         let reads = self.plan.reads(self.graph, node);
+        let constants = reads.iter().filter(|&&v| is_constant(self.graph, v));
         Work {
             macs: self.graph.macs(node),
             bytes_read: total_bytes(reads.iter().map(|&v| self.graph.ty(v))),
+            weight_bytes: total_bytes(constants.map(|&v| self.graph.ty(v))),
             bytes_written: total_bytes(self.graph.node(node).outputs()),
         }
     }
@@ -345,6 +414,16 @@ impl<'g> Lowering<'g> {
     /// The work of the node whose steps are being emitted, with all that is fused into it.
     pub(crate) fn current_work(&self) -> Work {
         self.node.map_or(Work::default(), |node| self.work(node))
+    }
+
+    /// A value, wherever it lies.
+    pub(crate) fn view(&mut self, value: ValueId) -> Result<View, CodegenError> {
+        let ty = self.graph.ty(value);
+        let view = View::dense(self.place(value)?, ty.dtype, &ty.shape);
+        Ok(match self.plan.layout(value) {
+            None => view,
+            Some(layout) => View { strides: layout.strides.iter().map(|&s| s as i64).collect(), ..view },
+        })
     }
 
     /// Operand `slot` of a node as the elementwise kernel reads it, in the order of the node's operand shape.
@@ -355,8 +434,7 @@ impl<'g> Lowering<'g> {
         {
             return Ok(self.operand_view(value.node, 0)?.permuted(&t.perm));
         }
-        let ty = self.graph.ty(value);
-        Ok(View::dense(self.location(value)?, ty.dtype, &ty.shape))
+        self.view(value)
     }
 
     /// Operand `slot` of a node, broadcast to `dims`.
@@ -373,8 +451,7 @@ impl<'g> Lowering<'g> {
     /// The result of a node as the elementwise kernel writes it, in the order of the node's own shape.
     pub(crate) fn result_view(&mut self, node: NodeId) -> Result<View, CodegenError> {
         let outer = self.plan.fused_into.get(&node).copied();
-        let ty = self.graph.ty(outer.unwrap_or(node).out());
-        let view = View::dense(self.location(outer.unwrap_or(node).out())?, ty.dtype, &ty.shape);
+        let view = self.view(outer.unwrap_or(node).out())?;
         match outer.and_then(|id| self.graph.op(id)) {
             Some(Op::Transpose(t)) => {
                 // Dimension perm[i] of the inner result is dimension i of the outer one.

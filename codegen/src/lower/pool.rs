@@ -4,10 +4,12 @@ use super::{Lowerer, Lowering, shape::attributes};
 use crate::{
     CodegenError,
     kernels::{
-        pool::{self, Axis, Constants, Geometry, Reducer},
+        map::View,
+        pool::{self, Axis, Constants, Geometry, Pitch, Reducer},
         vector::{
             self, cast, codes, f32x4, i8x16, i32x4, larger, load_splat, shuffle, to_i32, widen8, widen16,
         },
+        wide::{self, CodeAverage},
     },
     module::MEM,
 };
@@ -59,7 +61,7 @@ fn q_average_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     }
 }
 
-fn geometry(window: &Window, x: &Shape, y: &Shape) -> Geometry {
+fn geometry(window: &Window, (x, from): (&Shape, &View), (y, to): (&Shape, &View)) -> Geometry {
     let rank = window.rank();
     let axis = |d: usize| Axis {
         input: x[1 + d] as i64,
@@ -70,7 +72,19 @@ fn geometry(window: &Window, x: &Shape, y: &Shape) -> Geometry {
         pad: window.pads_begin[d] as i64,
     };
     let y_axis = if rank == 2 { axis(0) } else { Axis::NONE };
-    Geometry { batch: x[0] as i64, y: y_axis, x: axis(rank - 1), channels: x[x.rank() - 1] as i64 }
+    let pitch = |v: &View| Pitch {
+        image: v.strides[0],
+        row: if rank == 2 { v.strides[1] } else { 0 },
+        pixel: v.strides[rank],
+    };
+    Geometry {
+        batch: x[0] as i64,
+        y: y_axis,
+        x: axis(rank - 1),
+        channels: x[x.rank() - 1] as i64,
+        from: pitch(from),
+        to: pitch(to),
+    }
 }
 
 /// How many taps of one dimension of a window an average at `position` divides by.
@@ -183,16 +197,6 @@ struct QAverage {
     output: OutputGrid,
 }
 
-/// An entry of constants: the sum's offset −z·inside and m as s32, 2^(n−1) and n as 64 bits.
-fn q_average_entry(m: Multiplier, offset: i64) -> Vec<u8> {
-    let mut entry = Vec::with_capacity(24);
-    entry.extend((offset as i32).to_le_bytes());
-    entry.extend(m.m.to_le_bytes());
-    entry.extend((1i64 << (m.n - 1)).to_le_bytes());
-    entry.extend(i64::from(m.n).to_le_bytes());
-    entry
-}
-
 impl Reducer for QAverage {
     fn ty(&self) -> Type {
         I8X16
@@ -257,12 +261,16 @@ fn lower_pool(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let op = attributes!(cx, node, Pool);
     let operand = cx.graph.operand(node, 0);
     let (x, y) = (cx.graph.ty(operand), cx.graph.ty(node.out()));
-    let g = geometry(&op.window, &x.shape, &y.shape);
-    let places = (cx.location(operand)?, cx.location(node.out())?);
+    let (from, to) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
+    let g = geometry(&op.window, (&x.shape, &from), (&y.shape, &to));
+    let places = (from.location, to.location);
     let work = cx.current_work();
     match op.kind {
         PoolKind::Max => {
             let none = Constants { rows: vec![], columns: vec![], column_classes: 0, entries: vec![] };
+            if wide::pool(cx, "max_pool", &g, places, wide::PoolKind::Max(x.dtype), &none, work)? {
+                return Ok(());
+            }
             pool::pool(cx, "max_pool", &g, places, &Max(x.dtype), &none, work)
         }
         PoolKind::Average { count_include_pad } => {
@@ -270,6 +278,10 @@ fn lower_pool(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
                 // Windows of no element: the sum 0 stays 0.
                 (counted.max(1) as f32).to_le_bytes().to_vec()
             });
+            let kind = wide::PoolKind::Average;
+            if wide::pool(cx, "average_pool", &g, places, kind, &constants, work)? {
+                return Ok(());
+            }
             pool::pool(cx, "average_pool", &g, places, &Average, &constants, work)
         }
     }
@@ -279,14 +291,20 @@ fn lower_q_average_pool(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenEr
     let op: &QAveragePool = attributes!(cx, node, QAveragePool);
     let operand = cx.graph.operand(node, 0);
     let (x, y) = (cx.graph.ty(operand), cx.graph.ty(node.out()));
-    let g = geometry(&op.window, &x.shape, &y.shape);
-    let places = (cx.location(operand)?, cx.location(node.out())?);
+    let (from, to) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
+    let g = geometry(&op.window, (&x.shape, &from), (&y.shape, &to));
+    let places = (from.location, to.location);
     let zero = x.per_tensor().map_or(0, |(_, z)| i64::from(z));
     let constants = constants(&g, &op.window, op.count_include_pad, |inside, counted| {
         let none = Multiplier { m: 0, n: 1 };
-        q_average_entry(op.multiplier(x, counted as usize).unwrap_or(none), -zero * inside)
+        let multiplier = op.multiplier(x, counted as usize).unwrap_or(none);
+        CodeAverage { offset: (-zero * inside) as i32, multiplier }.to_bytes(op.output)
     });
     let reducer = QAverage { short: op.window.taps() * 255 <= usize::from(u16::MAX), output: op.output };
     let work = cx.current_work();
+    let kind = wide::PoolKind::CodeAverage(op.output);
+    if reducer.short && wide::pool(cx, "q_average_pool", &g, places, kind, &constants, work)? {
+        return Ok(());
+    }
     pool::pool(cx, "q_average_pool", &g, places, &reducer, &constants, work)
 }

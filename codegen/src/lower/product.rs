@@ -31,20 +31,29 @@ impl Extras {
         Extras { bias: bias.then_some(2), residual }
     }
 
+    pub(super) fn residual_slot(self) -> Option<usize> {
+        self.residual
+    }
+
+    /// The residual of a node with these operands.
+    pub(super) fn residual(self, graph: &Graph, node: NodeId) -> Option<ValueId> {
+        self.residual.map(|slot| graph.operand(node, slot))
+    }
+
     /// Where the residual lies, with readable slack behind it: memory of the caller is copied.
     pub(super) fn residual_location(
         &self,
         cx: &mut Lowering,
         node: NodeId,
     ) -> Result<Option<Location>, CodegenError> {
-        let Some(slot) = self.residual else { return Ok(None) };
-        with_slack(cx, cx.graph.operand(node, slot)).map(Some)
+        let Some(residual) = self.residual(cx.graph, node) else { return Ok(None) };
+        with_slack(cx, residual).map(Some)
     }
 }
 
-/// Where a value lies, or a copy of it if it is the caller's memory.
+/// Where the first element of a value lies, or a copy of it if it is the caller's memory.
 pub(super) fn with_slack(cx: &mut Lowering, value: ValueId) -> Result<Location, CodegenError> {
-    let location = cx.location(value)?;
+    let location = cx.view(value)?.location;
     let bytes = cx.graph.ty(value).bytes();
     match location {
         Location::Arena(_) | Location::Weights(_) => Ok(location),
@@ -149,7 +158,8 @@ pub(super) fn lower(
     parts: &Parts<'_>,
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
-    let operands = Operands { a, y: cx.location(node.out())?, r, w: None };
+    let y = cx.result_view(node)?.location;
+    let operands = Operands { a, y, r, w: None };
     let requantizer = requantizer(cx.graph, node).map_err(|e| cx.refuse(node, e))?;
     let epilogue = match &requantizer {
         Some(_) if cx.options.measure_pack_only => Epilogue::PackOnly,

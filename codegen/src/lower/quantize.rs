@@ -7,6 +7,7 @@ use crate::{
         map::{self, View},
         math::Grid,
         vector::{self, f32x4, from_i32, i32x4, to_i32},
+        wide::{self, CodeGrid, Planes},
     },
     module::Location,
 };
@@ -82,11 +83,16 @@ fn range(dtype: DType) -> (i32, i32) {
 fn quantize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let op = attributes!(cx, node, Quantize);
     let dims = cx.graph.shape(node.out()).to_vec();
-    let grid = GridViews::new(cx, &op.params, range(op.dtype), dims.len())?;
-    let mut operands = vec![cx.operand_view(node, 0)?];
-    operands.extend(grid.views.iter().cloned());
-    let result = cx.result_view(node)?;
+    let (operand, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
     let (dtype, work) = (op.dtype, cx.current_work());
+    if let Some(grid) = CodeGrid::new(&op.params, dtype)
+        && let Some(planes) = Planes::new(cx, &dims, &operand, &result)
+    {
+        return wide::quantize(cx, &planes, (&operand, &result), &grid, work);
+    }
+    let grid = GridViews::new(cx, &op.params, range(dtype), dims.len())?;
+    let mut operands = vec![operand];
+    operands.extend(grid.views.iter().cloned());
     map::map(cx, "quantize", &dims, &operands, &result, work, |b, loaded| {
         let codes: Vec<Value> = (0..4)
             .map(|v| {

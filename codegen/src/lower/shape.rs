@@ -3,9 +3,13 @@
 use super::{Lowerer, Lowering, lowerer};
 use crate::{
     CodegenError,
-    kernels::map::{self, View},
+    kernels::{
+        map::{self, View},
+        wide::{self, Planes},
+    },
     module::Location,
 };
+use cranelift_codegen::ir::types::F32X4;
 use qcc_ir::{
     DType, Graph, NodeId, Op,
     ops::{Concat, Pad, PadMode, Slice},
@@ -58,6 +62,12 @@ fn transpose(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let dims = cx.graph.shape(node.out()).to_vec();
     let from = cx.operand_view(node, 0)?.permuted(&t.perm);
     let to = cx.result_view(node)?;
+    if to.ty == F32X4
+        && let Some(planes) = Planes::new(cx, &dims, &from, &to).filter(|p| p.channels() > 1)
+    {
+        let work = cx.current_work();
+        return wide::interleave(cx, "transpose", &planes, (&from, &to), work);
+    }
     map::copy(cx, "transpose", &dims, from, to)
 }
 
@@ -79,7 +89,10 @@ fn concat(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     for (slot, operand) in cx.graph.operands(node).into_iter().enumerate() {
         let dims = cx.graph.shape(operand).to_vec();
         let from = cx.operand_view(node, slot)?;
-        map::copy(cx, "concat", &dims, from, to.clone())?;
+        // Parts that were written where they belong are there already.
+        if !from.is_same_place(&to) {
+            map::copy(cx, "concat", &dims, from, to.clone())?;
+        }
         to.offset += to.strides[axis] * dims[axis] as i64;
     }
     Ok(())

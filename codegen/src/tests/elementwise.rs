@@ -183,6 +183,39 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn planes_become_pixels_of_codes(
+        n in 1usize..3, c in 1usize..6, h in 1usize..40, w in 1usize..140, signed: bool, zero in 0i32..256,
+        scale in prop_oneof![0.001f32..4.0, Just(1e-40), Just(1e36), Just(0.5), Just(0.1)], seed in any::<u64>(),
+    ) {
+        let dtype = if signed { DType::S8 } else { DType::U8 };
+        let params = QuantParams::per_tensor(scale, if signed { zero - 128 } else { zero }).unwrap();
+        let mut g = Graph::new("input");
+        let x = g.input("x", plain(DType::F32, &[n, c, h, w])).unwrap();
+        let t = g.add("t", Transpose { perm: vec![0, 2, 3, 1] }, &[x]).unwrap();
+        let y = g.add("q", Quantize { dtype, params }, &[t.out()]).unwrap();
+        g.output("y", y.out());
+        check(&g, seed);
+    }
+}
+
+/// Rows of several units, which threads split, and the last of which is longer than the others.
+#[test]
+fn planes_of_many_pixels() {
+    for (c, h, w) in [(3, 224, 224), (1, 71, 97), (4, 64, 65), (2, 100, 101)] {
+        let params = QuantParams::per_tensor(0.018_658_448, 114).unwrap();
+        let mut g = Graph::new("input");
+        let x = g.input("x", plain(DType::F32, &[1, c, h, w])).unwrap();
+        let t = g.add("t", Transpose { perm: vec![0, 2, 3, 1] }, &[x]).unwrap();
+        let y = g.add("q", Quantize { dtype: DType::U8, params }, &[t.out()]).unwrap();
+        g.output("y", y.out());
+        check(&g, 11);
+    }
+}
+
 #[test]
 fn s32_of_zero_point_zero_is_dequantized() {
     let params = QuantParams::per_axis(1, vec![0.5, 0.25, 3.0], vec![0, 0, 0]).unwrap();

@@ -2,6 +2,7 @@
 
 mod dense;
 mod elementwise;
+mod layout;
 mod model;
 mod norm;
 mod plan;

@@ -27,7 +27,7 @@ fn windows() -> impl Strategy<Value = (Window, Vec<usize>)> {
 }
 
 fn channels() -> impl Strategy<Value = usize> {
-    prop_oneof![1usize..20, 30usize..35, 60usize..70, Just(128usize), Just(0usize)]
+    prop_oneof![1usize..20, 30usize..35, 60usize..70, Just(128usize), Just(300usize), Just(0usize)]
 }
 
 proptest! {

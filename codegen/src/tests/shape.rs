@@ -22,6 +22,11 @@ proptest! {
     }
 
     #[test]
+    fn planes_become_pixels(n in 1usize..3, c in 1usize..6, h in 1usize..40, w in 1usize..140, seed in any::<u64>()) {
+        check(&graph_of(Transpose { perm: vec![0, 2, 3, 1] }, &[plain(DType::F32, &[n, c, h, w])]), seed);
+    }
+
+    #[test]
     fn slices(d in dims(), cuts in any::<[(u8, u8, bool); 4]>(), dtype in element(), seed in any::<u64>()) {
         let axes = d.iter().zip(cuts).map(|(&n, (a, b, back))| {
             if n == 0 {

@@ -482,7 +482,7 @@ mod tests {
         let one = run(&resample(1, 0.5, linear, Coordinates::PytorchHalfPixel), &[1.0, 2.0]);
         assert_eq!(one, [1.0]);
         let crop = Coordinates::TfCropAndResize { start: 0.0, end: 2.0, outside: 9.0 };
-        assert_eq!(run(&resample(3, 1.0, linear, crop), &[1.0, 3.0]), [1.0, 3.0, 9.0]);
+        assert_eq!(run(&resample(3, 1.5, linear, crop), &[1.0, 3.0]), [1.0, 3.0, 9.0]);
     }
 
     #[test]

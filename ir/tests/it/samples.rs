@@ -140,6 +140,20 @@ pub(crate) fn every_op() -> Graph {
     let qmatmul =
         QMatMul { bias: false, residual: false, requant: RequantMode::Shift, output: grid(0.03, 100) };
     let qmatmul = add(qmatmul.into(), &[rows, qm], &mut g);
+    let resample = |interpolation, coordinates| Resample {
+        axis: 1,
+        length: 4,
+        scale: 4.0 / 3.0,
+        interpolation,
+        coordinates,
+        exclude_outside: true,
+    };
+    let cubic = Interpolation::Cubic { a: -0.75, antialias: true };
+    let cubic = resample(cubic, Coordinates::TfCropAndResize { start: 0.0, end: 0.9, outside: 0.5 });
+    let resampled = add(QResample { resample: cubic, output: grid(0.03, 9) }.into(), &[qmatmul], &mut g);
+    let nearest = resample(Interpolation::Nearest(Nearest::PreferCeil), Coordinates::AlignCorners);
+    let picked = add(nearest.into(), &[resampled], &mut g);
+    g.output("picked", picked);
     let transfer = add(Transfer { to: Device::FloatJit }.into(), &[qmatmul], &mut g);
     g.set_device(qmatmul.node, Some(Device::Int8Jit));
     g.set_device(transfer.node, Some(Device::FloatJit));

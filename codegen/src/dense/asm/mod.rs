@@ -14,7 +14,7 @@ mod accumulate;
 mod matrix;
 mod requantize;
 mod store;
-mod vector;
+pub(crate) mod vector;
 
 #[cfg(test)]
 mod tests;

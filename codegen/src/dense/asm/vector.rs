@@ -3,11 +3,11 @@
 use iced_x86::{IcedError, code_asm::*};
 
 /// The result of emitting an instruction.
-pub(super) type Emit = Result<(), IcedError>;
+pub(crate) type Emit = Result<(), IcedError>;
 
 /// Width and encoding of vector instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Width {
+pub(crate) enum Width {
     /// 256 bits, VEX: 16 registers, no masks.
     Ymm,
     /// 512 bits, EVEX: 32 registers, masks.
@@ -50,7 +50,7 @@ impl Reg {
 
 /// A register or a vector in memory.
 #[derive(Clone, Copy)]
-pub(super) enum Operand {
+pub(crate) enum Operand {
     Reg(Reg),
     Mem(AsmMemoryOperand),
 }
@@ -74,16 +74,19 @@ const NEGATIVE: AsmRegisterK = k2;
 /// The elements of a vector that a masked store writes.
 const STORED: AsmRegisterK = k3;
 
+/// Sets of elements of kernels that need several; they use none of the masks above.
+const SETS: [AsmRegisterK; 4] = [k1, k2, k3, k4];
+
 /// Emits vector instructions of one width. Methods are named after the instruction, operands in Intel's order.
-pub(super) struct Assembler {
-    pub(super) asm: CodeAssembler,
-    pub(super) width: Width,
+pub(crate) struct Assembler {
+    pub(crate) asm: CodeAssembler,
+    pub(crate) width: Width,
 }
 
 /// `d = op(a)`.
 macro_rules! one_source {
     ($($name:ident)*) => { $(
-        pub(super) fn $name(&mut self, d: Reg, a: impl Into<Operand>) -> Emit {
+        pub(crate) fn $name(&mut self, d: Reg, a: impl Into<Operand>) -> Emit {
             match (self.width, a.into()) {
                 (Width::Ymm, Operand::Reg(a)) => self.asm.$name(d.ymm(), a.ymm()),
                 (Width::Ymm, Operand::Mem(a)) => self.asm.$name(d.ymm(), ymmword_ptr(a)),
@@ -97,7 +100,7 @@ macro_rules! one_source {
 /// `d = op(a, b)`, or `d = op(d, a, b)`.
 macro_rules! two_sources {
     ($($name:ident)*) => { $(
-        pub(super) fn $name(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
+        pub(crate) fn $name(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
             match (self.width, b.into()) {
                 (Width::Ymm, Operand::Reg(b)) => self.asm.$name(d.ymm(), a.ymm(), b.ymm()),
                 (Width::Ymm, Operand::Mem(b)) => self.asm.$name(d.ymm(), a.ymm(), ymmword_ptr(b)),
@@ -111,7 +114,7 @@ macro_rules! two_sources {
 /// `d = op(a, immediate)`.
 macro_rules! immediate_shift {
     ($($name:ident)*) => { $(
-        pub(super) fn $name(&mut self, d: Reg, a: Reg, count: u32) -> Emit {
+        pub(crate) fn $name(&mut self, d: Reg, a: Reg, count: u32) -> Emit {
             match self.width {
                 Width::Ymm => self.asm.$name(d.ymm(), a.ymm(), count),
                 Width::Zmm => self.asm.$name(d.zmm(), a.zmm(), count),
@@ -123,7 +126,7 @@ macro_rules! immediate_shift {
 /// `d = every element is the 32 bits at m`.
 macro_rules! broadcast {
     ($($name:ident)*) => { $(
-        pub(super) fn $name(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+        pub(crate) fn $name(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
             match self.width {
                 Width::Ymm => self.asm.$name(d.ymm(), dword_ptr(m)),
                 Width::Zmm => self.asm.$name(d.zmm(), dword_ptr(m)),
@@ -133,7 +136,7 @@ macro_rules! broadcast {
 }
 
 impl Assembler {
-    pub(super) fn new(width: Width) -> Result<Assembler, IcedError> {
+    pub(crate) fn new(width: Width) -> Result<Assembler, IcedError> {
         let mut asm = CodeAssembler::new(64)?;
         // An EVEX vpdpbusd of 256 bits would fault on CPUs with AVX-VNNI alone, a VEX one on those without it.
         asm.set_prefer_vex(width == Width::Ymm);
@@ -141,7 +144,7 @@ impl Assembler {
     }
 
     /// Ends the function and assembles it. The code can be placed anywhere.
-    pub(super) fn finish(mut self) -> Result<Vec<u8>, IcedError> {
+    pub(crate) fn finish(mut self) -> Result<Vec<u8>, IcedError> {
         self.asm.vzeroupper()?;
         self.asm.ret()?;
         self.asm.assemble(0)
@@ -150,32 +153,33 @@ impl Assembler {
     one_source! { vmovaps vmovups vcvtdq2ps vcvtps2dq vpabsd }
 
     two_sources! {
-        vpdpbusd vpmaddwd vfmadd231ps
+        vpdpbusd vpmaddwd vfmadd231ps vfmadd132ps vfnmadd231ps
         vpaddd vpaddq vpaddsw vpsubd vpsubw vpmulld vpmuldq vpmulhrsw
         vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
-        vmulps vaddps vmaxps vminps
-        vpackssdw vpacksswb vpackuswb vpmaxub vpminub vpshufb vpermd
+        vmulps vaddps vdivps vmaxps vminps vpermps
+        vpaddw vpmaxsw vpminsw vpunpcklwd vpunpckhwd
+        vpackssdw vpacksswb vpackuswb vpmaxub vpmaxsb vpminub vpshufb vpermd
     }
 
     immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw vpsrlw }
 
     broadcast! { vpbroadcastd vbroadcastss }
 
-    pub(super) fn bitand(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
+    pub(crate) fn bitand(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
         match self.width {
             Width::Ymm => self.asm.vpand(d.ymm(), a.ymm(), ymmword_ptr(b)),
             Width::Zmm => self.asm.vpandd(d.zmm(), a.zmm(), zmmword_ptr(b)),
         }
     }
 
-    pub(super) fn bitor(&mut self, d: Reg, a: Reg, b: Reg) -> Emit {
+    pub(crate) fn bitor(&mut self, d: Reg, a: Reg, b: Reg) -> Emit {
         match self.width {
             Width::Ymm => self.asm.vpor(d.ymm(), a.ymm(), b.ymm()),
             Width::Zmm => self.asm.vpord(d.zmm(), a.zmm(), b.zmm()),
         }
     }
 
-    pub(super) fn bitxor(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
+    pub(crate) fn bitxor(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
         match self.width {
             Width::Ymm => self.asm.vpxor(d.ymm(), a.ymm(), ymmword_ptr(b)),
             Width::Zmm => self.asm.vpxord(d.zmm(), a.zmm(), zmmword_ptr(b)),
@@ -183,7 +187,7 @@ impl Assembler {
     }
 
     /// Half a vector of bytes at `m`, sign-extended to 16 bits.
-    pub(super) fn load_bytes_as_words(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+    pub(crate) fn load_bytes_as_words(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
         match self.width {
             Width::Ymm => self.asm.vpmovsxbw(d.ymm(), xmmword_ptr(m)),
             Width::Zmm => self.asm.vpmovsxbw(d.zmm(), ymmword_ptr(m)),
@@ -191,13 +195,97 @@ impl Assembler {
     }
 
     /// 128-bit lane l of `d` = 16 bytes at `m + l·stride`, on 256 bits.
-    pub(super) fn load_lanes(&mut self, d: Reg, m: AsmMemoryOperand, stride: i32) -> Emit {
+    pub(crate) fn load_lanes(&mut self, d: Reg, m: AsmMemoryOperand, stride: i32) -> Emit {
         self.asm.vmovdqu(d.xmm(), xmmword_ptr(m))?;
         self.asm.vinserti128(d.ymm(), d.ymm(), xmmword_ptr(m + stride), 1)
     }
 
+    /// Half a vector of bytes at `m`, zero-extended to 16 bits.
+    pub(crate) fn load_codes_as_words(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpmovzxbw(d.ymm(), xmmword_ptr(m)),
+            Width::Zmm => self.asm.vpmovzxbw(d.zmm(), ymmword_ptr(m)),
+        }
+    }
+
+    /// Stores half a vector of bytes: 16-bit elements of `a` that are within the range of bytes, signed or not.
+    /// Overwrites `a`.
+    pub(crate) fn store_words_as_bytes(&mut self, m: AsmMemoryOperand, a: Reg, signed: bool) -> Emit {
+        match self.width {
+            Width::Ymm => {
+                if signed {
+                    self.vpacksswb(a, a, a)?
+                } else {
+                    self.vpackuswb(a, a, a)?
+                }
+                self.asm.vpermq(a.ymm(), a.ymm(), 0xd8)?;
+                self.asm.vmovdqu(xmmword_ptr(m), a.xmm())
+            }
+            Width::Zmm => self.asm.vpmovwb(ymmword_ptr(m), a.zmm()),
+        }
+    }
+
+    /// Every 64-bit element of `d` = that at `m`.
+    pub(crate) fn broadcast_wide(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpbroadcastq(d.ymm(), qword_ptr(m)),
+            Width::Zmm => self.asm.vpbroadcastq(d.zmm(), qword_ptr(m)),
+        }
+    }
+
+    /// 64-bit elements of `d` = `a` >> the first element of `count`, without the sign.
+    pub(crate) fn shift_right_wide_by(&mut self, d: Reg, a: Reg, count: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vpsrlq(d.ymm(), a.ymm(), count.xmm()),
+            Width::Zmm => self.asm.vpsrlq(d.zmm(), a.zmm(), count.xmm()),
+        }
+    }
+
+    /// Every 32-bit element of `d` = `bits`. Overwrites eax.
+    pub(crate) fn splat(&mut self, d: Reg, bits: u32) -> Emit {
+        self.asm.mov(eax, bits)?;
+        self.asm.vmovd(d.xmm(), eax)?;
+        match self.width {
+            Width::Ymm => self.asm.vpbroadcastd(d.ymm(), d.xmm()),
+            Width::Zmm => self.asm.vpbroadcastd(d.zmm(), d.xmm()),
+        }
+    }
+
+    /// Empties set `i` of elements, of [`SETS`]: a mask register on 512 bits, `own` on 256.
+    pub(crate) fn clear_mask(&mut self, i: usize, own: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vxorps(own.ymm(), own.ymm(), own.ymm()),
+            Width::Zmm => self.asm.kxorw(SETS[i], SETS[i], SETS[i]),
+        }
+    }
+
+    /// Adds to set `i` the 32-bit elements where `a` or `b` is NaN. Overwrites `a`, on 256 bits.
+    pub(crate) fn mask_unordered(&mut self, i: usize, own: Reg, a: Reg, b: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => {
+                self.asm.vcmpunordps(a.ymm(), a.ymm(), b.ymm())?;
+                self.asm.vorps(own.ymm(), own.ymm(), a.ymm())
+            }
+            Width::Zmm => {
+                self.asm.vcmpunordps(k7, a.zmm(), b.zmm())?;
+                self.asm.korw(SETS[i], SETS[i], k7)
+            }
+        }
+    }
+
+    /// Elements of `d` in set `i` = those of `ones`, which has all bits set.
+    pub(crate) fn set_masked(&mut self, d: Reg, i: usize, own: Reg, ones: Reg) -> Emit {
+        match (self.width, i) {
+            (Width::Ymm, _) => self.asm.vorps(d.ymm(), d.ymm(), own.ymm()),
+            (Width::Zmm, 0) => self.asm.vmovdqa32(d.zmm().k1(), ones.zmm()),
+            (Width::Zmm, 1) => self.asm.vmovdqa32(d.zmm().k2(), ones.zmm()),
+            (Width::Zmm, 2) => self.asm.vmovdqa32(d.zmm().k3(), ones.zmm()),
+            (Width::Zmm, _) => self.asm.vmovdqa32(d.zmm().k4(), ones.zmm()),
+        }
+    }
+
     /// Sets up the masks of [`merge_odd`](Self::merge_odd) and of stores of `stored` elements.
-    pub(super) fn set_masks(&mut self, stored: usize) -> Emit {
+    pub(crate) fn set_masks(&mut self, stored: usize) -> Emit {
         if self.width == Width::Zmm {
             self.asm.mov(eax, 0xaaaa_u32)?;
             self.asm.kmovw(ODD, eax)?;
@@ -208,7 +296,7 @@ impl Assembler {
     }
 
     /// Odd 32-bit elements of `d` = those of `a`.
-    pub(super) fn merge_odd(&mut self, d: Reg, a: Reg) -> Emit {
+    pub(crate) fn merge_odd(&mut self, d: Reg, a: Reg) -> Emit {
         match self.width {
             Width::Ymm => self.asm.vpblendd(d.ymm(), d.ymm(), a.ymm(), 0xaa),
             Width::Zmm => self.asm.vmovdqa32(d.zmm().k1(), a.zmm()),
@@ -216,7 +304,7 @@ impl Assembler {
     }
 
     /// Odd 32-bit elements of `d` = the even ones before them of `a`. Overwrites `a`.
-    pub(super) fn merge_even_as_odd(&mut self, d: Reg, a: Reg) -> Emit {
+    pub(crate) fn merge_even_as_odd(&mut self, d: Reg, a: Reg) -> Emit {
         match self.width {
             Width::Ymm => {
                 self.vpsllq(a, a, 32)?;
@@ -227,7 +315,7 @@ impl Assembler {
     }
 
     /// 64-bit elements of `d` = `a` >> counts. On 256 bits the shift is logical: AVX2 has no other.
-    pub(super) fn shift_right_wide(&mut self, d: Reg, a: Reg, counts: AsmMemoryOperand) -> Emit {
+    pub(crate) fn shift_right_wide(&mut self, d: Reg, a: Reg, counts: AsmMemoryOperand) -> Emit {
         match self.width {
             Width::Ymm => self.vpsrlvq(d, a, counts),
             Width::Zmm => self.asm.vpsravq(d.zmm(), a.zmm(), zmmword_ptr(counts)),
@@ -237,7 +325,7 @@ impl Assembler {
     /// RDBPOT: x = sign(x)·((|x| + half) >> right). Overwrites `t`.
     ///
     /// |x| + half stays below 2^32, so unsigned arithmetic cannot overflow, and right = 0 needs no special case.
-    pub(super) fn round_shift_away(
+    pub(crate) fn round_shift_away(
         &mut self,
         x: Reg,
         t: Reg,
@@ -261,7 +349,7 @@ impl Assembler {
     /// Stores `bytes` bytes of `a`, beginning with byte `from`, to `m`. `from` is a multiple of `bytes` rounded up to
     /// a power of two. A length of 512-bit vectors that no plain store has takes the mask of
     /// [`set_masks`](Self::set_masks), in elements of `element` bytes. Overwrites `t` when `from` is not 0.
-    pub(super) fn store(
+    pub(crate) fn store(
         &mut self,
         m: AsmMemoryOperand,
         a: Reg,

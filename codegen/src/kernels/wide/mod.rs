@@ -1,0 +1,44 @@
+//! Kernels of 256 and 512 bits, assembled: Cranelift's vectors end at 128.
+//!
+//! Each is a function that walks one row and is called by a step that Cranelift compiles. They stand beside the general
+//! kernels of the parent module for the shapes that real models are made of, and give the same bits; a shape or tier
+//! that they do not take is left to those.
+
+mod planes;
+mod pool;
+
+pub(crate) use planes::{CodeGrid, Planes, interleave, quantize};
+pub(crate) use pool::{CodeAverage, Kind as PoolKind, pool};
+
+use crate::{CodegenError, dense::asm::vector::Width, lower::Lowering, tier::Isa};
+use cranelift_module::FuncId;
+use iced_x86::IcedError;
+
+/// The vectors of a tier; `None` where Cranelift's are the widest.
+fn width(isa: Isa) -> Option<Width> {
+    match isa {
+        Isa::AmxInt8 | Isa::Avx512Vnni => Some(Width::Zmm),
+        Isa::AvxVnni | Isa::Avx2 => Some(Width::Ymm),
+        Isa::XmmVnni | Isa::Xmm => None,
+    }
+}
+
+/// Bytes of a vector.
+fn bytes(width: Width) -> usize {
+    match width {
+        Width::Ymm => 32,
+        Width::Zmm => 64,
+    }
+}
+
+/// Registers a function of `parameters` pointers or integers for the node being lowered.
+fn define(
+    cx: &mut Lowering,
+    kernel: &str,
+    parameters: usize,
+    code: Result<Vec<u8>, IcedError>,
+) -> Result<FuncId, CodegenError> {
+    let name = cx.step_name(kernel);
+    let code = code.map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
+    cx.define_bytes(&name, parameters, &code)
+}
