@@ -142,7 +142,7 @@ pub(crate) struct ImageOptions {
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Execution")]
 pub(crate) struct TierOption {
-    /// Best instructions to use: avx512vnni, avxvnni, avx2, xmm-vnni or x86-64-v2. Default: the best of this CPU.
+    /// Best instructions to use: amx, avx512vnni, avxvnni, avx2, xmm-vnni or x86-64-v2. Default: the best of this CPU.
     #[arg(long, value_name = "TIER")]
     pub(crate) isa: Option<String>,
 }

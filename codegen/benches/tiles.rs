@@ -1,4 +1,4 @@
-//! Tiles alone, operands in cache: M = 168 pixels, N = 64 channels, K = 576, by tile, tier and requantization mode.
+//! Tiles alone, operands in cache: M = 1344 pixels, N = 64 channels, K = 576, by tile, tier and requantization mode.
 //!
 //! `cargo bench -p qcc-codegen --bench tiles [-- REGEX]`, of names such as
 //! `avx512vnni/U8S8/qu8qs8_tile_12x32c4__avx512vnni_q15`. Criterion times them and remembers: the next run tells what has
@@ -11,7 +11,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use qcc_codegen::{
     dense::{
-        asm::{emit_tile, tile_name},
+        asm::{emit_enter, emit_leave, emit_tile, tile_name},
         pack::{PanelFormat, ParamLayout, pack_bias, pack_params, pack_weights},
         spec::{Epilogue, Prefetch, Product, SLACK, TileSpec},
     },
@@ -29,15 +29,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-const M: usize = 168;
+const M: usize = 1344;
 const N: usize = 64;
 const K: usize = 576;
 type Failure = Box<dyn Error>;
+type AroundFn = extern "sysv64" fn();
 type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
 
 /// Tiles worth comparing: pixels × channels.
 fn shapes(isa: Isa, product: Product) -> &'static [(usize, usize)] {
     match (isa, product) {
+        (Isa::AmxInt8, _) => &[(32, 32), (28, 32), (64, 16), (16, 64), (14, 64), (56, 16), (14, 32)],
         (Isa::Avx512Vnni, _) => &[(14, 32), (12, 32), (6, 64), (4, 64), (28, 16), (9, 48)],
         (Isa::Avx2, Product::U8S8) => &[(6, 16), (4, 16), (12, 8), (3, 24)],
         (Isa::AvxVnni | Isa::Avx2, _) => &[(6, 16), (4, 16), (4, 24), (12, 8), (2, 32)],
@@ -65,6 +67,8 @@ fn requantizer(mode: RequantMode, residual: bool) -> Result<Requantizer, Failure
 struct Bench {
     name: String,
     code: Executable,
+    /// What configures matrix registers and releases them, where the tile uses them.
+    around: Option<[Executable; 2]>,
     /// Operands, weights and parameters, residual, result; aligned as the compiler aligns them, so that lines are not
     /// split.
     a: Aligned,
@@ -106,18 +110,22 @@ impl Aligned {
 
 /// Makes one tile for the whole product.
 fn prepare(
-    tier: &Tier,
+    isa: Isa,
     (mr, nr): (usize, usize),
     product: Product,
     epilogue: Epilogue,
 ) -> Result<Bench, Failure> {
-    let isa = tier.isa;
     let format = PanelFormat { product, isa, panel: nr };
     let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
     let residual = match &epilogue {
         Epilogue::Requantize(q) => q.has_residual,
         Epilogue::PackOnly => false,
         Epilogue::Float { residual, .. } => *residual,
+    };
+    // The first number of bands that holds the pixels evenly.
+    let configured = match isa {
+        Isa::AmxInt8 => mr / mr.div_ceil(16),
+        _ => 0,
     };
     let rows = |pitch: usize| -> Vec<i32> { (0..mr).map(|i| (i * pitch * element) as i32).collect() };
     let a_element = format.activation_bytes();
@@ -132,6 +140,7 @@ fn prepare(
         inner: (K / product.group()) as u32,
         epilogue,
         prefetch: Prefetch::default(),
+        configured,
     };
     let layout = ParamLayout::new(format, &spec.epilogue);
     let (weights, params) = match product {
@@ -150,9 +159,14 @@ fn prepare(
     let activations: Vec<u8> =
         (0..M * K * a_element).map(|i| if a_element == 1 { (i * 31) as u8 } else { 0 }).collect();
     let (panels, tiles) = (N.div_ceil(nr), M / mr);
+    let around = match isa {
+        Isa::AmxInt8 => Some([Executable::new(&emit_enter(configured)?)?, Executable::new(&emit_leave()?)?]),
+        _ => None,
+    };
     Ok(Bench {
         name: tile_name(isa, &spec),
         code: Executable::new(&emit_tile(isa, &spec)?)?,
+        around,
         a: Aligned::new(&activations, SLACK),
         weights: Aligned::new(&weights, 0),
         params: Aligned::new(&params, 0),
@@ -175,6 +189,13 @@ impl Bench {
         let tile: TileFn = unsafe { std::mem::transmute(self.code.entry()) };
         let operands = [&mut self.a, &mut self.weights, &mut self.params, &mut self.y, &mut self.r];
         let [a, weights, params, y, r] = operands.map(Aligned::first);
+        // SAFETY: functions of this signature; they too are only reached for tiers of this CPU.
+        let around = self.around.as_ref().map(|all| {
+            [&all[0], &all[1]].map(|f| unsafe { std::mem::transmute::<*const u8, AroundFn>(f.entry()) })
+        });
+        if let Some([enter, _]) = around {
+            enter();
+        }
         for panel in 0..self.panels {
             for i in 0..self.tiles {
                 let out = i * self.y_tile + panel * self.y_panel;
@@ -189,6 +210,9 @@ impl Bench {
                     );
                 }
             }
+        }
+        if let Some([_, leave]) = around {
+            leave();
         }
     }
 }
@@ -216,10 +240,15 @@ fn with_epilogues(
 fn tiles(criterion: &mut Criterion) {
     for tier in Tier::available() {
         for product in [Product::U8S8, Product::F32] {
+            let Some(isa) = tier.isas(product).next() else { continue };
+            // The vector form of a tier with a matrix form is that of the tier below.
+            if tier.matrix.is_some_and(|own| own != isa) {
+                continue;
+            }
             let mut group = criterion.benchmark_group(format!("{tier}/{product:?}"));
-            for (i, &shape) in shapes(tier.isa, product).iter().enumerate() {
+            for (i, &shape) in shapes(isa, product).iter().enumerate() {
                 with_epilogues(product, i, &mut |epilogue| {
-                    let mut bench = prepare(tier, shape, product, epilogue)?;
+                    let mut bench = prepare(isa, shape, product, epilogue)?;
                     let name = bench.name.clone();
                     let (macs, mut best) = (bench.macs, Duration::MAX);
                     group.throughput(Throughput::Elements(macs));

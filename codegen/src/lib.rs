@@ -15,6 +15,7 @@ pub mod executable;
 pub mod peak;
 pub mod tier;
 
+mod amx;
 mod error;
 mod kernels;
 mod lower;

@@ -1,10 +1,13 @@
 //! ISA tiers: what a CPU can do, as data. The emitters ask the tier; nothing else knows instruction sets.
 
+use crate::{amx, dense::spec::Product};
 use std::fmt;
 
 /// Who emits the dense microkernels of a tier.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Isa {
+    /// AMX: 8-bit products of 16×64 by 64×16 tiles, finished in zmm registers.
+    AmxInt8,
     /// zmm, EVEX, VNNI dot products, 32 registers.
     Avx512Vnni,
     /// ymm, VEX-encoded VNNI dot products, 16 registers.
@@ -24,6 +27,8 @@ pub struct Tier {
     pub name: &'static str,
     /// Vector form of the dense microkernels.
     pub isa: Isa,
+    /// Matrix form of those of 8-bit codes: used where it is faster than the vector form.
+    pub matrix: Option<Isa>,
     /// Whether this CPU has it.
     detect: fn() -> bool,
     /// Levels of Cranelift's feature flags for the code around the microkernels, on top of x86-64.
@@ -38,40 +43,53 @@ const AVX_VNNI: &[&str] = &["has_avx_vnni"];
 const AVX512_VNNI: &[&str] = &["has_avx512f", "has_avx512vl", "has_avx512vnni"];
 
 /// All tiers, the best first. The last one runs on every CPU that qcc supports.
-pub static TIERS: [Tier; 5] = [
+pub static TIERS: [Tier; 6] = [
+    Tier {
+        name: "amx",
+        isa: Isa::Avx512Vnni,
+        matrix: Some(Isa::AmxInt8),
+        detect: || is_avx512vnni() && amx::is_available(),
+        cranelift_flags: &[V2, V3, AVX512_VNNI],
+    },
     Tier {
         name: "avx512vnni",
         isa: Isa::Avx512Vnni,
-        detect: || {
-            is_v3()
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vnni")
-        },
+        matrix: None,
+        detect: is_avx512vnni,
         cranelift_flags: &[V2, V3, AVX512_VNNI],
     },
     Tier {
         name: "avxvnni",
         isa: Isa::AvxVnni,
+        matrix: None,
         detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
         cranelift_flags: &[V2, V3, AVX_VNNI],
     },
-    Tier { name: "avx2", isa: Isa::Avx2, detect: is_v3, cranelift_flags: &[V2, V3] },
+    Tier { name: "avx2", isa: Isa::Avx2, matrix: None, detect: is_v3, cranelift_flags: &[V2, V3] },
     Tier {
         name: "xmm-vnni",
         isa: Isa::XmmVnni,
+        matrix: None,
         detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
         cranelift_flags: &[V2, V3, AVX_VNNI],
     },
     Tier {
         name: "x86-64-v2",
         isa: Isa::Xmm,
+        matrix: None,
         detect: || is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("popcnt"),
         cranelift_flags: &[V2],
     },
 ];
+
+fn is_avx512vnni() -> bool {
+    is_v3()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
+}
 
 fn is_v3() -> bool {
     is_x86_feature_detected!("avx2")
@@ -81,10 +99,36 @@ fn is_v3() -> bool {
         && is_x86_feature_detected!("lzcnt")
 }
 
+impl Isa {
+    /// The tier whose best form this is.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::AmxInt8 => "amx",
+            Isa::Avx512Vnni => "avx512vnni",
+            Isa::AvxVnni => "avxvnni",
+            Isa::Avx2 => "avx2",
+            Isa::XmmVnni => "xmm-vnni",
+            Isa::Xmm => "x86-64-v2",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl Tier {
     /// Whether this CPU can run the tier.
     pub fn is_available(&self) -> bool {
         (self.detect)()
+    }
+
+    /// The forms of microkernels that compute a product, the one with the highest peak first.
+    pub fn isas(&self, product: Product) -> impl Iterator<Item = Isa> {
+        let matrix = if product == Product::U8S8 { self.matrix } else { None };
+        matrix.into_iter().chain([self.isa])
     }
 
     /// Cranelift's feature flags for the code around the microkernels, on top of x86-64.

@@ -15,9 +15,10 @@
 use super::{
     Problem, asm,
     clif_tile::{self, Dot},
+    pack::PanelFormat,
     spec::{Prefetch, Product},
 };
-use crate::tier::Isa;
+use crate::tier::{Isa, Tier};
 use std::{fmt, str::FromStr};
 
 /// A panel: channels that one tile computes.
@@ -99,6 +100,8 @@ impl FromStr for Tiling {
 /// A problem cut into tiles.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Cut {
+    /// Form of the microkernels.
+    pub(crate) isa: Isa,
     /// Rows and columns of output pixels of a block; smaller ones at the lower and right edge.
     pub(crate) rows: usize,
     /// Columns.
@@ -126,7 +129,8 @@ impl Cut {
     }
 }
 
-/// What the model knows about a vector unit.
+/// What the model knows about the unit that multiplies.
+#[derive(Clone, Copy)]
 struct Unit {
     isa: Isa,
     product: Product,
@@ -163,12 +167,24 @@ const LATENCY: f64 = 400.0;
 /// How far ahead weights are prefetched, in bytes: about a microsecond of them.
 const WEIGHTS_AHEAD: u32 = 16 << 10;
 
+/// The same for matrix registers. A product of a band of few pixels takes as long as one of 8.
+const MATRIX_LEAST: f64 = 9.5;
+/// What the loads of operands delay each product.
+const MATRIX_LOADS: f64 = 2.4;
+/// Bytes of weights in a cycle from the second level.
+const MATRIX_FROM_LEVEL2: f64 = 34.0;
+/// To write an accumulator to the stack, and to finish a pixel's 16 channels from there.
+const SPILL: f64 = 17.0;
+const MATRIX_FINISH: f64 = 2.5;
+/// To configure the registers.
+const CONFIGURE: f64 = 180.0;
+
 fn unit(isa: Isa, product: Product) -> Unit {
     let wide = Unit { isa, product, lanes: 16, widths: &[4, 3, 2, 1], rate: 2.0, latency: 5.0 };
     let half = Unit { lanes: 8, widths: &[2, 1], ..wide };
     let narrow = Unit { lanes: 4, ..half };
     match (isa, product) {
-        (Isa::Avx512Vnni, _) => wide,
+        (Isa::AmxInt8 | Isa::Avx512Vnni, _) => wide,
         (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
         // Pairs are multiplied apart, and summed by an instruction of their own.
         (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
@@ -217,9 +233,30 @@ impl Unit {
         }
     }
 
-    /// Cycles of one tile whose weights come from a source. The lines of `crowded` of its pixels are not in the first
-    /// level.
-    fn tile(&self, pixels: usize, vectors: usize, groups: f64, weights: Source, crowded: usize) -> f64 {
+    /// Cycles of one tile whose weights come from a source; `None` if it cannot be had. The lines of `crowded` of its
+    /// pixels are not in the first level.
+    fn tile(
+        &self,
+        block: Block,
+        vectors: usize,
+        groups: f64,
+        weights: Source,
+        crowded: usize,
+    ) -> Option<f64> {
+        match self.isa {
+            Isa::AmxInt8 => matrix_tile(block, vectors, groups, weights),
+            _ => Some(self.vector_tile(block.rows * block.cols, vectors, groups, weights, crowded)),
+        }
+    }
+
+    fn vector_tile(
+        &self,
+        pixels: usize,
+        vectors: usize,
+        groups: f64,
+        weights: Source,
+        crowded: usize,
+    ) -> f64 {
         let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency);
         let load = (pixels + vectors + crowded) as f64 / LOADS;
         let stream = weights.cycles((vectors * self.lanes * 4) as f64);
@@ -228,23 +265,64 @@ impl Unit {
     }
 }
 
+/// A block of pixels, and the rows of matrix registers that are configured when its tile is called.
+#[derive(Clone, Copy)]
+struct Block {
+    rows: usize,
+    cols: usize,
+    configured: usize,
+}
+
+/// Cycles of a tile in matrix registers, as measured on a server: a product takes a cycle for each pixel of its band, but
+/// not less than [`MATRIX_LEAST`]; its operands' loads delay it, whichever register is loaded.
+fn matrix_tile(block: Block, vectors: usize, groups: f64, weights: Source) -> Option<f64> {
+    let Block { rows, cols, configured } = block;
+    let band = asm::band_rows(&vec![cols; rows], vectors, configured)?;
+    let products = (rows * cols.div_ceil(band) * vectors) as f64;
+    let multiply = products * ((band as f64 + 1.5).max(MATRIX_LEAST) + MATRIX_LOADS);
+    let bytes = (vectors * 1024) as f64;
+    let stream = match weights {
+        Source::Level1 => 0.0,
+        Source::Level2 => bytes / MATRIX_FROM_LEVEL2,
+        Source::Memory => weights.cycles(bytes),
+    };
+    // What is configured for this tile is undone behind it.
+    let configure = if configured == band || configured == 0 { 0.0 } else { 2.0 * CONFIGURE };
+    let after = CALL + SPILL * products + MATRIX_FINISH * (rows * cols * vectors) as f64;
+    Some(groups / 16.0 * multiply.max(stream) + after + configure)
+}
+
+impl Cut {
+    /// Rows of matrix registers that the step configures: those of the widest panels' tiles inside the image; 0 for
+    /// vector forms.
+    pub(crate) fn configured(&self) -> usize {
+        match self.isa {
+            Isa::AmxInt8 => {
+                let vectors = self.panels.iter().map(|p| p.width / 16).max().unwrap_or(1);
+                asm::band_rows(&vec![self.cols; self.rows], vectors, 0).unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// Shapes of tiles that [`candidates`] offers, each in both orders where there is more than one order.
 const SHAPES: usize = 6;
 
 /// The ways to cut a problem that are worth timing on a tier: never empty, at most twice [`SHAPES`], the cheapest by the
-/// model first. Of blocks with as many pixels, only the cheapest is offered.
+/// model first. Of blocks with as many pixels, only the cheapest is offered, in the form that computes it fastest.
 ///
 /// `weights` is what the whole model's weights take: if no cache of a core holds them, every problem's come from memory.
-pub(crate) fn candidates(problem: &Problem, isa: Isa, weights: usize) -> Vec<Cut> {
-    let unit = unit(isa, problem.product);
+pub(crate) fn candidates(problem: &Problem, tier: &Tier, weights: usize) -> Vec<Cut> {
     let mut all: Vec<(f64, Cut)> = Vec::new();
-    for &widest in unit.widths {
+    let units = tier.isas(problem.product).map(|isa| unit(isa, problem.product));
+    for (unit, widest) in units.flat_map(|u| u.widths.iter().map(move |&widest| (u, widest))) {
         let panels = panels(problem.channels, widest, &unit);
         // All panels share the blocks, so the widest bounds them.
         let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
         let most = unit.pixels(vectors);
-        let all_weights =
-            panels.iter().map(|p| p.width * 4 * problem.k_groups()).sum::<usize>() * problem.groups;
+        let groups = k_groups(problem, unit.isa);
+        let all_weights = panels.iter().map(|p| p.width * 4 * groups).sum::<usize>() * problem.groups;
         // Of equal costs the first counts. Where the first level holds all weights, reading activations and writing
         // whole pixels once is the better half of the bargain.
         let orders = match Source::of(all_weights) {
@@ -254,8 +332,10 @@ pub(crate) fn candidates(problem: &Problem, isa: Isa, weights: usize) -> Vec<Cut
         for cols in 1..=most.min(problem.cols) {
             for rows in 1..=(most / cols).min(problem.rows) {
                 for order in orders {
-                    let cut = Cut { rows, cols, panels: panels.clone(), order };
-                    all.push((cost(problem, &unit, &cut, Source::of(weights)), cut));
+                    let cut = Cut { isa: unit.isa, rows, cols, panels: panels.clone(), order };
+                    if let Some(cost) = cost(problem, &unit, &cut, Source::of(weights)) {
+                        all.push((cost, cut));
+                    }
                 }
             }
         }
@@ -294,10 +374,18 @@ fn panels(channels: usize, widest: usize, unit: &Unit) -> Vec<Panel> {
     panels
 }
 
-/// Cycles of the whole problem on one core; `first` is where weights come from when they are first read.
-fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> f64 {
-    let groups = problem.k_groups() as f64;
-    let bytes = |panel: &Panel| panel.width * 4 * problem.k_groups();
+/// Groups in all of K, padding of the runs included.
+pub(crate) fn k_groups(problem: &Problem, isa: Isa) -> usize {
+    problem.runs() * PanelFormat { product: problem.product, isa, panel: 1 }.run_groups(problem.run)
+}
+
+/// Cycles of the whole problem on one core; `first` is where weights come from when they are first read. `None` for
+/// blocks that no tile computes.
+fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64> {
+    let configured = cut.configured();
+    let k_groups = k_groups(problem, unit.isa);
+    let groups = k_groups as f64;
+    let bytes = |panel: &Panel| panel.width * 4 * k_groups;
     let all_weights = cut.panels.iter().map(bytes).sum::<usize>() * problem.groups;
     // Interior, right edge, lower edge, corner: how often, and how many pixels.
     let along = |extent: usize, block: usize| {
@@ -314,16 +402,17 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> f64 {
             for (n_cols, tile_cols) in along(problem.cols, cut.cols) {
                 let tiles = n_rows * n_cols * problem.images;
                 if tiles > 0 {
-                    let pixels = tile_rows * tile_cols;
+                    let block = Block { rows: tile_rows, cols: tile_cols, configured };
                     let crowded = crowded(problem, tile_rows, tile_cols);
-                    cycles += tiles as f64 * unit.tile(pixels, vectors, groups, again, crowded);
+                    cycles += tiles as f64 * unit.tile(block, vectors, groups, again, crowded)?;
                 }
             }
         }
         // The first tile's weights come from further away.
         let crowded = crowded(problem, cut.rows, cut.cols);
-        let tile = |source| unit.tile(cut.rows * cut.cols, vectors, groups, source, crowded);
-        cycles += tile(first.max(again)) - tile(again);
+        let block = Block { rows: cut.rows, cols: cut.cols, configured };
+        let tile = |source| unit.tile(block, vectors, groups, source, crowded);
+        cycles += tile(first.max(again))? - tile(again)?;
     }
     let activations = problem.a_bytes();
     let times = match cut.order {
@@ -334,7 +423,7 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> f64 {
     // Those of the second level come while others are used; from memory, about half are waited for.
     let waited =
         if source == Source::Memory { times as f64 * source.cycles(activations as f64) / 2.0 } else { 0.0 };
-    cycles * problem.groups as f64 + waited
+    Some(cycles * problem.groups as f64 + waited)
 }
 
 /// Pixels of a block whose activations lie in one set of the level-1 cache, beyond what it holds: with 1024 channels of
@@ -350,13 +439,17 @@ fn crowded(problem: &Problem, rows: usize, cols: usize) -> usize {
 }
 
 /// What the tiles of a problem prefetch: the weights if they come from memory, activations and results if they do.
-pub(crate) fn prefetch(problem: &Problem, cut: &Cut, isa: Isa, weights: usize, residual: bool) -> Prefetch {
-    let unit = unit(isa, problem.product);
+pub(crate) fn prefetch(problem: &Problem, cut: &Cut, weights: usize, residual: bool) -> Prefetch {
+    // Sums in matrix registers are too short to hide it.
+    if cut.isa == Isa::AmxInt8 {
+        return Prefetch::default();
+    }
+    let unit = unit(cut.isa, problem.product);
     let far = |bytes: usize| Source::of(bytes) == Source::Memory;
     let blocks_follow = problem.loops.is_empty() && problem.rows == 1;
     let results = problem.images * problem.y.image * if residual { 2 } else { 1 };
     let Tiling { rows, cols, panel, .. } = cut.tiling();
-    let summing = (problem.k_groups() * rows * cols * panel) as f64 / (unit.lanes as f64 * unit.rate);
+    let summing = (k_groups(problem, cut.isa) * rows * cols * panel) as f64 / (unit.lanes as f64 * unit.rate);
     let next = i32::try_from(cut.cols * problem.a.col).unwrap_or(0);
     Prefetch {
         weights: if far(weights) { WEIGHTS_AHEAD } else { 0 },
@@ -369,7 +462,11 @@ pub(crate) fn prefetch(problem: &Problem, cut: &Cut, isa: Isa, weights: usize, r
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dense::Strides;
+    use crate::{TIERS, dense::Strides};
+
+    fn vnni() -> &'static Tier {
+        Tier::from_name("avx512vnni").unwrap()
+    }
 
     /// A convolution of `kernel`² taps over an unpadded image of `size`² output pixels.
     fn problem(size: usize, kernel: usize, input: usize, channels: usize) -> Problem {
@@ -390,16 +487,16 @@ mod tests {
         }
     }
 
-    fn choose(problem: &Problem, isa: Isa) -> Cut {
-        candidates(problem, isa, 0).remove(0)
+    fn choose(problem: &Problem, tier: &Tier) -> Cut {
+        candidates(problem, tier, 0).remove(0)
     }
 
     #[test]
     fn candidates_are_few_and_told_apart_by_their_tilings() {
         for channels in [1, 24, 64, 1000] {
-            for isa in [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::XmmVnni, Isa::Xmm] {
+            for tier in &TIERS {
                 let tilings: Vec<Tiling> =
-                    candidates(&problem(7, 3, 16, channels), isa, 0).iter().map(Cut::tiling).collect();
+                    candidates(&problem(7, 3, 16, channels), tier, 0).iter().map(Cut::tiling).collect();
                 assert!((1..=2 * SHAPES).contains(&tilings.len()), "{tilings:?}");
                 for (i, t) in tilings.iter().enumerate() {
                     assert!(!tilings[..i].contains(t), "{t} twice in {tilings:?}");
@@ -419,15 +516,15 @@ mod tests {
     #[test]
     fn every_pixel_and_channel_is_in_one_tile() {
         for channels in [1, 3, 16, 24, 33, 40, 48, 64, 96, 100, 1000] {
-            for isa in [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::XmmVnni, Isa::Xmm] {
-                let cut = choose(&problem(7, 3, 16, channels), isa);
+            for tier in &TIERS {
+                let cut = choose(&problem(7, 3, 16, channels), tier);
                 let mut next = 0;
                 for p in &cut.panels {
                     assert_eq!(p.first, next);
                     assert!(p.columns > 0 && p.columns <= p.width);
                     next += p.columns;
                 }
-                assert_eq!(next, channels, "{isa:?}");
+                assert_eq!(next, channels, "{tier}");
             }
         }
     }
@@ -435,7 +532,7 @@ mod tests {
     #[test]
     fn resnet_layers_get_the_tiles_that_were_measured_best() {
         let cut = |size, kernel, input, channels| {
-            let c = choose(&problem(size, kernel, input, channels), Isa::Avx512Vnni);
+            let c = choose(&problem(size, kernel, input, channels), vnni());
             (c.rows * c.cols, c.panels[0].width)
         };
         // Little K: a wide panel.
@@ -448,13 +545,13 @@ mod tests {
 
     #[test]
     fn a_single_pixel_gets_the_widest_panel() {
-        let cut = choose(&problem(1, 1, 2048, 1000), Isa::Avx512Vnni);
+        let cut = choose(&problem(1, 1, 2048, 1000), vnni());
         assert_eq!((cut.rows * cut.cols, cut.panels[0].width), (1, 64));
     }
 
     #[test]
     fn a_block_that_divides_the_width_is_preferred() {
-        let cut = choose(&problem(28, 3, 128, 128), Isa::Avx512Vnni);
+        let cut = choose(&problem(28, 3, 128, 128), vnni());
         assert_eq!(28 % cut.cols, 0, "{cut:?}");
     }
 }

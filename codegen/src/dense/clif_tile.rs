@@ -41,7 +41,7 @@ impl Dot {
             (Isa::XmmVnni, Product::F32) => Some(Dot::Fma),
             (Isa::Xmm, Product::U8S8) => Some(Dot::Madd),
             (Isa::Xmm, Product::F32) => Some(Dot::MulAdd),
-            (Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2, _) => None,
+            (Isa::AmxInt8 | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2, _) => None,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
     lower::Lowering,
     model::Work,
     module::{FunctionKind, MEM},
+    tier::Isa,
 };
 use cranelift_codegen::ir::{
     BlockArg, ConstantData, InstBuilder, Value,
@@ -75,8 +76,8 @@ pub(crate) fn lower(
     coefficients: &Coefficients<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let cut = cut(problem);
-    let name = kernel_name(cx, "dwconv", problem.product, PIXELS, cut.panels.first());
+    let cut = cut(problem, cx.options.tier.isa);
+    let name = kernel_name("dwconv", problem.product, &cut, PIXELS);
     let dot = Dot::of_tier(problem.product, cx.options.tier);
     let mut functions = Vec::new();
     for class in classes(&cut) {
@@ -147,9 +148,9 @@ pub(crate) fn lower_strips(
         y_col: problem.y.col,
         epilogue,
     };
-    let mut cut = Cut { rows: strips.rows, cols: strips.cols, panels, order: Order::PixelsOuter };
+    let mut cut = Cut { isa, rows: strips.rows, cols: strips.cols, panels, order: Order::PixelsOuter };
     let pixels = cut.panels.first().map_or(0, |p| strips.rows * spec(class_of(p), 1, strips.cols).block());
-    let name = kernel_name(cx, "dwconv", problem.product, pixels, cut.panels.first());
+    let name = kernel_name("dwconv", problem.product, &cut, pixels);
     let classes = classes(&cut);
     let mut functions = Vec::with_capacity(classes.len());
     for &class in &classes {
@@ -217,7 +218,7 @@ fn pack_strip(
 }
 
 /// Rows of at most [`TILE_COLS`] pixels, all of the same length as nearly as whole blocks allow.
-fn cut(problem: &Problem) -> Cut {
+fn cut(problem: &Problem, isa: Isa) -> Cut {
     let tiles = problem.cols.div_ceil(TILE_COLS);
     let cols = problem.cols.div_ceil(tiles).next_multiple_of(PIXELS).min(problem.cols);
     let panels = (0..problem.channels)
@@ -228,7 +229,7 @@ fn cut(problem: &Problem) -> Cut {
         })
         .collect();
     // All channels of a row, then the next: the rows of the input stay in the first cache.
-    Cut { rows: 1, cols, panels, order: Order::PixelsOuter }
+    Cut { isa, rows: 1, cols, panels, order: Order::PixelsOuter }
 }
 
 /// Rows of taps that one multiplication takes.

@@ -7,7 +7,7 @@ use super::{
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
     spec::{Epilogue, Prefetch, Product, TileSpec},
-    walk::{LOWER, PARTS, PanelEntry, PartFunctions, RIGHT, Walk},
+    walk::{Around, LOWER, PARTS, PanelEntry, PartFunctions, RIGHT, Walk},
     widen,
 };
 use crate::{
@@ -68,16 +68,33 @@ pub(crate) fn lower(
     let operands = Operands { a: *a, ..operands };
     let weights = cx.constant_bytes();
     let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
-    let name = kernel_name(cx, kernel, problem.product, cut.rows * cut.cols, cut.panels.first());
+    let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
     let residual = operands.r.is_some();
-    let prefetch = choose::prefetch(problem, &cut, cx.options.tier.isa, weights, residual);
+    let prefetch = choose::prefetch(problem, &cut, weights, residual);
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
     let panels = tiles.pack_all(&classes)?;
-    cx.walk_step(&name, Walk::new(problem, &cut, operands, panels, functions, None), work);
+    let around = around(cx, &name, cut.configured())?;
+    cx.walk_step(&name, Walk::new(problem, &cut, operands, panels, functions, around), work);
     cx.offer_tilings(tilings);
     Ok(())
+}
+
+/// The functions that configure matrix registers of `rows` rows and release them; `None` for 0.
+fn around(cx: &mut Lowering, name: &str, rows: usize) -> Result<Option<Around<FuncId>>, CodegenError> {
+    if rows == 0 {
+        return Ok(None);
+    }
+    let mut define = |part: &str, code: Result<Vec<u8>, asm::EmitError>| {
+        let function = cx.step_name(&format!("{name}_{part}"));
+        match code {
+            Ok(code) => cx.define_bytes(&function, 0, &code),
+            Err(e) => Err(CodegenError::Backend { function, reason: e.to_string() }),
+        }
+    };
+    let enter = define("enter", asm::emit_enter(rows))?;
+    Ok(Some(Around { enter, leave: define("leave", asm::emit_leave())? }))
 }
 
 /// The problem on its input in the form that the tier's tiles read, and where that lies.
@@ -98,7 +115,7 @@ fn as_tiles_read_it(
 
 /// The cut of a problem, and all that there were to choose from. `weights` bytes are read between two uses of its own.
 fn cut(cx: &Lowering, problem: &Problem, weights: usize) -> Option<(Cut, Vec<Tiling>)> {
-    let cuts = choose::candidates(problem, cx.options.tier.isa, weights);
+    let cuts = choose::candidates(problem, cx.options.tier, weights);
     let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
     let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
     cuts.into_iter().nth(wanted.unwrap_or(0)).map(|cut| (cut, tilings))
@@ -124,15 +141,15 @@ pub(crate) fn lower_pairs(
     bias: &[f32],
     work: Work,
 ) -> Result<(), CodegenError> {
-    let inner = problem.k_groups();
-    let weights = matrices * inner * problem.channels * problem.product.element();
+    let weights = matrices * problem.run * problem.channels * problem.product.element();
     let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
+    let inner = choose::k_groups(problem, cut.isa);
     let (packed, w) = pack::pack_at_run_time(cx, &cut.panels, (b, matrices), inner)?;
     let operands = Operands { w: Some(w), ..operands };
-    let name = kernel_name(cx, "gemm", problem.product, cut.rows * cut.cols, cut.panels.first());
+    let name = kernel_name("gemm", problem.product, &cut, cut.rows * cut.cols);
     let residual = operands.r.is_some();
     let coefficients = &Coefficients::Bias(bias);
-    let prefetch = choose::prefetch(problem, &cut, cx.options.tier.isa, weights, residual);
+    let prefetch = choose::prefetch(problem, &cut, weights, residual);
     let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
     let classes = classes(&cut);
     let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
@@ -176,20 +193,17 @@ pub(crate) fn for_each_part(
     Ok(functions)
 }
 
-/// After XNNPACK: types, kernel, pixels × channels, tier.
-pub(crate) fn kernel_name(
-    cx: &Lowering,
-    kernel: &str,
-    product: Product,
-    pixels: usize,
-    panel: Option<&Panel>,
-) -> String {
-    let (types, group) = match product {
-        Product::U8S8 => ("qu8qs8", "c4"),
-        Product::F32 => ("f32", ""),
-    };
-    let width = panel.map_or(0, |p| p.width);
-    format!("{types}_{kernel}_{pixels}x{width}{group}__{}", cx.options.tier)
+/// After XNNPACK: types, kernel, pixels × channels, elements of K in a step, instructions.
+pub(crate) fn kernel_name(kernel: &str, product: Product, cut: &Cut, pixels: usize) -> String {
+    let width = cut.panels.first().map_or(0, |p| p.width);
+    let (isa, shape) = (cut.isa, format!("{kernel}_{pixels}x{width}"));
+    match product {
+        Product::U8S8 => {
+            let format = PanelFormat { product, isa, panel: width };
+            format!("qu8qs8_{shape}c{}__{isa}", product.group() * format.step_groups())
+        }
+        Product::F32 => format!("f32_{shape}__{isa}"),
+    }
 }
 
 /// A kind of panel: all panels of one kind share their tile functions.
@@ -246,14 +260,15 @@ impl Tiles<'_, '_, '_> {
             r_offsets: if self.residual { offsets(p.r.row, p.r.col) } else { Vec::new() },
             y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),
-            inner: p.inner() as u32,
+            inner: self.format(width).run_groups(p.run) as u32,
             epilogue: self.epilogue,
             prefetch: self.prefetch,
+            configured: self.cut.configured(),
         };
         let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
-        let tier = self.cx.options.tier;
-        let Some(dot) = Dot::of_isa(p.product, tier.isa) else {
-            let code = asm::emit_tile(tier.isa, &spec)
+        let isa = self.cut.isa;
+        let Some(dot) = Dot::of_isa(p.product, isa) else {
+            let code = asm::emit_tile(isa, &spec)
                 .map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
             return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
         };
@@ -283,9 +298,9 @@ impl Tiles<'_, '_, '_> {
         Ok(entries)
     }
 
-    /// How the tier's tiles want a panel.
-    fn format(&self, panel: &Panel) -> PanelFormat {
-        PanelFormat { product: self.problem.product, isa: self.cx.options.tier.isa, panel: panel.width }
+    /// How the tiles want panels of this width.
+    fn format(&self, panel: usize) -> PanelFormat {
+        PanelFormat { product: self.problem.product, isa: self.cut.isa, panel }
     }
 
     /// The channels of a panel, counted over all groups.
@@ -301,8 +316,10 @@ impl Tiles<'_, '_, '_> {
             return Ok(vec![0; panels.len()]);
         }
         let runs = p.runs();
-        let parts: Vec<(PanelFormat, Range<usize>)> =
-            panels.iter().map(|&(group, panel)| (self.format(panel), self.channels(group, panel))).collect();
+        let parts: Vec<(PanelFormat, Range<usize>)> = panels
+            .iter()
+            .map(|&(group, panel)| (self.format(panel.width), self.channels(group, panel)))
+            .collect();
         let size = |(format, channels): &(PanelFormat, Range<usize>)| {
             pack::packed_bytes(*format, channels.len(), runs, p.run)
         };
@@ -328,7 +345,7 @@ impl Tiles<'_, '_, '_> {
 
     /// Offset of one panel's constants.
     fn pack_params(&mut self, group: usize, panel: &Panel) -> Result<u32, CodegenError> {
-        let (format, channels) = (self.format(panel), self.channels(group, panel));
+        let (format, channels) = (self.format(panel.width), self.channels(group, panel));
         let params = match self.coefficients {
             Coefficients::Codes(_, start, _) => self.pack_code_params(format, channels, start),
             Coefficients::Floats(_, bias) | Coefficients::Bias(bias) => {

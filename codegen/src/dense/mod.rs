@@ -16,6 +16,8 @@ pub(crate) mod strip;
 pub(crate) mod walk;
 pub(crate) mod widen;
 
+use crate::Tier;
+use pack::PanelFormat;
 use spec::Product;
 
 /// Byte strides of an operand or a result.
@@ -108,24 +110,15 @@ impl<T: Copy> Weights<'_, T> {
 }
 
 impl Problem {
-    /// Steps of the innermost loop in one run.
-    pub(crate) fn inner(&self) -> usize {
-        self.run.div_ceil(self.product.group())
-    }
-
     /// Contiguous runs of K.
     pub(crate) fn runs(&self) -> usize {
         self.loops.iter().map(|l| l.0 as usize).product()
     }
 
-    /// Steps of the innermost loop in all of K, padding of the runs included.
-    pub(crate) fn k_groups(&self) -> usize {
-        self.runs() * self.inner()
-    }
-
-    /// Whether runs end within a group, so that bytes behind the last one are read.
-    pub(crate) fn overreads(&self) -> bool {
-        !self.run.is_multiple_of(self.product.group())
+    /// Whether tiles of this tier may read bytes behind the last run: where it ends within what they take at once.
+    pub(crate) fn overreads(&self, tier: &Tier) -> bool {
+        let step = |isa| PanelFormat { product: self.product, isa, panel: 0 }.step_groups();
+        tier.isas(self.product).any(|isa| !self.run.is_multiple_of(self.product.group() * step(isa)))
     }
 
     /// Bytes from the first that the tiles read to the last, padding of the runs included.
@@ -135,7 +128,7 @@ impl Problem {
         let outer: usize =
             self.loops.iter().map(|&(trips, stride)| last(trips as usize, stride as usize)).sum();
         let pixels = last(self.images, a.image) + last(self.rows, a.row) + last(self.cols, a.col);
-        let run = self.inner() * self.product.group() * self.product.element();
+        let run = self.run.next_multiple_of(self.product.group()) * self.product.element();
         last(self.groups, a.group) + pixels + outer + run
     }
 

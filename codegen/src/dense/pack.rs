@@ -44,7 +44,7 @@ impl PanelFormat {
     /// Bytes of a vector register.
     pub fn vector_bytes(self) -> usize {
         match self.isa {
-            Isa::Avx512Vnni => 64,
+            Isa::AmxInt8 | Isa::Avx512Vnni => 64,
             Isa::AvxVnni | Isa::Avx2 => 32,
             Isa::XmmVnni | Isa::Xmm => 16,
         }
@@ -58,6 +58,19 @@ impl PanelFormat {
     /// Vectors in a panel.
     pub fn vectors(self) -> usize {
         self.panel / self.lanes()
+    }
+
+    /// Groups that the microkernel takes at once: a row of a matrix register holds 16.
+    pub fn step_groups(self) -> usize {
+        match self.isa {
+            Isa::AmxInt8 => 16,
+            _ => 1,
+        }
+    }
+
+    /// Groups of a run of `run_len` elements, padding included.
+    pub fn run_groups(self, run_len: usize) -> usize {
+        run_len.div_ceil(self.product.group()).next_multiple_of(self.step_groups())
     }
 
     /// Panels that cover this many channels.
@@ -107,7 +120,7 @@ impl PanelFormat {
     pub fn channel_of_wide(self, wide: usize) -> usize {
         match self.isa {
             Isa::XmmVnni | Isa::Xmm => wide,
-            Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => {
+            Isa::AmxInt8 | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 => {
                 let half = self.lanes() / 2;
                 let (v, odd, i) = (wide / self.lanes(), wide % self.lanes() / half, wide % half);
                 self.channel_of_column(v * self.lanes() + 2 * i + odd)
@@ -165,13 +178,14 @@ impl Weight for f32 {
 
 /// Bytes of the packed weights of so many channels.
 pub fn packed_bytes(format: PanelFormat, channels: usize, runs: usize, run_len: usize) -> usize {
-    format.panels(channels) * format.weight_bytes(runs * run_len.div_ceil(format.product.group()))
+    format.panels(channels) * format.weight_bytes(runs * format.run_groups(run_len))
 }
 
 /// Packs the weights of `channels` as `[panel][run][group][NR]` groups of [`Product::group`] elements.
 ///
 /// `weight(channel, run, i)` is weight i of a run of `run_len`; runs are in the order of the tile's loops. Channels
-/// beyond the range and elements beyond a run's length are zero.
+/// beyond the range and elements beyond a run's length are zero. A matrix register of weights is 16 groups of 16
+/// channels: rows of a panel's groups, as they lie.
 ///
 /// # Panics
 ///
@@ -214,6 +228,7 @@ pub fn pack_weights_into<W: Weight>(
     assert_eq!(bytes.len(), packed_bytes(format, channels.len(), runs, run_len), "bytes of other weights");
     let step = format.product.group();
     let group_bytes = 4 * format.panel;
+    let run_bytes = format.run_groups(run_len) * group_bytes;
     let mut taken = [W::default(); 4 * GROUPS_AT_ONCE];
     let mut rest = bytes;
     for first in channels.clone().step_by(format.panel) {
@@ -222,10 +237,13 @@ pub fn pack_weights_into<W: Weight>(
             .filter(|(_, channel)| *channel < channels.end)
             .collect();
         for run in 0..runs {
-            for start in (0..run_len).step_by(step * GROUPS_AT_ONCE) {
+            let (of_run, behind) = rest.split_at_mut(run_bytes);
+            rest = behind;
+            for (start, groups) in (0..run_len)
+                .step_by(step * GROUPS_AT_ONCE)
+                .zip(of_run.chunks_mut(GROUPS_AT_ONCE * group_bytes))
+            {
                 let taken = &mut taken[..(run_len - start).min(step * GROUPS_AT_ONCE)];
-                let (groups, behind) = rest.split_at_mut(taken.len().div_ceil(step) * group_bytes);
-                rest = behind;
                 for &(column, channel) in &columns {
                     weights(channel, run, start, taken);
                     for (group, of_group) in groups.chunks_exact_mut(group_bytes).zip(taken.chunks(step)) {

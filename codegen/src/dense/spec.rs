@@ -15,10 +15,15 @@
 //! * `at`: row | column << 32 of the first pixel in the image of results, which only depthwise strips ask for.
 //!
 //! The sum over K runs through `loops` (outer to inner) of contiguous runs of `inner` groups: a group is 4 codes
-//! of an int8 product and 1 number of a float one. A run whose length is no multiple of 4 reads up to 3 bytes beyond
-//! its end; their weights are zero, so what they hold does not matter, only that they can be read. Likewise
+//! of an int8 product and 1 number of a float one. A run whose length is no multiple of a group reads beyond its end:
+//! up to 3 bytes, and up to 63 where matrix instructions take whole steps of 64. The weights of these bytes are zero, so
+//! what they hold does not matter, only that they can be read. Likewise
 //! loads of residuals may read up to 63 bytes beyond the last channel: every buffer that a tile reads has at
 //! least [`SLACK`] readable bytes behind it. Stores never go beyond `columns` channels.
+//!
+//! Matrix forms take the pixels in up to 4 *bands* of at most 16 pixels at one stride: `a_offsets` must be so. The
+//! registers that hold pixels have as many rows as a band; the step configures them once
+//! ([`emit_enter`](super::asm::emit_enter)) before its first tile and releases them behind its last.
 
 use qcc_ir::{numerics::Requantizer, ops::Clamp};
 
@@ -91,6 +96,9 @@ pub struct TileSpec<'a> {
     pub epilogue: Epilogue<'a>,
     /// What the tile asks the caches for ahead of time.
     pub prefetch: Prefetch,
+    /// Rows of the matrix registers that hold pixels, as configured when the tile is called; 0 where none are
+    /// configured. The tile leaves that configuration behind. Vector forms ignore it.
+    pub configured: usize,
 }
 
 /// Lines that a tile prefetches. Nothing is computed from them, so they may lie beyond any buffer.

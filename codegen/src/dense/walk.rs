@@ -13,8 +13,8 @@ use super::{
 /// A microkernel; [`spec`](super::spec) has its contract.
 pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
 
-/// Code that runs before the first or behind the last tile of a range; it is given [`Around::data`].
-pub(crate) type AroundFunction = extern "sysv64" fn(*const u8);
+/// Code that runs before the first or behind the last tile of a range.
+pub(crate) type AroundFunction = extern "sysv64" fn();
 
 /// Parts of the image: interior, right edge, lower edge, corner.
 pub(crate) const PARTS: usize = 4;
@@ -48,8 +48,6 @@ pub(crate) struct Around<F> {
     pub(crate) enter: F,
     /// Behind the last one.
     pub(crate) leave: F,
-    /// What both are given: an offset in the model's weights.
-    pub(crate) data: u32,
 }
 
 /// The loops of a walk. Panels of all groups are one loop.
@@ -158,7 +156,7 @@ impl<T, A> Walk<T, A> {
             block,
             panels,
             tiles: tiles.into_iter().map(|parts| parts.map(|f| f.map(&tile))).collect(),
-            around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave), data: f.data }),
+            around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave) }),
         }
     }
 
@@ -186,13 +184,12 @@ impl Walk<TileFunction, AroundFunction> {
         if begin >= end {
             return;
         }
-        let around = self.around.map(|f| (f, bases.weights.wrapping_add(f.data as usize)));
-        if let Some((f, data)) = around {
-            (f.enter)(data);
+        if let Some(around) = &self.around {
+            (around.enter)();
         }
         self.tiles(bases, begin, end);
-        if let Some((f, data)) = around {
-            (f.leave)(data);
+        if let Some(around) = &self.around {
+            (around.leave)();
         }
     }
 
@@ -255,6 +252,7 @@ mod tests {
     use crate::{
         dense::{Strides, choose::Panel, spec::Product},
         module::Location,
+        tier::Isa,
     };
     use std::{cell::RefCell, ptr};
 
@@ -290,11 +288,11 @@ mod tests {
     tile!(right);
     tile!(lower);
     tile!(corner);
-    extern "sysv64" fn enter(data: *const u8) {
-        log("enter", [data as usize; 6]);
+    extern "sysv64" fn enter() {
+        log("enter", [0; 6]);
     }
-    extern "sysv64" fn leave(data: *const u8) {
-        log("leave", [data as usize; 6]);
+    extern "sysv64" fn leave() {
+        log("leave", [0; 6]);
     }
 
     const IMAGES: usize = 2;
@@ -320,12 +318,12 @@ mod tests {
         };
         let cut_panels =
             (0..panels as usize).map(|i| Panel { first: 16 * i, width: 16, columns: 16 }).collect();
-        let cut = Cut { rows, cols, panels: cut_panels, order };
+        let cut = Cut { isa: Isa::Avx512Vnni, rows, cols, panels: cut_panels, order };
         let operands = Operands { a: Location::Input(0), y: Location::Output(0), r: None, w: None };
         let entries =
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
-        let around = Around { enter: enter as AroundFunction, leave: leave as AroundFunction, data: 9 };
+        let around = Around { enter: enter as AroundFunction, leave: leave as AroundFunction };
         Walk::new(&problem, &cut, operands, entries.collect(), vec![tiles], Some(around))
     }
 
@@ -390,8 +388,7 @@ mod tests {
     fn every_range_is_entered_and_left_once() {
         let walk = walk(2, 3, Order::PanelsOuter, 3);
         let calls = calls_of(&walk, 4, 9);
-        let data = [(4 << 20) + 9; 6];
-        assert_eq!((calls.len(), calls[0], calls[6]), (7, ("enter", data), ("leave", data)));
+        assert_eq!((calls.len(), calls[0], calls[6]), (7, ("enter", [0; 6]), ("leave", [0; 6])));
         assert!(calls_of(&walk, 4, 4).is_empty());
     }
 }

@@ -306,7 +306,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         }
         None => {
             let problem = conv.placed(cx, node, conv.problem(&border))?.flattened();
-            let overreads = problem.overreads();
+            let overreads = problem.overreads(cx.options.tier);
             (problem, overreads, Kernel::Dense("conv"))
         }
     };

@@ -186,7 +186,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let matrices = Matrices::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
     let problem = matrices.problem();
     let input = cx.graph.operand(node, 0);
-    let a = match problem.overreads() {
+    let a = match problem.overreads(cx.options.tier) {
         true => with_slack(cx, input)?,
         false => cx.location(input)?,
     };

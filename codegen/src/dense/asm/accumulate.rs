@@ -1,7 +1,7 @@
 //! The sum over K: bias, then groups of K in the order of the loops.
 
 use super::{
-    EmitError, Tile, displaced,
+    EmitError, Tile, displaced, matrix,
     vector::{Assembler, Emit, Reg},
 };
 use crate::{dense::spec::Product, tier::Isa};
@@ -12,6 +12,8 @@ use iced_x86::code_asm::*;
 const BODY: usize = 400;
 /// The most groups in a body.
 const MAX_UNROLL: usize = 8;
+/// Steps of matrix registers in a body. They are long: the loop's own instructions hide behind one.
+const MATRIX_UNROLL: usize = 4;
 
 /// Counters of the loops around the innermost one.
 const COUNTERS: [AsmRegister32; 3] = [r9d, r10d, r11d];
@@ -62,6 +64,9 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
 }
 
 pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
+    if let Some(bands) = &tile.bands {
+        return matrix::start_from_bias(asm, tile, bands);
+    }
     for v in 0..tile.format.vectors() {
         asm.vmovups(tile.accumulator(0, v), tile.param(tile.layout.bias, v))?;
     }
@@ -75,18 +80,18 @@ pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
 
 /// One contiguous run. Returns how far it moved rdi; rsi is moved to the next run's weights if there is one.
 fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) -> Result<i32, EmitError> {
-    let groups = tile.spec.inner as usize;
     let (unroll, trips) = body(tile);
-    let rest = groups % unroll;
-    let group_bytes = activation_bytes(tile);
-    let weight_bytes = tile.format.weight_bytes(1);
+    let rest = steps(tile) % unroll;
+    let step_groups = tile.format.step_groups();
+    let step_bytes = activation_bytes(tile) * step_groups;
+    let weight_bytes = tile.format.weight_bytes(step_groups);
     let mut moved = 0;
     let mut straight = rest;
-    let groups_and_results = |asm: &mut Assembler, groups: usize| -> Result<(), EmitError> {
-        for g in 0..groups {
-            group(asm, tile, g)?;
+    let steps_and_results = |asm: &mut Assembler, steps: usize| -> Result<(), EmitError> {
+        for s in 0..steps {
+            step(asm, tile, s)?;
             if let Some(results) = results {
-                results.prefetch(asm, g, groups)?;
+                results.prefetch(asm, s, steps)?;
             }
         }
         results.map_or(Ok(()), |r| r.advance(asm))
@@ -95,18 +100,18 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
         asm.asm.mov(eax, trips as u32)?;
         let mut top = asm.asm.create_label();
         asm.asm.set_label(&mut top)?;
-        groups_and_results(asm, unroll)?;
-        advance(asm, rdi, (unroll * group_bytes) as i64)?;
+        steps_and_results(asm, unroll)?;
+        advance(asm, rdi, (unroll * step_bytes) as i64)?;
         advance(asm, rsi, (unroll * weight_bytes) as i64)?;
         asm.asm.dec(eax)?;
         asm.asm.jne(top)?;
-        moved = trips * unroll * group_bytes;
-        for g in 0..straight {
-            group(asm, tile, g)?;
+        moved = trips * unroll * step_bytes;
+        for s in 0..straight {
+            step(asm, tile, s)?;
         }
     } else {
         straight += trips * unroll;
-        groups_and_results(asm, straight)?;
+        steps_and_results(asm, straight)?;
     }
     if more {
         advance(asm, rsi, (straight * weight_bytes) as i64)?;
@@ -114,18 +119,25 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
     i32::try_from(moved).map_err(|_| EmitError::Displacement)
 }
 
-/// Groups in the body of the innermost loop, and how often it is run.
-fn body(tile: &Tile) -> (usize, usize) {
-    let groups = tile.spec.inner as usize;
-    let unroll = unroll(tile, groups);
-    (unroll, groups / unroll)
+/// Steps of a run: groups, or as many of them as a matrix register takes.
+fn steps(tile: &Tile) -> usize {
+    tile.spec.inner as usize / tile.format.step_groups()
 }
 
-/// Groups in the body of the innermost loop: a divisor of their number if a large one fits, so that no tail is left.
-fn unroll(tile: &Tile, groups: usize) -> usize {
+/// Steps in the body of the innermost loop, and how often it is run.
+fn body(tile: &Tile) -> (usize, usize) {
+    let unroll = unroll(tile, steps(tile));
+    (unroll, steps(tile) / unroll)
+}
+
+/// Steps in the body of the innermost loop: a divisor of their number if a large one fits, so that no tail is left.
+fn unroll(tile: &Tile, steps: usize) -> usize {
     let per_group = (tile.spec.pixels() + 1) * (tile.format.vectors() + 1);
-    let most = (BODY / per_group).clamp(1, MAX_UNROLL);
-    (most / 2 + 1..=most).rev().find(|u| groups.is_multiple_of(*u)).unwrap_or(most)
+    let most = match tile.bands {
+        Some(_) => MATRIX_UNROLL,
+        None => (BODY / per_group).clamp(1, MAX_UNROLL),
+    };
+    (most / 2 + 1..=most).rev().find(|u| steps.is_multiple_of(*u)).unwrap_or(most)
 }
 
 fn advance(asm: &mut Assembler, pointer: AsmRegister64, by: i64) -> Result<(), EmitError> {
@@ -136,8 +148,11 @@ fn advance(asm: &mut Assembler, pointer: AsmRegister64, by: i64) -> Result<(), E
     Ok(())
 }
 
-/// Group `g` behind rdi and rsi.
-fn group(asm: &mut Assembler, tile: &Tile, g: usize) -> Result<(), EmitError> {
+/// Step `g` behind rdi and rsi: a group, or as many as a matrix register takes.
+fn step(asm: &mut Assembler, tile: &Tile, g: usize) -> Result<(), EmitError> {
+    if let Some(bands) = &tile.bands {
+        return matrix::step(asm, tile, bands, g);
+    }
     match (tile.format.product, tile.format.isa) {
         (Product::F32, _) => half_group(asm, tile, g, Step::MultiplyAdd),
         (Product::U8S8, Isa::Avx2) => {
@@ -266,7 +281,7 @@ impl Results {
     /// `None` where the tile is not asked to, or has no registers for it.
     fn of(tile: &Tile, loops: &[(u32, i32)]) -> Option<Results> {
         let spec = tile.spec;
-        if !spec.prefetch.results || loops.len() > 1 {
+        if !spec.prefetch.results || loops.len() > 1 || tile.bands.is_some() {
             return None;
         }
         let bodies = body(tile).1.max(1) * loops.iter().map(|l| l.0 as usize).product::<usize>();

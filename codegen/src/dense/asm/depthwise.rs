@@ -50,6 +50,7 @@ fn tile_spec<'a>(spec: &StripSpec<'a>, cols: usize) -> Result<TileSpec<'a>, Emit
         inner: 1,
         epilogue: spec.epilogue,
         prefetch: Prefetch::default(),
+        configured: 0,
     })
 }
 

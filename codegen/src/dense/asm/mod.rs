@@ -1,4 +1,5 @@
-//! Dense microkernels in machine code: 512-bit and 256-bit tiles, assembled for one [`TileSpec`] each.
+//! Dense microkernels in machine code: 512-bit and 256-bit tiles, and those of matrix registers, assembled for one
+//! [`TileSpec`] each.
 //!
 //! A tile keeps MR pixels × NR channels of accumulators in registers: accumulator (pixel, vector) is register
 //! pixel·vectors + vector. The registers behind them are temporaries: weights and activations while the tile sums
@@ -6,10 +7,12 @@
 //! tile is emitted (strides, trip counts, zero tests of constants) is part of the code; the code has no addresses.
 //!
 //! Arguments stay where the calling convention puts them: a = rdi, w = rsi, params = rdx, y = rcx, r = r8. Loops
-//! count in rax, r9, r10 and r11, so nothing has to be saved.
+//! count in rax, r9, r10 and r11, so nothing has to be saved. Tiles of matrix registers ([`matrix`]) differ in the sum:
+//! their accumulators reach the registers of the epilogue through the stack.
 
 mod accumulate;
 mod depthwise;
+mod matrix;
 mod requantize;
 mod store;
 pub(crate) mod vector;
@@ -27,6 +30,8 @@ use iced_x86::{
     IcedError,
     code_asm::{AsmMemoryOperand, AsmRegister64, rdx},
 };
+use matrix::Bands;
+pub(crate) use matrix::configure;
 use qcc_ir::DType;
 pub(crate) use vector::Reg;
 use vector::{Assembler, Width};
@@ -47,6 +52,22 @@ pub enum EmitError {
         panel: usize,
         /// 32-bit lanes of a vector.
         lanes: usize,
+    },
+    /// Groups that are no whole steps.
+    #[error("runs of {inner} groups are not padded to steps of {step}")]
+    Steps {
+        /// Groups of a run.
+        inner: u32,
+        /// Groups of a step.
+        step: usize,
+    },
+    /// Pixels that are not in a few bands.
+    #[error("the offsets of {pixels} pixels are not those of at most {most} bands of 16")]
+    Bands {
+        /// MR.
+        pixels: usize,
+        /// Bands that the registers hold.
+        most: usize,
     },
     /// No columns or more than the panel has.
     #[error("{columns} columns of a panel of {panel}")]
@@ -108,7 +129,7 @@ const MAX_VECTORS: usize = 4;
 /// The most pixels of a tile with panels of `panel` channels; 0 where the tier or the panel is not emitted.
 pub fn max_pixels(isa: Isa, product: Product, panel: usize) -> usize {
     let registers = match isa {
-        Isa::Avx512Vnni => 32,
+        Isa::AmxInt8 | Isa::Avx512Vnni => 32,
         Isa::AvxVnni | Isa::Avx2 => 16,
         Isa::XmmVnni | Isa::Xmm => return 0,
     };
@@ -116,6 +137,9 @@ pub fn max_pixels(isa: Isa, product: Product, panel: usize) -> usize {
     let vectors = format.vectors();
     if !(1..=MAX_VECTORS).contains(&vectors) || !panel.is_multiple_of(format.lanes()) {
         return 0;
+    }
+    if isa == Isa::AmxInt8 {
+        return if product == Product::U8S8 { matrix::max_pixels(vectors) } else { 0 };
     }
     // While summing: the weights of a group, an activation and, without a fused dot product, its product.
     let summing = vectors + if (product, isa) == (Product::U8S8, Isa::Avx2) { 2 } else { 1 };
@@ -129,16 +153,12 @@ pub fn max_pixels(isa: Isa, product: Product, panel: usize) -> usize {
 /// The tile's name after XNNPACK's convention: types, shape, elements of a group, tier, epilogue.
 pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
     let (mr, nr) = (spec.pixels(), spec.panel);
-    let tier = match isa {
-        Isa::Avx512Vnni => "avx512vnni",
-        Isa::AvxVnni => "avxvnni",
-        Isa::Avx2 => "avx2",
-        Isa::XmmVnni => "xmmvnni",
-        Isa::Xmm => "sse42",
-    };
     let shape = match spec.product {
-        Product::U8S8 => format!("qu8s8_gemm_{mr}x{nr}c4__{tier}"),
-        Product::F32 => format!("f32_gemm_{mr}x{nr}__{tier}"),
+        Product::U8S8 => {
+            let step = 4 * PanelFormat { product: spec.product, isa, panel: nr }.step_groups();
+            format!("qu8s8_gemm_{mr}x{nr}c{step}__{isa}")
+        }
+        Product::F32 => format!("f32_gemm_{mr}x{nr}__{isa}"),
     };
     let residual = if spec.r_offsets.is_empty() { "" } else { "_add" };
     match spec.epilogue {
@@ -156,12 +176,43 @@ pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
 pub fn emit_tile(isa: Isa, spec: &TileSpec) -> Result<Vec<u8>, EmitError> {
     let tile = Tile::new(isa, spec)?;
     let mut asm = Assembler::new(tile.width())?;
+    if let Some(bands) = &tile.bands {
+        matrix::begin(&mut asm, &tile, bands)?;
+    }
     accumulate::emit(&mut asm, &tile)?;
+    if let Some(bands) = &tile.bands {
+        matrix::spill(&mut asm, &tile, bands)?;
+    }
     match spec.epilogue {
         Epilogue::Float { clamp, residual } => store::floats(&mut asm, &tile, clamp, residual)?,
         Epilogue::Requantize(_) | Epilogue::PackOnly => store::codes(&mut asm, &tile)?,
     }
+    if let Some(bands) = &tile.bands {
+        matrix::end(&mut asm, &tile, bands)?;
+    }
     Ok(asm.finish()?)
+}
+
+/// Assembles `extern "sysv64" fn()`, which configures matrix registers for tiles whose
+/// [`configured`](TileSpec::configured) is `rows`, on the thread that calls it.
+pub fn emit_enter(rows: usize) -> Result<Vec<u8>, EmitError> {
+    let mut asm = Assembler::new(Width::Zmm)?;
+    matrix::enter(&mut asm, rows)?;
+    Ok(asm.finish()?)
+}
+
+/// Assembles `extern "sysv64" fn()`, which releases matrix registers: a thread without any is cheaper to switch.
+pub fn emit_leave() -> Result<Vec<u8>, EmitError> {
+    let mut asm = Assembler::new(Width::Zmm)?;
+    asm.asm.tilerelease()?;
+    Ok(asm.finish()?)
+}
+
+/// Rows of the bands of a tile by `vectors` vectors whose pixels are `runs` of one stride each; `None` where the matrix
+/// registers do not hold them. A tile that is called with these rows [`configured`](TileSpec::configured) need not
+/// configure its own.
+pub(crate) fn band_rows(runs: &[usize], vectors: usize, configured: usize) -> Option<usize> {
+    matrix::band_rows(runs, matrix::max_bands(vectors), configured)
 }
 
 /// A checked specification with what the emitters derive from it.
@@ -169,6 +220,8 @@ struct Tile<'a> {
     spec: &'a TileSpec<'a>,
     format: PanelFormat,
     layout: ParamLayout,
+    /// How matrix registers hold the pixels; `None` where vectors do.
+    bands: Option<Bands>,
 }
 
 impl<'a> Tile<'a> {
@@ -211,27 +264,46 @@ impl<'a> Tile<'a> {
         if spec.groups() == 0 {
             return Err(EmitError::EmptySum);
         }
-        Ok(Tile { spec, format, layout: ParamLayout::new(format, &spec.epilogue) })
+        if !(spec.inner as usize).is_multiple_of(format.step_groups()) {
+            return Err(EmitError::Steps { inner: spec.inner, step: format.step_groups() });
+        }
+        let bands = match isa {
+            Isa::AmxInt8 => {
+                let most = matrix::max_bands(format.vectors());
+                let bands = Bands::of(&spec.a_offsets, most, spec.configured);
+                Some(bands.ok_or(EmitError::Bands { pixels, most })?)
+            }
+            _ => None,
+        };
+        Ok(Tile { spec, format, layout: ParamLayout::new(format, &spec.epilogue), bands })
     }
 
     fn width(&self) -> Width {
         if self.format.vector_bytes() == 64 { Width::Zmm } else { Width::Ymm }
     }
 
+    /// Pixels whose accumulators are in vector registers at a time: all, or those that are narrowed together.
+    fn resident(&self) -> usize {
+        match self.bands {
+            Some(_) => 4 / self.format.vectors(),
+            None => self.spec.pixels(),
+        }
+    }
+
     /// The accumulator of a pixel and a vector of the panel.
     fn accumulator(&self, pixel: usize, vector: usize) -> Reg {
-        Reg(pixel * self.format.vectors() + vector)
+        Reg(pixel % self.resident() * self.format.vectors() + vector)
     }
 
     /// The i-th register that is no accumulator.
     fn temporary(&self, i: usize) -> Reg {
-        Reg(self.spec.pixels() * self.format.vectors() + i)
+        Reg(self.resident() * self.format.vectors() + i)
     }
 
     /// Registers that are no accumulators.
     fn temporaries(&self) -> usize {
         let registers = if self.width() == Width::Zmm { 32 } else { 16 };
-        registers - self.spec.pixels() * self.format.vectors()
+        registers - self.resident() * self.format.vectors()
     }
 
     /// Vector `i` of the parameter region at `offset`.
@@ -242,6 +314,10 @@ impl<'a> Tile<'a> {
 
 /// `base + a + b`, or an error where the sum is no 32-bit displacement.
 fn displaced(base: AsmRegister64, a: i32, b: usize) -> Result<AsmMemoryOperand, EmitError> {
-    let sum = i32::try_from(b).ok().and_then(|b| a.checked_add(b)).ok_or(EmitError::Displacement)?;
-    Ok(base + sum)
+    Ok(base + displacement(a, b)?)
+}
+
+/// `a + b` as 32 bits.
+fn displacement(a: i32, b: usize) -> Result<i32, EmitError> {
+    i32::try_from(b).ok().and_then(|b| a.checked_add(b)).ok_or(EmitError::Displacement)
 }

@@ -1,7 +1,7 @@
 //! From accumulators to memory.
 
 use super::{
-    EmitError, Tile, displaced, requantize,
+    EmitError, Tile, displaced, matrix, requantize,
     vector::{Assembler, Reg},
 };
 use iced_x86::code_asm::{r8, rcx};
@@ -17,6 +17,9 @@ pub(super) fn codes(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     let pixels: Vec<usize> = (0..tile.spec.pixels()).collect();
     for together in pixels.chunks(4 / vectors) {
         for &pixel in together {
+            if let Some(bands) = &tile.bands {
+                matrix::fetch(asm, tile, bands, pixel)?;
+            }
             requantize::rescale(asm, tile, pixel)?;
         }
         let packed = narrow(asm, tile, together)?;

@@ -11,7 +11,10 @@ use crate::{
     executable::Executable,
     tier::{TIERS, Tier},
 };
-use iced_x86::{Decoder, DecoderOptions, EncodingKind, Mnemonic};
+use iced_x86::{
+    Decoder, DecoderOptions, EncodingKind, Mnemonic, Register,
+    code_asm::{CodeAssembler, ptr, rdi},
+};
 use proptest::{prelude::*, test_runner::TestRunner};
 use qcc_ir::{
     OutputGrid,
@@ -21,17 +24,18 @@ use qcc_ir::{
 use region::{Allocation, Protection};
 use std::cell::RefCell;
 
-const ISAS: [Isa; 3] = [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2];
+const ISAS: [Isa; 4] = [Isa::AmxInt8, Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2];
 
-/// The emitted tiers of this CPU. What is missing is said aloud: a test that skips silently tests nothing.
+/// The emitted forms of this CPU. What is missing is said aloud: a test that skips silently tests nothing.
 #[allow(clippy::print_stderr, reason = "see above")]
-fn isas() -> Vec<Isa> {
+fn isas(product: Product) -> Vec<Isa> {
     let (here, missing): (Vec<&Tier>, Vec<&Tier>) =
         TIERS.iter().filter(|t| ISAS.contains(&t.isa)).partition(|t| t.is_available());
     for tier in missing {
         eprintln!("skipped: this CPU has no {tier}");
     }
-    here.iter().map(|t| t.isa).collect()
+    let emitted = |isa: &Isa| here.iter().any(|t| t.isas(product).any(|own| own == *isa));
+    ISAS.into_iter().filter(emitted).collect()
 }
 
 /// Bytes followed by `slack` readable ones and then a page that faults.
@@ -134,6 +138,7 @@ struct Problem {
     a_offsets: Vec<i32>,
     y_offsets: Vec<i32>,
     r_offsets: Vec<i32>,
+    configured: usize,
     a_origin: usize,
     a_bytes: usize,
     y_bytes: usize,
@@ -148,8 +153,14 @@ impl Problem {
         let format = PanelFormat { product, isa, panel: g.vectors * lanes };
         let pixels = 1 + (g.pixels - 1) % max_pixels(isa, product, format.panel);
         let columns = 1 + (g.columns - 1) % format.panel;
-        // Any order and any distance, aligned for floats only.
         let element = product.element();
+        let a_offsets: Vec<i32> = match isa {
+            Isa::AmxInt8 => banded(&mut rng, pixels),
+            _ => (0..pixels).map(|_| (rng.within(-200, 600) * element as i64) as i32).collect(),
+        };
+        let pixels = a_offsets.len();
+        let configured = if isa == Isa::AmxInt8 { rng.within(0, 16) as usize } else { 0 };
+        // Any order and any distance, aligned for floats only.
         let shuffled = |rng: &mut Random, pitch: usize| -> Vec<i32> {
             let mut offsets: Vec<i32> = (0..pixels).map(|i| (i * pitch) as i32).collect();
             for i in (1..pixels).rev() {
@@ -161,8 +172,6 @@ impl Problem {
         let y_pitch = row + element * rng.within(0, 5) as usize;
         let r_pitch = row + element * rng.within(0, 5) as usize;
         let loops: Vec<(u32, i32)> = g.loops.iter().map(|(n, s)| (*n, s * element as i32)).collect();
-        let a_offsets: Vec<i32> =
-            (0..pixels).map(|_| (rng.within(-200, 600) * element as i64) as i32).collect();
         let reach = |pick: fn(i32, i32) -> i32| -> i32 {
             loops.iter().map(|(n, s)| pick(0, (*n as i32 - 1) * s)).sum()
         };
@@ -179,6 +188,7 @@ impl Problem {
             a_offsets,
             y_offsets: shuffled(&mut rng, y_pitch),
             r_offsets: shuffled(&mut rng, r_pitch),
+            configured,
             y_bytes: (pixels - 1) * y_pitch + row,
             r_bytes: (pixels - 1) * r_pitch + row,
             loops,
@@ -205,9 +215,10 @@ impl Problem {
             y_offsets: self.y_offsets.clone(),
             r_offsets: if residual { self.r_offsets.clone() } else { vec![] },
             loops: self.loops.iter().map(|&(n, s)| (n, s * self.widening() as i32)).collect(),
-            inner: self.run_len.div_ceil(self.format.product.group()) as u32,
+            inner: self.format.run_groups(self.run_len) as u32,
             epilogue,
             prefetch: self.prefetch(),
+            configured: self.configured,
         }
     }
 
@@ -248,12 +259,56 @@ impl Problem {
         let mut y = Guarded::new(&vec![0xc5; self.y_bytes], 0);
         let mut r = Guarded::new(r, SLACK);
         // SAFETY: the code is a tile of this signature for this CPU, and the buffers are those it was emitted for.
-        unsafe {
+        let mut call = || unsafe {
             let tile: TileFn = std::mem::transmute(code.entry());
             tile(a.at(self.a_origin * self.widening()), w.at(0), params.at(0), y.at(0), r.at(0));
+        };
+        match self.format.isa {
+            Isa::AmxInt8 => within_configuration(self.configured, call),
+            _ => call(),
         }
         y.bytes().to_vec()
     }
+}
+
+/// Offsets of about so many pixels as matrix registers can hold them: one long row, or rows of a block.
+fn banded(rng: &mut Random, pixels: usize) -> Vec<i32> {
+    let stride = rng.within(1, 90) as i32;
+    let rows = if rng.next().is_multiple_of(2) { 1 } else { pixels.div_ceil(16) };
+    let cols = pixels / rows;
+    let starts: Vec<i32> = (0..rows).map(|_| rng.within(-200, 600) as i32).collect();
+    (0..rows * cols).map(|i| starts[i / cols] + (i % cols) as i32 * stride).collect()
+}
+
+/// Calls a tile as a step does, and checks that it left the matrix registers as it found them.
+fn within_configuration(rows: usize, tile: impl FnOnce()) {
+    let store = {
+        let mut asm = CodeAssembler::new(64).unwrap();
+        asm.sttilecfg(ptr(rdi)).unwrap();
+        asm.ret().unwrap();
+        Executable::new(&asm.assemble(0).unwrap()).unwrap()
+    };
+    let enter = Executable::new(&emit_enter(rows.max(1)).unwrap()).unwrap();
+    let leave = Executable::new(&emit_leave().unwrap()).unwrap();
+    // SAFETY: functions of these signatures for this CPU; the second writes the 64 bytes it is given.
+    let [enter, leave] = [&enter, &leave]
+        .map(|code| unsafe { std::mem::transmute::<*const u8, extern "sysv64" fn()>(code.entry()) });
+    // SAFETY: as above.
+    let store = unsafe { std::mem::transmute::<*const u8, extern "sysv64" fn(*mut [u8; 64])>(store.entry()) };
+    let configuration = || {
+        let mut bytes = [0; 64];
+        store(&mut bytes);
+        bytes
+    };
+    if rows > 0 {
+        enter();
+    }
+    let before = configuration();
+    assert_eq!(usize::from(before[48]), rows);
+    tile();
+    assert_eq!(configuration(), before);
+    leave();
+    assert_eq!(configuration(), [0; 64]);
 }
 
 /// A tier's code may hold only what its CPUs decode, and must give the upper halves of its registers back.
@@ -262,12 +317,15 @@ fn check_encoding(isa: Isa, code: &[u8]) {
     for i in &instructions {
         assert!(!i.is_invalid(), "{isa:?}: undecodable");
         let evex = i.code().encoding() == EncodingKind::EVEX;
-        assert!(isa == Isa::Avx512Vnni || !evex, "{isa:?} has the EVEX instruction {:?}", i.code());
+        let is_wide = matches!(isa, Isa::AmxInt8 | Isa::Avx512Vnni);
+        assert!(is_wide || !evex, "{isa:?} has the EVEX instruction {:?}", i.code());
         let legacy_vector = i.code().encoding() == EncodingKind::Legacy
             && (0..i.op_count()).any(|o| i.op_register(o).is_vector_register());
         assert!(!legacy_vector, "{isa:?} mixes in {:?}", i.code());
         let vnni = i.mnemonic() == Mnemonic::Vpdpbusd;
-        assert!(!vnni || isa != Isa::Avx2);
+        assert!(!vnni || !matches!(isa, Isa::AmxInt8 | Isa::Avx2));
+        let matrix = (0..i.op_count()).any(|o| i.op_register(o).is_tmm());
+        assert!(!matrix || isa == Isa::AmxInt8, "{isa:?} has {:?}", i.code());
         assert!(!vnni || evex == (isa == Isa::Avx512Vnni), "{isa:?} has {:?}", i.code());
     }
     let end: Vec<Mnemonic> = instructions.iter().rev().take(2).map(|i| i.mnemonic()).collect();
@@ -440,7 +498,7 @@ fn run_codes(isa: Isa, geometry: &Geometry, c: Content) -> Result<Option<bool>, 
 
 #[test]
 fn codes_equal_the_reference_in_every_mode() {
-    for isa in isas() {
+    for isa in isas(Product::U8S8) {
         // Cases, and those with a result within the bounds, for each mode.
         let counts = RefCell::new([(0, 0); RequantMode::ALL.len()]);
         let mut runner =
@@ -468,7 +526,7 @@ fn codes_equal_the_reference_in_every_mode() {
 #[test]
 fn every_shape_of_tile_is_right() {
     // What random shapes may miss: each panel, each number of pixels, and each number of columns of the smallest.
-    for isa in isas() {
+    for isa in isas(Product::U8S8) {
         for vectors in 1..=MAX_VECTORS {
             let lanes = PanelFormat { product: Product::U8S8, isa, panel: 1 }.lanes();
             let panel = vectors * lanes;
@@ -508,7 +566,7 @@ fn tflite_shifts_a_large_residual_left() {
     // cancels it, which random cases do not hit.
     let factor = 9000.0;
     let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: 10, lo: 0, hi: 255 };
-    for isa in isas() {
+    for isa in isas(Product::U8S8) {
         let g = Geometry { pixels: 2, vectors: 1, columns: 8, loops: vec![], run_len: 1, before: 0, seed: 9 };
         let p = Problem::new(isa, Product::U8S8, &g);
         let bias: Vec<i32> = (0..p.channels as i32).map(|c| 20 * c - 9000).collect();
@@ -533,7 +591,7 @@ fn tflite_shifts_a_large_residual_left() {
 
 #[test]
 fn pack_only_narrows_with_saturation() {
-    for isa in isas() {
+    for isa in isas(Product::U8S8) {
         let g = Geometry {
             pixels: 3,
             vectors: 2,
@@ -626,7 +684,7 @@ fn floats_are_within_the_rounding_bound() {
         Clamp { lo: 0.0, hi: 6.0 },
         Clamp { lo: f32::NEG_INFINITY, hi: 1.5 },
     ]);
-    for isa in isas() {
+    for isa in isas(Product::F32) {
         let mut runner =
             TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) });
         runner
@@ -639,7 +697,7 @@ fn floats_are_within_the_rounding_bound() {
 
 #[test]
 fn float_clamps_keep_nan_and_the_sign_of_zero() {
-    for isa in isas() {
+    for isa in isas(Product::F32) {
         let g = Geometry { pixels: 1, vectors: 1, columns: 8, loops: vec![], run_len: 1, before: 0, seed: 5 };
         let p = Problem::new(isa, Product::F32, &g);
         let bias = [f32::NAN, -0.0, 0.0, f32::INFINITY, f32::NEG_INFINITY, -1.0, 2.5, 7.0];
@@ -668,6 +726,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
         inner: 3,
         epilogue,
         prefetch: Prefetch::default(),
+        configured: 0,
     }
 }
 
@@ -710,7 +769,9 @@ fn names_tell_types_shape_tier_and_epilogue() {
 #[test]
 fn emitting_twice_gives_the_same_bytes() {
     for isa in ISAS {
-        let spec = small_spec(Epilogue::PackOnly);
+        let inner = if isa == Isa::AmxInt8 { 16 } else { 3 };
+        let spec = TileSpec { inner, ..small_spec(Epilogue::PackOnly) };
+        assert!(emit_tile(isa, &spec).is_ok());
         assert_eq!(emit_tile(isa, &spec), emit_tile(isa, &spec));
     }
 }
@@ -826,8 +887,8 @@ fn strips_read_and_write_nothing_but_their_buffers() {
         ([axis(3, 1, 2, 0, 9), axis(2, 3, 1, 0, 11)], [5, 4]),
         ([axis(2, 1, 1, 0, 3), axis(3, 1, 1, 1, 130)], [2, 130]),
     ];
-    for isa in isas() {
-        for product in [Product::U8S8, Product::F32] {
+    for product in [Product::U8S8, Product::F32] {
+        for isa in isas(product).into_iter().filter(|isa| *isa != Isa::AmxInt8) {
             for channels in [2, 16, 40, 64, 101] {
                 for (mut window, outputs) in windows {
                     window[1].pitch = channels * product.element();
@@ -837,4 +898,61 @@ fn strips_read_and_write_nothing_but_their_buffers() {
             }
         }
     }
+}
+
+/// A tile of 2 rows of 14 pixels by 32 channels over a kernel of 3 rows of 3 · 64 elements.
+fn matrix_spec() -> TileSpec<'static> {
+    let offsets = |row: i32, col: i32| (0..28).map(|i| i / 14 * row + i % 14 * col).collect();
+    TileSpec {
+        product: Product::U8S8,
+        panel: 32,
+        columns: 32,
+        a_offsets: offsets(1024, 64),
+        y_offsets: offsets(448, 32),
+        r_offsets: vec![],
+        loops: vec![(3, 1024)],
+        inner: 48,
+        epilogue: Epilogue::PackOnly,
+        prefetch: Prefetch::default(),
+        configured: 14,
+    }
+}
+
+#[test]
+fn matrix_tiles_are_of_few_instructions() {
+    let code = emit_tile(Isa::AmxInt8, &matrix_spec()).unwrap();
+    check_encoding(Isa::AmxInt8, &code);
+    let instructions: Vec<_> = Decoder::new(64, &code, DecoderOptions::NONE).iter().collect();
+    let count = |m: Mnemonic| instructions.iter().filter(|i| i.mnemonic() == m).count();
+    // A body of three steps, each with two registers of pixels and two of weights; four of bias before.
+    assert_eq!((count(Mnemonic::Tdpbusd), count(Mnemonic::Tileloadd)), (3 * 4, 4 + 3 * 4));
+    assert_eq!((count(Mnemonic::Tilestored), count(Mnemonic::Ldtilecfg)), (4, 0));
+    for i in instructions.iter().filter(|i| i.mnemonic() == Mnemonic::Tdpbusd) {
+        let all = [i.op0_register(), i.op1_register(), i.op2_register()];
+        // The CPU refuses equal registers.
+        assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2], "{all:?}");
+        assert!(all[0] <= Register::TMM3 && all[1] <= Register::TMM5 && all[2] >= Register::TMM6);
+    }
+    // A tile of another number of pixels sets up its own registers, and the step's again.
+    let offsets: Vec<i32> = matrix_spec().a_offsets[..5].to_vec();
+    let edge = TileSpec { a_offsets: offsets.clone(), y_offsets: offsets, ..matrix_spec() };
+    let code = emit_tile(Isa::AmxInt8, &edge).unwrap();
+    let loads = Decoder::new(64, &code, DecoderOptions::NONE)
+        .into_iter()
+        .filter(|i| i.mnemonic() == Mnemonic::Ldtilecfg);
+    assert_eq!(loads.count(), 2);
+}
+
+#[test]
+fn what_matrix_registers_cannot_do_is_refused() {
+    let refuse = |change: &dyn Fn(&mut TileSpec)| {
+        let mut spec = matrix_spec();
+        change(&mut spec);
+        emit_tile(Isa::AmxInt8, &spec).unwrap_err()
+    };
+    assert_eq!(refuse(&|s| s.inner = 47), EmitError::Steps { inner: 47, step: 16 });
+    assert_eq!(refuse(&|s| s.a_offsets[3] += 1), EmitError::Bands { pixels: 28, most: 2 });
+    let float = Epilogue::Float { clamp: Clamp::NONE, residual: false };
+    assert_eq!(refuse(&|s| s.product = Product::F32), EmitError::Panel { panel: 32, lanes: 16 });
+    assert_eq!(refuse(&|s| s.epilogue = float), EmitError::Epilogue(Product::U8S8));
 }

@@ -17,7 +17,7 @@ use iced_x86::IcedError;
 /// The vectors of a tier; `None` where Cranelift's are the widest.
 fn width(isa: Isa) -> Option<Width> {
     match isa {
-        Isa::Avx512Vnni => Some(Width::Zmm),
+        Isa::AmxInt8 | Isa::Avx512Vnni => Some(Width::Zmm),
         Isa::AvxVnni | Isa::Avx2 => Some(Width::Ymm),
         Isa::XmmVnni | Isa::Xmm => None,
     }
