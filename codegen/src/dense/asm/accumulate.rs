@@ -260,6 +260,8 @@ const LINE: usize = 64;
 /// Prefetching of the tile's results and residuals, pixel by pixel while it sums: results are written in parts of lines,
 /// so their lines are fetched first. All at once would take every buffer of outstanding misses and stop the sum.
 ///
+/// Lines are asked for as for reading, which no CPU of these tiers lacks: one that no other core holds comes writable.
+///
 /// Pixels are taken as equally far apart, as those of one row are; a block of several rows prefetches its first row and
 /// what follows it.
 struct Results {
@@ -310,7 +312,7 @@ impl Results {
             let pixel = i32::try_from(pixel).ok().and_then(|p| p.checked_mul(self.stride));
             let pixel = pixel.ok_or(EmitError::Displacement)?;
             for byte in (0..self.bytes).step_by(LINE) {
-                asm.asm.prefetchw(byte_ptr(displaced(NEXT_RESULT, pixel, byte)?))?;
+                asm.asm.prefetcht0(byte_ptr(displaced(NEXT_RESULT, pixel, byte)?))?;
                 if self.residual {
                     asm.asm.prefetcht0(byte_ptr(displaced(NEXT_RESIDUAL, pixel, byte)?))?;
                 }
