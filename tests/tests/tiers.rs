@@ -40,9 +40,12 @@ const AVX512_VNNI: &[CpuidFeature] = &[
     CpuidFeature::AVX512_VNNI,
 ];
 
+const AMX: &[CpuidFeature] = &[CpuidFeature::AMX_TILE, CpuidFeature::AMX_INT8];
+
 /// What a tier may use: what it is chosen by.
 fn allowed(tier: &Tier) -> BTreeSet<CpuidFeature> {
     let levels: &[&[CpuidFeature]] = match tier.name {
+        "amx" => &[V2, V3, AVX512_VNNI, AMX],
         "avx512vnni" => &[V2, V3, AVX512_VNNI],
         "avxvnni" | "xmm-vnni" => &[V2, V3, AVX_VNNI],
         "avx2" => &[V2, V3],
@@ -151,6 +154,7 @@ fn tiers_use_what_they_have() {
             .flat_map(|i| i.cpuid_features().iter().copied())
             .collect();
         let telling = match tier.name {
+            "amx" => CpuidFeature::AMX_INT8,
             "avx512vnni" => CpuidFeature::AVX512_VNNI,
             "avxvnni" | "xmm-vnni" => CpuidFeature::AVX_VNNI,
             "avx2" => CpuidFeature::AVX2,

@@ -249,7 +249,8 @@ impl Resample {
                 continue;
             }
             let mut neighbours = self.neighbours(position);
-            if self.exclude_outside {
+            // A pick has but one.
+            if self.exclude_outside && count > 1 {
                 for (at, weight) in &mut neighbours {
                     *weight = if (0..=last).contains(at) { *weight } else { 0.0 };
                 }
