@@ -173,9 +173,14 @@ const MATRIX_LEAST: f64 = 9.5;
 const MATRIX_LOADS: f64 = 2.4;
 /// Bytes of weights in a cycle from the second level.
 const MATRIX_FROM_LEVEL2: f64 = 34.0;
-/// To write an accumulator to the stack, and to finish a pixel's 16 channels from there.
+/// To load a row of a register whose rows lie in two lines each.
+const SPLIT_ROW: f64 = 2.0;
+/// To write an accumulator to the stack, to finish a pixel's 16 channels from there, and to store a pixel.
 const SPILL: f64 = 17.0;
-const MATRIX_FINISH: f64 = 2.5;
+const MATRIX_FINISH: f64 = 2.0;
+const MATRIX_STORE: f64 = 2.5;
+/// Bytes of the level-1 cache that activations of matrix registers may take: CPUs that have them have 48 KiB.
+const MATRIX_LEVEL1: usize = 32 << 10;
 /// To configure the registers.
 const CONFIGURE: f64 = 180.0;
 
@@ -222,6 +227,14 @@ impl Source {
             Source::Memory => bytes / FROM_MEMORY,
         }
     }
+
+    /// The same of whole lines, as matrix registers are loaded.
+    fn matrix_cycles(self, bytes: f64) -> f64 {
+        match self {
+            Source::Level2 => bytes / MATRIX_FROM_LEVEL2,
+            _ => self.cycles(bytes),
+        }
+    }
 }
 
 impl Unit {
@@ -265,31 +278,41 @@ impl Unit {
     }
 }
 
-/// A block of pixels, and the rows of matrix registers that are configured when its tile is called.
+/// A block of pixels of which a tile is computed.
 #[derive(Clone, Copy)]
 struct Block {
     rows: usize,
     cols: usize,
+    /// The rows of matrix registers that are configured when its tile is called.
     configured: usize,
+    /// Where its activations come from.
+    activations: Source,
+    /// Whether 64 elements of a pixel lie in two lines.
+    splits: bool,
+    /// Where its results go to.
+    results: Source,
 }
 
 /// Cycles of a tile in matrix registers, as measured on a server: a product takes a cycle for each pixel of its band, but
 /// not less than [`MATRIX_LEAST`]; its operands' loads delay it, whichever register is loaded.
 fn matrix_tile(block: Block, vectors: usize, groups: f64, weights: Source) -> Option<f64> {
-    let Block { rows, cols, configured } = block;
+    let Block { rows, cols, configured, activations, splits, results } = block;
     let band = asm::band_rows(&vec![cols; rows], vectors, configured)?;
     let products = (rows * cols.div_ceil(band) * vectors) as f64;
     let multiply = products * ((band as f64 + 1.5).max(MATRIX_LEAST) + MATRIX_LOADS);
-    let bytes = (vectors * 1024) as f64;
-    let stream = match weights {
-        Source::Level1 => 0.0,
-        Source::Level2 => bytes / MATRIX_FROM_LEVEL2,
-        Source::Memory => weights.cycles(bytes),
-    };
+    // Both operands are loaded anew for every step of K.
+    let bands = rows * cols.div_ceil(band);
+    let stream = weights.matrix_cycles((vectors * 1024) as f64)
+        + activations.matrix_cycles((bands * band * LINE) as f64);
+    let load = if splits { (bands * band) as f64 * SPLIT_ROW } else { 0.0 };
     // What is configured for this tile is undone behind it.
     let configure = if configured == band || configured == 0 { 0.0 } else { 2.0 * CONFIGURE };
-    let after = CALL + SPILL * products + MATRIX_FINISH * (rows * cols * vectors) as f64;
-    Some(groups / 16.0 * multiply.max(stream) + after + configure)
+    // A panel that is narrower than a line touches as many lines as one that fills them.
+    let lines = rows * cols * (vectors * 16).next_multiple_of(LINE);
+    let pixels = (rows * cols) as f64;
+    let finish = SPILL * products + MATRIX_FINISH * pixels * vectors as f64 + MATRIX_STORE * pixels;
+    let after = CALL + finish.max(results.matrix_cycles(2.0 * lines as f64));
+    Some(groups / 16.0 * multiply.max(stream).max(load) + after + configure)
 }
 
 impl Cut {
@@ -391,6 +414,18 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
     let along = |extent: usize, block: usize| {
         [(extent / block, block), (usize::from(!extent.is_multiple_of(block)), extent % block)]
     };
+    // What one panel after the other reads and writes of a block stays in the first level if that holds it; from memory
+    // it comes only once, which is counted below.
+    let near = |all: usize, of_block: usize| {
+        let bytes = if cut.order == Order::PanelsOuter { all } else { of_block };
+        if bytes <= MATRIX_LEVEL1 { Source::Level1 } else { Source::Level2 }
+    };
+    let steps = [problem.a.row, problem.a.col].into_iter().chain(problem.loops.iter().map(|l| l.1 as usize));
+    let splits = steps.fold(0, |odd, step| odd | step % LINE) != 0;
+    let pixels = cut.rows * cut.cols;
+    let activations = near(problem.a_bytes(), block_bytes(problem, cut.rows, cut.cols));
+    let results = near(problem.images * problem.y.image, pixels * problem.y.col);
+    let block = |rows, cols| Block { rows, cols, configured, activations, splits, results };
     let mut cycles = 0.0;
     for panel in &cut.panels {
         let vectors = panel.width / unit.lanes;
@@ -402,15 +437,15 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
             for (n_cols, tile_cols) in along(problem.cols, cut.cols) {
                 let tiles = n_rows * n_cols * problem.images;
                 if tiles > 0 {
-                    let block = Block { rows: tile_rows, cols: tile_cols, configured };
                     let crowded = crowded(problem, tile_rows, tile_cols);
-                    cycles += tiles as f64 * unit.tile(block, vectors, groups, again, crowded)?;
+                    cycles += tiles as f64
+                        * unit.tile(block(tile_rows, tile_cols), vectors, groups, again, crowded)?;
                 }
             }
         }
         // The first tile's weights come from further away.
         let crowded = crowded(problem, cut.rows, cut.cols);
-        let block = Block { rows: cut.rows, cols: cut.cols, configured };
+        let block = block(cut.rows, cut.cols);
         let tile = |source| unit.tile(block, vectors, groups, source, crowded);
         cycles += tile(first.max(again))? - tile(again)?;
     }
@@ -424,6 +459,19 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
     let waited =
         if source == Source::Memory { times as f64 * source.cycles(activations as f64) / 2.0 } else { 0.0 };
     Some(cycles * problem.groups as f64 + waited)
+}
+
+/// Bytes of activations that a block reads, each counted once.
+fn block_bytes(problem: &Problem, rows: usize, cols: usize) -> usize {
+    let run = problem.run * problem.product.element();
+    let (trips, stride) =
+        problem.loops.first().map_or((1, 0), |&(trips, stride)| (trips as usize, stride as usize));
+    let mut starts: Vec<usize> =
+        (0..rows).flat_map(|r| (0..trips).map(move |t| r * problem.a.row + t * stride)).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    let inner: usize = problem.loops.iter().skip(1).map(|l| l.0 as usize).product();
+    starts.len() * inner * ((cols - 1) * problem.a.col.min(run) + run)
 }
 
 /// Pixels of a block whose activations lie in one set of the level-1 cache, beyond what it holds: with 1024 channels of
