@@ -19,7 +19,7 @@ use super::{
     spec::{Prefetch, Product},
 };
 use crate::tier::{Isa, Tier};
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// A panel: channels that one tile computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,8 +106,8 @@ pub(crate) struct Cut {
     pub(crate) rows: usize,
     /// Columns.
     pub(crate) cols: usize,
-    /// Panels of one group, by channel.
-    pub(crate) panels: Vec<Panel>,
+    /// Panels of one group, by channel; shared by the candidates that are compared.
+    pub(crate) panels: Arc<[Panel]>,
     /// Loop order.
     pub(crate) order: Order,
 }
@@ -297,7 +297,7 @@ struct Block {
 /// not less than [`MATRIX_LEAST`]; its operands' loads delay it, whichever register is loaded.
 fn matrix_tile(block: Block, vectors: usize, groups: f64, weights: Source) -> Option<f64> {
     let Block { rows, cols, configured, activations, splits, results } = block;
-    let band = asm::band_rows(&vec![cols; rows], vectors, configured)?;
+    let band = band_rows(rows, cols, vectors, configured)?;
     let products = (rows * cols.div_ceil(band) * vectors) as f64;
     let multiply = products * ((band as f64 + 1.5).max(MATRIX_LEAST) + MATRIX_LOADS);
     // Both operands are loaded anew for every step of K.
@@ -315,6 +315,13 @@ fn matrix_tile(block: Block, vectors: usize, groups: f64, weights: Source) -> Op
     Some(groups / 16.0 * multiply.max(stream).max(load) + after + configure)
 }
 
+/// Pixels of the bands that a block is taken in; `None` where it needs too many.
+fn band_rows(rows: usize, cols: usize, vectors: usize, configured: usize) -> Option<usize> {
+    // Each row of the image begins a band, and there are four at most.
+    let runs = [cols; 4];
+    asm::band_rows(runs.get(..rows)?, vectors, configured)
+}
+
 impl Cut {
     /// Rows of matrix registers that the step configures: those of the widest panels' tiles inside the image; 0 for
     /// vector forms.
@@ -322,7 +329,7 @@ impl Cut {
         match self.isa {
             Isa::AmxInt8 => {
                 let vectors = self.panels.iter().map(|p| p.width / 16).max().unwrap_or(1);
-                asm::band_rows(&vec![self.cols; self.rows], vectors, 0).unwrap_or(0)
+                band_rows(self.rows, self.cols, vectors, 0).unwrap_or(0)
             }
             _ => 0,
         }
@@ -340,7 +347,7 @@ pub(crate) fn candidates(problem: &Problem, tier: &Tier, weights: usize) -> Vec<
     let mut all: Vec<(f64, Cut)> = Vec::new();
     let units = tier.isas(problem.product).map(|isa| unit(isa, problem.product));
     for (unit, widest) in units.flat_map(|u| u.widths.iter().map(move |&widest| (u, widest))) {
-        let panels = panels(problem.channels, widest, &unit);
+        let panels: Arc<[Panel]> = panels(problem.channels, widest, &unit).into();
         // All panels share the blocks, so the widest bounds them.
         let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
         let most = unit.pixels(vectors);
@@ -365,7 +372,7 @@ pub(crate) fn candidates(problem: &Problem, tier: &Tier, weights: usize) -> Vec<
     }
     // Stable: of equal costs, the first stays first.
     all.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    let shape = |cut: &Cut| (cut.rows * cut.cols, cut.panels.clone());
+    let shape = |cut: &Cut| (cut.rows * cut.cols, Arc::clone(&cut.panels));
     let mut cuts: Vec<Cut> = Vec::new();
     for (_, cut) in all {
         if cuts.len() < SHAPES && !cuts.iter().any(|c| shape(c) == shape(&cut)) {
@@ -427,8 +434,10 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
     let results = near(problem.images * problem.y.image, pixels * problem.y.col);
     let block = |rows, cols| Block { rows, cols, configured, activations, splits, results };
     let mut cycles = 0.0;
-    for panel in &cut.panels {
+    for same in cut.panels.chunk_by(|a, b| a.width == b.width) {
+        let panel = &same[0];
         let vectors = panel.width / unit.lanes;
+        let mut of_panel = 0.0;
         let again = match cut.order {
             Order::PanelsOuter => Source::of(bytes(panel)),
             Order::PixelsOuter => Source::of(all_weights),
@@ -438,7 +447,7 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
                 let tiles = n_rows * n_cols * problem.images;
                 if tiles > 0 {
                     let crowded = crowded(problem, tile_rows, tile_cols);
-                    cycles += tiles as f64
+                    of_panel += tiles as f64
                         * unit.tile(block(tile_rows, tile_cols), vectors, groups, again, crowded)?;
                 }
             }
@@ -447,7 +456,8 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
         let crowded = crowded(problem, cut.rows, cut.cols);
         let block = block(cut.rows, cut.cols);
         let tile = |source| unit.tile(block, vectors, groups, source, crowded);
-        cycles += tile(first.max(again))? - tile(again)?;
+        of_panel += tile(first.max(again))? - tile(again)?;
+        cycles += same.len() as f64 * of_panel;
     }
     let activations = problem.a_bytes();
     let times = match cut.order {
@@ -477,13 +487,11 @@ fn block_bytes(problem: &Problem, rows: usize, cols: usize) -> usize {
 /// Pixels of a block whose activations lie in one set of the level-1 cache, beyond what it holds: with 1024 channels of
 /// floats, or two pixels of 512 in a strided convolution, all pixels are multiples of a page apart.
 fn crowded(problem: &Problem, rows: usize, cols: usize) -> usize {
-    let all = rows * cols;
-    let mut sets: Vec<usize> = (0..all)
-        .map(|i| (i / cols * problem.a.row + i % cols * problem.a.col) % LEVEL1_SETS / LINE)
-        .collect();
-    sets.sort_unstable();
-    let beyond = |set: &[usize]| if set.len() > LEVEL1_WAYS { set.len() } else { 0 };
-    sets.chunk_by(|a, b| a == b).map(beyond).sum()
+    let mut sets = [0; LEVEL1_SETS / LINE];
+    for i in 0..rows * cols {
+        sets[(i / cols * problem.a.row + i % cols * problem.a.col) % LEVEL1_SETS / LINE] += 1;
+    }
+    sets.into_iter().filter(|pixels| *pixels > LEVEL1_WAYS).sum()
 }
 
 /// What the tiles of a problem prefetch: the weights if they come from memory, activations and results if they do.
@@ -567,7 +575,7 @@ mod tests {
             for tier in &TIERS {
                 let cut = choose(&problem(7, 3, 16, channels), tier);
                 let mut next = 0;
-                for p in &cut.panels {
+                for p in cut.panels.iter() {
                     assert_eq!(p.first, next);
                     assert!(p.columns > 0 && p.columns <= p.width);
                     next += p.columns;

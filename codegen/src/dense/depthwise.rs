@@ -93,7 +93,7 @@ pub(crate) fn lower(
         functions.push(of_class);
     }
     let mut entries = Vec::with_capacity(cut.panels.len());
-    for panel in &cut.panels {
+    for panel in cut.panels.iter() {
         let constants = Params::new(epilogue, panel.width, coefficients.reach());
         let channels = panel.first..panel.first + panel.columns;
         let (weights, params) = match coefficients {
@@ -148,7 +148,8 @@ pub(crate) fn lower_strips(
         y_col: problem.y.col,
         epilogue,
     };
-    let mut cut = Cut { isa, rows: strips.rows, cols: strips.cols, panels, order: Order::PixelsOuter };
+    let mut cut =
+        Cut { isa, rows: strips.rows, cols: strips.cols, panels: panels.into(), order: Order::PixelsOuter };
     let pixels = cut.panels.first().map_or(0, |p| strips.rows * spec(class_of(p), 1, strips.cols).block());
     let name = kernel_name("dwconv", problem.product, &cut, pixels);
     let classes = classes(&cut);
@@ -162,7 +163,7 @@ pub(crate) fn lower_strips(
         })?);
     }
     let (mut entries, mut constant_bytes) = (Vec::with_capacity(cut.panels.len()), 0);
-    for panel in &cut.panels {
+    for panel in cut.panels.iter() {
         let spec = spec(class_of(panel), strips.rows, strips.cols);
         let Some((weights, params)) = pack_strip(&spec, panel, strips.padding, coefficients) else {
             let reason = "depthwise weights are constant".into();
