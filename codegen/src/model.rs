@@ -69,10 +69,10 @@ pub struct Work {
 }
 
 impl Work {
-    /// Roughly how long it takes on one thread.
-    fn nanoseconds(&self) -> u64 {
-        // 100 multiply-accumulates or 8 bytes in a nanosecond: only the order of magnitude matters.
-        self.macs / 100 + (self.bytes_read + self.bytes_written) / 8
+    /// Roughly how long it takes on one thread, of a tier that multiplies at this rate: only the order of magnitude
+    /// matters. What is read and written comes from a near cache, at 32 bytes a nanosecond.
+    fn nanoseconds(&self, macs_per_nanosecond: u64) -> u64 {
+        self.macs / macs_per_nanosecond + (self.bytes_read + self.bytes_written) / 32
     }
 }
 
@@ -118,7 +118,14 @@ pub struct Step {
 }
 
 impl Step {
-    fn new(graph: &Graph, node: NodeId, kernel: &str, units: u64, work: Work) -> Step {
+    fn new(
+        graph: &Graph,
+        node: NodeId,
+        kernel: &str,
+        units: u64,
+        work: Work,
+        macs_per_nanosecond: u64,
+    ) -> Step {
         let n = graph.node(node);
         Step {
             name: n.name.clone(),
@@ -128,14 +135,22 @@ impl Step {
             units,
             work,
             kernel: kernel.into(),
-            most_parts: (work.nanoseconds() / THREAD_GRAIN).min(units),
+            most_parts: (work.nanoseconds(macs_per_nanosecond) / THREAD_GRAIN).min(units),
             tilings: Vec::new(),
             action: Action::Pending,
         }
     }
 
-    pub(crate) fn compiled(graph: &Graph, node: NodeId, kernel: &str, units: u64, work: Work) -> Step {
-        Step::new(graph, node, kernel, units, work)
+    /// A step for a tier that multiplies at this rate.
+    pub(crate) fn compiled(
+        graph: &Graph,
+        node: NodeId,
+        kernel: &str,
+        units: u64,
+        work: Work,
+        macs_per_nanosecond: u64,
+    ) -> Step {
+        Step::new(graph, node, kernel, units, work, macs_per_nanosecond)
     }
 
     pub(crate) fn interpreted(
@@ -145,7 +160,7 @@ impl Step {
         results: Vec<Location>,
         work: Work,
     ) -> Step {
-        let mut step = Step::new(graph, node, "interpreter", 1, work);
+        let mut step = Step::new(graph, node, "interpreter", 1, work, 1);
         if let Some(op) = graph.op(node) {
             let types = graph.operands(node).into_iter().map(|v| graph.ty(v).clone());
             step.action = Action::Interpret(Box::new(Interpretation {
@@ -342,8 +357,10 @@ impl Shared<'_> {
     }
 }
 
-/// Work that is worth handing to another thread, in nanoseconds. Tests have small tensors and split all steps.
-const THREAD_GRAIN: u64 = if cfg!(test) { 1 } else { 5_000 };
+/// Work that is worth handing to another thread, in nanoseconds: handing over takes one or two microseconds, and as much
+/// again is lost because what the other core wrote has to come from it in the next step. Tests have small tensors and
+/// split all steps.
+const THREAD_GRAIN: u64 = if cfg!(test) { 1 } else { 4_000 };
 
 impl Execution {
     /// An execution with its own arena, all zeros.

@@ -16,7 +16,7 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::{choose::Tiling, driver::PendingWalk, pack, pad},
+    dense::{choose::Tiling, driver::PendingWalk, pack, pad, spec::Product},
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
@@ -431,7 +431,12 @@ impl<'g> Lowering<'g> {
 
     fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
         if let (Some(node), true) = (self.node, units > 0) {
-            let step = Step::compiled(self.graph, node, kernel, units, work);
+            let step = {
+                let is_int8 = matches!(self.graph.op(node), Some(Op::QConv(_) | Op::QMatMul(_)));
+                let product = if is_int8 { Product::U8S8 } else { Product::F32 };
+                let rate = self.options.tier.macs_per_nanosecond(product);
+                Step::compiled(self.graph, node, kernel, units, work, rate)
+            };
             self.steps.push(PendingStep { step, code });
         }
     }
