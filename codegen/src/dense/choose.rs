@@ -428,7 +428,7 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
         if bytes <= MATRIX_LEVEL1 { Source::Level1 } else { Source::Level2 }
     };
     let steps = [problem.a.row, problem.a.col].into_iter().chain(problem.loops.iter().map(|l| l.1 as usize));
-    let splits = steps.fold(0, |odd, step| odd | step % LINE) != 0;
+    let splits = steps.fold(0, |odd, step| odd | (step % LINE)) != 0;
     let pixels = cut.rows * cut.cols;
     let activations = near(problem.a_bytes(), block_bytes(problem, cut.rows, cut.cols));
     let results = near(problem.images * problem.y.image, pixels * problem.y.col);
