@@ -117,11 +117,7 @@ fn prepare(
 ) -> Result<Bench, Failure> {
     let format = PanelFormat { product, isa, panel: nr };
     let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
-    let residual = match &epilogue {
-        Epilogue::Requantize(q) => q.has_residual,
-        Epilogue::PackOnly => false,
-        Epilogue::Float { residual, .. } => *residual,
-    };
+    let residual = epilogue.has_residual();
     // The first number of bands that holds the pixels evenly.
     let configured = match isa {
         Isa::AmxInt8 => mr / mr.div_ceil(16),

@@ -118,7 +118,8 @@ pub struct Step {
 }
 
 impl Step {
-    fn new(
+    /// A step of generated code for a tier that multiplies at this rate.
+    pub(crate) fn new(
         graph: &Graph,
         node: NodeId,
         kernel: &str,
@@ -139,18 +140,6 @@ impl Step {
             tilings: Vec::new(),
             action: Action::Pending,
         }
-    }
-
-    /// A step for a tier that multiplies at this rate.
-    pub(crate) fn compiled(
-        graph: &Graph,
-        node: NodeId,
-        kernel: &str,
-        units: u64,
-        work: Work,
-        macs_per_nanosecond: u64,
-    ) -> Step {
-        Step::new(graph, node, kernel, units, work, macs_per_nanosecond)
     }
 
     pub(crate) fn interpreted(

@@ -165,17 +165,20 @@ impl Plan {
     fn lay_out(&mut self, graph: &Graph) {
         let readers = self.readers(graph);
         let results: BTreeSet<ValueId> = graph.outputs().iter().map(|o| self.root(o.value)).collect();
-        for &node in self.order.clone().iter().rev() {
+        let order = self.order.clone();
+        let computed: BTreeSet<NodeId> = order.iter().copied().collect();
+        for &node in order.iter().rev() {
             if let Some(Op::Concat(concat)) = graph.op(node) {
-                self.lay_out_parts(graph, node, concat.axis, &readers, &results);
+                self.lay_out_parts(graph, node, concat.axis, &readers, &results, &computed);
             }
         }
-        for &node in &self.order.clone() {
+        let hosts: BTreeSet<ValueId> = self.layouts.values().map(|l| l.host).collect();
+        for &node in &order {
             let value = node.out();
             let free = graph.node(node).outputs().len() == 1
                 && !self.layouts.contains_key(&value)
                 && !results.contains(&value)
-                && !self.layouts.values().any(|l| l.host == value);
+                && !hosts.contains(&value);
             let wanted = readers.get(&value).filter(|_| free).and_then(|r| margins_for(graph, node, r));
             if let Some(margins) = wanted {
                 self.layouts.insert(value, surrounded(graph.ty(value), value, margins));
@@ -191,6 +194,7 @@ impl Plan {
         axis: usize,
         readers: &BTreeMap<ValueId, Vec<Reader>>,
         results: &BTreeSet<ValueId>,
+        computed: &BTreeSet<NodeId>,
     ) {
         let whole = concat.out();
         if results.contains(&whole) {
@@ -212,7 +216,7 @@ impl Plan {
                 && !is_constant(graph, root)
                 && !results.contains(&root)
                 && !self.layouts.contains_key(&root)
-                && self.order.contains(&root.node)
+                && computed.contains(&root.node)
                 && graph.node(root.node).outputs().len() == 1;
             let all_take_strides =
                 readers.get(&root).into_iter().flatten().all(|r| takes_strides(graph, r, root));

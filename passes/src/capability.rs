@@ -61,8 +61,7 @@ pub fn int8_capability(graph: &Graph, node: NodeId) -> Result<(), String> {
         Op::Gather(_) if graph.constant_value(graph.operand(node, 0)).is_some() => {
             Err("it looks up a constant table".into())
         }
-        op if is_move(op) => constants_are_finite(graph, node),
-        Op::Resample(_) => constants_are_finite(graph, node),
+        op if is_move(op) || matches!(op, Op::Resample(_)) => constants_are_finite(graph, node),
         op => Err(format!("{} has no integer form", op.mnemonic())),
     }
 }

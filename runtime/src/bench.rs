@@ -1,11 +1,11 @@
 //! Timing: programs of one model next to each other.
 
 use crate::{
-    Error, Feed, Host, JitOptions, Layer, Losses, Model, Precision, Preprocess, Program, ProgramError,
-    Samples, Score, Session, TensorView, container::ContainerError, layers::Profiles, memory,
-    model::output_views,
+    Error, Host, JitOptions, Layer, Losses, Model, Precision, Preprocess, Program, ProgramError, Samples,
+    Score, Session, TensorView, container::ContainerError, layers::Profiles, memory, model::output_views,
+    quantile::Sorted,
 };
-use qcc_ir::numerics::RequantMode;
+use qcc_ir::{Tensor, numerics::RequantMode};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -142,11 +142,7 @@ pub fn bench(
     let mut report =
         BenchReport { isa: jit.tier.name.into(), threads: jit.threads.count(), host: None, runs: Vec::new() };
     let Some(first) = loaded.first() else { return Ok(report) };
-    let feed = noise_feed(&first.model)?;
-    let batch = match &feed {
-        Some(feed) => feed.batch(0)?,
-        None => Vec::new(),
-    };
+    let batch = noise(&first.model)?;
     let inputs: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
     let host = Host::measure(jit.tier, loaded.iter().map(|l| footprint(&l.model)).max().unwrap_or(0))?;
 
@@ -182,11 +178,11 @@ fn footprint(model: &Model) -> u64 {
     memory.weights + memory.arena + outside as u64
 }
 
-/// Noise for a model's inputs, if it has any.
-pub(crate) fn noise_feed(model: &Model) -> Result<Option<Feed>, Error> {
+/// Noise for a model's inputs.
+pub(crate) fn noise(model: &Model) -> Result<Vec<Tensor>, Error> {
     match model.inputs() {
-        [] => Ok(None),
-        inputs => Ok(Some(Samples::noise().bind(inputs, &Preprocess::default())?)),
+        [] => Ok(Vec::new()),
+        inputs => Ok(Samples::noise().bind(inputs, &Preprocess::default())?.batch(0)?),
     }
 }
 
@@ -207,11 +203,8 @@ fn load(program: &Program, jit: &JitOptions) -> Result<Loaded, Error> {
     let model = Program::load(&path)?.jit(jit)?;
     let mut session = Session::new(&model);
     let load = start.elapsed();
-    if let Some(feed) = noise_feed(&model)? {
-        let batch = feed.batch(0)?;
-        let views: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
-        session.run(&views)?;
-    }
+    let inputs = noise(&model)?;
+    session.run(&inputs.iter().map(TensorView::from).collect::<Vec<_>>())?;
     let memory = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
     Ok(Loaded { model, load, memory })
 }
@@ -267,14 +260,9 @@ fn share_of(layers: &[Layer], op: &str) -> f64 {
 }
 
 impl Latency {
-    /// Quantiles are times that occurred: of an even number of runs, the median is the lower one in the middle.
     fn of(times: &[Duration]) -> Latency {
-        let mut ms: Vec<f64> = times.iter().copied().map(milliseconds).collect();
-        ms.sort_by(f64::total_cmp);
-        let quantile = |q: f64| {
-            let rank = (ms.len() as f64 * q).ceil().max(1.0) as usize - 1;
-            ms.get(rank).copied().unwrap_or(f64::NAN)
-        };
+        let ms = Sorted::of(times.iter().copied().map(milliseconds));
+        let quantile = |q: f64| ms.quantile(q).unwrap_or(f64::NAN);
         Latency { median: quantile(0.5), min: quantile(0.0), p90: quantile(0.9) }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     LayerTime,
+    quantile::median,
     roofline::{Bound, Host},
 };
 use qcc_ir::Device;
@@ -187,10 +188,8 @@ impl Sampled {
 
 /// The median of some times, without what measuring them took.
 fn median_ms(times: &[Duration], clock_ms: f64) -> f64 {
-    let mut times = times.to_vec();
-    times.sort_unstable();
-    let middle = times.get(times.len().saturating_sub(1) / 2).copied().unwrap_or_default();
-    (1e3 * middle.as_secs_f64() - clock_ms).max(0.0)
+    let middle = median(times.iter().map(Duration::as_secs_f64)).unwrap_or(0.0);
+    (1e3 * middle - clock_ms).max(0.0)
 }
 
 /// Where the time of a run is lost: what it takes beyond the bounds of its layers.

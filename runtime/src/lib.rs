@@ -64,6 +64,7 @@ mod layers;
 mod memory;
 mod model;
 mod program;
+mod quantile;
 mod roofline;
 mod threads;
 mod tier;

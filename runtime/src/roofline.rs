@@ -1,7 +1,7 @@
 //! What a host can do at best, and with it the least time that a layer could take: the roofline model of Williams,
 //! Waterman and Patterson, "Roofline: an insightful visual performance model for multicore architectures" (2009).
 
-use crate::{Error, Tier};
+use crate::{Error, Tier, quantile::median};
 use qcc_codegen::{Work, bandwidth, dense::spec::Product, peak};
 use qcc_ir::Device;
 use serde::Serialize;
@@ -128,9 +128,7 @@ fn buffers(caches: &[bandwidth::Cache]) -> Vec<(String, Option<u64>, u64)> {
 /// The cost of reading the clock twice, as the profile does around each step, of which one lies inside of the interval:
 /// the median of many.
 fn clock_ns() -> f64 {
-    let mut times: Vec<u128> = (0..1001).map(|_| Instant::now().elapsed().as_nanos()).collect();
-    times.sort_unstable();
-    times[times.len() / 2] as f64
+    median((0..1001).map(|_| Instant::now().elapsed().as_nanos() as f64)).unwrap_or(0.0)
 }
 
 /// The least time of a layer.

@@ -2,7 +2,7 @@
 //!
 //! Results do not depend on tilings, only times do: whatever is found, and whatever a file claims was found, is safe.
 
-use crate::{Error, JitOptions, Model, Program, Session, TensorView, bench::noise_feed};
+use crate::{Error, JitOptions, Model, Program, Session, TensorView, bench::noise, quantile::median};
 use qcc_codegen::{ParseTilingError, Step, Tiling};
 use qcc_ir::{Graph, NodeId, Op};
 use serde::{Deserialize, Serialize};
@@ -248,7 +248,11 @@ impl Comparison {
     /// Time of some nodes together in the second model as a share of that in the first, by medians.
     fn ratio(&self, nodes: &[NodeId]) -> f64 {
         let time = |of: usize| -> f64 {
-            nodes.iter().filter_map(|n| self.layers.get(n)).map(|times| median(&times[of])).sum()
+            nodes
+                .iter()
+                .filter_map(|n| self.layers.get(n))
+                .filter_map(|times| median(times[of].iter().copied()))
+                .sum()
         };
         let (before, after) = (time(0), time(1));
         if before > 0.0 { after / before } else { 1.0 }
@@ -256,22 +260,14 @@ impl Comparison {
 
     /// Median times of a run, in milliseconds.
     fn medians(&self) -> (f64, f64) {
-        (1e3 * median(&self.runs[0]), 1e3 * median(&self.runs[1]))
+        let ms = |of: usize| 1e3 * median(self.runs[of].iter().copied()).unwrap_or(0.0);
+        (ms(0), ms(1))
     }
-}
-
-fn median(times: &[f64]) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
 }
 
 /// Runs two models in turns for about `budget`, on noise.
 fn compare(a: &Model, b: &Model, budget: Duration, tell: &mut dyn FnMut()) -> Result<Comparison, Error> {
-    let batch = match noise_feed(a)? {
-        Some(feed) => feed.batch(0)?,
-        None => Vec::new(),
-    };
+    let batch = noise(a)?;
     let inputs: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
     let mut sessions = [Session::new(a), Session::new(b)];
     let mut found = Comparison { layers: BTreeMap::new(), runs: [Vec::new(), Vec::new()] };
@@ -322,7 +318,7 @@ mod tests {
 
     fn logits(program: &Program, jit: &JitOptions) -> Vec<qcc_ir::Tensor> {
         let model = program.jit(jit).unwrap();
-        let batch = noise_feed(&model).unwrap().unwrap().batch(0).unwrap();
+        let batch = noise(&model).unwrap();
         Session::new(&model).run(&[(&batch[0]).into()]).unwrap()
     }
 

@@ -246,32 +246,25 @@ impl Unit {
         }
     }
 
-    /// Cycles of one tile whose weights come from a source; `None` if it cannot be had. The lines of `crowded` of its
-    /// pixels are not in the first level.
+    /// Cycles of one tile whose weights come from a source; `None` if it cannot be had.
     fn tile(
         &self,
+        matrix: Option<&Matrix>,
         block: Block,
         vectors: usize,
         groups: f64,
         weights: Source,
-        crowded: usize,
     ) -> Option<f64> {
-        match self.isa {
-            Isa::AmxInt8 => matrix_tile(block, vectors, groups, weights),
-            _ => Some(self.vector_tile(block.rows * block.cols, vectors, groups, weights, crowded)),
+        match matrix {
+            Some(matrix) => matrix.tile(block, vectors, groups, weights),
+            None => Some(self.vector_tile(block, vectors, groups, weights)),
         }
     }
 
-    fn vector_tile(
-        &self,
-        pixels: usize,
-        vectors: usize,
-        groups: f64,
-        weights: Source,
-        crowded: usize,
-    ) -> f64 {
+    fn vector_tile(&self, block: Block, vectors: usize, groups: f64, weights: Source) -> f64 {
+        let pixels = block.rows * block.cols;
         let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency);
-        let load = (pixels + vectors + crowded) as f64 / LOADS;
+        let load = (pixels + vectors + block.crowded) as f64 / LOADS;
         let stream = weights.cycles((vectors * self.lanes * 4) as f64);
         let after = CALL + FINISH * (pixels * vectors) as f64 + STORE * pixels as f64;
         groups * multiply.max(load).max(stream) + after
@@ -283,36 +276,66 @@ impl Unit {
 struct Block {
     rows: usize,
     cols: usize,
-    /// The rows of matrix registers that are configured when its tile is called.
+    /// Pixels whose lines are not in the first level; see [`crowded`]. Of vector forms.
+    crowded: usize,
+}
+
+/// What the tiles of a cut find where they are computed in matrix registers.
+struct Matrix {
+    /// The rows of the registers that are configured when a tile is called.
     configured: usize,
-    /// Where its activations come from.
+    /// Where activations come from.
     activations: Source,
     /// Whether 64 elements of a pixel lie in two lines.
     splits: bool,
-    /// Where its results go to.
+    /// Where results go to.
     results: Source,
 }
 
-/// Cycles of a tile in matrix registers, as measured on a server: a product takes a cycle for each pixel of its band, but
-/// not less than [`MATRIX_LEAST`]; its operands' loads delay it, whichever register is loaded.
-fn matrix_tile(block: Block, vectors: usize, groups: f64, weights: Source) -> Option<f64> {
-    let Block { rows, cols, configured, activations, splits, results } = block;
-    let band = band_rows(rows, cols, vectors, configured)?;
-    let products = (rows * cols.div_ceil(band) * vectors) as f64;
-    let multiply = products * ((band as f64 + 1.5).max(MATRIX_LEAST) + MATRIX_LOADS);
-    // Both operands are loaded anew for every step of K.
-    let bands = rows * cols.div_ceil(band);
-    let stream = weights.matrix_cycles((vectors * 1024) as f64)
-        + activations.matrix_cycles((bands * band * LINE) as f64);
-    let load = if splits { (bands * band) as f64 * SPLIT_ROW } else { 0.0 };
-    // What is configured for this tile is undone behind it.
-    let configure = if configured == band || configured == 0 { 0.0 } else { 2.0 * CONFIGURE };
-    // A panel that is narrower than a line touches as many lines as one that fills them.
-    let lines = rows * cols * (vectors * 16).next_multiple_of(LINE);
-    let pixels = (rows * cols) as f64;
-    let finish = SPILL * products + MATRIX_FINISH * pixels * vectors as f64 + MATRIX_STORE * pixels;
-    let after = CALL + finish.max(results.matrix_cycles(2.0 * lines as f64));
-    Some(groups / 16.0 * multiply.max(stream).max(load) + after + configure)
+impl Matrix {
+    /// `None` of vector forms.
+    fn of(problem: &Problem, cut: &Cut) -> Option<Matrix> {
+        if cut.isa != Isa::AmxInt8 {
+            return None;
+        }
+        // What one panel after the other reads and writes of a block stays in the first level if that holds it; from
+        // memory it comes only once, which `cost` counts.
+        let near = |all: usize, of_block: usize| {
+            let bytes = if cut.order == Order::PanelsOuter { all } else { of_block };
+            if bytes <= MATRIX_LEVEL1 { Source::Level1 } else { Source::Level2 }
+        };
+        let loops = problem.loops.iter().map(|l| l.1 as usize);
+        let mut steps = [problem.a.row, problem.a.col].into_iter().chain(loops);
+        Some(Matrix {
+            configured: cut.configured(),
+            activations: near(problem.a_bytes(), block_bytes(problem, cut.rows, cut.cols)),
+            splits: !steps.all(|step| step.is_multiple_of(LINE)),
+            results: near(problem.images * problem.y.image, cut.rows * cut.cols * problem.y.col),
+        })
+    }
+
+    /// Cycles of a tile, as measured on a server: a product takes a cycle for each pixel of its band, but not less than
+    /// [`MATRIX_LEAST`]; its operands' loads delay it, whichever register is loaded. `None` for blocks of too many bands.
+    fn tile(&self, block: Block, vectors: usize, groups: f64, weights: Source) -> Option<f64> {
+        let Block { rows, cols, .. } = block;
+        let band = band_rows(rows, cols, vectors, self.configured)?;
+        let bands = rows * cols.div_ceil(band);
+        let products = (bands * vectors) as f64;
+        let multiply = products * ((band as f64 + 1.5).max(MATRIX_LEAST) + MATRIX_LOADS);
+        // Both operands are loaded anew for every step of K.
+        let stream = weights.matrix_cycles((vectors * 1024) as f64)
+            + self.activations.matrix_cycles((bands * band * LINE) as f64);
+        let load = if self.splits { (bands * band) as f64 * SPLIT_ROW } else { 0.0 };
+        // What is configured for this tile is undone behind it.
+        let is_configured = self.configured == band || self.configured == 0;
+        let configure = if is_configured { 0.0 } else { 2.0 * CONFIGURE };
+        // A panel that is narrower than a line touches as many lines as one that fills them.
+        let lines = rows * cols * (vectors * 16).next_multiple_of(LINE);
+        let pixels = (rows * cols) as f64;
+        let finish = SPILL * products + MATRIX_FINISH * pixels * vectors as f64 + MATRIX_STORE * pixels;
+        let after = CALL + finish.max(self.results.matrix_cycles(2.0 * lines as f64));
+        Some(groups / 16.0 * multiply.max(stream).max(load) + after + configure)
+    }
 }
 
 /// Pixels of the bands that a block is taken in; `None` where it needs too many.
@@ -412,7 +435,7 @@ pub(crate) fn k_groups(problem: &Problem, isa: Isa) -> usize {
 /// Cycles of the whole problem on one core; `first` is where weights come from when they are first read. `None` for
 /// blocks that no tile computes.
 fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64> {
-    let configured = cut.configured();
+    let matrix = Matrix::of(problem, cut);
     let k_groups = k_groups(problem, unit.isa);
     let groups = k_groups as f64;
     let bytes = |panel: &Panel| panel.width * 4 * k_groups;
@@ -421,18 +444,10 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
     let along = |extent: usize, block: usize| {
         [(extent / block, block), (usize::from(!extent.is_multiple_of(block)), extent % block)]
     };
-    // What one panel after the other reads and writes of a block stays in the first level if that holds it; from memory
-    // it comes only once, which is counted below.
-    let near = |all: usize, of_block: usize| {
-        let bytes = if cut.order == Order::PanelsOuter { all } else { of_block };
-        if bytes <= MATRIX_LEVEL1 { Source::Level1 } else { Source::Level2 }
+    let block = |rows, cols| {
+        let crowded = if matrix.is_some() { 0 } else { crowded(problem, rows, cols) };
+        Block { rows, cols, crowded }
     };
-    let steps = [problem.a.row, problem.a.col].into_iter().chain(problem.loops.iter().map(|l| l.1 as usize));
-    let splits = steps.fold(0, |odd, step| odd | (step % LINE)) != 0;
-    let pixels = cut.rows * cut.cols;
-    let activations = near(problem.a_bytes(), block_bytes(problem, cut.rows, cut.cols));
-    let results = near(problem.images * problem.y.image, pixels * problem.y.col);
-    let block = |rows, cols| Block { rows, cols, configured, activations, splits, results };
     let mut cycles = 0.0;
     for same in cut.panels.chunk_by(|a, b| a.width == b.width) {
         let panel = &same[0];
@@ -446,16 +461,14 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
             for (n_cols, tile_cols) in along(problem.cols, cut.cols) {
                 let tiles = n_rows * n_cols * problem.images;
                 if tiles > 0 {
-                    let crowded = crowded(problem, tile_rows, tile_cols);
-                    of_panel += tiles as f64
-                        * unit.tile(block(tile_rows, tile_cols), vectors, groups, again, crowded)?;
+                    let block = block(tile_rows, tile_cols);
+                    of_panel += tiles as f64 * unit.tile(matrix.as_ref(), block, vectors, groups, again)?;
                 }
             }
         }
         // The first tile's weights come from further away.
-        let crowded = crowded(problem, cut.rows, cut.cols);
         let block = block(cut.rows, cut.cols);
-        let tile = |source| unit.tile(block, vectors, groups, source, crowded);
+        let tile = |source| unit.tile(matrix.as_ref(), block, vectors, groups, source);
         of_panel += tile(first.max(again))? - tile(again)?;
         cycles += same.len() as f64 * of_panel;
     }

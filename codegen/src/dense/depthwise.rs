@@ -1,8 +1,8 @@
 //! Depthwise convolutions: assembled strips ([`strip`]) where they reach, and otherwise tiles in Cranelift's 128-bit
 //! vectors, which every tier can run.
 //!
-//! A tile of Cranelift's is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each other share a
-//! vector: their codes are interleaved, so that one `pmaddwd` (two rows) or `vpdpbusd` (four rows) multiplies and sums
+//! A tile of Cranelift's is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each
+//! other share a vector: their codes are interleaved, so that one `pmaddwd` (two rows) or `vpdpbusd` (four rows) multiplies and sums
 //! them for four channels. An interleaved input column serves every output pixel of a block that a tap of it reaches,
 //! so several neighbouring pixels are computed at once.
 
@@ -11,7 +11,7 @@ use super::{
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
-    driver::{Class, Coefficients, Operands, class_of, classes, for_each_part, kernel_name},
+    driver::{Class, Coefficients, Operands, class_index, class_of, classes, for_each_part, kernel_name},
     pack,
     spec::Epilogue,
     strip::{self, StripSpec, Strips},
@@ -30,8 +30,7 @@ use cranelift_codegen::ir::{
     types::{F32X4, F64, F64X2, I8X16, I16X8, I64},
 };
 use cranelift_frontend::FunctionBuilder;
-use qcc_ir::ops::Clamp;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 /// Channels of a panel.
 const WIDTH: usize = 2 * LANES;
@@ -79,47 +78,57 @@ pub(crate) fn lower(
     let cut = cut(problem, cx.options.tier.isa);
     let name = kernel_name("dwconv", problem.product, &cut, PIXELS);
     let dot = Dot::of_tier(problem.product, cx.options.tier);
-    let mut functions = Vec::new();
-    for class in classes(&cut) {
-        let of_class = for_each_part(problem, &cut, |_, cols| {
+    let starts = coefficients.starts();
+    let constants = |width: usize| Params::new(epilogue, width, starts.reach());
+    let classes = classes(&cut);
+    let mut functions = Vec::with_capacity(classes.len());
+    for &class in &classes {
+        functions.push(for_each_part(problem, &cut, |_, cols| {
             let tile_name = cx.step_name(&format!("{name}_tile_{cols}x{}", class.1));
             cx.define_function(&tile_name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
                 let arguments = TileArguments::of(&e.params);
-                let constants = Params::new(epilogue, class.0, coefficients.reach());
-                Tile { taps, dot, class, problem, params: &constants }.emit(&mut e.b, cols, arguments);
+                let params = &constants(class.0);
+                Tile { taps, dot, class, problem, params }.emit(&mut e.b, cols, arguments);
                 Ok(())
             })
-        })?;
-        functions.push(of_class);
+        })?);
     }
+    let entries = entries(cx, problem, &cut, &classes, |panel| {
+        let weights = match coefficients {
+            Coefficients::Codes(w, ..) => pack_codes(panel, taps, dot, w),
+            Coefficients::Floats(w, _) => pack_floats(panel, taps, w),
+        };
+        (weights, starts.pack_clif(&constants(panel.width), channels(panel)))
+    })?;
+    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
+    Ok(())
+}
+
+fn channels(panel: &Panel) -> Range<usize> {
+    panel.first..panel.first + panel.columns
+}
+
+/// The entries of all panels; `pack` gives the weights and constants of one.
+fn entries(
+    cx: &mut Lowering,
+    problem: &Problem,
+    cut: &Cut,
+    classes: &[Class],
+    mut pack: impl FnMut(&Panel) -> (Vec<u8>, Vec<u8>),
+) -> Result<Vec<PanelEntry>, CodegenError> {
     let mut entries = Vec::with_capacity(cut.panels.len());
     for panel in cut.panels.iter() {
-        let constants = Params::new(epilogue, panel.width, coefficients.reach());
-        let channels = panel.first..panel.first + panel.columns;
-        let (weights, params) = match coefficients {
-            Coefficients::Codes(w, start, _) => {
-                (pack_codes(panel, taps, dot, w), constants.pack(channels, start))
-            }
-            Coefficients::Floats(w, bias) => {
-                (pack_floats(panel, taps, w), constants.pack_float(channels, bias))
-            }
-            Coefficients::Bias(_) => {
-                let reason = "depthwise weights are constant".into();
-                return Err(CodegenError::Backend { function: name, reason });
-            }
-        };
+        let (weights, params) = pack(panel);
         let first = (panel.first * problem.product.element()) as u32;
-        let class = classes(&cut).iter().position(|&c| c == class_of(panel)).unwrap_or(0);
         entries.push(PanelEntry {
             a: first,
             weights: cx.weights(&weights, pack::ALIGN)?,
             params: cx.weights(&params, pack::ALIGN)?,
             y: first,
-            class: class as u32,
+            class: class_index(classes, panel),
         });
     }
-    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
-    Ok(())
+    Ok(entries)
 }
 
 /// Lowers a depthwise convolution to one step of assembled strips, on an input without a border.
@@ -162,23 +171,17 @@ pub(crate) fn lower_strips(
             cx.define_bytes(&tile_name, TILE_PARAMETERS, &code)
         })?);
     }
-    let (mut entries, mut constant_bytes) = (Vec::with_capacity(cut.panels.len()), 0);
-    for panel in cut.panels.iter() {
+    let (starts, mut constant_bytes) = (coefficients.starts(), 0);
+    let entries = entries(cx, problem, &cut, &classes, |panel| {
         let spec = spec(class_of(panel), strips.rows, strips.cols);
-        let Some((weights, params)) = pack_strip(&spec, panel, strips.padding, coefficients) else {
-            let reason = "depthwise weights are constant".into();
-            return Err(CodegenError::Backend { function: name, reason });
+        let weights = match coefficients {
+            Coefficients::Codes(w, ..) => spec.pack(panel.first, w, strips.padding),
+            Coefficients::Floats(w, _) => spec.pack(panel.first, w, strips.padding),
         };
+        let params = starts.pack(spec.format(), epilogue, channels(panel));
         constant_bytes += weights.len() + params.len();
-        let first = (panel.first * problem.product.element()) as u32;
-        entries.push(PanelEntry {
-            a: first,
-            weights: cx.weights(&weights, pack::ALIGN)?,
-            params: cx.weights(&params, pack::ALIGN)?,
-            y: first,
-            class: classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0) as u32,
-        });
-    }
+        (weights, params)
+    })?;
     // What is read again for every strip: constants if all panels of a strip follow each other, and otherwise what
     // neighbouring panels share of the rows' cache lines.
     if constant_bytes > strips.rows * problem.a.row {
@@ -186,36 +189,6 @@ pub(crate) fn lower_strips(
     }
     cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
     Ok(())
-}
-
-/// Weights and constants of one panel; `None` where the weights are not known.
-fn pack_strip(
-    spec: &StripSpec<'_>,
-    panel: &Panel,
-    padding: u8,
-    coefficients: &Coefficients<'_>,
-) -> Option<(Vec<u8>, Vec<u8>)> {
-    let channels = panel.first..panel.first + panel.columns;
-    match coefficients {
-        Coefficients::Codes(w, start, _) => {
-            let requantizer = match spec.epilogue {
-                Epilogue::Requantize(q) => Some(q),
-                Epilogue::PackOnly | Epilogue::Float { .. } => None,
-            };
-            let params = pack::pack_params(spec.format(), requantizer, channels, start);
-            Some((spec.pack(panel.first, w, padding), params))
-        }
-        Coefficients::Floats(w, bias) => {
-            let clamp = match spec.epilogue {
-                Epilogue::Float { clamp, .. } => clamp,
-                // A float product has no other epilogue.
-                Epilogue::Requantize(_) | Epilogue::PackOnly => Clamp::NONE,
-            };
-            let params = pack::pack_bias(spec.format(), clamp, channels, bias);
-            Some((spec.pack(panel.first, w, padding), params))
-        }
-        Coefficients::Bias(_) => None,
-    }
 }
 
 /// Rows of at most [`TILE_COLS`] pixels, all of the same length as nearly as whole blocks allow.

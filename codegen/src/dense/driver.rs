@@ -36,20 +36,59 @@ pub(crate) struct Operands {
 
 /// The constants of a problem.
 pub(crate) enum Coefficients<'a> {
-    /// s8 weights, what the accumulators start at (bias − z_x·Σw), and the magnitude that none of them exceeds.
+    /// s8 weights, and what their sums start from.
     Codes(Weights<'a, i8>, &'a [i32], i64),
-    /// f32 weights and bias.
+    /// f32 weights, and what their sums start from.
     Floats(Weights<'a, f32>, &'a [f32]),
-    /// f32 bias; an earlier step packs the weights.
-    Bias(&'a [f32]),
 }
 
-impl Coefficients<'_> {
+impl<'a> Coefficients<'a> {
+    pub(crate) fn starts(&self) -> Starts<'a> {
+        match *self {
+            Coefficients::Codes(_, starts, reach) => Starts::Codes(starts, reach),
+            Coefficients::Floats(_, bias) => Starts::Floats(bias),
+        }
+    }
+}
+
+/// What accumulators start from, by channel.
+#[derive(Clone, Copy)]
+pub(crate) enum Starts<'a> {
+    /// bias − z_x·Σw, and the magnitude that no accumulator exceeds.
+    Codes(&'a [i32], i64),
+    /// The bias.
+    Floats(&'a [f32]),
+}
+
+impl Starts<'_> {
     /// The magnitude that no accumulator exceeds; 0 for floats, of which nothing depends on it.
-    pub(crate) fn reach(&self) -> i64 {
+    pub(crate) fn reach(self) -> i64 {
         match self {
-            Coefficients::Codes(_, _, reach) => *reach,
-            Coefficients::Floats(..) | Coefficients::Bias(_) => 0,
+            Starts::Codes(_, reach) => reach,
+            Starts::Floats(_) => 0,
+        }
+    }
+
+    /// The constants of these channels, as assembled microkernels with this epilogue read them.
+    pub(crate) fn pack(self, format: PanelFormat, epilogue: Epilogue<'_>, channels: Range<usize>) -> Vec<u8> {
+        match (self, epilogue) {
+            (Starts::Codes(starts, _), Epilogue::Requantize(q)) => {
+                pack::pack_params(format, Some(q), channels, starts)
+            }
+            (Starts::Codes(starts, _), _) => pack::pack_params(format, None, channels, starts),
+            (Starts::Floats(bias), Epilogue::Float { clamp, .. }) => {
+                pack::pack_bias(format, clamp, channels, bias)
+            }
+            // A float product has no other epilogue.
+            (Starts::Floats(bias), _) => pack::pack_bias(format, Clamp::NONE, channels, bias),
+        }
+    }
+
+    /// The constants of these channels, as Cranelift's microkernels read them.
+    pub(crate) fn pack_clif(self, params: &Params<'_>, channels: Range<usize>) -> Vec<u8> {
+        match self {
+            Starts::Codes(starts, _) => params.pack(channels, starts),
+            Starts::Floats(bias) => params.pack_float(channels, bias),
         }
     }
 }
@@ -66,19 +105,11 @@ pub(crate) fn lower(
 ) -> Result<(), CodegenError> {
     let (problem, a) = &as_tiles_read_it(cx, problem, operands.a)?;
     let operands = Operands { a: *a, ..operands };
-    let weights = cx.constant_bytes();
-    let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
-    let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
-    let residual = operands.r.is_some();
-    let prefetch = choose::prefetch(problem, &cut, weights, residual);
-    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
-    let classes = classes(&cut);
-    let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
-    let panels = tiles.pack_all(&classes)?;
-    let around = around(cx, &name, cut.configured())?;
-    cx.walk_step(&name, Walk::new(problem, &cut, operands, panels, functions, around), work);
-    cx.offer_tilings(tilings);
-    Ok(())
+    let (weights, residual) = (cx.constant_bytes(), operands.r.is_some());
+    let tiles = Tiles::define(cx, kernel, problem, epilogue, coefficients.starts(), weights, residual)?;
+    let Some(tiles) = tiles else { return Ok(()) };
+    let panels = tiles.pack_all(cx, coefficients)?;
+    tiles.step(cx, operands, panels, work)
 }
 
 /// The functions that configure matrix registers of `rows` rows and release them; `None` for 0.
@@ -142,35 +173,25 @@ pub(crate) fn lower_pairs(
     work: Work,
 ) -> Result<(), CodegenError> {
     let weights = matrices * problem.run * problem.channels * problem.product.element();
-    let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(()) };
-    let inner = choose::k_groups(problem, cut.isa);
-    let (packed, w) = pack::pack_at_run_time(cx, &cut.panels, (b, matrices), inner)?;
-    let operands = Operands { w: Some(w), ..operands };
-    let name = kernel_name("gemm", problem.product, &cut, cut.rows * cut.cols);
     let residual = operands.r.is_some();
-    let coefficients = &Coefficients::Bias(bias);
-    let prefetch = choose::prefetch(problem, &cut, weights, residual);
-    let mut tiles = Tiles { cx, problem, epilogue, cut: &cut, prefetch, name: &name, residual, coefficients };
-    let classes = classes(&cut);
-    let functions = classes.iter().map(|&c| tiles.define(c)).collect::<Result<Vec<_>, _>>()?;
-    let mut entries = Vec::with_capacity(pairs.len() * cut.panels.len());
+    let tiles = Tiles::define(cx, "gemm", problem, epilogue, Starts::Floats(bias), weights, residual)?;
+    let Some(tiles) = tiles else { return Ok(()) };
+    let inner = choose::k_groups(problem, tiles.cut.isa);
+    let (packed, w) = pack::pack_at_run_time(cx, &tiles.cut.panels, (b, matrices), inner)?;
+    let mut entries = Vec::with_capacity(pairs.len() * tiles.cut.panels.len());
     for (group, pair) in pairs.iter().enumerate() {
-        for (panel, offset) in cut.panels.iter().zip(&packed.panels) {
-            // All products share the bias.
-            let params = tiles.pack_params(0, panel)?;
-            let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
+        for (panel, offset) in tiles.cut.panels.iter().zip(&packed.panels) {
             entries.push(PanelEntry {
                 a: pair.a as u32,
                 weights: (pair.matrix * packed.matrix_bytes + offset) as u32,
-                params,
-                y: (group * problem.y.group + panel.first * problem.product.element()) as u32,
-                class: class as u32,
+                // All products share the bias.
+                params: tiles.pack_params(cx, 0, panel)?,
+                y: tiles.result_offset(group, panel),
+                class: class_index(&tiles.classes, panel),
             });
         }
     }
-    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
-    cx.offer_tilings(tilings);
-    Ok(())
+    tiles.step(cx, Operands { w: Some(w), ..operands }, entries, work)
 }
 
 /// The functions and panels of a dense problem before its code is placed.
@@ -224,78 +245,109 @@ pub(crate) fn classes(cut: &Cut) -> Vec<Class> {
     classes
 }
 
-/// Makes the tile functions and packs what they read.
-struct Tiles<'t, 'g, 'a> {
-    cx: &'t mut Lowering<'g>,
-    problem: &'t Problem,
-    epilogue: Epilogue<'a>,
-    cut: &'t Cut,
-    prefetch: Prefetch,
-    name: &'t str,
-    residual: bool,
-    coefficients: &'t Coefficients<'t>,
+/// The index of a panel's kind.
+pub(crate) fn class_index(classes: &[Class], panel: &Panel) -> u32 {
+    classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0) as u32
 }
 
-impl Tiles<'_, '_, '_> {
-    /// The functions of a class.
-    fn define(&mut self, class: Class) -> Result<PartFunctions<FuncId>, CodegenError> {
-        for_each_part(self.problem, self.cut, |rows, cols| self.define_tile(class, rows, cols))
+/// The microkernels of a problem, as it is cut.
+struct Tiles<'t, 'a> {
+    problem: &'t Problem,
+    epilogue: Epilogue<'a>,
+    starts: Starts<'a>,
+    cut: Cut,
+    /// All cuts that there were to choose from.
+    tilings: Vec<Tiling>,
+    name: String,
+    classes: Vec<Class>,
+    /// By class.
+    functions: Vec<PartFunctions<FuncId>>,
+}
+
+impl<'t, 'a> Tiles<'t, 'a> {
+    /// Cuts a problem and emits its functions; `None` where there is nothing to cut. `weights` bytes are read between
+    /// two uses of its own.
+    fn define(
+        cx: &mut Lowering,
+        kernel: &str,
+        problem: &'t Problem,
+        epilogue: Epilogue<'a>,
+        starts: Starts<'a>,
+        weights: usize,
+        residual: bool,
+    ) -> Result<Option<Tiles<'t, 'a>>, CodegenError> {
+        let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(None) };
+        let prefetch = choose::prefetch(problem, &cut, weights, residual);
+        let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
+        let classes = classes(&cut);
+        let mut tiles =
+            Tiles { problem, epilogue, starts, cut, tilings, name, classes, functions: Vec::new() };
+        for &class in &tiles.classes {
+            let of_class = for_each_part(problem, &tiles.cut, |rows, cols| {
+                let spec = tiles.spec(class, [rows, cols], prefetch, residual);
+                let name = cx.step_name(&format!("{}_tile_{rows}x{cols}x{}", tiles.name, class.1));
+                tiles.emit(cx, &name, &spec)
+            })?;
+            tiles.functions.push(of_class);
+        }
+        Ok(Some(tiles))
     }
 
-    fn define_tile(
-        &mut self,
+    /// The tile of a block of pixels by a panel of a class.
+    fn spec(
+        &self,
         (width, columns): Class,
-        rows: usize,
-        cols: usize,
-    ) -> Result<FuncId, CodegenError> {
+        [rows, cols]: [usize; 2],
+        prefetch: Prefetch,
+        residual: bool,
+    ) -> TileSpec<'a> {
         let p = self.problem;
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
         };
-        let spec = TileSpec {
+        TileSpec {
             product: p.product,
             panel: width,
             columns,
             a_offsets: offsets(p.a.row, p.a.col),
-            r_offsets: if self.residual { offsets(p.r.row, p.r.col) } else { Vec::new() },
+            r_offsets: if residual { offsets(p.r.row, p.r.col) } else { Vec::new() },
             y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),
             inner: self.format(width).run_groups(p.run) as u32,
             epilogue: self.epilogue,
-            prefetch: self.prefetch,
+            prefetch,
             configured: self.cut.configured(),
-        };
-        let name = self.cx.step_name(&format!("{}_tile_{rows}x{cols}x{columns}", self.name));
+        }
+    }
+
+    fn emit(&self, cx: &mut Lowering, name: &str, spec: &TileSpec<'_>) -> Result<FuncId, CodegenError> {
         let isa = self.cut.isa;
-        let Some(dot) = Dot::of_isa(p.product, isa) else {
-            let code = asm::emit_tile(isa, &spec)
-                .map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
-            return self.cx.define_bytes(&name, TILE_PARAMETERS, &code);
+        let Some(dot) = Dot::of_isa(spec.product, isa) else {
+            let code = asm::emit_tile(isa, spec)
+                .map_err(|e| CodegenError::Backend { function: name.into(), reason: e.to_string() })?;
+            return cx.define_bytes(name, TILE_PARAMETERS, &code);
         };
-        let reach = self.coefficients.reach();
-        self.cx.define_function(&name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
-            let constants = Params::new(spec.epilogue, spec.panel, reach);
+        cx.define_function(name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
+            let constants = Params::new(spec.epilogue, spec.panel, self.starts.reach());
             let arguments = TileArguments::of(&e.params);
-            emit_tile(&mut e.b, &spec, dot, &constants, arguments);
+            emit_tile(&mut e.b, spec, dot, &constants, arguments);
             Ok(())
         })
     }
 
-    /// Packs every panel of every group.
-    fn pack_all(&mut self, classes: &[Class]) -> Result<Vec<PanelEntry>, CodegenError> {
-        let (p, cut) = (self.problem, self.cut);
-        let panels: Vec<(usize, &Panel)> =
-            (0..p.groups).flat_map(|group| cut.panels.iter().map(move |panel| (group, panel))).collect();
-        let weights = self.pack_weights(&panels)?;
-        let mut entries = Vec::with_capacity(panels.len());
-        for ((group, panel), weights) in panels.into_iter().zip(weights) {
-            let params = self.pack_params(group, panel)?;
-            let class = classes.iter().position(|&c| c == class_of(panel)).unwrap_or(0);
-            let y = group * p.y.group + panel.first * p.product.element();
-            let a = group * p.a.group;
-            entries.push(PanelEntry { a: a as u32, weights, params, y: y as u32, class: class as u32 });
-        }
-        Ok(entries)
+    /// Adds the step that walks over the tiles.
+    fn step(
+        self,
+        cx: &mut Lowering,
+        operands: Operands,
+        panels: Vec<PanelEntry>,
+        work: Work,
+    ) -> Result<(), CodegenError> {
+        let around = around(cx, &self.name, self.cut.configured())?;
+        let walk = Walk::new(self.problem, &self.cut, operands, panels, self.functions, around);
+        cx.walk_step(&self.name, walk, work);
+        cx.offer_tilings(self.tilings);
+        Ok(())
     }
 
     /// How the tiles want panels of this width.
@@ -309,13 +361,42 @@ impl Tiles<'_, '_, '_> {
         first..first + panel.columns
     }
 
-    /// Offsets of the packed weights of these panels of groups.
-    fn pack_weights(&mut self, panels: &[(usize, &Panel)]) -> Result<Vec<u32>, CodegenError> {
-        let (p, coefficients) = (self.problem, self.coefficients);
-        if let Coefficients::Bias(_) = coefficients {
-            return Ok(vec![0; panels.len()]);
+    /// Byte offset of a panel's channels in a pixel of the result.
+    fn result_offset(&self, group: usize, panel: &Panel) -> u32 {
+        (group * self.problem.y.group + panel.first * self.problem.product.element()) as u32
+    }
+
+    /// Packs every panel of every group.
+    fn pack_all(
+        &self,
+        cx: &mut Lowering,
+        coefficients: &Coefficients<'_>,
+    ) -> Result<Vec<PanelEntry>, CodegenError> {
+        let (p, cut) = (self.problem, &self.cut);
+        let panels: Vec<(usize, &Panel)> =
+            (0..p.groups).flat_map(|group| cut.panels.iter().map(move |panel| (group, panel))).collect();
+        let weights = self.pack_weights(cx, coefficients, &panels)?;
+        let mut entries = Vec::with_capacity(panels.len());
+        for ((group, panel), weights) in panels.into_iter().zip(weights) {
+            entries.push(PanelEntry {
+                a: (group * p.a.group) as u32,
+                weights,
+                params: self.pack_params(cx, group, panel)?,
+                y: self.result_offset(group, panel),
+                class: class_index(&self.classes, panel),
+            });
         }
-        let runs = p.runs();
+        Ok(entries)
+    }
+
+    /// Offsets of the packed weights of these panels of groups.
+    fn pack_weights(
+        &self,
+        cx: &mut Lowering,
+        coefficients: &Coefficients<'_>,
+        panels: &[(usize, &Panel)],
+    ) -> Result<Vec<u32>, CodegenError> {
+        let (p, runs) = (self.problem, self.problem.runs());
         let parts: Vec<(PanelFormat, Range<usize>)> = panels
             .iter()
             .map(|&(group, panel)| (self.format(panel.width), self.channels(group, panel)))
@@ -324,7 +405,7 @@ impl Tiles<'_, '_, '_> {
             pack::packed_bytes(*format, channels.len(), runs, p.run)
         };
         let sizes: Vec<usize> = parts.iter().map(size).collect();
-        self.cx.packed(&sizes, |i, bytes| {
+        cx.packed(&sizes, |i, bytes| {
             let (format, channels) = parts[i].clone();
             match coefficients {
                 Coefficients::Codes(weights, ..) => {
@@ -337,45 +418,21 @@ impl Tiles<'_, '_, '_> {
                         weights.take(c, run, start, out);
                     });
                 }
-                // Packed when the model runs.
-                Coefficients::Bias(_) => {}
             }
         })
     }
 
     /// Offset of one panel's constants.
-    fn pack_params(&mut self, group: usize, panel: &Panel) -> Result<u32, CodegenError> {
+    fn pack_params(&self, cx: &mut Lowering, group: usize, panel: &Panel) -> Result<u32, CodegenError> {
         let (format, channels) = (self.format(panel.width), self.channels(group, panel));
-        let params = match self.coefficients {
-            Coefficients::Codes(_, start, _) => self.pack_code_params(format, channels, start),
-            Coefficients::Floats(_, bias) | Coefficients::Bias(bias) => {
-                self.pack_float_params(format, channels, bias)
+        let params = match Dot::of_isa(format.product, format.isa) {
+            Some(_) => {
+                let constants = Params::new(self.epilogue, format.panel, self.starts.reach());
+                self.starts.pack_clif(&constants, channels)
             }
+            None => self.starts.pack(format, self.epilogue, channels),
         };
-        self.cx.weights(&params, pack::ALIGN)
-    }
-
-    /// The constants of Cranelift's tiles; `None` where the tier's tiles are assembled.
-    fn clif_params(&self, format: PanelFormat) -> Option<Params<'_>> {
-        Dot::of_isa(format.product, format.isa)
-            .map(|_| Params::new(self.epilogue, format.panel, self.coefficients.reach()))
-    }
-
-    fn pack_code_params(&self, format: PanelFormat, channels: Range<usize>, start: &[i32]) -> Vec<u8> {
-        match (self.clif_params(format), self.epilogue) {
-            (Some(params), _) => params.pack(channels, start),
-            (None, Epilogue::Requantize(q)) => pack::pack_params(format, Some(q), channels, start),
-            (None, _) => pack::pack_params(format, None, channels, start),
-        }
-    }
-
-    fn pack_float_params(&self, format: PanelFormat, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
-        match (self.clif_params(format), self.epilogue) {
-            (Some(params), _) => params.pack_float(channels, bias),
-            (None, Epilogue::Float { clamp, .. }) => pack::pack_bias(format, clamp, channels, bias),
-            // A float product has no other epilogue.
-            (None, _) => pack::pack_bias(format, Clamp::NONE, channels, bias),
-        }
+        cx.weights(&params, pack::ALIGN)
     }
 }
 

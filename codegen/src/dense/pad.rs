@@ -77,47 +77,34 @@ pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result
     let units = (border.images * border.padded_rows()) as u64;
     cx.step("pad", units, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
-        let b = &mut e.b;
-        let (head, inside, outside, next, exit) =
-            (b.create_block(), b.create_block(), b.create_block(), b.create_block(), b.create_block());
-        let unit = b.append_block_param(head, I64);
-        b.ins().jump(head, &[begin.into()]);
-        b.switch_to_block(head);
         let padded = border.padded_row_bytes();
-        let row_offset = b.ins().imul_imm_s(unit, padded as i64);
-        let row = b.ins().iadd(target, row_offset);
-        let y = b.ins().urem_imm_u(unit, border.padded_rows() as i64);
-        let image = b.ins().udiv_imm_u(unit, border.padded_rows() as i64);
-        let y = b.ins().iadd_imm_s(y, -(border.above as i64));
-        // Rows above wrap to huge numbers.
-        let is_inside = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, y, border.rows as i64);
-        b.ins().brif(is_inside, inside, &[], outside, &[]);
-
-        b.switch_to_block(outside);
-        fill(b, row, 0, padded, border.fill);
-        b.ins().jump(next, &[]);
-
-        b.switch_to_block(inside);
-        fill(b, row, 0, border.left, border.fill);
-        let first = b.ins().imul_imm_s(image, border.rows as i64);
-        let from_row = b.ins().iadd(first, y);
-        let from_offset = b.ins().imul_imm_s(from_row, border.row_bytes as i64);
-        let from = b.ins().iadd(source, from_offset);
-        let middle = b.ins().iadd_imm_s(row, border.left as i64);
-        sweep(b, border.row_bytes, &mut |b, ty, at, offset| {
-            let from = b.ins().iadd(from, at);
-            let x = b.ins().load(ty, MEM, from, offset);
-            let to = b.ins().iadd(middle, at);
-            b.ins().store(MEM, x, to, offset);
+        let behind = border.left + border.row_bytes;
+        map::counted_loop(&mut e.b, begin, end, |b, unit| {
+            let row_offset = b.ins().imul_imm_s(unit, padded as i64);
+            let row = b.ins().iadd(target, row_offset);
+            let y = b.ins().urem_imm_u(unit, border.padded_rows() as i64);
+            let image = b.ins().udiv_imm_u(unit, border.padded_rows() as i64);
+            inside_or_outside(
+                b,
+                (y, border.above, border.rows),
+                |b, y| {
+                    fill(b, row, 0, border.left, border.fill);
+                    let first = b.ins().imul_imm_s(image, border.rows as i64);
+                    let from_row = b.ins().iadd(first, y);
+                    let from_offset = b.ins().imul_imm_s(from_row, border.row_bytes as i64);
+                    let from = b.ins().iadd(source, from_offset);
+                    let middle = b.ins().iadd_imm_s(row, border.left as i64);
+                    sweep(b, border.row_bytes, &mut |b, ty, at, offset| {
+                        let from = b.ins().iadd(from, at);
+                        let x = b.ins().load(ty, MEM, from, offset);
+                        let to = b.ins().iadd(middle, at);
+                        b.ins().store(MEM, x, to, offset);
+                    });
+                    fill(b, row, behind, border.right, border.fill);
+                },
+                |b| fill(b, row, 0, padded, border.fill),
+            );
         });
-        fill(b, row, border.left + border.row_bytes, border.right, border.fill);
-        b.ins().jump(next, &[]);
-
-        b.switch_to_block(next);
-        let following = b.ins().iadd_imm_s(unit, 1);
-        let more = b.ins().icmp(IntCC::UnsignedLessThan, following, end);
-        b.ins().brif(more, head, &[following.into()], exit, &[]);
-        b.switch_to_block(exit);
         Ok(())
     })?;
     Ok(to)
@@ -145,23 +132,41 @@ pub(crate) fn surround(
         map::counted_loop(&mut e.b, begin, end, |b, unit| {
             let strides = [vec![image_stride, row_stride]];
             let row = map::located(b, unit, &[shape[0] as u64, rows as u64], &strides, &[base])[0];
-            let (inside, outside, next) = (b.create_block(), b.create_block(), b.create_block());
             let y = b.ins().urem_imm_u(unit, rows as i64);
-            // Rows above wrap to huge numbers.
-            let y = b.ins().iadd_imm_s(y, -(margins.above as i64));
-            let is_inside = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, y, shape[1] as i64);
-            b.ins().brif(is_inside, inside, &[], outside, &[]);
-            b.switch_to_block(outside);
-            fill(b, row, 0, left + inner + right, byte);
-            b.ins().jump(next, &[]);
-            b.switch_to_block(inside);
-            fill(b, row, 0, left, byte);
-            fill(b, row, left + inner, right, byte);
-            b.ins().jump(next, &[]);
-            b.switch_to_block(next);
+            inside_or_outside(
+                b,
+                (y, margins.above, shape[1]),
+                |b, _| {
+                    fill(b, row, 0, left, byte);
+                    fill(b, row, left + inner, right, byte);
+                },
+                |b| fill(b, row, 0, left + inner + right, byte),
+            );
         });
         Ok(())
     })
+}
+
+/// Runs `inside` for a row of an image of `rows`, with its number in the image, and `outside` for one of the border. `y`
+/// counts from the border's first row, of which there are `above`.
+fn inside_or_outside(
+    b: &mut FunctionBuilder,
+    (y, above, rows): (Value, usize, usize),
+    inside: impl FnOnce(&mut FunctionBuilder, Value),
+    outside: impl FnOnce(&mut FunctionBuilder),
+) {
+    let [of_image, of_border, next] = [(); 3].map(|()| b.create_block());
+    let y = b.ins().iadd_imm_s(y, -(above as i64));
+    // Rows above wrap to huge numbers.
+    let is_inside = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, y, rows as i64);
+    b.ins().brif(is_inside, of_image, &[], of_border, &[]);
+    b.switch_to_block(of_border);
+    outside(b);
+    b.ins().jump(next, &[]);
+    b.switch_to_block(of_image);
+    inside(b, y);
+    b.ins().jump(next, &[]);
+    b.switch_to_block(next);
 }
 
 /// Writes `byte` to `count` bytes from `base + start`.

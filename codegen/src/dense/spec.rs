@@ -73,6 +73,17 @@ pub enum Epilogue<'a> {
     },
 }
 
+impl Epilogue<'_> {
+    /// Whether a residual is added.
+    pub fn has_residual(&self) -> bool {
+        match self {
+            Epilogue::Requantize(q) => q.has_residual,
+            Epilogue::Float { residual, .. } => *residual,
+            Epilogue::PackOnly => false,
+        }
+    }
+}
+
 /// One microkernel. See the [module](self) for what the fields mean.
 #[derive(Clone, Debug)]
 pub struct TileSpec<'a> {

@@ -6,6 +6,7 @@
 use super::pad::sweep;
 use crate::{
     CodegenError,
+    kernels::map::counted_loop,
     lower::Lowering,
     model::Work,
     module::{Location, MEM},
@@ -13,7 +14,7 @@ use crate::{
 use cranelift_codegen::ir::{
     InstBuilder,
     condcodes::IntCC,
-    types::{I8, I16, I64},
+    types::{I8, I16},
 };
 
 /// Codes that one unit of the step widens.
@@ -25,41 +26,35 @@ pub(crate) fn lower(cx: &mut Lowering, from: Location, codes: usize) -> Result<L
     let work = Work { bytes_read: codes as u64, bytes_written: 2 * codes as u64, ..Work::default() };
     cx.step("widen", codes.div_ceil(CHUNK) as u64, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
-        let b = &mut e.b;
-        let [head, whole, rest, next, exit] = [(); 5].map(|()| b.create_block());
-        let unit = b.append_block_param(head, I64);
-        b.ins().jump(head, &[begin.into()]);
-        b.switch_to_block(head);
-        let first = b.ins().imul_imm_s(unit, CHUNK as i64);
-        let from = b.ins().iadd(source, first);
-        let twice = b.ins().iadd(first, first);
-        let to = b.ins().iadd(target, twice);
-        let is_whole = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, unit, (codes / CHUNK) as i64);
-        b.ins().brif(is_whole, whole, &[], rest, &[]);
-        for (block, count) in [(whole, CHUNK), (rest, codes % CHUNK)] {
-            b.switch_to_block(block);
-            sweep(b, count, &mut |b, ty, at, offset| {
-                let from = b.ins().iadd(from, at);
-                let to = b.ins().iadd(to, at);
-                let to = b.ins().iadd(to, at);
-                let x = b.ins().load(ty, MEM, from, offset);
-                if ty == I8 {
-                    let x = b.ins().uextend(I16, x);
-                    b.ins().store(MEM, x, to, 2 * offset);
-                    return;
-                }
-                let halves = [b.ins().uwiden_low(x), b.ins().uwiden_high(x)];
-                for (half, at) in halves.into_iter().zip([0, 16]) {
-                    b.ins().store(MEM, half, to, 2 * offset + at);
-                }
-            });
-            b.ins().jump(next, &[]);
-        }
-        b.switch_to_block(next);
-        let following = b.ins().iadd_imm_s(unit, 1);
-        let more = b.ins().icmp(IntCC::UnsignedLessThan, following, end);
-        b.ins().brif(more, head, &[following.into()], exit, &[]);
-        b.switch_to_block(exit);
+        counted_loop(&mut e.b, begin, end, |b, unit| {
+            let [whole, rest, next] = [(); 3].map(|()| b.create_block());
+            let first = b.ins().imul_imm_s(unit, CHUNK as i64);
+            let from = b.ins().iadd(source, first);
+            let twice = b.ins().iadd(first, first);
+            let to = b.ins().iadd(target, twice);
+            let is_whole = b.ins().icmp_imm_s(IntCC::UnsignedLessThan, unit, (codes / CHUNK) as i64);
+            b.ins().brif(is_whole, whole, &[], rest, &[]);
+            for (block, count) in [(whole, CHUNK), (rest, codes % CHUNK)] {
+                b.switch_to_block(block);
+                sweep(b, count, &mut |b, ty, at, offset| {
+                    let from = b.ins().iadd(from, at);
+                    let to = b.ins().iadd(to, at);
+                    let to = b.ins().iadd(to, at);
+                    let x = b.ins().load(ty, MEM, from, offset);
+                    if ty == I8 {
+                        let x = b.ins().uextend(I16, x);
+                        b.ins().store(MEM, x, to, 2 * offset);
+                        return;
+                    }
+                    let halves = [b.ins().uwiden_low(x), b.ins().uwiden_high(x)];
+                    for (half, at) in halves.into_iter().zip([0, 16]) {
+                        b.ins().store(MEM, half, to, 2 * offset + at);
+                    }
+                });
+                b.ins().jump(next, &[]);
+            }
+            b.switch_to_block(next);
+        });
         Ok(())
     })?;
     Ok(to)

@@ -4,6 +4,7 @@
 //! stand in a table. Rows of a vector or more end with one that overlaps the one before.
 
 use super::{
+    line::Line,
     map::counted_loop,
     vector::{cast, codes, load_lanes, load_splat, shuffle, store_lanes},
 };
@@ -26,16 +27,6 @@ use qcc_ir::{
 
 /// Taps that are unrolled; longer sums are left to the interpreter.
 pub(crate) const MAX_TAPS: usize = 16;
-
-/// The dimension that is resampled, with all before and behind it merged.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows {
-    pub(crate) outer: usize,
-    /// Elements of the operand along the dimension.
-    pub(crate) n: usize,
-    /// Elements behind it; bytes for [`Sums::Pick`].
-    pub(crate) inner: usize,
-}
 
 /// What a row of the result is.
 pub(crate) enum Sums<'a> {
@@ -82,10 +73,11 @@ impl Sums<'_> {
     }
 }
 
-/// Adds the step that makes each row of the result.
+/// Adds the step that makes each row of the result along a line of the operand; `inner` of that counts bytes for
+/// [`Sums::Pick`].
 pub(crate) fn resample(
     cx: &mut Lowering,
-    rows: Rows,
+    line: Line,
     sums: &Sums<'_>,
     (from, to): (Location, Location),
     work: Work,
@@ -100,10 +92,10 @@ pub(crate) fn resample(
     let table = Location::Weights(cx.weights(&table, 4)?);
     let ty = sums.ty();
     let size = i64::from(ty.lane_bits() / 8);
-    let (lanes, inner) = (i64::from(ty.lane_count()), rows.inner as i64);
+    let (lanes, inner) = (i64::from(ty.lane_count()), line.inner);
     let row_bytes = inner * size;
-    let units = rows.outer * length * usize::from(inner > 0);
-    cx.step("resample", units as u64, work, |e, ctx, begin, end| {
+    let units = line.outer as u64 * length as u64 * u64::from(inner > 0);
+    cx.step("resample", units, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
         let table = e.address(ctx, table);
         counted_loop(&mut e.b, begin, end, |b, unit| {
@@ -112,7 +104,7 @@ pub(crate) fn resample(
             let i = b.ins().isub(unit, before);
             let at = b.ins().imul_imm_s(i, entry_bytes as i64);
             let entry = b.ins().iadd(table, at);
-            let image = b.ins().imul_imm_s(outer, rows.n as i64 * row_bytes);
+            let image = b.ins().imul_imm_s(outer, line.len * row_bytes);
             let image = b.ins().iadd(source, image);
             let row = Row::load(b, sums, image, row_bytes, entry);
             let offset = b.ins().imul_imm_s(unit, row_bytes);

@@ -76,20 +76,10 @@ impl<'g> Convolution<'g> {
         Ok(Convolution { product, window, extents, extras, clamp })
     }
 
-    /// The input as it is.
-    fn no_border(&self) -> Border {
-        Border { above: 0, below: 0, left: 0, right: 0, ..self.border(0) }
-    }
-
-    fn border(&self, fill: u8) -> Border {
+    /// The margins that the window needs.
+    fn margins(&self) -> Margins {
         let w = self.window;
-        let margins = Margins {
-            above: w.pads_begin[0],
-            below: w.pads_end[0],
-            left: w.pads_begin[1],
-            right: w.pads_end[1],
-        };
-        self.surrounded(margins, fill)
+        Margins { above: w.pads_begin[0], below: w.pads_end[0], left: w.pads_begin[1], right: w.pads_end[1] }
     }
 
     /// The input with these margins.
@@ -244,7 +234,7 @@ impl<'g> Convolution<'g> {
 
 fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     let conv = Convolution::of(graph, node)?;
-    let image = conv.border(0).padded_image_bytes();
+    let image = conv.surrounded(conv.margins(), 0).padded_image_bytes();
     if image > i32::MAX as usize {
         return Err(format!("a padded image takes {image} bytes, more than 2^31 − 1"));
     }
@@ -268,13 +258,7 @@ pub(super) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
 /// The margins that a dense convolution needs around its input.
 pub(super) fn margins(graph: &Graph, node: NodeId) -> Option<Margins> {
     let conv = Convolution::of(graph, node).ok()?;
-    let w = conv.window;
-    (conv.extents.groups == 1 && !w.is_unpadded()).then(|| Margins {
-        above: w.pads_begin[0],
-        below: w.pads_end[0],
-        left: w.pads_begin[1],
-        right: w.pads_end[1],
-    })
+    (conv.extents.groups == 1 && !conv.window.is_unpadded()).then(|| conv.margins())
 }
 
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
@@ -285,7 +269,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     if conv.is_depthwise()
         && let Some(strips) = conv.strips(isa, zero as u8)
     {
-        let border = conv.no_border();
+        let border = conv.surrounded(Margins::NONE, zero as u8);
         let problem = conv.placed(cx, node, conv.depthwise_problem(&border))?;
         let overreads = strip::overreads(conv.product, isa, conv.extents.channels);
         let a = conv.input(cx, node, overreads, border)?;
@@ -293,10 +277,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     }
     let operand = cx.graph.operand(node, 0);
     let surrounding = cx.plan.layout(operand).map(|l| l.margins).filter(|&m| m != Margins::NONE);
-    let border = match surrounding {
-        Some(margins) => conv.surrounded(margins, zero as u8),
-        None => conv.border(zero as u8),
-    };
+    let border = conv.surrounded(surrounding.unwrap_or_else(|| conv.margins()), zero as u8);
     let taps = conv.depthwise_taps(&border);
     let (problem, overreads, kernel) = match &taps {
         Some(taps) => {

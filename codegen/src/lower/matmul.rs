@@ -93,12 +93,12 @@ impl<'g> Batch<'g> {
             // All matrices of a, one below the other, by the one of b.
             1 => (a_shape.elements() / inner.max(1), vec![Pair { a: 0, matrix: 0 }]),
             _ => {
-                let (rows, lead) = (a_shape[a_shape.rank() - 2], &y[..y.rank() - 2]);
+                let rows = a_shape[a_shape.rank() - 2];
                 let pair = |i: usize| Pair {
-                    a: matrix_of(&a_shape[..a_shape.rank() - 2], lead, i) * rows * inner * 4,
-                    matrix: matrix_of(&b_shape[..b_shape.rank() - 2], lead, i),
+                    a: MatMul::matrix_of_operand(a_shape, y, i) * rows * inner * 4,
+                    matrix: MatMul::matrix_of_operand(b_shape, y, i),
                 };
-                (rows, (0..lead.iter().product()).map(pair).collect())
+                (rows, (0..y[..y.rank() - 2].iter().product()).map(pair).collect())
             }
         };
         Some(Batch { op, rows, inner, columns, matrices, pairs })
@@ -146,21 +146,6 @@ impl<'g> Batch<'g> {
         let (problem, b) = (self.problem(), (&b, self.matrices));
         driver::lower_pairs(cx, &problem, epilogue, operands, b, &self.pairs, &bias, work)
     }
-}
-
-/// Which matrix of an operand with leading dimensions `own` takes part in matrix `i` of a result with `lead`.
-fn matrix_of(own: &[usize], lead: &[usize], i: usize) -> usize {
-    let (mut rest, mut index, mut stride) = (i, 0, 1);
-    for (d, &extent) in lead.iter().enumerate().rev() {
-        let at = rest % extent.max(1);
-        rest /= extent.max(1);
-        let missing = lead.len() - own.len();
-        if let Some(&n) = d.checked_sub(missing).and_then(|d| own.get(d)) {
-            index += if n == 1 { 0 } else { at * stride };
-            stride *= n;
-        }
-    }
-    index
 }
 
 fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {

@@ -431,12 +431,12 @@ impl<'g> Lowering<'g> {
 
     fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
         if let (Some(node), true) = (self.node, units > 0) {
-            let step = {
-                let is_int8 = matches!(self.graph.op(node), Some(Op::QConv(_) | Op::QMatMul(_)));
-                let product = if is_int8 { Product::U8S8 } else { Product::F32 };
-                let rate = self.options.tier.macs_per_nanosecond(product);
-                Step::compiled(self.graph, node, kernel, units, work, rate)
+            let product = match self.graph.op(node) {
+                Some(Op::QConv(_) | Op::QMatMul(_)) => Product::U8S8,
+                _ => Product::F32,
             };
+            let rate = self.options.tier.macs_per_nanosecond(product);
+            let step = Step::new(self.graph, node, kernel, units, work, rate);
             self.steps.push(PendingStep { step, code });
         }
     }

@@ -3,10 +3,13 @@
 use super::{Lowerer, Lowering, shape::attributes};
 use crate::{
     CodegenError,
-    kernels::resample::{self, MAX_TAPS, Rows, Sums},
+    kernels::{
+        line::Line,
+        resample::{self, MAX_TAPS, Sums},
+    },
 };
 use qcc_ir::{
-    Graph, NodeId, Op,
+    Graph, NodeId, Op, OpError,
     ops::{QResample, Resample},
 };
 
@@ -25,14 +28,10 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     }
 }
 
-/// `inner` in elements of `size` bytes.
-fn rows(cx: &Lowering, node: NodeId, axis: usize, size: usize) -> Rows {
-    let shape = cx.graph.shape(cx.graph.operand(node, 0));
-    Rows {
-        outer: shape[..axis].iter().product(),
-        n: shape[axis],
-        inner: shape[axis + 1..].iter().product::<usize>() * size,
-    }
+fn line(cx: &Lowering, node: NodeId, axis: usize) -> Result<Line, CodegenError> {
+    let dims = cx.graph.shape(cx.graph.operand(node, 0));
+    let refuse = || cx.refuse(node, OpError::attribute(format!("axis {axis} of {dims}")));
+    Line::new(dims, &[axis]).ok_or_else(refuse)
 }
 
 fn lower_resample(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
@@ -41,12 +40,13 @@ fn lower_resample(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let places = (cx.location(x)?, cx.location(node.out())?);
     let taps = op.taps(cx.graph.shape(x)[op.axis]);
     let work = cx.current_work();
+    let line = line(cx, node, op.axis)?;
     match op.is_pick() {
         true => {
-            let rows = rows(cx, node, op.axis, cx.graph.ty(x).dtype.size());
-            resample::resample(cx, rows, &Sums::Pick(&taps), places, work)
+            let line = Line { inner: line.inner * cx.graph.ty(x).dtype.size() as i64, ..line };
+            resample::resample(cx, line, &Sums::Pick(&taps), places, work)
         }
-        false => resample::resample(cx, rows(cx, node, op.axis, 1), &Sums::Float(&taps), places, work),
+        false => resample::resample(cx, line, &Sums::Float(&taps), places, work),
     }
 }
 
@@ -55,7 +55,7 @@ fn lower_q_resample(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError>
     let x = cx.graph.operand(node, 0);
     let places = (cx.location(x)?, cx.location(node.out())?);
     let taps = op.fixed_taps(cx.graph.ty(x)).map_err(|e| cx.refuse(node, e))?;
-    let rows = rows(cx, node, op.resample.axis, 1);
+    let line = line(cx, node, op.resample.axis)?;
     let work = cx.current_work();
-    resample::resample(cx, rows, &Sums::Fixed(&taps, op.output), places, work)
+    resample::resample(cx, line, &Sums::Fixed(&taps, op.output), places, work)
 }

@@ -59,6 +59,15 @@ fn product_shape(a: &Shape, b: &Shape) -> Result<Shape, OpError> {
 }
 
 impl MatMul {
+    /// The number of the matrix of an operand of this shape that takes part in matrix `i` of a result of shape `y`, by
+    /// the rules of broadcasting.
+    pub fn matrix_of_operand(operand: &Shape, y: &Shape, i: usize) -> usize {
+        let (own, lead) = (&operand[..operand.rank() - 2], &y[..y.rank() - 2]);
+        let index = unravel(i, lead);
+        let index = &index[lead.len() - own.len()..];
+        own.iter().zip(index).fold(0, |at, (&d, &i)| at * d + if d == 1 { 0 } else { i })
+    }
+
     /// Operand slot of the residual, if there is one.
     pub fn residual_slot(&self) -> Option<usize> {
         self.residual.then_some(2 + usize::from(self.bias))
@@ -151,16 +160,10 @@ fn for_each_row(
     if y.elements() == 0 || k == 0 {
         return;
     }
-    let (rows, lead) = (y[y.rank() - 2], &y[..y.rank() - 2]);
-    // The number of the matrix of an operand that takes part in matrix `i` of the result.
-    let matrix = |operand: &Shape, i: usize| {
-        let own = &operand[..operand.rank() - 2];
-        let index = unravel(i, lead);
-        let index = &index[lead.len() - own.len()..];
-        own.iter().zip(index).fold(0, |at, (&d, &i)| at * d + if d == 1 { 0 } else { i })
-    };
+    let rows = y[y.rank() - 2];
     for m in 0..y.elements() / (rows * n) {
-        let (a_at, b_at) = (matrix(a, m) * rows * k, matrix(b, m) * k * n);
+        let matrix = |operand: &Shape| MatMul::matrix_of_operand(operand, y, m);
+        let (a_at, b_at) = (matrix(a) * rows * k, matrix(b) * k * n);
         for r in 0..rows {
             let y_at = (m * rows + r) * n;
             f(y_at..y_at + n, a_at + r * k..a_at + (r + 1) * k, b_at..b_at + k * n);

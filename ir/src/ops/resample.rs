@@ -361,6 +361,28 @@ fn extents(shape: &Shape, axis: usize) -> (usize, usize, usize) {
     (shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product())
 }
 
+/// For each element of the result what `add(sum, weight, place of the operand's element)` makes of its start and taps, in
+/// their order.
+fn sums<T: Copy, W: Copy>(
+    (outer, n, inner): (usize, usize, usize),
+    (count, sources, weights): (usize, &[u32], &[W]),
+    starts: impl Iterator<Item = T> + Clone,
+    add: impl Fn(T, W, usize) -> T,
+) -> Vec<T> {
+    let mut sums = Vec::new();
+    for o in 0..outer {
+        for (i, start) in starts.clone().enumerate() {
+            let own = i * count..(i + 1) * count;
+            for e in 0..inner {
+                let terms = sources[own.clone()].iter().zip(&weights[own.clone()]);
+                let at = |source: u32| (o * n + source as usize) * inner + e;
+                sums.push(terms.fold(start, |sum, (&source, &w)| add(sum, w, at(source))));
+            }
+        }
+    }
+    sums
+}
+
 impl Operator for Resample {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
@@ -382,7 +404,8 @@ impl Operator for Resample {
         results: &[TensorType],
     ) -> Result<Vec<Tensor>, OpError> {
         let (x, y) = (operands[0], &results[0].shape);
-        let (outer, n, inner) = extents(x.shape(), self.axis);
+        let extents = extents(x.shape(), self.axis);
+        let (outer, n, inner) = extents;
         let taps = self.taps(n);
         if self.is_pick() {
             let run = inner * x.dtype().size();
@@ -395,18 +418,10 @@ impl Operator for Resample {
             return Ok(vec![Tensor::from_bytes(x.dtype(), y.clone(), bytes.into())?]);
         }
         let elements = x.as_slice::<f32>()?;
-        let mut sums = Vec::with_capacity(y.elements());
-        for o in 0..outer {
-            for (i, &offset) in taps.offsets.iter().enumerate() {
-                let own = i * taps.count..(i + 1) * taps.count;
-                for e in 0..inner {
-                    let terms = taps.sources[own.clone()].iter().zip(&taps.weights[own.clone()]);
-                    sums.push(terms.fold(offset, |sum, (&source, &w)| {
-                        sum + w * elements[(o * n + source as usize) * inner + e]
-                    }));
-                }
-            }
-        }
+        let starts = taps.offsets.iter().copied();
+        let sums = sums(extents, (taps.count, &taps.sources, &taps.weights), starts, |sum, w, at| {
+            sum + w * elements[at]
+        });
         Ok(vec![Tensor::from_vec(y.clone(), sums)?])
     }
 }
@@ -431,22 +446,15 @@ impl Operator for QResample {
         results: &[TensorType],
     ) -> Result<Vec<Tensor>, OpError> {
         let (x, y) = (operands[0], &results[0].shape);
-        let (outer, n, inner) = extents(x.shape(), self.resample.axis);
+        let extents = extents(x.shape(), self.resample.axis);
         let taps = self.fixed_taps(types[0])?;
         let codes = x.as_slice::<u8>()?;
-        let mut result = Vec::with_capacity(y.elements());
-        for o in 0..outer {
-            for (i, &start) in taps.starts.iter().enumerate() {
-                let own = i * taps.count..(i + 1) * taps.count;
-                for e in 0..inner {
-                    let terms = taps.sources[own.clone()].iter().zip(&taps.weights[own.clone()]);
-                    let sum = terms.fold(start, |sum, (&source, &w)| {
-                        sum + i32::from(w) * i32::from(codes[(o * n + source as usize) * inner + e])
-                    });
-                    result.push((sum >> taps.shift).clamp(self.output.lo, self.output.hi) as u8);
-                }
-            }
-        }
+        let starts = taps.starts.iter().copied();
+        let sums = sums(extents, (taps.count, &taps.sources, &taps.weights), starts, |sum, w, at| {
+            sum + i32::from(w) * i32::from(codes[at])
+        });
+        let OutputGrid { lo, hi, .. } = self.output;
+        let result: Vec<u8> = sums.into_iter().map(|sum| (sum >> taps.shift).clamp(lo, hi) as u8).collect();
         Ok(vec![Tensor::from_bytes(DType::U8, y.clone(), result.into())?])
     }
 }

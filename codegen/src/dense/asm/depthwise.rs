@@ -4,7 +4,7 @@
 //! columns, row by row.
 
 use super::{
-    EmitError, Tile, accumulate, displaced, store,
+    EmitError, Tile, accumulate, displaced, displacement, store,
     vector::{Assembler, Emit, Operand, Reg, Width},
 };
 use crate::dense::{
@@ -34,17 +34,12 @@ fn tile_spec<'a>(spec: &StripSpec<'a>, cols: usize) -> Result<TileSpec<'a>, Emit
         .map(|(row, col)| i32::try_from(row * spec.y_row + col * spec.y_col))
         .collect::<Result<Vec<i32>, _>>()
         .map_err(|_| EmitError::Displacement)?;
-    let has_residual = match spec.epilogue {
-        Epilogue::Requantize(q) => q.has_residual,
-        Epilogue::Float { residual, .. } => residual,
-        Epilogue::PackOnly => false,
-    };
     Ok(TileSpec {
         product: spec.product,
         panel: spec.panel,
         columns: spec.columns,
         a_offsets: vec![0; y_offsets.len()],
-        r_offsets: if has_residual { y_offsets.clone() } else { Vec::new() },
+        r_offsets: if spec.epilogue.has_residual() { y_offsets.clone() } else { Vec::new() },
         y_offsets,
         loops: Vec::new(),
         inner: 1,
@@ -142,7 +137,7 @@ impl Strip<'_> {
         block(self, run.first)?;
         let y_step = run.cols * self.spec.y_col;
         for (pointer, step) in [(rdi, input_step), (rcx, y_step), (r8, y_step)] {
-            self.asm.asm.add(pointer, displacement(step)?)?;
+            self.asm.asm.add(pointer, displacement(0, step)?)?;
         }
         if run.count > 1 {
             self.asm.asm.dec(r9d)?;
@@ -184,7 +179,7 @@ impl Strip<'_> {
     /// The first phase: fills the line at rsp, whose locals lie at rsp + `line`.
     fn interleave(&mut self, line: i32) -> Result<(), EmitError> {
         let (rows, cols) = (self.spec.window[0], self.spec.window[1]);
-        let column = displacement(self.spec.line_column())?;
+        let column = displacement(0, self.spec.line_column())?;
         let vectors = self.spec.line_column() / self.vector_bytes();
         self.first_tap(&rows, &cols)?;
         self.count_columns(line, &cols)?;
@@ -196,7 +191,7 @@ impl Strip<'_> {
         asm.mov(r12, rsp)?;
         self.fill(constants.padding)?;
         let asm = &mut self.asm.asm;
-        asm.imul_3(rax, r14, displacement(cols.pitch)?)?;
+        asm.imul_3(rax, r14, displacement(0, cols.pitch)?)?;
         asm.add(rdi, rax)?;
         asm.mov(r14, r12)?;
         let groups = self.spec.groups();
@@ -222,7 +217,7 @@ impl Strip<'_> {
     ) -> Result<(), EmitError> {
         self.point_at_rows(line, group)?;
         let asm = &mut self.asm.asm;
-        asm.lea(r12, r14 + displacement(index * self.spec.panel * 4)?)?;
+        asm.lea(r12, r14 + displacement(0, index * self.spec.panel * 4)?)?;
         asm.mov(r13d, dword_ptr(rsp + line + BODY))?;
         let (mut top, mut done) = (asm.create_label(), asm.create_label());
         asm.test(r13d, r13d)?;
@@ -233,7 +228,7 @@ impl Strip<'_> {
         for (i, row) in ROWS[..group.len()].iter().enumerate() {
             asm.add(*row, qword_ptr(rsp + line + 8 * i as i32))?;
         }
-        asm.add(r12, displacement(self.spec.line_column())?)?;
+        asm.add(r12, displacement(0, self.spec.line_column())?)?;
         asm.dec(r13d)?;
         asm.jne(top)?;
         asm.set_label(&mut done)?;
@@ -250,20 +245,20 @@ impl Strip<'_> {
     fn first_tap(&mut self, rows: &Axis, cols: &Axis) -> Result<(), EmitError> {
         let border = rows.before * rows.pitch + cols.before * cols.pitch;
         let asm = &mut self.asm.asm;
-        asm.sub(rdi, displacement(border)?)?;
+        asm.sub(rdi, displacement(0, border)?)?;
         asm.mov(r10, r9)?;
         asm.shr(r10, 32)?;
         for (index, axis) in [(r9d, rows), (r10d, cols)] {
-            asm.imul_3(index, index, displacement(axis.stride)?)?;
-            asm.sub(index, displacement(axis.before)?)?;
+            asm.imul_3(index, index, displacement(0, axis.stride)?)?;
+            asm.sub(index, displacement(0, axis.before)?)?;
         }
         Ok(())
     }
 
     /// Of the line's columns: r14 = those in front of the image; locals = those inside, and those behind.
     fn count_columns(&mut self, line: i32, cols: &Axis) -> Result<(), EmitError> {
-        let all = displacement(cols.span(self.spec.cols))?;
-        let extent = displacement(cols.extent)?;
+        let all = displacement(0, cols.span(self.spec.cols))?;
+        let extent = displacement(0, cols.extent)?;
         let asm = &mut self.asm.asm;
         asm.xor(r12d, r12d)?;
         asm.mov(r13d, extent)?;
@@ -291,7 +286,7 @@ impl Strip<'_> {
 
     /// Writes `r13d` vectors at r12, which moves behind them.
     fn fill(&mut self, padding: Reg) -> Result<(), EmitError> {
-        let vector = displacement(self.vector_bytes())?;
+        let vector = displacement(0, self.vector_bytes())?;
         let (mut top, mut done) = (self.asm.asm.create_label(), self.asm.asm.create_label());
         self.asm.asm.test(r13d, r13d)?;
         self.asm.asm.je(done)?;
@@ -315,11 +310,11 @@ impl Strip<'_> {
         const { assert!(Header::CODES == 0) };
         let asm = &mut self.asm.asm;
         for (i, (&offset, row)) in group.iter().zip(ROWS).enumerate() {
-            asm.lea(row, rdi + displacement(offset * rows.pitch)?)?;
-            asm.mov(r13d, displacement(cols.pitch)?)?;
-            asm.lea(r12d, r9 + displacement(offset)?)?;
+            asm.lea(row, rdi + displacement(0, offset * rows.pitch)?)?;
+            asm.mov(r13d, displacement(0, cols.pitch)?)?;
+            asm.lea(r12d, r9 + displacement(0, offset)?)?;
             // A row above is a huge number.
-            asm.cmp(r12d, displacement(rows.extent)?)?;
+            asm.cmp(r12d, displacement(0, rows.extent)?)?;
             asm.cmovae(row, outside)?;
             asm.mov(r12d, 0)?;
             asm.cmovae(r13d, r12d)?;
@@ -504,8 +499,8 @@ impl Strip<'_> {
         let asm = &mut self.asm.asm;
         asm.xor(r10d, r10d)?;
         for tap in (0..rows.taps).rev() {
-            asm.lea(eax, r9 + displacement(tap * rows.dilation)?)?;
-            asm.cmp(eax, displacement(rows.extent)?)?;
+            asm.lea(eax, r9 + displacement(0, tap * rows.dilation)?)?;
+            asm.cmp(eax, displacement(0, rows.extent)?)?;
             asm.rcl(r10d, 1)?;
         }
         for (run, tile) in blocks.0.iter().zip(tiles) {
@@ -632,9 +627,4 @@ impl Columns {
         self.held.push((at, reg));
         Ok(reg)
     }
-}
-
-/// Bytes or an index as an immediate.
-fn displacement(x: usize) -> Result<i32, EmitError> {
-    i32::try_from(x).map_err(|_| EmitError::Displacement)
 }

@@ -241,17 +241,15 @@ impl<'a> Tile<'a> {
         if !(1..=panel).contains(&spec.columns) {
             return Err(EmitError::Columns { columns: spec.columns, panel });
         }
-        let has_residual = match (spec.product, &spec.epilogue) {
-            (Product::U8S8, Epilogue::Requantize(q)) => {
-                if q.grid.dtype != DType::U8 {
-                    return Err(EmitError::Grid(q.grid.dtype));
-                }
-                q.has_residual
+        match (spec.product, &spec.epilogue) {
+            (Product::U8S8, Epilogue::Requantize(q)) if q.grid.dtype != DType::U8 => {
+                return Err(EmitError::Grid(q.grid.dtype));
             }
-            (Product::U8S8, Epilogue::PackOnly) => false,
-            (Product::F32, Epilogue::Float { residual, .. }) => *residual,
+            (Product::U8S8, Epilogue::Requantize(_) | Epilogue::PackOnly)
+            | (Product::F32, Epilogue::Float { .. }) => {}
             (product, _) => return Err(EmitError::Epilogue(product)),
-        };
+        }
+        let has_residual = spec.epilogue.has_residual();
         // Timing without requantization may leave the offsets of a residual in place.
         let needs_residuals = has_residual || !matches!(spec.epilogue, Epilogue::PackOnly);
         let offsets = |what, found, expected| {
