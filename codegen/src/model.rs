@@ -392,11 +392,12 @@ impl Execution {
             let start = profile.is_some().then(Instant::now);
             match &step.action {
                 Action::Pending => {}
-                Action::Call(entry) => {
-                    split(&ctx, step, pool, &|ctx, begin, end| entry(ctx, begin, end));
-                }
-                Action::Walk(walk) => split(&ctx, step, pool, &|ctx, begin, end| {
-                    walk.run(&bases(ctx, &walk.operands, inputs.len()), begin, end);
+                Action::Call(entry) => share(&ctx, step, pool, &|ctx, part, parts| {
+                    let bound = |p: usize| (p as u128 * u128::from(step.units) / parts as u128) as u64;
+                    entry(ctx, bound(part), bound(part + 1));
+                }),
+                Action::Walk(walk) => share(&ctx, step, pool, &|ctx, part, parts| {
+                    walk.run(&bases(ctx, &walk.operands, inputs.len()), part, parts);
                 }),
                 Action::Interpret(op) => op.run(step, &ctx, inputs.len())?,
             }
@@ -432,17 +433,14 @@ impl Execution {
     }
 }
 
-/// Calls `f(ctx, begin, end)` for ranges that cover the step's units, on as many threads as are worth their waking.
-fn split(ctx: &Ctx, step: &Step, pool: &dyn Parallel, f: &(dyn Fn(&Ctx, u64, u64) + Sync)) {
-    let parts = step.most_parts.min(pool.threads() as u64);
+/// Calls `f(ctx, part, parts)` for the parts of a step, on as many threads as are worth their waking.
+fn share(ctx: &Ctx, step: &Step, pool: &dyn Parallel, f: &(dyn Fn(&Ctx, usize, usize) + Sync)) {
+    let parts = step.most_parts.min(pool.threads() as u64) as usize;
     if parts < 2 {
-        return f(ctx, 0, step.units);
+        return f(ctx, 0, 1);
     }
     let shared = Shared(ctx);
-    pool.run(parts as usize, &|part| {
-        let bound = |p: u64| (u128::from(p) * u128::from(step.units) / u128::from(parts)) as u64;
-        f(shared.ctx(), bound(part as u64), bound(part as u64 + 1));
-    });
+    pool.run(parts, &|part| f(shared.ctx(), part, parts));
 }
 
 /// Addresses of the operands of a walk.

@@ -16,7 +16,12 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::{choose::Tiling, driver::PendingWalk, pack, pad, spec::Product},
+    dense::{
+        choose::{Share, Tiling},
+        driver::PendingWalk,
+        pack, pad,
+        spec::Product,
+    },
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
@@ -171,6 +176,8 @@ pub(crate) struct Lowering<'g> {
     weights: WeightBlock,
     constants: BTreeMap<ValueId, u32>,
     steps: Vec<PendingStep>,
+    /// How threads divide the values that walks compute. Others are divided by rows of pixels, as a rule.
+    shares: BTreeMap<ValueId, Share>,
     /// The node whose steps are being emitted.
     node: Option<NodeId>,
     scratch_used: u64,
@@ -213,6 +220,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
         weights: WeightBlock::new(expected_weights(constant_bytes))?,
         constants: BTreeMap::new(),
         steps: Vec::new(),
+        shares: BTreeMap::new(),
         node: None,
         scratch_used: 0,
         scratch_bytes: 0,
@@ -426,7 +434,25 @@ impl<'g> Lowering<'g> {
     /// Adds a step that walks over tiles.
     pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work) {
         let units = walk.units();
+        if let Some(node) = self.node {
+            self.shares.insert(self.plan.root(node.out()), walk.share());
+        }
         self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work);
+    }
+
+    /// How threads have divided the operand in a slot of the node whose steps are being emitted.
+    pub(crate) fn share_of_operand(&self, slot: usize) -> Share {
+        self.share_of(self.node.and_then(|node| self.graph.operands(node).get(slot).copied()))
+    }
+
+    /// The same of its residual, which is the last operand.
+    pub(crate) fn share_of_residual(&self) -> Share {
+        self.share_of(self.node.and_then(|node| self.graph.operands(node).last().copied()))
+    }
+
+    fn share_of(&self, value: Option<ValueId>) -> Share {
+        let known = value.and_then(|v| self.shares.get(&self.plan.root(v)));
+        known.copied().unwrap_or(Share::Pixels)
     }
 
     fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
