@@ -171,6 +171,8 @@ const FROM_LEVEL2: f64 = 16.0;
 /// Bytes in a cycle from beyond it: 30 GB/s for one core at 3.9 GHz, with prefetching, measured on a server.
 const FROM_MEMORY: f64 = 7.5;
 
+/// The clock of the CPU on which all this was measured.
+const CYCLES_PER_NANOSECOND: f64 = 3.9;
 /// Bytes in a cycle that a core reads of what another one has just written: 7 GB/s at 3.9 GHz, as
 /// `runtime/benches/overheads.rs` measures it.
 const FROM_OTHER_CORE: f64 = 1.8;
@@ -538,6 +540,12 @@ pub(crate) fn share(problem: &Problem, cut: &Cut, sharing: &Sharing) -> Share {
     let pixels = weights + others(Share::Pixels) / FROM_OTHER_CORE;
     let panels = others(Share::Panels) / FROM_OTHER_CORE;
     if pixels <= panels { Share::Pixels } else { Share::Panels }
+}
+
+/// About how long a cut problem takes on one core; `weights` bytes are read between two uses of its own.
+pub(crate) fn nanoseconds(problem: &Problem, cut: &Cut, weights: usize) -> f64 {
+    let unit = unit(cut.isa, problem.product);
+    cost(problem, &unit, cut, Source::of(weights)).unwrap_or(0.0) / CYCLES_PER_NANOSECOND
 }
 
 /// Bytes of activations that a block reads, each counted once.

@@ -101,7 +101,8 @@ pub(crate) fn lower(
         (weights, starts.pack_clif(&constants(panel.width), channels(panel)))
     })?;
     let share = share(cx, entries.len());
-    cx.walk_step(&name, Walk::new(problem, &cut, share, operands, entries, functions, None), work);
+    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None);
+    cx.walk_step(&name, walk, work, cx.nanoseconds(&work));
     Ok(())
 }
 
@@ -194,7 +195,8 @@ pub(crate) fn lower_strips(
         cut.order = Order::PanelsOuter;
     }
     let share = share(cx, entries.len());
-    cx.walk_step(&name, Walk::new(problem, &cut, share, operands, entries, functions, None), work);
+    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None);
+    cx.walk_step(&name, walk, work, cx.nanoseconds(&work));
     Ok(())
 }
 

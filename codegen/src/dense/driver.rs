@@ -354,7 +354,8 @@ impl<'t, 'a> Tiles<'t, 'a> {
         };
         let share = choose::share(self.problem, &self.cut, &sharing);
         let walk = Walk::new(self.problem, &self.cut, share, operands, panels, self.functions, around);
-        cx.walk_step(&self.name, walk, work);
+        let nanoseconds = choose::nanoseconds(self.problem, &self.cut, self.weights);
+        cx.walk_step(&self.name, walk, work, nanoseconds);
         cx.offer_tilings(self.tilings);
         Ok(())
     }

@@ -20,12 +20,12 @@ use crate::{
         choose::{Share, Tiling},
         driver::PendingWalk,
         pack, pad,
-        spec::Product,
     },
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
+    sharing::{self, Cost},
     weights::WeightBlock,
 };
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -33,6 +33,9 @@ use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Nanoseconds that are worth another thread in a step that two share. Tests have small tensors and share all steps.
+const THREAD_GRAIN: f64 = if cfg!(test) { 1.0 } else { 2_000.0 };
 
 /// Bytes that are worth packing on several threads.
 const WORTH_THREADS: usize = 64 << 10;
@@ -232,6 +235,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
     for output in cx.plan.output_copies.clone() {
         cx.copy_output(output)?;
     }
+    cx.share_steps();
     let arena_bytes = cx.plan.arena_bytes + cx.scratch_bytes;
     check_arena(arena_bytes)?;
     Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, arena_bytes })
@@ -427,17 +431,18 @@ impl<'g> Lowering<'g> {
             e.b.ins().return_(&[]);
             Ok(())
         })?;
-        self.push_step(kernel, PendingCode::Function(entry), units, work);
+        let nanoseconds = self.nanoseconds(&work);
+        self.push_step(kernel, PendingCode::Function(entry), units, work, nanoseconds);
         Ok(())
     }
 
-    /// Adds a step that walks over tiles.
-    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work) {
+    /// Adds a step that walks over tiles and takes about so long on one thread.
+    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work, nanoseconds: f64) {
         let units = walk.units();
         if let Some(node) = self.node {
             self.shares.insert(self.plan.root(node.out()), walk.share());
         }
-        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work);
+        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work, nanoseconds);
     }
 
     /// How threads have divided the operand in a slot of the node whose steps are being emitted.
@@ -455,15 +460,32 @@ impl<'g> Lowering<'g> {
         known.copied().unwrap_or(Share::Pixels)
     }
 
-    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
+    /// About how long a step takes on one thread, by what it reads, writes and multiplies. Of integers, too, what is no
+    /// matrix product multiplies about as fast as floats are multiplied.
+    pub(crate) fn nanoseconds(&self, work: &Work) -> f64 {
+        work.nanoseconds(self.options.tier.macs_per_nanosecond())
+    }
+
+    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work, nanoseconds: f64) {
         if let (Some(node), true) = (self.node, units > 0) {
-            let product = match self.graph.op(node) {
-                Some(Op::QConv(_) | Op::QMatMul(_)) => Product::U8S8,
-                _ => Product::F32,
-            };
-            let rate = self.options.tier.macs_per_nanosecond(product);
-            let step = Step::new(self.graph, node, kernel, units, work, rate);
+            let step = Step::new(self.graph, node, kernel, units, work, nanoseconds);
             self.steps.push(PendingStep { step, code });
+        }
+    }
+
+    /// Decides which steps threads share, and how many of them.
+    fn share_steps(&mut self) {
+        let cost = |pending: &PendingStep| Cost {
+            nanoseconds: pending.step.nanoseconds,
+            operands: pending.step.work.bytes_read - pending.step.work.weight_bytes,
+            is_divisible: pending.step.units > 1,
+        };
+        let costs: Vec<Cost> = self.steps.iter().map(cost).collect();
+        for (pending, is_shared) in self.steps.iter_mut().zip(sharing::shared(&costs)) {
+            let step = &mut pending.step;
+            if is_shared || cfg!(test) {
+                step.most_parts = ((step.nanoseconds / THREAD_GRAIN) as u64).max(2).min(step.units);
+            }
         }
     }
 
