@@ -25,7 +25,7 @@ import report
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ZOO = ["mobilenetv2", "resnet50", "resnet50-cifar100", "vgg16"]
-PEERS = ["ONNX Runtime", "OpenVINO", "LiteRT"]
+LOWER_TIERS = ["avx512vnni", "avx2", "x86-64-v2"]
 # The limit for OpenVINO's oneDNN that is the same as a tier; at the host's best tier nobody is limited. ONNX Runtime and
 # XNNPACK, below LiteRT, have no limit: at lower tiers they could use more than qcc, so they are left out.
 ONEDNN = {
@@ -43,7 +43,7 @@ def arguments():
     parser.add_argument("--zoo", default=",".join(ZOO), help="networks that `qcc zoo` writes, with random weights")
     parser.add_argument("--only", help="take models whose name contains this")
     parser.add_argument("--precisions", default="int8,float")
-    parser.add_argument("--tiers", help="default: the best of this CPU, avx512vnni and avx2")
+    parser.add_argument("--tiers", help="tiers besides the best of this CPU; default: " + ", ".join(LOWER_TIERS))
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=3)
@@ -238,15 +238,22 @@ def measure(options, case, path, files, is_best_tier):
     return case | {"ms": {name: min(t) for name, t in times.items()}, "versions": versions, "failures": failures}
 
 
+def cases(options, best, lower):
+    """Precision, tier, threads, batch: all at the best tier, and single images on one thread at lower ones."""
+    precisions = options.precisions.split(",")
+    threads, batches = ([int(n) for n in words.split(",")] for words in (options.threads, options.batches))
+    yield from itertools.product(precisions, [best], threads, batches)
+    yield from itertools.product(precisions, lower, [1], [1])
+
+
 def main():
     options = arguments()
     options.work.mkdir(parents=True, exist_ok=True)
     tiers = host(options)
     names = [tier["isa"] for tier in tiers]
     best = names[0]
-    wanted = options.tiers.split(",") if options.tiers else [best]
-    if not (options.tiers or options.quick):
-        wanted += [name for name in ("avx512vnni", "avx2") if name in names[1:]]
+    lower = options.tiers.split(",") if options.tiers else [] if options.quick else LOWER_TIERS
+    lower = [name for name in lower if name in names[1:]]
     kept = options.work / ("quick.jsonl" if options.quick else "measured.jsonl")
     if options.fresh:
         kept.unlink(missing_ok=True)
@@ -258,9 +265,7 @@ def main():
     results = []
     for name, path in models(options).items():
         files = peer_files(options, name, path)
-        for precision, tier, threads, batch in itertools.product(
-            options.precisions.split(","), wanted, map(int, options.threads.split(",")), map(int, options.batches.split(","))
-        ):
+        for precision, tier, threads, batch in cases(options, best, lower):
             case = {"model": name, "precision": precision, "tier": tier, "threads": threads, "batch": batch}
             if report.key(case) not in done:
                 result = measure(options, case, path, files, tier == best)
