@@ -8,14 +8,16 @@ use crate::{
     CodegenError,
     dense::{
         Problem, Strides, WeightOrder,
-        driver::{self, Operands, Pair},
+        driver::{self, Operands, Pair, Starts},
+        repack::SecondOperands,
         spec::{Epilogue, Product},
     },
     kernels::map::View,
 };
 use qcc_ir::{
-    DType, Graph, NodeId, Op, OpError,
-    ops::{Clamp, MatMul},
+    DType, Graph, NodeId, Op, OpError, Tensor, TensorError,
+    numerics::ChannelBounds,
+    ops::{Clamp, MatMul, QMatMul},
 };
 
 /// `MatMul` and `QMatMul`.
@@ -67,54 +69,59 @@ impl Matrices {
     }
 }
 
-/// Products of floats whose second operand is no single constant matrix: a batch of pairs of matrices.
-struct Batch<'g> {
-    op: &'g MatMul,
+/// Products whose second operand is no single constant matrix: a batch of pairs of matrices.
+struct Batch {
+    product: Product,
     rows: usize,
     inner: usize,
     columns: usize,
     /// Number of second operands.
     matrices: usize,
     pairs: Vec<Pair>,
+    extras: Extras,
+    clamp: Clamp,
 }
 
-impl<'g> Batch<'g> {
+impl Batch {
     /// `None` where there is one constant matrix.
-    fn of(graph: &'g Graph, node: NodeId) -> Option<Batch<'g>> {
-        let Some(Op::MatMul(op)) = graph.op(node) else { return None };
+    fn of(graph: &Graph, node: NodeId) -> Option<Batch> {
         let (a, b) = (graph.operand(node, 0), graph.operand(node, 1));
         let (a_shape, b_shape, y) = (graph.shape(a), graph.shape(b), graph.shape(node.out()));
-        if graph.constant_value(b).is_some() && b_shape.rank() == 2 {
-            return None;
-        }
+        let (product, clamp, extras) = match graph.op(node)? {
+            Op::MatMul(m) if graph.constant_value(b).is_none() || b_shape.rank() != 2 => {
+                (Product::F32, m.clamp, Extras::new(m.bias, m.residual_slot()))
+            }
+            Op::QMatMul(m) if QMatMul::is_of_activations(&[graph.ty(a), graph.ty(b)]) => {
+                (Product::U8S8, Clamp::NONE, Extras::new(m.bias, m.residual_slot()))
+            }
+            _ => return None,
+        };
         let (inner, columns) = (a_shape[a_shape.rank() - 1], y[y.rank() - 1]);
         let matrices = b_shape[..b_shape.rank() - 2].iter().product();
         let (rows, pairs) = match matrices {
             // All matrices of a, one below the other, by the one of b.
-            1 => (a_shape.elements() / inner.max(1), vec![Pair { a: 0, matrix: 0 }]),
+            1 => (a_shape.elements() / inner.max(1), vec![Pair { a: 0, matrix: 0, y: 0 }]),
             _ => {
                 let rows = a_shape[a_shape.rank() - 2];
                 let pair = |i: usize| Pair {
-                    a: MatMul::matrix_of_operand(a_shape, y, i) * rows * inner * 4,
+                    a: MatMul::matrix_of_operand(a_shape, y, i) * rows * inner * product.element(),
                     matrix: MatMul::matrix_of_operand(b_shape, y, i),
+                    y: i * rows * columns * product.element(),
                 };
                 (rows, (0..y[..y.rank() - 2].iter().product()).map(pair).collect())
             }
         };
-        Some(Batch { op, rows, inner, columns, matrices, pairs })
-    }
-
-    fn extras(&self) -> Extras {
-        Extras::new(self.op.bias, self.op.residual_slot())
+        Some(Batch { product, rows, inner, columns, matrices, pairs, extras, clamp })
     }
 
     fn problem(&self) -> Problem {
         let strides = |columns: usize| {
-            let (col, all) = (columns * 4, self.rows * columns * 4);
+            let col = columns * self.product.element();
+            let all = self.rows * col;
             Strides { image: all, row: all, col, group: all }
         };
         Problem {
-            product: Product::F32,
+            product: self.product,
             images: 1,
             rows: 1,
             cols: self.rows,
@@ -128,23 +135,79 @@ impl<'g> Batch<'g> {
         }
     }
 
-    fn lower(&self, cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-        let (extras, work) = (self.extras(), cx.work(node));
-        let r = extras.residual_location(cx, node)?;
-        let a = cx.location(cx.graph.operand(node, 0))?;
-        let operands = Operands { a, y: cx.location(node.out())?, r, w: None };
-        let epilogue = Epilogue::Float { clamp: self.op.clamp, residual: r.is_some() };
-        let bias = match extras.bias {
-            Some(slot) => {
-                let bias = product::constant(cx.graph, node, slot).map_err(|e| cx.refuse(node, e))?;
-                bias.as_slice::<f32>().map_err(|e| cx.refuse(node, e.into()))?.to_vec()
-            }
-            None => vec![0.0; self.columns],
+    /// Bytes of the second operands, packed: at most, of all tiers.
+    fn packed_bytes(&self) -> u64 {
+        // A panel is padded to at most 64 channels, and K to 64 codes; of these there are up to three runs and a start.
+        let column = match self.product {
+            Product::F32 => 4 * self.inner as u64,
+            Product::U8S8 => 3 * (self.inner as u64 + 64) + 4,
         };
-        let b = cx.location(cx.graph.operand(node, 1))?;
-        let b = View::dense(b, DType::F32, &[self.matrices, self.inner, self.columns]);
-        let (problem, b) = (self.problem(), (&b, self.matrices));
-        driver::lower_pairs(cx, &problem, epilogue, operands, b, &self.pairs, &bias, work)
+        (self.matrices as u64).saturating_mul(column.saturating_mul(self.columns as u64 + 64))
+    }
+
+    fn lower(&self, cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+        let work = cx.work(node);
+        let r = self.extras.residual_location(cx, node)?;
+        let [a, b] = [0, 1].map(|slot| cx.graph.operand(node, slot));
+        let a_elements = cx.graph.shape(a).elements();
+        let zero_points = match self.product {
+            Product::F32 => None,
+            Product::U8S8 => {
+                let zero = |v| cx.graph.ty(v).per_tensor().map_or(0, |(_, z)| z);
+                Some([zero(a), zero(b)])
+            }
+        };
+        let mut location = |v| match self.product {
+            Product::F32 => cx.location(v),
+            Product::U8S8 => with_slack(cx, v),
+        };
+        let (a, b) = (location(a)?, location(b)?);
+        let dtype = if self.product == Product::F32 { DType::F32 } else { DType::U8 };
+        let view = View::dense(b, dtype, &[self.matrices, self.inner, self.columns]);
+        let second = SecondOperands { view, matrices: self.matrices, zero_points };
+        let operands = Operands { a, y: cx.location(node.out())?, r, w: None };
+        let problem = self.problem();
+        let refuse = |cx: &Lowering, e| cx.refuse(node, e);
+        let bias = self.extras.bias.map(|slot| product::constant(cx.graph, node, slot)).transpose();
+        let bias = bias.map_err(|e| refuse(cx, e))?;
+        let pairs = &self.pairs;
+        match cx.graph.op(node) {
+            Some(Op::QMatMul(op)) => {
+                let types = cx.operand_types(node);
+                let requantizer =
+                    op.requantizer_of_activations(&types, bias).map_err(|e| refuse(cx, e))?;
+                let bounds = QMatMul::bounds_of_activations(&types, bias).map_err(|e| refuse(cx, e))?;
+                let reach = bounds.into_iter().map(ChannelBounds::reach).max().unwrap_or(0);
+                let starts = self.starts(bias, zero_points.unwrap_or_default());
+                let starts = starts.map_err(|e| refuse(cx, e.into()))?;
+                let epilogue = match cx.options.measure_pack_only {
+                    true => Epilogue::PackOnly,
+                    false => Epilogue::Requantize(&requantizer),
+                };
+                let starts = Starts::Codes(&starts, reach);
+                driver::lower_pairs(
+                    cx, &problem, epilogue, operands, a_elements, &second, pairs, starts, work,
+                )
+            }
+            _ => {
+                let epilogue = Epilogue::Float { clamp: self.clamp, residual: r.is_some() };
+                let bias = bias.map(|b| b.as_slice::<f32>()).transpose();
+                let bias = bias.map_err(|e| refuse(cx, e.into()))?;
+                let bias = bias.map_or_else(|| vec![0.0; self.columns], <[f32]>::to_vec);
+                let starts = Starts::Floats(&bias);
+                driver::lower_pairs(
+                    cx, &problem, epilogue, operands, a_elements, &second, pairs, starts, work,
+                )
+            }
+        }
+    }
+
+    /// What the sums of each column start from before those of its codes are known: q_bias + K·z_a·(z_b − 128).
+    /// Wrapping: whole sums fit.
+    fn starts(&self, bias: Option<&Tensor>, [z_a, z_b]: [i32; 2]) -> Result<Vec<i32>, TensorError> {
+        let zeros = (self.inner as i32).wrapping_mul(z_a * (z_b - 128));
+        let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
+        Ok((0..self.columns).map(|n| bias.map_or(0, |b| b[n]).wrapping_add(zeros)).collect())
     }
 }
 
@@ -152,12 +215,13 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     match Batch::of(graph, node) {
         Some(batch) => {
             product::check_extents(graph, node)?;
-            product::check_constant(graph, node, batch.extras().bias, "bias")?;
-            // Offsets of packed panels have 32 bits; a panel is padded to at most 64 channels.
-            let packed = batch.matrices as u64 * batch.inner as u64 * (batch.columns as u64 + 64) * 4;
-            match packed {
+            product::check_constant(graph, node, batch.extras.bias, "bias")?;
+            // Offsets of packed panels have 32 bits.
+            match batch.packed_bytes() {
                 0..=0x7fff_ffff => Ok(()),
-                _ => Err(format!("its second operand takes {packed} bytes packed, more than 2^31 − 1")),
+                packed => {
+                    Err(format!("its second operand takes {packed} bytes packed, more than 2^31 − 1"))
+                }
             }
         }
         None => product::check(graph, node, Matrices::of(graph, node)?.extras),

@@ -306,6 +306,7 @@ fn random_clamp(r: &mut Random) -> Clamp {
 }
 
 /// The grids of an int8 product, such that its mode can express it.
+#[derive(Clone)]
 struct Grids {
     x: QuantParams,
     scales: Vec<f32>,
@@ -461,6 +462,42 @@ fn product_of_values(
     builder.finish(MatMul { bias, residual, clamp: random_clamp(&mut r) })
 }
 
+/// The same on codes, with any zero points.
+fn product_of_codes(
+    (a, b, rows, inner, columns): &Pairs,
+    (constant, bias, residual): (bool, bool, bool),
+    zero_points: [i32; 2],
+    mode: RequantMode,
+    seed: u64,
+) -> Option<Case> {
+    let mut r = Random::new(seed);
+    let mut builder = Builder::new();
+    let of = |lead: &[usize], m: usize, n: usize| shape(&[lead, &[m, n]].concat());
+    let (a, b) = (of(a, *rows, *inner), of(b, *inner, *columns));
+    let lead = shape(&a[..a.rank() - 2]).broadcast(&shape(&b[..b.rank() - 2]))?;
+    let grids = Grids::random(&mut r, mode, *inner, 1);
+    let grid = |scale: f32, zero: i32| Some(QuantParams::per_tensor(scale, zero).unwrap());
+    builder.input(u8_tensor(&mut r, &a), grid(1.0, zero_points[0]));
+    let (second, own) = (u8_tensor(&mut r, &b), grid(grids.scales[0], zero_points[1]));
+    match constant {
+        true => builder.constant(second, own),
+        false => builder.input(second, own),
+    }
+    if bias {
+        let grids = Grids { scales: vec![grids.scales[0]; *columns], ..grids.clone() };
+        builder.constant(grids.bias(&mut r), None);
+    }
+    if residual {
+        builder.input(u8_tensor(&mut r, &of(&lead, *rows, *columns)), Some(grids.residual.clone()));
+    }
+    builder.finish(QMatMul { bias, residual, requant: mode, output: grids.output })
+}
+
+/// Zero points, those at which packing differs most of all.
+fn zero_point() -> impl Strategy<Value = i32> {
+    prop_oneof![Just(128), Just(0), Just(255), Just(1), Just(127), Just(129), 0..=255]
+}
+
 /// A case that exists: windows that do not fit and factors that a mode refuses are drawn again.
 fn exists(case: Option<Case>) -> Result<Case, TestCaseError> {
     case.filter(|c| capability(&c.graph, c.node).is_ok()).ok_or_else(|| TestCaseError::reject("no such case"))
@@ -490,6 +527,17 @@ proptest! {
     #[test]
     fn quantized_matrix_products_equal_their_definition(case in matmul_case(), mode in any_mode()) {
         exists(case.quantized(mode))?.equals_bits()?;
+    }
+
+    #[test]
+    fn products_of_two_values_of_codes_equal_their_definition(
+        pairs in pairs(),
+        with: (bool, bool, bool),
+        zero_points in [zero_point(), zero_point()],
+        mode in any_mode(),
+        seed: u64,
+    ) {
+        exists(product_of_codes(&pairs, with, zero_points, mode, seed))?.equals_bits()?;
     }
 }
 
@@ -582,23 +630,52 @@ fn large_convolutions_are_right_on_any_number_of_threads() {
     }
 }
 
+/// Large enough for several tiles, panels and threads, and with tails of all kinds.
+fn large_pairs() -> Vec<Pairs> {
+    vec![
+        (vec![2, 3], vec![2, 3], 70, 64, 131),
+        (vec![3], vec![3], 33, 131, 96),
+        (vec![2, 1], vec![1, 3], 49, 197, 20),
+        (vec![], vec![], 1, 1, 1),
+        (vec![5], vec![5], 1, 300, 65),
+    ]
+}
+
+#[test]
+fn large_products_of_codes_are_right_in_every_tiling() {
+    for pairs in large_pairs() {
+        // Seed 8: all codes are extremes.
+        for (seed, zero_points) in [(1, [0, 128]), (2, [131, 117]), (8, [255, 0]), (8, [0, 255])] {
+            let case = product_of_codes(&pairs, (false, true, true), zero_points, RequantMode::Shift, seed);
+            let case = case.expect("the operands have a product");
+            case.equals_bits().unwrap_or_else(|e| panic!("{pairs:?}: {e}"));
+            every_tiling_agrees(&case);
+        }
+    }
+}
+
 #[test]
 fn every_tiling_gives_the_same_bits() {
     for case in large_cases() {
         let quantized = case.quantized(RequantMode::Q15).expect("the window fits");
         for built in [quantized, case.float().expect("the window fits")] {
-            for tier in tiers() {
-                let inputs: Vec<&[u8]> = built.inputs.iter().map(Vec::as_slice).collect();
-                let model = compiled(&built.graph, tier);
-                let expected = run(&model, &inputs, &Serial);
-                let step = model.steps().iter().find(|s| !s.tilings.is_empty());
-                for &tiling in step.iter().flat_map(|s| &s.tilings) {
-                    let tilings = BTreeMap::from([(built.node, tiling)]);
-                    let options = Options { tilings, ..Options::new(tier) };
-                    let other = Arc::new(compile(&built.graph, &options).expect("the graph compiles"));
-                    assert!(run(&other, &inputs, &Threads(3)) == expected, "{tiling} on {tier}: {case:?}");
-                }
-            }
+            every_tiling_agrees(&built);
+        }
+    }
+}
+
+/// Compiles a case with each tiling that it could have and holds the results against those of the first.
+fn every_tiling_agrees(built: &Case) {
+    for tier in tiers() {
+        let inputs: Vec<&[u8]> = built.inputs.iter().map(Vec::as_slice).collect();
+        let model = compiled(&built.graph, tier);
+        let expected = run(&model, &inputs, &Serial);
+        let step = model.steps().iter().find(|s| !s.tilings.is_empty());
+        for &tiling in step.iter().flat_map(|s| &s.tilings) {
+            let tilings = BTreeMap::from([(built.node, tiling)]);
+            let options = Options { tilings, ..Options::new(tier) };
+            let other = Arc::new(compile(&built.graph, &options).expect("the graph compiles"));
+            assert!(run(&other, &inputs, &Threads(3)) == expected, "{tiling} on {tier}");
         }
     }
 }
