@@ -202,8 +202,7 @@ pub(crate) fn lower_pairs(
     // All products share the constants.
     let params: Vec<Vec<u8>> = tiles.cut.panels.iter().map(|p| tiles.params_of(0, p)).collect();
     let packed = repack::pack(cx, tiles.cut.isa, &tiles.cut.panels, &params, b, problem.run)?;
-    let offsets: Vec<u32> =
-        params.iter().map(|p| cx.weights(p, pack::ALIGN)).collect::<Result<_, _>>()?;
+    let offsets: Vec<u32> = params.iter().map(|p| cx.weights(p, pack::ALIGN)).collect::<Result<_, _>>()?;
     let mut entries = Vec::with_capacity(pairs.len() * tiles.cut.panels.len());
     for pair in pairs {
         for (i, panel) in tiles.cut.panels.iter().enumerate() {

@@ -175,8 +175,7 @@ impl Kind {
         let extents = [self.matrices as u64, self.count as u64];
         let strides = [&source.strides[..2], &target.strides[..2], &[0, group as i64]].map(<[i64]>::to_vec);
         cx.step("pack", panels as u64, work, |e, ctx, begin, end| {
-            let places =
-                [(source.location, source.offset), (target.location, target.offset), (starts, 0)];
+            let places = [(source.location, source.offset), (target.location, target.offset), (starts, 0)];
             let bases = places.map(|(location, offset)| {
                 let base = e.address(ctx, location);
                 map::offset(&mut e.b, base, offset)
@@ -251,8 +250,7 @@ impl Packer<'_, '_, '_> {
         };
         self.repeat(chunks.div_ceil(at_once), |packer, block| {
             let first = packer.b.ins().imul_imm_s(block, at_once as i64);
-            let chunks: Vec<Chunk> =
-                (0..at_once).map(|i| packer.chunk(first, i, target, starts)).collect();
+            let chunks: Vec<Chunk> = (0..at_once).map(|i| packer.chunk(first, i, target, starts)).collect();
             match lines {
                 Lines::Rows { stride } => {
                     let channels = packer.b.ins().imul_imm_s(first, CHUNK as i64);

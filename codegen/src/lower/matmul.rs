@@ -174,8 +174,7 @@ impl Batch {
         match cx.graph.op(node) {
             Some(Op::QMatMul(op)) => {
                 let types = cx.operand_types(node);
-                let requantizer =
-                    op.requantizer_of_activations(&types, bias).map_err(|e| refuse(cx, e))?;
+                let requantizer = op.requantizer_of_activations(&types, bias).map_err(|e| refuse(cx, e))?;
                 let bounds = QMatMul::bounds_of_activations(&types, bias).map_err(|e| refuse(cx, e))?;
                 let reach = bounds.into_iter().map(ChannelBounds::reach).max().unwrap_or(0);
                 let starts = self.starts(bias, zero_points.unwrap_or_default());
@@ -219,9 +218,7 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
             // Offsets of packed panels have 32 bits.
             match batch.packed_bytes() {
                 0..=0x7fff_ffff => Ok(()),
-                packed => {
-                    Err(format!("its second operand takes {packed} bytes packed, more than 2^31 − 1"))
-                }
+                packed => Err(format!("its second operand takes {packed} bytes packed, more than 2^31 − 1")),
             }
         }
         None => product::check(graph, node, Matrices::of(graph, node)?.extras),
