@@ -194,7 +194,7 @@ pub(crate) fn lower_pairs(
         problem.loops = vec![(1 + further.len() as u32, 0)];
     }
     let operands = Operands { a, ..operands };
-    let weights = b.matrices * problem.runs() * problem.run * problem.channels * problem.product.element();
+    let weights = b.matrices() * problem.runs() * problem.run * problem.channels * problem.product.element();
     let residual = operands.r.is_some();
     let start = if b.zero_points.is_some() { Start::Weights } else { Start::Params };
     let tiles = Tiles::define(cx, "gemm", &problem, epilogue, (starts, start), weights, residual)?;

@@ -38,16 +38,26 @@ use qcc_ir::DType;
 
 /// The second operands of a batch of products.
 pub(crate) struct SecondOperands {
-    /// `[matrices, K, channels]`; of codes, either neighbours in a row or those in a column follow each other. Behind
-    /// codes lies readable slack.
+    /// `[…, K, channels]`; of codes, either neighbours in a row or those in a column follow each other. Behind codes lies
+    /// readable slack.
     pub(crate) view: View,
-    /// How many there are.
-    pub(crate) matrices: usize,
+    /// Extents of the view.
+    pub(crate) dims: Vec<usize>,
     /// The zero points of first and second operands of codes; `None` of floats.
     pub(crate) zero_points: Option<[i32; 2]>,
 }
 
 impl SecondOperands {
+    /// Extents of the leading dimensions.
+    fn lead(&self) -> &[usize] {
+        &self.dims[..self.dims.len() - 2]
+    }
+
+    /// How many there are.
+    pub(crate) fn matrices(&self) -> usize {
+        self.lead().iter().product()
+    }
+
     /// The weights of each further run over the activations. Their sum is −d, which itself need not be an s8.
     pub(crate) fn further_runs(&self) -> Vec<i8> {
         match self.zero_points.map_or(0, |[_, z_b]| 128 - z_b) {
@@ -91,10 +101,13 @@ pub(crate) fn pack(
         offsets.push(matrix_bytes);
         matrix_bytes += bytes(panel);
     }
-    let location = cx.scratch(b.matrices as u64 * matrix_bytes as u64)?;
-    let &[of_matrix, of_row, of_channel] = &b.view.strides[..] else {
+    let location = cx.scratch(b.matrices() as u64 * matrix_bytes as u64)?;
+    let [lead @ .., of_row, of_channel] = &b.view.strides[..] else {
         return Err(unpackable("not a batch of matrices"));
     };
+    let (of_row, of_channel) = (*of_row, *of_channel);
+    let packed = View::dense(location, DType::U8, &[b.lead(), &[matrix_bytes]].concat());
+    let of_matrices = &packed.strides[..lead.len()];
     // Neighbours of one kind are one step.
     let mut at = 0;
     while let Some(first) = panels.get(at) {
@@ -103,19 +116,21 @@ pub(crate) fn pack(
         let step = bytes(first) as i64;
         let source = View {
             offset: b.view.offset + first.first as i64 * of_channel,
-            strides: vec![of_matrix, of_channel * first.width as i64, of_row, of_channel],
+            strides: [lead, &[of_channel * first.width as i64, of_row, of_channel]].concat(),
             ..b.view.clone()
         };
         let target = View {
             location,
             offset: offsets[at] as i64,
-            strides: vec![matrix_bytes as i64, step, first.width as i64 * 4, 4],
+            strides: [of_matrices, &[step, first.width as i64 * 4, 4]].concat(),
             ..b.view.clone()
         };
-        let kind = Kind { format: format(first), columns: first.columns, count, matrices: b.matrices, inner };
+        let panels = [b.lead(), &[count]].concat();
+        let kind = Kind { format: format(first), columns: first.columns, panels, inner };
         match b.zero_points {
             None => {
-                map::copy(cx, "pack", &[b.matrices, count, inner, first.columns], source, target)?;
+                let dims = [&kind.panels[..], &[inner, first.columns]].concat();
+                map::copy(cx, "pack", &dims, source, target)?;
             }
             Some([z_a, _]) => {
                 let starts: Vec<u8> =
@@ -137,9 +152,8 @@ fn unpackable(reason: &str) -> CodegenError {
 struct Kind {
     format: PanelFormat,
     columns: usize,
-    /// Panels of a matrix.
-    count: usize,
-    matrices: usize,
+    /// Matrices, by their leading dimensions, and panels of each.
+    panels: Vec<usize>,
     /// K.
     inner: usize,
 }
@@ -159,21 +173,25 @@ impl Kind {
         starts: &[u8],
         z_a: i32,
     ) -> Result<(), CodegenError> {
-        let lines = match source.strides[2..] {
+        let lead = self.panels.len();
+        let lines = match source.strides[lead..] {
             [of_row, 1] => Lines::Rows { stride: of_row },
             [1, of_channel] => Lines::Columns { stride: of_channel },
             _ => return Err(unpackable("neither rows nor columns of a second operand are contiguous")),
         };
         let starts = Location::Weights(cx.weights(starts, ALIGN)?);
         let group = self.format.weight_bytes(1);
-        let panels = self.matrices * self.count;
+        let panels = self.panels.iter().product::<usize>();
         let work = Work {
             bytes_read: (panels * self.columns * self.inner) as u64,
             bytes_written: (panels * group * (1 + self.format.run_groups(self.inner))) as u64,
             ..Work::default()
         };
-        let extents = [self.matrices as u64, self.count as u64];
-        let strides = [&source.strides[..2], &target.strides[..2], &[0, group as i64]].map(<[i64]>::to_vec);
+        let extents: Vec<u64> = self.panels.iter().map(|&n| n as u64).collect();
+        // All matrices share what their accumulators start from.
+        let mut of_starts = vec![0; lead];
+        of_starts[lead - 1] = group as i64;
+        let strides = [source.strides[..lead].to_vec(), target.strides[..lead].to_vec(), of_starts];
         cx.step("pack", panels as u64, work, |e, ctx, begin, end| {
             let places = [(source.location, source.offset), (target.location, target.offset), (starts, 0)];
             let bases = places.map(|(location, offset)| {
@@ -201,13 +219,15 @@ impl Kind {
         }
         let run = |_, run: usize, _| weights[run];
         let packed = pack::pack_weights(self.format, 0..self.columns, weights.len(), self.inner, run);
-        let dims = [self.matrices, self.count, packed.len()];
+        let lead = self.panels.len();
+        let dims = [&self.panels[..], &[packed.len()]].concat();
         let from = Location::Weights(cx.weights(&packed, ALIGN)?);
-        let source = View { strides: vec![0, 0, 1], ..View::dense(from, DType::U8, &dims) };
+        let mut source = View::dense(from, DType::U8, &dims);
+        source.strides[..lead].fill(0);
         let before = self.format.weight_bytes(1 + self.format.run_groups(self.inner));
         let target = View {
             offset: target.offset + before as i64,
-            strides: vec![target.strides[0], target.strides[1], 1],
+            strides: [&target.strides[..lead], &[1]].concat(),
             ..target.clone()
         };
         map::copy(cx, "pack", &dims, source, target)

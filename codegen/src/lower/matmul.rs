@@ -72,14 +72,21 @@ impl Matrices {
 /// Products whose second operand is no single constant matrix: a batch of pairs of matrices.
 struct Batch {
     product: Product,
-    rows: usize,
     inner: usize,
     columns: usize,
     /// Number of second operands.
     matrices: usize,
-    pairs: Vec<Pair>,
     extras: Extras,
     clamp: Clamp,
+}
+
+/// The first operands and the results of a batch.
+struct Rows {
+    /// Rows of each product.
+    rows: usize,
+    /// Bytes from one row of a first operand to the next.
+    stride: usize,
+    pairs: Vec<Pair>,
 }
 
 impl Batch {
@@ -98,41 +105,74 @@ impl Batch {
         };
         let (inner, columns) = (a_shape[a_shape.rank() - 1], y[y.rank() - 1]);
         let matrices = b_shape[..b_shape.rank() - 2].iter().product();
-        let (rows, pairs) = match matrices {
-            // All matrices of a, one below the other, by the one of b.
-            1 => (a_shape.elements() / inner.max(1), vec![Pair { a: 0, matrix: 0, y: 0 }]),
-            _ => {
-                let rows = a_shape[a_shape.rank() - 2];
-                let pair = |i: usize| Pair {
-                    a: MatMul::matrix_of_operand(a_shape, y, i) * rows * inner * product.element(),
-                    matrix: MatMul::matrix_of_operand(b_shape, y, i),
-                    y: i * rows * columns * product.element(),
-                };
-                (rows, (0..y[..y.rank() - 2].iter().product()).map(pair).collect())
-            }
-        };
-        Some(Batch { product, rows, inner, columns, matrices, pairs, extras, clamp })
+        Some(Batch { product, inner, columns, matrices, extras, clamp })
     }
 
-    fn problem(&self) -> Problem {
-        let strides = |columns: usize| {
-            let col = columns * self.product.element();
-            let all = self.rows * col;
+    /// The pairs of a batch whose first operands lie under this view.
+    fn rows(&self, graph: &Graph, node: NodeId, a: &View) -> Rows {
+        let element = self.product.element();
+        let [a_shape, b_shape] = [0, 1].map(|slot| graph.shape(graph.operand(node, slot)));
+        let y = graph.shape(node.out());
+        let is_dense = a.strides == View::dense(a.location, self.dtype(), a_shape).strides;
+        if self.matrices == 1 && is_dense {
+            // All matrices of a, one below the other, by the one of b.
+            let rows = a_shape.elements() / self.inner;
+            return Rows { rows, stride: self.inner * element, pairs: vec![Pair { a: 0, matrix: 0, y: 0 }] };
+        }
+        let (rows, lead) = (a_shape[a_shape.rank() - 2], a_shape.rank() - 2);
+        let pair = |i: usize| {
+            // The place of the matrix of a, by the strides of its leading dimensions.
+            let mut matrix = MatMul::matrix_of_operand(a_shape, y, i);
+            let mut at = 0;
+            for d in (0..lead).rev() {
+                at += (matrix % a_shape[d]) * a.strides[d] as usize;
+                matrix /= a_shape[d];
+            }
+            let matrix = MatMul::matrix_of_operand(b_shape, y, i);
+            Pair { a: at, matrix, y: i * rows * self.columns * element }
+        };
+        let pairs = (0..y[..y.rank() - 2].iter().product()).map(pair).collect();
+        Rows { rows, stride: a.strides[lead] as usize, pairs }
+    }
+
+    fn dtype(&self) -> DType {
+        match self.product {
+            Product::F32 => DType::F32,
+            Product::U8S8 => DType::U8,
+        }
+    }
+
+    fn problem(&self, of: &Rows) -> Problem {
+        let strides = |col: usize| {
+            let all = of.rows * col;
             Strides { image: all, row: all, col, group: all }
         };
+        let y = strides(self.columns * self.product.element());
         Problem {
             product: self.product,
             images: 1,
             rows: 1,
-            cols: self.rows,
-            groups: self.pairs.len(),
+            cols: of.rows,
+            groups: of.pairs.len(),
             channels: self.columns,
-            a: strides(self.inner),
-            y: strides(self.columns),
-            r: strides(self.columns),
+            a: strides(of.stride),
+            y,
+            r: y,
             loops: Vec::new(),
             run: self.inner,
         }
+    }
+
+    /// The view of an operand of which elements of K or channels follow each other, with readable slack behind codes.
+    fn operand(&self, cx: &mut Lowering, node: NodeId, slot: usize) -> Result<View, CodegenError> {
+        let view = cx.operand_view(node, slot)?;
+        let value = cx.graph.operand(node, slot);
+        let location = match (self.product, cx.plan.fused_into.get(&value.node)) {
+            (Product::F32, _) => view.location,
+            (Product::U8S8, Some(&into)) if into == node => with_slack(cx, cx.graph.operand(value.node, 0))?,
+            (Product::U8S8, _) => with_slack(cx, value)?,
+        };
+        Ok(View { location, ..view })
     }
 
     /// Bytes of the second operands, packed: at most, of all tiers.
@@ -149,7 +189,6 @@ impl Batch {
         let work = cx.work(node);
         let r = self.extras.residual_location(cx, node)?;
         let [a, b] = [0, 1].map(|slot| cx.graph.operand(node, slot));
-        let a_elements = cx.graph.shape(a).elements();
         let zero_points = match self.product {
             Product::F32 => None,
             Product::U8S8 => {
@@ -157,20 +196,20 @@ impl Batch {
                 Some([zero(a), zero(b)])
             }
         };
-        let mut location = |v| match self.product {
-            Product::F32 => cx.location(v),
-            Product::U8S8 => with_slack(cx, v),
-        };
-        let (a, b) = (location(a)?, location(b)?);
-        let dtype = if self.product == Product::F32 { DType::F32 } else { DType::U8 };
-        let view = View::dense(b, dtype, &[self.matrices, self.inner, self.columns]);
-        let second = SecondOperands { view, matrices: self.matrices, zero_points };
-        let operands = Operands { a, y: cx.location(node.out())?, r, w: None };
-        let problem = self.problem();
+        let [a_dims, b_dims] = [a, b].map(|v| cx.graph.shape(v).to_vec());
+        let (a, view) = (self.operand(cx, node, 0)?, self.operand(cx, node, 1)?);
+        let rows = self.rows(cx.graph, node, &a);
+        // Bytes from the first element to the last.
+        let reach =
+            a_dims.iter().zip(&a.strides).map(|(&n, &stride)| (n - 1) * stride as usize).sum::<usize>();
+        let a_elements = reach / self.product.element() + 1;
+        let second = SecondOperands { view, dims: b_dims, zero_points };
+        let operands = Operands { a: a.location, y: cx.location(node.out())?, r, w: None };
+        let problem = self.problem(&rows);
         let refuse = |cx: &Lowering, e| cx.refuse(node, e);
         let bias = self.extras.bias.map(|slot| product::constant(cx.graph, node, slot)).transpose();
         let bias = bias.map_err(|e| refuse(cx, e))?;
-        let pairs = &self.pairs;
+        let pairs = &rows.pairs;
         match cx.graph.op(node) {
             Some(Op::QMatMul(op)) => {
                 let types = cx.operand_types(node);
@@ -207,6 +246,19 @@ impl Batch {
         let zeros = (self.inner as i32).wrapping_mul(z_a * (z_b - 128));
         let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
         Ok((0..self.columns).map(|n| bias.map_or(0, |b| b[n]).wrapping_add(zeros)).collect())
+    }
+}
+
+/// Whether the step of a node, a product of two values, can read this operand through a transpose by `perm`.
+pub(super) fn reads_permuted(graph: &Graph, node: NodeId, slot: usize, perm: &[usize]) -> bool {
+    let rank = perm.len();
+    let is_batch =
+        matches!(graph.op(node), Some(Op::MatMul(_) | Op::QMatMul(_))) && Batch::of(graph, node).is_some();
+    match slot {
+        _ if !is_batch || rank < 2 => false,
+        0 => perm[rank - 1] == rank - 1,
+        1 => perm[rank - 2..].contains(&(rank - 1)),
+        _ => false,
     }
 }
 

@@ -1,12 +1,12 @@
 //! Convolutions and matrix products against their definitions, on every tier of this CPU.
 
-use super::{Threads, compiled, placed, run, tiers};
+use super::{Threads, check, compiled, placed, plain, quantized, run, tiers};
 use crate::{CompiledModel, ListingKind, Options, Parallel, Serial, Tier, Tiling, capability, compile};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
     numerics::RequantMode,
-    ops::{Clamp, Conv, Layout, MatMul, QConv, QMatMul, Window},
+    ops::{Clamp, Conv, Layout, MatMul, QConv, QMatMul, Transpose, Window},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -560,6 +560,28 @@ proptest! {
     }
 
     #[test]
+    fn products_of_transposed_values_are_close(dims in [1usize..4, 1..20, 1..5, 1..40], columns in 1usize..70, seed: u64) {
+        let [batch, rows, heads, inner] = dims;
+        let mut r = Random::new(seed);
+        let mut builder = Builder::new();
+        builder.input(f32_tensor(&mut r, &shape(&[batch, rows, heads, inner])), None);
+        builder.input(f32_tensor(&mut r, &shape(&[batch, columns, heads, inner])), None);
+        let transposed: Vec<(Tensor, ValueId)> = [[0, 2, 1, 3], [0, 2, 3, 1]]
+            .into_iter()
+            .enumerate()
+            .map(|(i, perm)| {
+                let (op, x) = (Op::from(Transpose { perm: perm.to_vec() }), builder.operands[i].clone());
+                let results = op.infer(&[&x.ty()]).unwrap();
+                let moved = op.eval(&[&x], &[&x.ty()], &results).unwrap().remove(0);
+                (moved, builder.graph.add("transposed", op, &[builder.values[i]]).unwrap().out())
+            })
+            .collect();
+        (builder.operands, builder.values) = transposed.into_iter().unzip();
+        let product = MatMul { bias: false, residual: false, clamp: random_clamp(&mut r) };
+        exists(builder.finish(product))?.is_close(inner)?;
+    }
+
+    #[test]
     fn products_of_two_values_are_close(pairs in pairs(), with: (bool, bool, bool), seed: u64) {
         exists(product_of_values(&pairs, with, seed))?.is_close(pairs.3)?;
     }
@@ -650,6 +672,41 @@ fn large_products_of_codes_are_right_in_every_tiling() {
             let case = case.expect("the operands have a product");
             case.equals_bits().unwrap_or_else(|e| panic!("{pairs:?}: {e}"));
             every_tiling_agrees(&case);
+        }
+    }
+}
+
+/// Heads of attention: `[batch, tokens, heads, length]` operands, transposed by these and multiplied.
+fn of_heads(ty: impl Fn(&[usize]) -> TensorType, perms: [[usize; 4]; 2], op: impl Into<Op>) -> Graph {
+    let mut g = Graph::new("heads");
+    let operands: Vec<ValueId> = [("q", 9), ("k", 21)]
+        .into_iter()
+        .zip(perms)
+        .map(|((name, tokens), perm)| {
+            let x = g.input(name, ty(&[2, tokens, 3, 35])).unwrap();
+            g.add("transposed", Transpose { perm: perm.to_vec() }, &[x]).unwrap().out()
+        })
+        .collect();
+    let y = g.add("product", op, &operands).unwrap().out();
+    g.output("y", y);
+    g
+}
+
+#[test]
+fn transposes_before_products_of_values_are_the_order_of_packing() {
+    let scores = [[0, 2, 1, 3], [0, 2, 3, 1]];
+    let codes = |dims: &[usize]| quantized(DType::U8, dims, 0.02, 117);
+    let output = OutputGrid { dtype: DType::U8, scale: 0.3, zero_point: 100, lo: 0, hi: 255 };
+    let product = QMatMul { bias: false, residual: false, requant: RequantMode::Shift, output };
+    let float = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
+    let heads = of_heads(codes, scores, product);
+    check(&heads, 5);
+    let floats = of_heads(|dims| plain(DType::F32, dims), scores, float);
+    for graph in [heads, floats] {
+        for tier in tiers() {
+            let model = compiled(&graph, tier);
+            let kernels: Vec<&str> = model.steps().iter().map(|s| s.kernel.as_str()).collect();
+            assert!(!kernels.contains(&"transpose"), "{kernels:?} on {tier}");
         }
     }
 }

@@ -41,6 +41,12 @@ proptest! {
     }
 
     #[test]
+    fn reductions_of_rows(rows in 1usize..30, len in 1usize..40, kind in 0usize..9, seed: u64) {
+        let op = Reduce { kind: REDUCTIONS[kind], axes: vec![1], keep_dims: true };
+        check(&graph_of(op, &[plain(DType::F32, &[rows, len])]), seed);
+    }
+
+    #[test]
     fn pixels(d in prop::collection::vec(1usize..40, 1..5), axis in 0usize..4, mean in -300f32..300.0, seed: u64) {
         let axis = axis % d.len();
         let each = |first: f32, step: f32| (0..d[axis]).map(|c| first + step * c as f32).collect();
