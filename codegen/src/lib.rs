@@ -24,6 +24,7 @@ mod model;
 mod module;
 mod parallel;
 mod plan;
+mod sharing;
 mod weights;
 
 pub use dense::choose::{Order, ParseTilingError, Tiling};

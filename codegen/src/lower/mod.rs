@@ -16,11 +16,16 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::{choose::Tiling, driver::PendingWalk, pack, pad, spec::Product},
+    dense::{
+        choose::{Share, Tiling},
+        driver::PendingWalk,
+        pack, pad,
+    },
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
+    sharing::{self, Cost},
     weights::WeightBlock,
 };
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -28,6 +33,9 @@ use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Nanoseconds that are worth another thread in a step that two share. Tests have small tensors and share all steps.
+const THREAD_GRAIN: f64 = if cfg!(test) { 1.0 } else { 2_000.0 };
 
 /// Bytes that are worth packing on several threads.
 const WORTH_THREADS: usize = 64 << 10;
@@ -186,6 +194,8 @@ pub(crate) struct Lowering<'g> {
     weights: WeightBlock,
     constants: BTreeMap<ValueId, u32>,
     steps: Vec<PendingStep>,
+    /// How threads divide the values that walks compute. Others are divided by rows of pixels, as a rule.
+    shares: BTreeMap<ValueId, Share>,
     /// The node whose steps are being emitted.
     node: Option<NodeId>,
     scratch_used: u64,
@@ -228,6 +238,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
         weights: WeightBlock::new(expected_weights(constant_bytes))?,
         constants: BTreeMap::new(),
         steps: Vec::new(),
+        shares: BTreeMap::new(),
         node: None,
         scratch_used: 0,
         scratch_bytes: 0,
@@ -239,6 +250,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
     for output in cx.plan.output_copies.clone() {
         cx.copy_output(output)?;
     }
+    cx.share_steps();
     let arena_bytes = cx.plan.arena_bytes + cx.scratch_bytes;
     check_arena(arena_bytes)?;
     Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, arena_bytes })
@@ -434,25 +446,61 @@ impl<'g> Lowering<'g> {
             e.b.ins().return_(&[]);
             Ok(())
         })?;
-        self.push_step(kernel, PendingCode::Function(entry), units, work);
+        let nanoseconds = self.nanoseconds(&work);
+        self.push_step(kernel, PendingCode::Function(entry), units, work, nanoseconds);
         Ok(())
     }
 
-    /// Adds a step that walks over tiles.
-    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work) {
+    /// Adds a step that walks over tiles and takes about so long on one thread.
+    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work, nanoseconds: f64) {
         let units = walk.units();
-        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work);
+        if let Some(node) = self.node {
+            self.shares.insert(self.plan.root(node.out()), walk.share());
+        }
+        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work, nanoseconds);
     }
 
-    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
+    /// How threads have divided the operand in a slot of the node whose steps are being emitted.
+    pub(crate) fn share_of_operand(&self, slot: usize) -> Share {
+        self.share_of(self.node.and_then(|node| self.graph.operands(node).get(slot).copied()))
+    }
+
+    /// The same of its residual, which is the last operand.
+    pub(crate) fn share_of_residual(&self) -> Share {
+        self.share_of(self.node.and_then(|node| self.graph.operands(node).last().copied()))
+    }
+
+    fn share_of(&self, value: Option<ValueId>) -> Share {
+        let known = value.and_then(|v| self.shares.get(&self.plan.root(v)));
+        known.copied().unwrap_or(Share::Pixels)
+    }
+
+    /// About how long a step takes on one thread, by what it reads, writes and multiplies. Of integers, too, what is no
+    /// matrix product multiplies about as fast as floats are multiplied.
+    pub(crate) fn nanoseconds(&self, work: &Work) -> f64 {
+        work.nanoseconds(self.options.tier.macs_per_nanosecond())
+    }
+
+    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work, nanoseconds: f64) {
         if let (Some(node), true) = (self.node, units > 0) {
-            let product = match self.graph.op(node) {
-                Some(Op::QConv(_) | Op::QMatMul(_)) => Product::U8S8,
-                _ => Product::F32,
-            };
-            let rate = self.options.tier.macs_per_nanosecond(product);
-            let step = Step::new(self.graph, node, kernel, units, work, rate);
+            let step = Step::new(self.graph, node, kernel, units, work, nanoseconds);
             self.steps.push(PendingStep { step, code });
+        }
+    }
+
+    /// Decides which steps threads share, and how many of them.
+    fn share_steps(&mut self) {
+        let cost = |pending: &PendingStep| Cost {
+            nanoseconds: pending.step.nanoseconds,
+            operands: pending.step.work.bytes_read - pending.step.work.weight_bytes,
+            is_divisible: pending.step.units > 1,
+        };
+        let costs: Vec<Cost> = self.steps.iter().map(cost).collect();
+        for (pending, is_shared) in self.steps.iter_mut().zip(sharing::shared(&costs)) {
+            let step = &mut pending.step;
+            if is_shared || cfg!(test) {
+                step.most_parts = ((step.nanoseconds / THREAD_GRAIN) as u64).max(2).min(step.units);
+            }
         }
     }
 

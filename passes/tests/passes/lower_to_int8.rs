@@ -95,7 +95,7 @@ fn a_mode_that_does_not_fit_falls_back_and_says_why() {
         layout: qcc_ir::ops::Layout::ChannelsFirst,
         bias: false,
         residual: false,
-        clamp: qcc_ir::ops::Clamp { lo: -0.25, hi: 0.25 },
+        clamp: Clamp { lo: -0.25, hi: 0.25 },
     };
     let y = net.op("conv", op, &[x, w]);
     let (placed, report) = within(&net.finish(y), 1.0);
