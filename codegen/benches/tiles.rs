@@ -13,7 +13,7 @@ use qcc_codegen::{
     dense::{
         asm::{emit_enter, emit_leave, emit_tile, tile_name},
         pack::{PanelFormat, ParamLayout, pack_bias, pack_params, pack_weights},
-        spec::{Epilogue, Prefetch, Product, SLACK, TileSpec},
+        spec::{Epilogue, Prefetch, Product, SLACK, Start, TileSpec},
     },
     executable::Executable,
     peak,
@@ -134,6 +134,7 @@ fn prepare(
         r_offsets: if residual { rows(wide) } else { vec![] },
         loops: vec![],
         inner: (K / product.group()) as u32,
+        start: Start::Params,
         epilogue,
         prefetch: Prefetch::default(),
         configured,

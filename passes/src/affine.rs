@@ -2,7 +2,7 @@
 
 use crate::{
     PassError,
-    edit::{Product, add_f32, f32_constant},
+    edit::{Product, add_f32, f32_constant, has_weights},
 };
 use qcc_ir::{
     Graph, NodeId, Op, Shape, ValueId,
@@ -117,11 +117,29 @@ impl Parameters {
 }
 
 /// Folds an affine of `x` into the op that computes `x`. The caller then replaces the affine by `x`.
+///
+/// A factor of a product of two activations becomes one of its first operand, and may pass moves there: attention
+/// divides its scores by the root of the length of a head, which the weights of the queries can do.
 pub(crate) fn fold_into_producer(
     graph: &mut Graph,
     x: ValueId,
     affine: &Affine,
 ) -> Result<Folded, PassError> {
+    if let (None, false, Some(Op::MatMul(m))) = (affine.axis, affine.shifts(), graph.op(x.node))
+        && !has_weights(graph, x.node)
+        && !m.bias
+        && !m.residual
+        && m.clamp.is_none()
+        && graph.sole_use(x).is_some()
+    {
+        let mut first = graph.operand(x.node, 0);
+        while let Some(Op::Reshape(_) | Op::Transpose(_)) = graph.op(first.node)
+            && graph.sole_use(first).is_some()
+        {
+            first = graph.operand(first.node, 0);
+        }
+        return fold_into_producer(graph, first, affine);
+    }
     let node = x.node;
     let mut p = match Parameters::of(graph, node) {
         Ok(p) => p,

@@ -45,7 +45,7 @@ type Did = Option<&'static str>;
 
 type Rule = fn(&mut Graph, NodeId) -> Result<Did, PassError>;
 
-const RULES: [Rule; 4] = [merge_moves, name_compositions, mean_to_pool, widen];
+const RULES: [Rule; 5] = [merge_moves, name_compositions, gelu, mean_to_pool, widen];
 
 /// The operand that the node's result equals, if the node does nothing.
 fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
@@ -107,7 +107,8 @@ fn merge_moves(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     Ok(did)
 }
 
-/// max(x, c) and min(x, c) are clips, x/c is x·(1/c), x·sigmoid(x) is SiLU, x·hardsigmoid(x) is hard-swish.
+/// max(x, c) and min(x, c) are clips, x/c is x·(1/c), x² is x·x, x·sigmoid(x) is SiLU, x·hardsigmoid(x) is hard-swish;
+/// and [`gelu`].
 fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     let Some(Op::Binary(Binary { kind })) = graph.op(node).cloned() else {
         return Ok(None);
@@ -143,6 +144,10 @@ fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> 
             graph.rewrite(node, Binary { kind: BinaryKind::Mul }, &[x, r])?;
             return Ok(Some("a division by constants is a multiplication"));
         }
+        if kind == BinaryKind::Pow && f32_scalar(graph, other) == Some(2.0) {
+            graph.rewrite(node, Binary { kind: BinaryKind::Mul }, &[x, x])?;
+            return Ok(Some("a square is a product"));
+        }
         if let (BinaryKind::Mul, Some(Op::Unary(u))) = (kind, graph.op(other.node))
             && graph.operand(other.node, 0) == x
         {
@@ -160,14 +165,78 @@ fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> 
     Ok(None)
 }
 
-/// A mean over exactly the spatial axes, channels first or last, is an average pool over all of them.
+/// ½·x·(1 + erf(x/√2)), in whatever order its three factors are multiplied.
+fn gelu(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
+    let mut factors = Vec::new();
+    collect_factors(graph, node.out(), &mut factors, 3);
+    let half = factors.iter().position(|&f| f32_scalar(graph, f) == Some(0.5));
+    let Some(half) = half.filter(|_| factors.len() == 3) else { return Ok(None) };
+    factors.remove(half);
+    for [x, bell] in [[factors[0], factors[1]], [factors[1], factors[0]]] {
+        let same_type = graph.ty(x) == graph.ty(node.out()) && graph.ty(x).dtype == DType::F32;
+        if same_type && is_one_plus_erf(graph, bell, x) {
+            graph.rewrite(node, Unary { kind: UnaryKind::Gelu }, &[x])?;
+            return Ok(Some("½·x·(1 + erf(x/√2)) is one function"));
+        }
+    }
+    Ok(None)
+}
+
+/// The factors of a product, at most so many of them; those of its operands where nothing else uses these.
+fn collect_factors(graph: &Graph, value: ValueId, factors: &mut Vec<ValueId>, most: usize) {
+    for operand in binary_operands(graph, value, BinaryKind::Mul).into_iter().flatten() {
+        let is_product = binary_operands(graph, operand, BinaryKind::Mul).is_some();
+        if factors.len() < most && is_product && graph.sole_use(operand).is_some() {
+            collect_factors(graph, operand, factors, most);
+        } else {
+            factors.push(operand);
+        }
+    }
+}
+
+/// The operands of a sum, product or the like.
+fn binary_operands(graph: &Graph, value: ValueId, kind: BinaryKind) -> Option<[ValueId; 2]> {
+    match graph.op(value.node)? {
+        Op::Binary(b) if b.kind == kind => graph.operands(value.node).try_into().ok(),
+        _ => None,
+    }
+}
+
+/// Whether a value is 1 + erf(x·c) with c = 1/√2, to the last digits of f32.
+fn is_one_plus_erf(graph: &Graph, value: ValueId, x: ValueId) -> bool {
+    let Some([a, b]) = binary_operands(graph, value, BinaryKind::Add) else { return false };
+    let erf = match [a, b].map(|v| f32_scalar(graph, v)) {
+        [Some(1.0), None] => b,
+        [None, Some(1.0)] => a,
+        _ => return false,
+    };
+    if !matches!(graph.op(erf.node), Some(Op::Unary(Unary { kind: UnaryKind::Erf }))) {
+        return false;
+    }
+    let scaled = graph.operand(erf.node, 0);
+    let Some(factors) = binary_operands(graph, scaled, BinaryKind::Mul) else { return false };
+    let is_root = |v: ValueId| {
+        f32_scalar(graph, v).is_some_and(|c| (c / std::f32::consts::FRAC_1_SQRT_2 - 1.0).abs() < 1e-6)
+    };
+    match factors {
+        [a, b] if a == x => is_root(b),
+        [a, b] if b == x => is_root(a),
+        _ => false,
+    }
+}
+
+/// A mean over exactly the spatial axes, channels first or last, is an average pool over all of them. One over the last
+/// of three axes that keeps it is not: it is the mean of a token, in a layer normalisation, and not of a channel.
 fn mean_to_pool(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
-    let Some(Op::Reduce(Reduce { kind: ReduceKind::Mean, axes, .. })) = graph.op(node).cloned() else {
+    let Some(Op::Reduce(Reduce { kind: ReduceKind::Mean, axes, keep_dims })) = graph.op(node).cloned() else {
         return Ok(None);
     };
     let x = graph.operand(node, 0);
     let ty = graph.ty(x);
     let rank = ty.shape.rank();
+    if keep_dims && rank == 3 && axes == [2] {
+        return Ok(None);
+    }
     let spatial = |layout: Layout| (1..rank).filter(move |&d| d != layout.channel_axis(rank));
     let layout = [Layout::ChannelsFirst, Layout::ChannelsLast]
         .into_iter()

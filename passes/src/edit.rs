@@ -147,12 +147,30 @@ pub(crate) fn activations(graph: &Graph, node: NodeId) -> Vec<(usize, ValueId)> 
     let operands = graph.operands(node);
     let slots: Vec<usize> = match graph.op(node) {
         Some(Op::Conv(c)) => std::iter::once(0).chain(c.residual_slot()).collect(),
-        Some(Op::MatMul(m)) => std::iter::once(0).chain(m.residual_slot()).collect(),
+        Some(Op::MatMul(m)) if has_weights(graph, node) => {
+            std::iter::once(0).chain(m.residual_slot()).collect()
+        }
+        Some(Op::MatMul(m)) => [0, 1].into_iter().chain(m.residual_slot()).collect(),
         Some(Op::Gather(_)) => vec![0],
         Some(_) => (0..operands.len()).collect(),
         None => vec![],
     };
     slots.into_iter().map(|s| (s, operands[s])).collect()
+}
+
+/// Whether the second operand of a convolution or matrix product is weights: constant, possibly behind a
+/// fake-quantization, and of a matrix product one matrix. Otherwise that of a matrix product is an activation.
+pub(crate) fn has_weights(graph: &Graph, node: NodeId) -> bool {
+    let Some(&second) = graph.operands(node).get(1) else { return false };
+    let source = match graph.op(second.node) {
+        Some(Op::FakeQuant(_)) => graph.operand(second.node, 0),
+        _ => second,
+    };
+    match graph.op(node) {
+        Some(Op::Conv(_)) => true,
+        Some(Op::MatMul(_)) => graph.constant_value(source).is_some() && graph.shape(second).rank() == 2,
+        _ => false,
+    }
 }
 
 /// Whether a transpose by `perm` leaves the row-major order of the elements as it is.

@@ -6,7 +6,7 @@ use crate::{
     Context, Pass, PassError, Range, Record, WeightGrid,
     calibrate::value_name,
     classes::Classes,
-    edit::{Product, activations, clamp_of, f32_constant, is_move},
+    edit::{Product, activations, clamp_of, f32_constant, has_weights, is_move},
     fold_normalize::pixel_range,
     regions,
 };
@@ -34,8 +34,12 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     let grids = activation_grids(graph, ctx, &chosen)?;
     let nodes: Vec<NodeId> = graph.order().into_iter().filter(|n| chosen.contains(n)).collect();
     for &node in &nodes {
-        if Product::of(graph, node).is_some() {
+        if has_weights(graph, node) {
             quantize_parameters(graph, ctx, node, &chosen, &grids)?;
+        } else if let Some(Op::MatMul(m)) = graph.op(node)
+            && m.bias
+        {
+            quantize_bias(graph, node, &grids)?;
         }
     }
     for (&value, grid) in &grids {
@@ -94,16 +98,27 @@ fn activation_grids(
         let root = classes.find(v);
         ranges.entry(root).and_modify(|r| *r = r.union(range)).or_insert(range);
     }
+    let packed = second_operands(graph, chosen).map(|v| classes.find(v)).collect::<BTreeSet<_>>();
     let mut grids = BTreeMap::new();
     for v in members {
         let moved = chosen.contains(&v.node) && graph.op(v.node).is_some_and(is_move);
         if !moved {
-            let grid = grid_of(ranges[&classes.find(v)])
+            let class = classes.find(v);
+            let symmetric = symmetric_grid_of(ranges[&class]).filter(|_| packed.contains(&class));
+            let grid = symmetric
+                .map_or_else(|| grid_of(ranges[&class]), Ok)
                 .map_err(|e| PassError::op(&graph.node(v.node).name, graph.mnemonic(v.node), e))?;
             grids.insert(v, grid);
         }
     }
     Ok(grids)
+}
+
+/// The second operands of chosen products of two activations.
+fn second_operands<'a>(graph: &'a Graph, chosen: &'a BTreeSet<NodeId>) -> impl Iterator<Item = ValueId> + 'a {
+    let of_activations =
+        |n: &&NodeId| matches!(graph.op(**n), Some(Op::MatMul(_))) && !has_weights(graph, **n);
+    chosen.iter().filter(of_activations).map(|&n| graph.operand(n, 1))
 }
 
 /// What was observed of a value, within what its op can produce at all.
@@ -160,6 +175,7 @@ fn bounds_of(graph: &Graph, node: NodeId) -> (f32, f32) {
             UnaryKind::Tanh | UnaryKind::Erf | UnaryKind::Softsign => (-1.0, 1.0),
             _ => (f32::NEG_INFINITY, f32::INFINITY),
         },
+        Some(Op::Softmax(s)) if !s.log => (0.0, 1.0),
         _ => (f32::NEG_INFINITY, f32::INFINITY),
     }
 }
@@ -174,6 +190,20 @@ pub(crate) fn grid_of(range: Range) -> Result<OutputGrid, qcc_ir::OpError> {
     }
     let zero_point = (-min / f64::from(scale)).round().clamp(0.0, 255.0) as i32;
     OutputGrid::full(DType::U8, scale, zero_point)
+}
+
+/// How much coarser the steps of a symmetric grid may be than those of one over the range alone.
+const MOST_COARSENING: f64 = 1.25;
+
+/// The u8 grid over a range with its zero at 128, on which the second operand of a product costs no run for its zero
+/// point. `None` for
+/// ranges that lie too much on one side: attention's keys and values hardly do, and codes are worth more than time.
+fn symmetric_grid_of(range: Range) -> Option<OutputGrid> {
+    let (min, max) = (f64::from(range.min.min(0.0)), f64::from(range.max.max(0.0)));
+    // Codes are −128 to 127 steps from zero.
+    let scale = (-min / 128.0).max(max / 127.0);
+    let is_fine = scale <= MOST_COARSENING * (max - min) / 255.0 && (scale as f32).is_normal();
+    OutputGrid::full(DType::U8, scale as f32, 128).ok().filter(|_| is_fine)
 }
 
 fn fake_quant(grid: &OutputGrid) -> Result<FakeQuant, qcc_ir::OpError> {
@@ -265,6 +295,31 @@ fn quantize_parameters(
         let rounded = graph.add(&format!("{name}_bias_fq"), op, &[operands[2]])?;
         graph.set_operand(node, 2, rounded.out())?;
     }
+    Ok(())
+}
+
+/// Rounds the bias of a product of two activations to s_a·s_b. One that would need more than 24 bits stays as it is, and
+/// the product float.
+fn quantize_bias(
+    graph: &mut Graph,
+    node: NodeId,
+    grids: &BTreeMap<ValueId, OutputGrid>,
+) -> Result<(), PassError> {
+    let name = graph.node(node).name.clone();
+    let operands = graph.operands(node);
+    let [s_a, s_b] = [0, 1].map(|slot| scale_of(graph, grids, operands[slot]));
+    let (Some(s_a), Some(s_b), Some(bias)) = (s_a, s_b, f32_constant(graph, operands[2])) else {
+        return Ok(());
+    };
+    let scale = (s_a * s_b) as f32;
+    let largest = bias.iter().fold(0f32, |m, b| m.max(b.abs()));
+    if !scale.is_normal() || f64::from(largest) > f64::from(scale) * MOST_BIAS {
+        return Ok(());
+    }
+    let params = QuantParams::per_tensor(scale, 0).map_err(|e| PassError::op(&name, "FakeQuant", e))?;
+    let op = FakeQuant { dtype: DType::S32, lo: -BIAS_CODES, hi: BIAS_CODES, params };
+    let rounded = graph.add(&format!("{name}_bias_fq"), op, &[operands[2]])?;
+    graph.set_operand(node, 2, rounded.out())?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    edit::{Product, activations, clamp_of, is_move},
+    edit::{Product, activations, clamp_of, has_weights, is_move},
     fold_normalize::pixels_are_codes,
     insert_fake_quant::clamp_behind,
 };
@@ -352,12 +352,15 @@ impl Builder<'_> {
         };
         let old = self.old.operands(node);
         let has_bias = *product.bias();
-        let parameters = &old[1..2 + usize::from(has_bias)];
-        let rounded: Vec<_> = parameters.iter().map(|&v| self.rounded_constant(v)).collect();
-        match rounded[..] {
-            [Some((_, w))] if w.dtype == DType::S8 => {}
-            [Some((_, w)), Some((_, b))] if w.dtype == DType::S8 && b.dtype == DType::S32 => {}
-            _ => return Ok(Err("its weights and bias are not constants rounded to s8 and s32".into())),
+        let has_weights = has_weights(self.old, node);
+        let parameters = &old[if has_weights { 1 } else { 2 }..2 + usize::from(has_bias)];
+        let rounded: Option<Vec<DType>> =
+            parameters.iter().map(|&v| self.rounded_constant(v).map(|(_, f)| f.dtype)).collect();
+        let expected = [DType::S8, DType::S32];
+        let expected = &expected[if has_weights { 0 } else { 1 }..1 + usize::from(has_bias)];
+        if rounded.is_none_or(|dtypes| dtypes != expected) {
+            let what = if has_weights { "weights and bias are" } else { "bias is" };
+            return Ok(Err(format!("its {what} not constant, rounded to s8 and s32")));
         }
         let operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.new.ty(v)).collect();
@@ -365,9 +368,8 @@ impl Builder<'_> {
             return Ok(Err(why));
         }
         let constant = |slot: usize| self.new.constant_value(operands[slot]);
-        let (Some(weights), bias) = (constant(1), has_bias.then(|| constant(2)).flatten()) else {
-            return Ok(Err("its weights are not constant".into()));
-        };
+        let (weights, bias) =
+            (has_weights.then(|| constant(1)).flatten(), has_bias.then(|| constant(2)).flatten());
         let name = &self.old.node(node).name;
         let mut refusals = Vec::new();
         for mode in modes(self.ctx.options.requant) {
@@ -398,9 +400,13 @@ fn integer_product(
     requant: RequantMode,
     output: OutputGrid,
     types: &[&TensorType],
-    weights: &Tensor,
+    weights: Option<&Tensor>,
     bias: Option<&Tensor>,
 ) -> (Op, Result<Requantizer, OpError>) {
+    let sums = |axis: usize| match weights {
+        Some(weights) => WeightSums::by_channel(weights, axis).map_err(OpError::from),
+        None => Err(OpError::unsupported("its weights are not constant")),
+    };
     match product {
         Product::Conv(c) => {
             let q = QConv {
@@ -412,14 +418,16 @@ fn integer_product(
                 requant,
                 output,
             };
-            let sums = WeightSums::by_channel(weights, QConv::CHANNEL_AXIS);
-            let requantizer = sums.map_err(OpError::from).and_then(|sums| q.requantizer(types, &sums, bias));
+            let sums = sums(QConv::CHANNEL_AXIS);
+            let requantizer = sums.and_then(|sums| q.requantizer(types, &sums, bias));
             (q.into(), requantizer)
         }
         Product::MatMul(m) => {
             let q = QMatMul { bias: m.bias, residual: m.residual, requant, output };
-            let sums = WeightSums::by_channel(weights, QMatMul::CHANNEL_AXIS);
-            let requantizer = sums.map_err(OpError::from).and_then(|sums| q.requantizer(types, &sums, bias));
+            let requantizer = match QMatMul::is_of_activations(types) {
+                true => q.requantizer_of_activations(types, bias),
+                false => sums(QMatMul::CHANNEL_AXIS).and_then(|sums| q.requantizer(types, &sums, bias)),
+            };
             (q.into(), requantizer)
         }
     }

@@ -1,6 +1,7 @@
 //! Which ops become integer ops.
 //!
-//! Candidates are the ops with an integer form. Convolutions and matrix products always gain. The others are cheap
+//! Candidates are the ops with an integer form. Convolutions and matrix products always gain, but for products of two
+//! activations that multiply little. The others are cheap
 //! either way, so that conversions at the borders decide: one of them turns float where that saves conversions, until
 //! none does. What is then connected to no product stays float as a whole.
 
@@ -56,8 +57,7 @@ fn drop_costly(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId>
     let mut dropped = BTreeSet::new();
     loop {
         let before = dropped.len();
-        let cheap: Vec<NodeId> =
-            chosen.iter().copied().filter(|&n| !graph.op(n).is_some_and(gains)).collect();
+        let cheap: Vec<NodeId> = chosen.iter().copied().filter(|&n| !gains(graph, n)).collect();
         for node in cheap {
             let mut values: BTreeSet<ValueId> =
                 activations(graph, node).into_iter().map(|(_, v)| v).collect();
@@ -103,7 +103,7 @@ fn drop_idle(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         }
     }
     let paying: BTreeSet<NodeId> =
-        chosen.iter().filter(|&&id| graph.op(id).is_some_and(gains)).map(|&id| regions.find(id)).collect();
+        chosen.iter().filter(|&&id| gains(graph, id)).map(|&id| regions.find(id)).collect();
     let (kept, idle) = chosen.iter().partition(|&&id| paying.contains(&regions.find(id)));
     *chosen = kept;
     idle

@@ -7,7 +7,7 @@
 
 use super::{
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
-    spec::{Product, TileSpec},
+    spec::{Product, Start, TileSpec},
 };
 use crate::{
     module::MEM,
@@ -110,9 +110,14 @@ pub(crate) fn emit_tile(
     arguments: TileArguments,
 ) {
     let vectors = spec.panel / LANES;
-    let TileArguments { a, w, params: p, y, r } = arguments;
+    let TileArguments { a, mut w, params: p, y, r } = arguments;
+    let from = if spec.start == Start::Weights { w } else { p };
+    let start: Vec<Value> =
+        (0..vectors).map(|v| b.ins().load(dot.accumulator(), MEM, from, (v * LANES * 4) as i32)).collect();
+    if spec.start == Start::Weights {
+        w = b.ins().iadd_imm_s(w, spec.panel as i64 * 4);
+    }
     let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r };
-    let start: Vec<Value> = (0..vectors).map(|v| finisher.start(dot.accumulator(), v * LANES)).collect();
     let accumulators = (0..spec.pixels()).flat_map(|_| start.iter().copied()).collect();
     let state = State { a, w, accumulators };
     let state = Sum { b: &mut *finisher.b, spec, dot, vectors }.over(&spec.loops, state);

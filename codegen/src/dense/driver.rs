@@ -6,13 +6,13 @@ use super::{
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
-    spec::{Epilogue, Prefetch, Product, TileSpec},
+    repack::{self, SecondOperands},
+    spec::{Epilogue, Prefetch, Product, Start, TileSpec},
     walk::{Around, LOWER, PARTS, PanelEntry, PartFunctions, RIGHT, Walk},
     widen,
 };
 use crate::{
     CodegenError,
-    kernels::map::View,
     lower::Lowering,
     model::Work,
     module::{FunctionKind, Location},
@@ -106,7 +106,8 @@ pub(crate) fn lower(
     let (problem, a) = &as_tiles_read_it(cx, problem, operands.a)?;
     let operands = Operands { a: *a, ..operands };
     let (weights, residual) = (cx.constant_bytes(), operands.r.is_some());
-    let tiles = Tiles::define(cx, kernel, problem, epilogue, coefficients.starts(), weights, residual)?;
+    let starts = (coefficients.starts(), Start::Params);
+    let tiles = Tiles::define(cx, kernel, problem, epilogue, starts, weights, residual)?;
     let Some(tiles) = tiles else { return Ok(()) };
     let panels = tiles.pack_all(cx, coefficients)?;
     tiles.step(cx, operands, panels, work)
@@ -134,14 +135,23 @@ fn as_tiles_read_it(
     problem: &Problem,
     a: Location,
 ) -> Result<(Problem, Location), CodegenError> {
-    let (product, isa) = (problem.product, cx.options.tier.isa);
+    let (a, times) = widened(cx, problem.product, a, problem.reach())?;
+    Ok((problem.with_wider_input(times), a))
+}
+
+/// Activations in the form that the tier's tiles read, and how many times wider they are.
+fn widened(
+    cx: &mut Lowering,
+    product: Product,
+    a: Location,
+    bytes: usize,
+) -> Result<(Location, usize), CodegenError> {
     // The same for every panel.
-    let bytes = PanelFormat { product, isa, panel: 0 }.activation_bytes();
-    if bytes == product.element() {
-        return Ok((problem.clone(), a));
+    let format = PanelFormat { product, isa: cx.options.tier.isa, panel: 0 };
+    match format.activation_bytes() / product.element() {
+        1 => Ok((a, 1)),
+        times => Ok((widen::lower(cx, a, bytes)?, times)),
     }
-    let widened = widen::lower(cx, a, problem.reach())?;
-    Ok((problem.with_wider_input(bytes / product.element()), widened))
 }
 
 /// The cut of a problem, and all that there were to choose from. `weights` bytes are read between two uses of its own.
@@ -152,46 +162,60 @@ fn cut(cx: &Lowering, problem: &Problem, weights: usize) -> Option<(Cut, Vec<Til
     cuts.into_iter().nth(wanted.unwrap_or(0)).map(|cut| (cut, tilings))
 }
 
-/// One matrix product of a batch: byte offset of its first operand, and the matrix that is its second.
+/// One matrix product of a batch: byte offsets of its first operand and of its result, and the matrix that is its
+/// second operand.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pair {
     pub(crate) a: usize,
     pub(crate) matrix: usize,
+    pub(crate) y: usize,
 }
 
-/// Lowers a problem of floats, whose groups are the products of a batch, to steps that pack the second operands and one
-/// that multiplies. `b` is the view of all second operands, `[matrices, K, channels]`.
+/// Lowers a problem, whose groups are the products of a batch, to steps that pack the second operands and one that
+/// multiplies. The first operands are `a_elements` in all.
 #[allow(clippy::too_many_arguments, reason = "all that the steps are made of")]
 pub(crate) fn lower_pairs(
     cx: &mut Lowering,
     problem: &Problem,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    (b, matrices): (&View, usize),
+    a_elements: usize,
+    b: &SecondOperands,
     pairs: &[Pair],
-    bias: &[f32],
+    starts: Starts<'_>,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let weights = matrices * problem.run * problem.channels * problem.product.element();
+    let further = b.further_runs();
+    let run_padding = problem.run.next_multiple_of(problem.product.group()) - problem.run;
+    let (a, times) = widened(cx, problem.product, operands.a, a_elements + run_padding)?;
+    let mut problem = problem.with_wider_input(times);
+    if !further.is_empty() {
+        // Each run is over the same activations.
+        problem.loops = vec![(1 + further.len() as u32, 0)];
+    }
+    let operands = Operands { a, ..operands };
+    let weights = b.matrices() * problem.runs() * problem.run * problem.channels * problem.product.element();
     let residual = operands.r.is_some();
-    let tiles = Tiles::define(cx, "gemm", problem, epilogue, Starts::Floats(bias), weights, residual)?;
+    let start = if b.zero_points.is_some() { Start::Weights } else { Start::Params };
+    let tiles = Tiles::define(cx, "gemm", &problem, epilogue, (starts, start), weights, residual)?;
     let Some(tiles) = tiles else { return Ok(()) };
-    let inner = choose::k_groups(problem, tiles.cut.isa);
-    let (packed, w) = pack::pack_at_run_time(cx, &tiles.cut.panels, (b, matrices), inner)?;
+    // All products share the constants.
+    let params: Vec<Vec<u8>> = tiles.cut.panels.iter().map(|p| tiles.params_of(0, p)).collect();
+    let packed = repack::pack(cx, tiles.cut.isa, &tiles.cut.panels, &params, b, problem.run)?;
+    let offsets: Vec<u32> = params.iter().map(|p| cx.weights(p, pack::ALIGN)).collect::<Result<_, _>>()?;
     let mut entries = Vec::with_capacity(pairs.len() * tiles.cut.panels.len());
-    for (group, pair) in pairs.iter().enumerate() {
-        for (panel, offset) in tiles.cut.panels.iter().zip(&packed.panels) {
+    for pair in pairs {
+        for (i, panel) in tiles.cut.panels.iter().enumerate() {
             entries.push(PanelEntry {
-                a: pair.a as u32,
-                weights: (pair.matrix * packed.matrix_bytes + offset) as u32,
-                // All products share the bias.
-                params: tiles.pack_params(cx, 0, panel)?,
-                y: tiles.result_offset(group, panel),
+                a: (pair.a * times) as u32,
+                weights: (pair.matrix * packed.matrix_bytes + packed.panels[i]) as u32,
+                params: offsets[i],
+                y: (pair.y + panel.first * problem.product.element()) as u32,
                 class: class_index(&tiles.classes, panel),
             });
         }
     }
-    tiles.step(cx, Operands { w: Some(w), ..operands }, entries, work)
+    tiles.step(cx, Operands { w: Some(packed.location), ..operands }, entries, work)
 }
 
 /// The functions and panels of a dense problem before its code is placed.
@@ -255,6 +279,8 @@ struct Tiles<'t, 'a> {
     problem: &'t Problem,
     epilogue: Epilogue<'a>,
     starts: Starts<'a>,
+    /// Where tiles find them.
+    start: Start,
     cut: Cut,
     /// All cuts that there were to choose from.
     tilings: Vec<Tiling>,
@@ -274,7 +300,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
         kernel: &str,
         problem: &'t Problem,
         epilogue: Epilogue<'a>,
-        starts: Starts<'a>,
+        (starts, start): (Starts<'a>, Start),
         weights: usize,
         residual: bool,
     ) -> Result<Option<Tiles<'t, 'a>>, CodegenError> {
@@ -282,8 +308,18 @@ impl<'t, 'a> Tiles<'t, 'a> {
         let prefetch = choose::prefetch(problem, &cut, weights, residual);
         let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
         let classes = classes(&cut);
-        let mut tiles =
-            Tiles { problem, epilogue, starts, cut, tilings, weights, name, classes, functions: Vec::new() };
+        let mut tiles = Tiles {
+            problem,
+            epilogue,
+            starts,
+            start,
+            cut,
+            tilings,
+            weights,
+            name,
+            classes,
+            functions: Vec::new(),
+        };
         for &class in &tiles.classes {
             let of_class = for_each_part(problem, &tiles.cut, |rows, cols| {
                 let spec = tiles.spec(class, [rows, cols], prefetch, residual);
@@ -316,6 +352,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
             y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),
             inner: self.format(width).run_groups(p.run) as u32,
+            start: self.start,
             epilogue: self.epilogue,
             prefetch,
             configured: self.cut.configured(),
@@ -434,15 +471,19 @@ impl<'t, 'a> Tiles<'t, 'a> {
 
     /// Offset of one panel's constants.
     fn pack_params(&self, cx: &mut Lowering, group: usize, panel: &Panel) -> Result<u32, CodegenError> {
+        cx.weights(&self.params_of(group, panel), pack::ALIGN)
+    }
+
+    /// One panel's constants. Those that accumulators start from come first.
+    fn params_of(&self, group: usize, panel: &Panel) -> Vec<u8> {
         let (format, channels) = (self.format(panel.width), self.channels(group, panel));
-        let params = match Dot::of_isa(format.product, format.isa) {
+        match Dot::of_isa(format.product, format.isa) {
             Some(_) => {
                 let constants = Params::new(self.epilogue, format.panel, self.starts.reach());
                 self.starts.pack_clif(&constants, channels)
             }
             None => self.starts.pack(format, self.epilogue, channels),
-        };
-        cx.weights(&params, pack::ALIGN)
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod depthwise;
 pub(crate) mod driver;
 pub mod pack;
 pub(crate) mod pad;
+pub(crate) mod repack;
 pub mod spec;
 pub(crate) mod strip;
 pub(crate) mod walk;

@@ -9,17 +9,8 @@
 //! knows it, [`PanelFormat::channel_of_word`] and [`PanelFormat::channel_of_wide`] follow from it. With one lane
 //! (the 128-bit tiers) all three are the identity.
 
-use super::{
-    choose::Panel,
-    spec::{Epilogue, Product},
-};
-use crate::{
-    CodegenError,
-    kernels::map::{self, View},
-    lower::Lowering,
-    module::Location,
-    tier::Isa,
-};
+use super::spec::{Epilogue, Product};
+use crate::tier::Isa;
 use qcc_ir::{
     numerics::{Requantizer, Rescale},
     ops::Clamp,
@@ -253,59 +244,6 @@ pub fn pack_weights_into<W: Weight>(
             }
         }
     }
-}
-
-/// Where the panels of f32 matrices lie that steps pack in the arena.
-pub(crate) struct PackedMatrices {
-    /// Byte offset of each panel in a matrix.
-    pub(crate) panels: Vec<usize>,
-    /// Bytes of a matrix.
-    pub(crate) matrix_bytes: usize,
-}
-
-/// Adds the steps that pack f32 matrices `[matrices, inner, channels]`, as they lie under the view `b`, into panels.
-///
-/// Columns beyond the last channel keep what the arena held: tiles sum them, but store none of those sums.
-pub(crate) fn pack_at_run_time(
-    cx: &mut Lowering,
-    panels: &[Panel],
-    (b, matrices): (&View, usize),
-    inner: usize,
-) -> Result<(PackedMatrices, Location), CodegenError> {
-    let mut offsets = Vec::with_capacity(panels.len());
-    let mut matrix_bytes = 0;
-    for panel in panels {
-        offsets.push(matrix_bytes);
-        matrix_bytes += (panel.width * inner * 4).next_multiple_of(ALIGN);
-    }
-    let to = cx.scratch(matrices as u64 * matrix_bytes as u64)?;
-    let [of_matrix, of_row, of_channel] = b.strides[..] else {
-        return Err(CodegenError::Backend {
-            function: "pack".into(),
-            reason: "not a batch of matrices".into(),
-        });
-    };
-    // Neighbours of one kind are one step.
-    let mut at = 0;
-    while let Some(first) = panels.get(at) {
-        let same = panels[at..].iter().take_while(|p| (p.width, p.columns) == (first.width, first.columns));
-        let count = same.count();
-        let step = (first.width * inner * 4).next_multiple_of(ALIGN) as i64;
-        let source = View {
-            offset: b.offset + first.first as i64 * of_channel,
-            strides: vec![of_matrix, of_channel * first.width as i64, of_row, of_channel],
-            ..b.clone()
-        };
-        let target = View {
-            location: to,
-            offset: offsets[at] as i64,
-            strides: vec![matrix_bytes as i64, step, first.width as i64 * 4, 4],
-            ..b.clone()
-        };
-        map::copy(cx, "pack", &[matrices, count, inner, first.columns], source, target)?;
-        at += count;
-    }
-    Ok((PackedMatrices { panels: offsets, matrix_bytes }, to))
 }
 
 /// Byte offsets of the regions of one panel's parameter block.

@@ -8,7 +8,8 @@
 //!
 //! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`. Elements are as wide as
 //!   [`PanelFormat::activation_bytes`](super::pack::PanelFormat::activation_bytes) says,
-//! * `w`: the weights of one panel (NR channels), packed by [`pack`](super::pack),
+//! * `w`: the weights of one panel (NR channels), packed by [`pack`](super::pack), behind what accumulators
+//!   [start](Start) from if that is not in `params`,
 //! * `params`: the panel's epilogue constants (bias, multipliers…), packed likewise,
 //! * `y`: the first channel of the panel of the tile's first pixel; pixel i writes to `y + y_offsets[i]`,
 //! * `r`: the same for the residual, with `r_offsets`; anything where none is fused,
@@ -84,6 +85,17 @@ impl Epilogue<'_> {
     }
 }
 
+/// Where the accumulators of a tile start from.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Start {
+    /// The panel's constants.
+    #[default]
+    Params,
+    /// NR values of 32 bits before the panel's weights, in the order of its columns: of weights that are packed at run
+    /// time, whose sums are part of it.
+    Weights,
+}
+
 /// One microkernel. See the [module](self) for what the fields mean.
 #[derive(Clone, Debug)]
 pub struct TileSpec<'a> {
@@ -103,6 +115,8 @@ pub struct TileSpec<'a> {
     pub loops: Vec<(u32, i32)>,
     /// Groups in one contiguous run.
     pub inner: u32,
+    /// Where accumulators start from.
+    pub start: Start,
     /// What happens to the accumulators.
     pub epilogue: Epilogue<'a>,
     /// What the tile asks the caches for ahead of time.

@@ -8,7 +8,12 @@ use super::{
     math,
     vector::{cast, f32x4, larger, less, load, load_lanes, shuffle, store_lanes},
 };
-use crate::{CodegenError, lower::Lowering, model::Work, module::Location};
+use crate::{
+    CodegenError,
+    lower::Lowering,
+    model::Work,
+    module::{Location, MEM},
+};
 use cranelift_codegen::ir::{
     InstBuilder, Value,
     condcodes::FloatCC,
@@ -119,6 +124,9 @@ pub(crate) fn reduce(
     (from, to): (Location, Location),
     work: Work,
 ) -> Result<(), CodegenError> {
+    if line.inner == 1 && line.outer >= ROWS && i32::try_from(ROWS * line.len * SIZE).is_ok() {
+        return reduce_rows(cx, line, kind, (from, to), work);
+    }
     let units = line.outer * line.blocks();
     cx.step("reduce", units as u64, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
@@ -141,6 +149,60 @@ pub(crate) fn reduce(
         });
         Ok(())
     })
+}
+
+/// Rows that are reduced together: their elements are lanes of two vectors, neither of which waits for the other.
+const ROWS: i64 = 2 * LANES;
+
+/// Rows of neighbours, a few at once. The last ones end with the rows, and may overlap those before.
+fn reduce_rows(
+    cx: &mut Lowering,
+    line: Line,
+    kind: ReduceKind,
+    (from, to): (Location, Location),
+    work: Work,
+) -> Result<(), CodegenError> {
+    let units = (line.outer as u64).div_ceil(ROWS as u64);
+    cx.step("reduce", units, work, |e, ctx, begin, end| {
+        let (source, target) = (e.address(ctx, from), e.address(ctx, to));
+        counted_loop(&mut e.b, begin, end, |b, unit| {
+            let first = b.ins().imul_imm_s(unit, ROWS);
+            let latest = b.ins().iconst(I64, line.outer - ROWS);
+            let first = b.ins().umin(first, latest);
+            let element = b.ins().imul_imm_s(first, line.len);
+            let p = at(b, source, element);
+            let totals = [(); 2].map(|()| b.declare_var(F32X4));
+            for total in totals {
+                let initial = f32x4(b, initial(kind));
+                b.def_var(total, initial);
+            }
+            each(b, p, line.len, SIZE, |b, p| {
+                for (v, total) in totals.into_iter().enumerate() {
+                    let x = load_rows(b, p, v as i64 * LANES, line.len * SIZE);
+                    let before = b.use_var(total);
+                    let after = combine(b, kind, before, x);
+                    b.def_var(total, after);
+                }
+            });
+            let q = at(b, target, first);
+            for (v, total) in totals.into_iter().enumerate() {
+                let total = b.use_var(total);
+                let y = finish(b, kind, total, line.len);
+                store_lanes(b, y, q, (v as i64 * VECTOR) as i32, LANES);
+            }
+        });
+        Ok(())
+    })
+}
+
+/// The elements at `p` of four rows from row `first` on.
+fn load_rows(b: &mut FunctionBuilder, p: Value, first: i64, stride: i64) -> Value {
+    let mut rows = f32x4(b, 0.0);
+    for lane in 0..LANES {
+        let x = b.ins().load(F32, MEM, p, ((first + lane) * stride) as i32);
+        rows = b.ins().insertlane(rows, x, lane as u8);
+    }
+    rows
 }
 
 fn initial(kind: ReduceKind) -> f32 {
@@ -324,7 +386,7 @@ fn row_max(b: &mut FunctionBuilder, p: Value, len: i64) -> Value {
         larger(b, x, max)
     });
     for i in len - len % LANES..len {
-        let x = b.ins().load(F32, crate::module::MEM, p, (i * SIZE) as i32);
+        let x = b.ins().load(F32, MEM, p, (i * SIZE) as i32);
         let x = b.ins().splat(F32X4, x);
         max = larger(b, x, max);
     }

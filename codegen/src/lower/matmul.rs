@@ -8,14 +8,16 @@ use crate::{
     CodegenError,
     dense::{
         Problem, Strides, WeightOrder,
-        driver::{self, Operands, Pair},
+        driver::{self, Operands, Pair, Starts},
+        repack::SecondOperands,
         spec::{Epilogue, Product},
     },
     kernels::map::View,
 };
 use qcc_ir::{
-    DType, Graph, NodeId, Op, OpError,
-    ops::{Clamp, MatMul},
+    DType, Graph, NodeId, Op, OpError, Tensor, TensorError,
+    numerics::ChannelBounds,
+    ops::{Clamp, MatMul, QMatMul},
 };
 
 /// `MatMul` and `QMatMul`.
@@ -67,84 +69,196 @@ impl Matrices {
     }
 }
 
-/// Products of floats whose second operand is no single constant matrix: a batch of pairs of matrices.
-struct Batch<'g> {
-    op: &'g MatMul,
-    rows: usize,
+/// Products whose second operand is no single constant matrix: a batch of pairs of matrices.
+struct Batch {
+    product: Product,
     inner: usize,
     columns: usize,
     /// Number of second operands.
     matrices: usize,
+    extras: Extras,
+    clamp: Clamp,
+}
+
+/// The first operands and the results of a batch.
+struct Rows {
+    /// Rows of each product.
+    rows: usize,
+    /// Bytes from one row of a first operand to the next.
+    stride: usize,
     pairs: Vec<Pair>,
 }
 
-impl<'g> Batch<'g> {
+impl Batch {
     /// `None` where there is one constant matrix.
-    fn of(graph: &'g Graph, node: NodeId) -> Option<Batch<'g>> {
-        let Some(Op::MatMul(op)) = graph.op(node) else { return None };
+    fn of(graph: &Graph, node: NodeId) -> Option<Batch> {
         let (a, b) = (graph.operand(node, 0), graph.operand(node, 1));
         let (a_shape, b_shape, y) = (graph.shape(a), graph.shape(b), graph.shape(node.out()));
-        if graph.constant_value(b).is_some() && b_shape.rank() == 2 {
-            return None;
-        }
+        let (product, clamp, extras) = match graph.op(node)? {
+            Op::MatMul(m) if graph.constant_value(b).is_none() || b_shape.rank() != 2 => {
+                (Product::F32, m.clamp, Extras::new(m.bias, m.residual_slot()))
+            }
+            Op::QMatMul(m) if QMatMul::is_of_activations(&[graph.ty(a), graph.ty(b)]) => {
+                (Product::U8S8, Clamp::NONE, Extras::new(m.bias, m.residual_slot()))
+            }
+            _ => return None,
+        };
         let (inner, columns) = (a_shape[a_shape.rank() - 1], y[y.rank() - 1]);
         let matrices = b_shape[..b_shape.rank() - 2].iter().product();
-        let (rows, pairs) = match matrices {
+        Some(Batch { product, inner, columns, matrices, extras, clamp })
+    }
+
+    /// The pairs of a batch whose first operands lie under this view.
+    fn rows(&self, graph: &Graph, node: NodeId, a: &View) -> Rows {
+        let element = self.product.element();
+        let [a_shape, b_shape] = [0, 1].map(|slot| graph.shape(graph.operand(node, slot)));
+        let y = graph.shape(node.out());
+        let is_dense = a.strides == View::dense(a.location, self.dtype(), a_shape).strides;
+        if self.matrices == 1 && is_dense {
             // All matrices of a, one below the other, by the one of b.
-            1 => (a_shape.elements() / inner.max(1), vec![Pair { a: 0, matrix: 0 }]),
-            _ => {
-                let rows = a_shape[a_shape.rank() - 2];
-                let pair = |i: usize| Pair {
-                    a: MatMul::matrix_of_operand(a_shape, y, i) * rows * inner * 4,
-                    matrix: MatMul::matrix_of_operand(b_shape, y, i),
-                };
-                (rows, (0..y[..y.rank() - 2].iter().product()).map(pair).collect())
+            let rows = a_shape.elements() / self.inner;
+            return Rows { rows, stride: self.inner * element, pairs: vec![Pair { a: 0, matrix: 0, y: 0 }] };
+        }
+        let (rows, lead) = (a_shape[a_shape.rank() - 2], a_shape.rank() - 2);
+        let pair = |i: usize| {
+            // The place of the matrix of a, by the strides of its leading dimensions.
+            let mut matrix = MatMul::matrix_of_operand(a_shape, y, i);
+            let mut at = 0;
+            for d in (0..lead).rev() {
+                at += (matrix % a_shape[d]) * a.strides[d] as usize;
+                matrix /= a_shape[d];
             }
+            let matrix = MatMul::matrix_of_operand(b_shape, y, i);
+            Pair { a: at, matrix, y: i * rows * self.columns * element }
         };
-        Some(Batch { op, rows, inner, columns, matrices, pairs })
+        let pairs = (0..y[..y.rank() - 2].iter().product()).map(pair).collect();
+        Rows { rows, stride: a.strides[lead] as usize, pairs }
     }
 
-    fn extras(&self) -> Extras {
-        Extras::new(self.op.bias, self.op.residual_slot())
+    fn dtype(&self) -> DType {
+        match self.product {
+            Product::F32 => DType::F32,
+            Product::U8S8 => DType::U8,
+        }
     }
 
-    fn problem(&self) -> Problem {
-        let strides = |columns: usize| {
-            let (col, all) = (columns * 4, self.rows * columns * 4);
+    fn problem(&self, of: &Rows) -> Problem {
+        let strides = |col: usize| {
+            let all = of.rows * col;
             Strides { image: all, row: all, col, group: all }
         };
+        let y = strides(self.columns * self.product.element());
         Problem {
-            product: Product::F32,
+            product: self.product,
             images: 1,
             rows: 1,
-            cols: self.rows,
-            groups: self.pairs.len(),
+            cols: of.rows,
+            groups: of.pairs.len(),
             channels: self.columns,
-            a: strides(self.inner),
-            y: strides(self.columns),
-            r: strides(self.columns),
+            a: strides(of.stride),
+            y,
+            r: y,
             loops: Vec::new(),
             run: self.inner,
         }
     }
 
-    fn lower(&self, cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-        let (extras, work) = (self.extras(), cx.work(node));
-        let r = extras.residual_location(cx, node)?;
-        let a = cx.location(cx.graph.operand(node, 0))?;
-        let operands = Operands { a, y: cx.location(node.out())?, r, w: None };
-        let epilogue = Epilogue::Float { clamp: self.op.clamp, residual: r.is_some() };
-        let bias = match extras.bias {
-            Some(slot) => {
-                let bias = product::constant(cx.graph, node, slot).map_err(|e| cx.refuse(node, e))?;
-                bias.as_slice::<f32>().map_err(|e| cx.refuse(node, e.into()))?.to_vec()
-            }
-            None => vec![0.0; self.columns],
+    /// The view of an operand of which elements of K or channels follow each other, with readable slack behind codes.
+    fn operand(&self, cx: &mut Lowering, node: NodeId, slot: usize) -> Result<View, CodegenError> {
+        let view = cx.operand_view(node, slot)?;
+        let value = cx.graph.operand(node, slot);
+        let location = match (self.product, cx.plan.fused_into.get(&value.node)) {
+            (Product::F32, _) => view.location,
+            (Product::U8S8, Some(&into)) if into == node => with_slack(cx, cx.graph.operand(value.node, 0))?,
+            (Product::U8S8, _) => with_slack(cx, value)?,
         };
-        let b = cx.location(cx.graph.operand(node, 1))?;
-        let b = View::dense(b, DType::F32, &[self.matrices, self.inner, self.columns]);
-        let (problem, b) = (self.problem(), (&b, self.matrices));
-        driver::lower_pairs(cx, &problem, epilogue, operands, b, &self.pairs, &bias, work)
+        Ok(View { location, ..view })
+    }
+
+    /// Bytes of the second operands, packed: at most, of all tiers.
+    fn packed_bytes(&self) -> u64 {
+        // A panel is padded to at most 64 channels, and K to 64 codes; of these there are up to three runs and a start.
+        let column = match self.product {
+            Product::F32 => 4 * self.inner as u64,
+            Product::U8S8 => 3 * (self.inner as u64 + 64) + 4,
+        };
+        (self.matrices as u64).saturating_mul(column.saturating_mul(self.columns as u64 + 64))
+    }
+
+    fn lower(&self, cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+        let work = cx.work(node);
+        let r = self.extras.residual_location(cx, node)?;
+        let [a, b] = [0, 1].map(|slot| cx.graph.operand(node, slot));
+        let zero_points = match self.product {
+            Product::F32 => None,
+            Product::U8S8 => {
+                let zero = |v| cx.graph.ty(v).per_tensor().map_or(0, |(_, z)| z);
+                Some([zero(a), zero(b)])
+            }
+        };
+        let [a_dims, b_dims] = [a, b].map(|v| cx.graph.shape(v).to_vec());
+        let (a, view) = (self.operand(cx, node, 0)?, self.operand(cx, node, 1)?);
+        let rows = self.rows(cx.graph, node, &a);
+        // Bytes from the first element to the last.
+        let reach =
+            a_dims.iter().zip(&a.strides).map(|(&n, &stride)| (n - 1) * stride as usize).sum::<usize>();
+        let a_elements = reach / self.product.element() + 1;
+        let second = SecondOperands { view, dims: b_dims, zero_points };
+        let operands = Operands { a: a.location, y: cx.location(node.out())?, r, w: None };
+        let problem = self.problem(&rows);
+        let refuse = |cx: &Lowering, e| cx.refuse(node, e);
+        let bias = self.extras.bias.map(|slot| product::constant(cx.graph, node, slot)).transpose();
+        let bias = bias.map_err(|e| refuse(cx, e))?;
+        let pairs = &rows.pairs;
+        match cx.graph.op(node) {
+            Some(Op::QMatMul(op)) => {
+                let types = cx.operand_types(node);
+                let requantizer = op.requantizer_of_activations(&types, bias).map_err(|e| refuse(cx, e))?;
+                let bounds = QMatMul::bounds_of_activations(&types, bias).map_err(|e| refuse(cx, e))?;
+                let reach = bounds.into_iter().map(ChannelBounds::reach).max().unwrap_or(0);
+                let starts = self.starts(bias, zero_points.unwrap_or_default());
+                let starts = starts.map_err(|e| refuse(cx, e.into()))?;
+                let epilogue = match cx.options.measure_pack_only {
+                    true => Epilogue::PackOnly,
+                    false => Epilogue::Requantize(&requantizer),
+                };
+                let starts = Starts::Codes(&starts, reach);
+                driver::lower_pairs(
+                    cx, &problem, epilogue, operands, a_elements, &second, pairs, starts, work,
+                )
+            }
+            _ => {
+                let epilogue = Epilogue::Float { clamp: self.clamp, residual: r.is_some() };
+                let bias = bias.map(|b| b.as_slice::<f32>()).transpose();
+                let bias = bias.map_err(|e| refuse(cx, e.into()))?;
+                let bias = bias.map_or_else(|| vec![0.0; self.columns], <[f32]>::to_vec);
+                let starts = Starts::Floats(&bias);
+                driver::lower_pairs(
+                    cx, &problem, epilogue, operands, a_elements, &second, pairs, starts, work,
+                )
+            }
+        }
+    }
+
+    /// What the sums of each column start from before those of its codes are known: q_bias + K·z_a·(z_b − 128).
+    /// Wrapping: whole sums fit.
+    fn starts(&self, bias: Option<&Tensor>, [z_a, z_b]: [i32; 2]) -> Result<Vec<i32>, TensorError> {
+        let zeros = (self.inner as i32).wrapping_mul(z_a * (z_b - 128));
+        let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
+        Ok((0..self.columns).map(|n| bias.map_or(0, |b| b[n]).wrapping_add(zeros)).collect())
+    }
+}
+
+/// Whether the step of a node, a product of two values, can read this operand through a transpose by `perm`.
+pub(super) fn reads_permuted(graph: &Graph, node: NodeId, slot: usize, perm: &[usize]) -> bool {
+    let rank = perm.len();
+    let is_batch =
+        matches!(graph.op(node), Some(Op::MatMul(_) | Op::QMatMul(_))) && Batch::of(graph, node).is_some();
+    match slot {
+        _ if !is_batch || rank < 2 => false,
+        0 => perm[rank - 1] == rank - 1,
+        1 => perm[rank - 2..].contains(&(rank - 1)),
+        _ => false,
     }
 }
 
@@ -152,12 +266,11 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     match Batch::of(graph, node) {
         Some(batch) => {
             product::check_extents(graph, node)?;
-            product::check_constant(graph, node, batch.extras().bias, "bias")?;
-            // Offsets of packed panels have 32 bits; a panel is padded to at most 64 channels.
-            let packed = batch.matrices as u64 * batch.inner as u64 * (batch.columns as u64 + 64) * 4;
-            match packed {
+            product::check_constant(graph, node, batch.extras.bias, "bias")?;
+            // Offsets of packed panels have 32 bits.
+            match batch.packed_bytes() {
                 0..=0x7fff_ffff => Ok(()),
-                _ => Err(format!("its second operand takes {packed} bytes packed, more than 2^31 − 1")),
+                packed => Err(format!("its second operand takes {packed} bytes packed, more than 2^31 − 1")),
             }
         }
         None => product::check(graph, node, Matrices::of(graph, node)?.extras),

@@ -146,7 +146,8 @@ pub(crate) fn reads_with_margins(graph: &Graph, node: NodeId, slot: usize) -> Op
 
 /// Nodes that are computed within the step of another one, and that other one: a transpose before or behind an
 /// elementwise op of one operand is only the order in which that op reads or writes. Every int8 model begins with such
-/// a pair (f32 channels first to u8 channels last).
+/// a pair (f32 channels first to u8 channels last). Before a product of two values, as the heads of attention are, it is
+/// the order in which operands are packed and read.
 pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
     let mut fused: BTreeMap<NodeId, NodeId> = BTreeMap::new();
     let mut into = BTreeSet::new();
@@ -158,13 +159,27 @@ pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
             (outer, Op::Transpose(_)) => quantize::maps_elements(outer) && !is_alias(graph, operand.node),
             _ => false,
         };
-        let is_free = graph.sole_use(operand).is_some()
-            && !into.contains(&operand.node)
-            && !is_alias(graph, operand.node)
-            && !is_alias(graph, node);
-        if is_pair && is_free && is_generated(graph, node) && is_generated(graph, operand.node) {
+        let is_free = |operand: ValueId, into: &BTreeSet<NodeId>| {
+            graph.sole_use(operand).is_some()
+                && !into.contains(&operand.node)
+                && !is_alias(graph, operand.node)
+                && !is_alias(graph, node)
+                && is_generated(graph, operand.node)
+        };
+        if is_pair && !fused.contains_key(&node) && is_free(operand, &into) && is_generated(graph, node) {
             fused.insert(operand.node, node);
             into.insert(node);
+        }
+        for (slot, operand) in graph.operands(node).into_iter().enumerate() {
+            if let Some(Op::Transpose(t)) = graph.op(operand.node)
+                && matmul::reads_permuted(graph, node, slot, &t.perm)
+                && !fused.contains_key(&operand.node)
+                && is_free(operand, &into)
+                && is_generated(graph, node)
+            {
+                fused.insert(operand.node, node);
+                into.insert(node);
+            }
         }
     }
     fused

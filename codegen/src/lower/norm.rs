@@ -8,6 +8,7 @@ use crate::{
         map::{self, View},
         math,
         vector::{f32x4, to_i32},
+        wide,
     },
     model::Work,
     module::Location,
@@ -52,6 +53,9 @@ fn softmax(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let Some(line) = Line::new(cx.graph.shape(operand), &[op.axis]) else { return Ok(()) };
     let places = (cx.location(operand)?, cx.location(node.out())?);
     let work = cx.current_work();
+    if !op.log && wide::softmax(cx, line, places, work)? {
+        return Ok(());
+    }
     line::softmax(cx, line, op.log, places, work)
 }
 

@@ -106,10 +106,17 @@ fn requantizer(graph: &Graph, node: NodeId, sums: &[WeightSums]) -> Result<Optio
 
 /// Fails for requantizations that cannot be expressed. Reads all weights.
 pub(super) fn check_requantization(graph: &Graph, node: NodeId) -> Result<(), String> {
-    let checked = weight_sums(graph, node).and_then(|sums| match sums {
-        Some(sums) => requantizer(graph, node, &sums).map(|_| ()),
-        None => Ok(()),
-    });
+    let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
+    let checked = match graph.op(node) {
+        Some(Op::QMatMul(m)) if QMatMul::is_of_activations(&types) => {
+            let bias = m.bias.then(|| constant(graph, node, 2)).transpose();
+            bias.and_then(|bias| m.requantizer_of_activations(&types, bias).map(|_| ()))
+        }
+        _ => weight_sums(graph, node).and_then(|sums| match sums {
+            Some(sums) => requantizer(graph, node, &sums).map(|_| ()),
+            None => Ok(()),
+        }),
+    };
     checked.map_err(|e| e.to_string())
 }
 

@@ -1,12 +1,12 @@
 //! Convolutions and matrix products against their definitions, on every tier of this CPU.
 
-use super::{Threads, compiled, placed, run, tiers};
+use super::{Threads, check, compiled, placed, plain, quantized, run, tiers};
 use crate::{CompiledModel, ListingKind, Options, Parallel, Serial, Tier, Tiling, capability, compile};
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
     numerics::RequantMode,
-    ops::{Clamp, Conv, Layout, MatMul, QConv, QMatMul, Window},
+    ops::{Clamp, Conv, Layout, MatMul, QConv, QMatMul, Transpose, Window},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -306,6 +306,7 @@ fn random_clamp(r: &mut Random) -> Clamp {
 }
 
 /// The grids of an int8 product, such that its mode can express it.
+#[derive(Clone)]
 struct Grids {
     x: QuantParams,
     scales: Vec<f32>,
@@ -461,6 +462,42 @@ fn product_of_values(
     builder.finish(MatMul { bias, residual, clamp: random_clamp(&mut r) })
 }
 
+/// The same on codes, with any zero points.
+fn product_of_codes(
+    (a, b, rows, inner, columns): &Pairs,
+    (constant, bias, residual): (bool, bool, bool),
+    zero_points: [i32; 2],
+    mode: RequantMode,
+    seed: u64,
+) -> Option<Case> {
+    let mut r = Random::new(seed);
+    let mut builder = Builder::new();
+    let of = |lead: &[usize], m: usize, n: usize| shape(&[lead, &[m, n]].concat());
+    let (a, b) = (of(a, *rows, *inner), of(b, *inner, *columns));
+    let lead = shape(&a[..a.rank() - 2]).broadcast(&shape(&b[..b.rank() - 2]))?;
+    let grids = Grids::random(&mut r, mode, *inner, 1);
+    let grid = |scale: f32, zero: i32| Some(QuantParams::per_tensor(scale, zero).unwrap());
+    builder.input(u8_tensor(&mut r, &a), grid(1.0, zero_points[0]));
+    let (second, own) = (u8_tensor(&mut r, &b), grid(grids.scales[0], zero_points[1]));
+    match constant {
+        true => builder.constant(second, own),
+        false => builder.input(second, own),
+    }
+    if bias {
+        let grids = Grids { scales: vec![grids.scales[0]; *columns], ..grids.clone() };
+        builder.constant(grids.bias(&mut r), None);
+    }
+    if residual {
+        builder.input(u8_tensor(&mut r, &of(&lead, *rows, *columns)), Some(grids.residual.clone()));
+    }
+    builder.finish(QMatMul { bias, residual, requant: mode, output: grids.output })
+}
+
+/// Zero points, those at which packing differs most of all.
+fn zero_point() -> impl Strategy<Value = i32> {
+    prop_oneof![Just(128), Just(0), Just(255), Just(1), Just(127), Just(129), 0..=255]
+}
+
 /// A case that exists: windows that do not fit and factors that a mode refuses are drawn again.
 fn exists(case: Option<Case>) -> Result<Case, TestCaseError> {
     case.filter(|c| capability(&c.graph, c.node).is_ok()).ok_or_else(|| TestCaseError::reject("no such case"))
@@ -491,6 +528,17 @@ proptest! {
     fn quantized_matrix_products_equal_their_definition(case in matmul_case(), mode in any_mode()) {
         exists(case.quantized(mode))?.equals_bits()?;
     }
+
+    #[test]
+    fn products_of_two_values_of_codes_equal_their_definition(
+        pairs in pairs(),
+        with: (bool, bool, bool),
+        zero_points in [zero_point(), zero_point()],
+        mode in any_mode(),
+        seed: u64,
+    ) {
+        exists(product_of_codes(&pairs, with, zero_points, mode, seed))?.equals_bits()?;
+    }
 }
 
 proptest! {
@@ -509,6 +557,28 @@ proptest! {
     #[test]
     fn float_matrix_products_are_close(case in matmul_case()) {
         exists(case.float())?.is_close(case.inner)?;
+    }
+
+    #[test]
+    fn products_of_transposed_values_are_close(dims in [1usize..4, 1..20, 1..5, 1..40], columns in 1usize..70, seed: u64) {
+        let [batch, rows, heads, inner] = dims;
+        let mut r = Random::new(seed);
+        let mut builder = Builder::new();
+        builder.input(f32_tensor(&mut r, &shape(&[batch, rows, heads, inner])), None);
+        builder.input(f32_tensor(&mut r, &shape(&[batch, columns, heads, inner])), None);
+        let transposed: Vec<(Tensor, ValueId)> = [[0, 2, 1, 3], [0, 2, 3, 1]]
+            .into_iter()
+            .enumerate()
+            .map(|(i, perm)| {
+                let (op, x) = (Op::from(Transpose { perm: perm.to_vec() }), builder.operands[i].clone());
+                let results = op.infer(&[&x.ty()]).unwrap();
+                let moved = op.eval(&[&x], &[&x.ty()], &results).unwrap().remove(0);
+                (moved, builder.graph.add("transposed", op, &[builder.values[i]]).unwrap().out())
+            })
+            .collect();
+        (builder.operands, builder.values) = transposed.into_iter().unzip();
+        let product = MatMul { bias: false, residual: false, clamp: random_clamp(&mut r) };
+        exists(builder.finish(product))?.is_close(inner)?;
     }
 
     #[test]
@@ -582,23 +652,87 @@ fn large_convolutions_are_right_on_any_number_of_threads() {
     }
 }
 
+/// Large enough for several tiles, panels and threads, and with tails of all kinds.
+fn large_pairs() -> Vec<Pairs> {
+    vec![
+        (vec![2, 3], vec![2, 3], 70, 64, 131),
+        (vec![3], vec![3], 33, 131, 96),
+        (vec![2, 1], vec![1, 3], 49, 197, 20),
+        (vec![], vec![], 1, 1, 1),
+        (vec![5], vec![5], 1, 300, 65),
+    ]
+}
+
+#[test]
+fn large_products_of_codes_are_right_in_every_tiling() {
+    for pairs in large_pairs() {
+        // Seed 8: all codes are extremes.
+        for (seed, zero_points) in [(1, [0, 128]), (2, [131, 117]), (8, [255, 0]), (8, [0, 255])] {
+            let case = product_of_codes(&pairs, (false, true, true), zero_points, RequantMode::Shift, seed);
+            let case = case.expect("the operands have a product");
+            case.equals_bits().unwrap_or_else(|e| panic!("{pairs:?}: {e}"));
+            every_tiling_agrees(&case);
+        }
+    }
+}
+
+/// Heads of attention: `[batch, tokens, heads, length]` operands, transposed by these and multiplied.
+fn of_heads(ty: impl Fn(&[usize]) -> TensorType, perms: [[usize; 4]; 2], op: impl Into<Op>) -> Graph {
+    let mut g = Graph::new("heads");
+    let operands: Vec<ValueId> = [("q", 9), ("k", 21)]
+        .into_iter()
+        .zip(perms)
+        .map(|((name, tokens), perm)| {
+            let x = g.input(name, ty(&[2, tokens, 3, 35])).unwrap();
+            g.add("transposed", Transpose { perm: perm.to_vec() }, &[x]).unwrap().out()
+        })
+        .collect();
+    let y = g.add("product", op, &operands).unwrap().out();
+    g.output("y", y);
+    g
+}
+
+#[test]
+fn transposes_before_products_of_values_are_the_order_of_packing() {
+    let scores = [[0, 2, 1, 3], [0, 2, 3, 1]];
+    let codes = |dims: &[usize]| quantized(DType::U8, dims, 0.02, 117);
+    let output = OutputGrid { dtype: DType::U8, scale: 0.3, zero_point: 100, lo: 0, hi: 255 };
+    let product = QMatMul { bias: false, residual: false, requant: RequantMode::Shift, output };
+    let float = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
+    let heads = of_heads(codes, scores, product);
+    check(&heads, 5);
+    let floats = of_heads(|dims| plain(DType::F32, dims), scores, float);
+    for graph in [heads, floats] {
+        for tier in tiers() {
+            let model = compiled(&graph, tier);
+            let kernels: Vec<&str> = model.steps().iter().map(|s| s.kernel.as_str()).collect();
+            assert!(!kernels.contains(&"transpose"), "{kernels:?} on {tier}");
+        }
+    }
+}
+
 #[test]
 fn every_tiling_gives_the_same_bits() {
     for case in large_cases() {
         let quantized = case.quantized(RequantMode::Q15).expect("the window fits");
         for built in [quantized, case.float().expect("the window fits")] {
-            for tier in tiers() {
-                let inputs: Vec<&[u8]> = built.inputs.iter().map(Vec::as_slice).collect();
-                let model = compiled(&built.graph, tier);
-                let expected = run(&model, &inputs, &Serial);
-                let step = model.steps().iter().find(|s| !s.tilings.is_empty());
-                for &tiling in step.iter().flat_map(|s| &s.tilings) {
-                    let tilings = BTreeMap::from([(built.node, tiling)]);
-                    let options = Options { tilings, ..Options::new(tier) };
-                    let other = Arc::new(compile(&built.graph, &options).expect("the graph compiles"));
-                    assert!(run(&other, &inputs, &Threads(3)) == expected, "{tiling} on {tier}: {case:?}");
-                }
-            }
+            every_tiling_agrees(&built);
+        }
+    }
+}
+
+/// Compiles a case with each tiling that it could have and holds the results against those of the first.
+fn every_tiling_agrees(built: &Case) {
+    for tier in tiers() {
+        let inputs: Vec<&[u8]> = built.inputs.iter().map(Vec::as_slice).collect();
+        let model = compiled(&built.graph, tier);
+        let expected = run(&model, &inputs, &Serial);
+        let step = model.steps().iter().find(|s| !s.tilings.is_empty());
+        for &tiling in step.iter().flat_map(|s| &s.tilings) {
+            let tilings = BTreeMap::from([(built.node, tiling)]);
+            let options = Options { tilings, ..Options::new(tier) };
+            let other = Arc::new(compile(&built.graph, &options).expect("the graph compiles"));
+            assert!(run(&other, &inputs, &Threads(3)) == expected, "{tiling} on {tier}");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Softmax, local response normalisation, reductions.
 
-use super::{check, check_where_lowered, elementwise::dims, graph_of, plain};
+use super::{check, check_where_lowered, elementwise::dims, graph_of, plain, quantized};
 use proptest::prelude::*;
 use qcc_ir::{
     DType,
-    ops::{Layout, Lrn, Normalize, Reduce, ReduceKind, Softmax},
+    ops::{Dequantize, Layout, Lrn, Normalize, Reduce, ReduceKind, Softmax},
 };
 
 const REDUCTIONS: [ReduceKind; 10] = [
@@ -27,6 +27,23 @@ proptest! {
     fn softmaxes(d in dims(), axis in 0usize..4, log: bool, seed: u64) {
         prop_assume!(!d.is_empty());
         check(&graph_of(Softmax { axis: axis % d.len(), log }, &[plain(DType::F32, &d)]), seed);
+    }
+
+    /// Random bits are NaN somewhere in any long row, and then everywhere: these numbers are finite.
+    #[test]
+    fn softmaxes_of_finite_rows(rows in 1usize..30, len in 1usize..150, scale in 1e-3f32..1.0, log: bool, seed: u64) {
+        let codes = quantized(DType::U8, &[rows, len], scale, 77);
+        let mut g = graph_of(Dequantize {}, &[codes]);
+        let x = g.outputs()[0].value;
+        let y = g.add("softmax", Softmax { axis: 1, log }, &[x]).unwrap();
+        g.output("softmax", y.out());
+        check(&g, seed);
+    }
+
+    #[test]
+    fn reductions_of_rows(rows in 1usize..30, len in 1usize..40, kind in 0usize..9, seed: u64) {
+        let op = Reduce { kind: REDUCTIONS[kind], axes: vec![1], keep_dims: true };
+        check(&graph_of(op, &[plain(DType::F32, &[rows, len])]), seed);
     }
 
     #[test]

@@ -66,6 +66,25 @@ pub struct ChannelBounds {
     pub max: i64,
 }
 
+impl ChannelBounds {
+    /// Bounds of Σ (q_a − z_a)·(q_b − z_b) + bias over all u8 operands, summed over `inner` products.
+    pub fn of_activations(inner: usize, z_a: i32, z_b: i32, bias: i32) -> ChannelBounds {
+        let (below, above) = ([z_a, z_b].map(i64::from), [255 - z_a, 255 - z_b].map(i64::from));
+        let most = (below[0] * below[1]).max(above[0] * above[1]);
+        let least = (below[0] * above[1]).max(above[0] * below[1]);
+        let times = |product: i64| (inner as i64).saturating_mul(product);
+        ChannelBounds {
+            min: i64::from(bias).saturating_sub(times(least)),
+            max: i64::from(bias).saturating_add(times(most)),
+        }
+    }
+
+    /// The largest magnitude within the bounds.
+    pub fn reach(self) -> i64 {
+        self.max.max(-self.min)
+    }
+}
+
 /// What bounds and zero-point corrections need to know of the weights of one output channel.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct WeightSums {
@@ -273,7 +292,7 @@ impl Requantizer {
             // So that a rescaled value plus the zero point never leaves 32 bits: kernels need no clamp before it.
             let most = residual.map_or(0.0, |r| 256.0 * r.factor);
             for (c, (s, b)) in factors.iter().zip(bounds).enumerate() {
-                let reach = b.max.max(-b.min) as f64 * s + most;
+                let reach = b.reach() as f64 * s + most;
                 if reach >= power(30) {
                     return Err(refuse(format!("channel {c} can reach {reach:.3e} steps, beyond 2^30")));
                 }
@@ -433,7 +452,7 @@ fn tflite(
     let (mut m, mut left, mut right) = (vec![], vec![], vec![]);
     for (c, (s, b)) in factors.iter().zip(bounds).enumerate() {
         let (m_c, left_c, right_c) = quantize_multiplier(s * power(guard as i32));
-        let reach = b.max.max(-b.min) as f64;
+        let reach = b.reach() as f64;
         if reach * power(left_c as i32) >= power(31) || reach * s * power(guard as i32) >= power(30) {
             return Err(format!("the accumulator of channel {c} overflows its left shift"));
         }
@@ -526,7 +545,7 @@ fn pow2(
             ));
         }
         let half = if n_c > 0 { power(n_c - 1) } else { 0.0 };
-        let reach = b.max.max(-b.min) as f64 + 255.0 * m_c + half;
+        let reach = b.reach() as f64 + 255.0 * m_c + half;
         if reach >= power(31) {
             return Err(format!("the accumulator of channel {c} and its rounding term leave 32 bits"));
         }

@@ -3,7 +3,7 @@
 use super::{Operator, Window};
 use crate::{
     DType, OpError, OutputGrid, QuantParams, Shape, Tensor, TensorType,
-    numerics::{RequantMode, Requantizer, ResidualInput, WeightSums},
+    numerics::{ChannelBounds, RequantMode, Requantizer, ResidualInput, WeightSums},
 };
 use serde::{Deserialize, Serialize};
 
@@ -182,35 +182,42 @@ impl QConv {
         weights: &[WeightSums],
         bias: Option<&Tensor>,
     ) -> Result<Requantizer, OpError> {
+        let bounds = weight_bounds(types[0], weights, bias)?;
         let residual = self.residual_slot().map(|s| types[s]);
-        requantizer(types[0], types[1], residual, weights, bias, self.requant, self.output)
+        requantizer(types[0], types[1], residual, &bounds, self.requant, self.output)
     }
 }
 
-/// Builds the requantizer of a product of u8 by s8 with these sums of the weights of each output channel.
-#[allow(clippy::too_many_arguments, reason = "the operands of the op, once")]
+/// The bounds of each output channel's accumulators, by the sums of its weights.
+pub(super) fn weight_bounds(
+    x: &TensorType,
+    weights: &[WeightSums],
+    bias: Option<&Tensor>,
+) -> Result<Vec<ChannelBounds>, OpError> {
+    let (_, z_x) = per_tensor(x, "input")?;
+    let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
+    let bounds = weights.iter().enumerate().map(|(c, own)| own.bounds(bias.map_or(0, |b| b[c]), z_x));
+    Ok(bounds.collect())
+}
+
+/// Builds the requantizer of a product with these bounds of each output channel's accumulators.
 pub(super) fn requantizer(
     x: &TensorType,
     w: &TensorType,
     residual: Option<&TensorType>,
-    weights: &[WeightSums],
-    bias: Option<&Tensor>,
+    bounds: &[ChannelBounds],
     mode: RequantMode,
     grid: OutputGrid,
 ) -> Result<Requantizer, OpError> {
-    let (s_x, z_x) = per_tensor(x, "input")?;
+    let (s_x, _) = per_tensor(x, "input")?;
     let w_grid = w.quant.as_ref().ok_or_else(|| OpError::quant("weights without a grid"))?;
-    let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
-    let (mut factors, mut bounds) = (vec![], vec![]);
-    for (c, own) in weights.iter().enumerate() {
-        bounds.push(own.bounds(bias.map_or(0, |b| b[c]), z_x));
-        factors.push(f64::from(s_x) * f64::from(w_grid.at(c).0) / f64::from(grid.scale));
-    }
+    let factor = |c: usize| f64::from(s_x) * f64::from(w_grid.at(c).0) / f64::from(grid.scale);
+    let factors: Vec<f64> = (0..bounds.len()).map(factor).collect();
     let residual = residual
         .map(|r| per_tensor(r, "residual"))
         .transpose()?
         .map(|(s, z)| ResidualInput { factor: f64::from(s) / f64::from(grid.scale), zero_point: z });
-    Requantizer::new(mode, &factors, grid, residual, &bounds).map_err(|e| OpError::quant(e.to_string()))
+    Requantizer::new(mode, &factors, grid, residual, bounds).map_err(|e| OpError::quant(e.to_string()))
 }
 
 /// The codes of accumulators whose channels are along `axis`.

@@ -2,11 +2,14 @@
 
 use super::{
     Clamp, Operator,
-    conv::{all_f32, check_extras, check_weights, operand, per_tensor, requantized, requantizer, unravel},
+    conv::{
+        all_f32, check_extras, check_weights, operand, per_tensor, requantized, requantizer, unravel,
+        weight_bounds,
+    },
 };
 use crate::{
     DType, OpError, OutputGrid, Shape, Tensor, TensorType,
-    numerics::{RequantMode, Requantizer, WeightSums},
+    numerics::{ChannelBounds, RequantMode, Requantizer, WeightSums},
 };
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -25,8 +28,25 @@ pub struct MatMul {
     pub clamp: Clamp,
 }
 
-/// [`MatMul`] on quantized operands: `[…, M, K]` u8 with one grid by `[K, N]` s8, symmetric, one scale a column or
-/// one for all; bias s32 `[N]`; residual u8 with one grid.
+/// [`MatMul`] on quantized operands: accumulates in s32 and requantizes once.
+///
+/// The first operand is `[…, M, K]` u8 with one grid. The second is either a matrix of weights, `[K, N]` s8, symmetric,
+/// one scale a column or one for all; or another activation, `[…, K, N]` u8 with one grid, and then leading dimensions
+/// are broadcast. Bias s32 `[N]` in units of s_a·s_b; residual u8 with one grid. With z_b = 0 for weights,
+///
+/// ```text
+/// acc[m, n] = q_bias[n] + Σ_k (q_a[m, k] − z_a)·(q_b[k, n] − z_b)
+/// y[m, n]   = requantize(acc[m, n], q_residual[m, n])               with S = s_a·s_b/s_y
+/// ```
+///
+/// where requantize is [`Requantizer::apply`]. Kernels multiply u8 by s8. To them a second activation is
+/// q_b − 128, which is s8, beside d = z_b − 128, and
+///
+/// ```text
+/// acc[m, n] = q_bias[n] − z_a·Σ_k (q_b[k, n] − 128 − d) + Σ_k q_a[m, k]·(q_b[k, n] − 128) − d·Σ_k q_a[m, k]
+/// ```
+///
+/// whose last term vanishes on a symmetric grid, z_b = 128.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct QMatMul {
     /// Whether there is a bias operand.
@@ -83,6 +103,11 @@ impl QMatMul {
     /// The axis of the weights that the output channels are along.
     pub const CHANNEL_AXIS: usize = 1;
 
+    /// Whether the second operand is an activation, by the types of the operands: then it has no weights.
+    pub fn is_of_activations(types: &[&TensorType]) -> bool {
+        types.get(1).is_some_and(|b| b.dtype == DType::U8)
+    }
+
     /// The requantization of this op for weights of these sums (along [`CHANNEL_AXIS`](Self::CHANNEL_AXIS)) and this
     /// bias, as interpreter and kernels use it.
     pub fn requantizer(
@@ -91,8 +116,39 @@ impl QMatMul {
         weights: &[WeightSums],
         bias: Option<&Tensor>,
     ) -> Result<Requantizer, OpError> {
+        let bounds = weight_bounds(types[0], weights, bias)?;
         let residual = self.residual_slot().map(|s| types[s]);
-        requantizer(types[0], types[1], residual, weights, bias, self.requant, self.output)
+        requantizer(types[0], types[1], residual, &bounds, self.requant, self.output)
+    }
+
+    /// The requantization of this op where the second operand [is an activation](Self::is_of_activations), as
+    /// interpreter and kernels use it.
+    ///
+    /// # Errors
+    /// Where a sum could leave 32 bits, or the mode cannot express the factor.
+    pub fn requantizer_of_activations(
+        &self,
+        types: &[&TensorType],
+        bias: Option<&Tensor>,
+    ) -> Result<Requantizer, OpError> {
+        let bounds = Self::bounds_of_activations(types, bias)?;
+        let residual = self.residual_slot().map(|s| types[s]);
+        requantizer(types[0], types[1], residual, &bounds, self.requant, self.output)
+    }
+
+    /// The bounds of each column's accumulators in a product of two activations, whatever their codes.
+    pub fn bounds_of_activations(
+        types: &[&TensorType],
+        bias: Option<&Tensor>,
+    ) -> Result<Vec<ChannelBounds>, OpError> {
+        let (a, b) = (operand(types, 0)?, operand(types, 1)?);
+        let ((_, z_a), (_, z_b)) = (per_tensor(a, "input")?, per_tensor(b, "second operand")?);
+        let &[.., inner, columns] = &b.shape[..] else {
+            return Err(OpError::shape(format!("takes matrices, got {b}")));
+        };
+        let bias = bias.map(|b| b.as_slice::<i32>()).transpose()?;
+        let of_column = |n: usize| ChannelBounds::of_activations(inner, z_a, z_b, bias.map_or(0, |b| b[n]));
+        Ok((0..columns).map(of_column).collect())
     }
 }
 
@@ -175,10 +231,14 @@ impl Operator for QMatMul {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let (a, b) = (operand(operands, 0)?, operand(operands, 1)?);
         per_tensor(a, "input")?;
-        if b.shape.rank() != 2 {
-            return Err(OpError::shape(format!("weights must be a matrix, got {b}")));
+        if Self::is_of_activations(operands) {
+            per_tensor(b, "second operand")?;
+        } else {
+            check_weights(b, Self::CHANNEL_AXIS)?;
+            if b.shape.rank() != 2 {
+                return Err(OpError::shape(format!("weights must be a matrix, got {b}")));
+            }
         }
-        check_weights(b, 1)?;
         self.output.check()?;
         if self.output.dtype != DType::U8 {
             return Err(OpError::quant(format!("writes u8, not {}", self.output.dtype)));
@@ -186,7 +246,7 @@ impl Operator for QMatMul {
         let y = product_shape(&a.shape, &b.shape)?;
         check_extras(
             operands,
-            self.bias.then_some((DType::S32, b.shape[1])),
+            self.bias.then_some((DType::S32, y[y.rank() - 1])),
             self.residual.then_some((DType::U8, &y)),
         )?;
         if let Some(slot) = self.residual_slot() {
@@ -202,20 +262,17 @@ impl Operator for QMatMul {
         results: &[TensorType],
     ) -> Result<Vec<Tensor>, OpError> {
         let y = &results[0].shape;
-        let (a, b) = (operands[0].as_slice::<u8>()?, operands[1].as_slice::<i8>()?);
-        let (_, z_a) = per_tensor(types[0], "input")?;
         let bias = self.bias.then(|| operands[2]);
-        let sums = WeightSums::by_channel(operands[1], Self::CHANNEL_AXIS)?;
-        let requantizer = self.requantizer(types, &sums, bias)?;
         let mut sums = start(y, bias.map(|b| b.as_slice::<i32>()).transpose()?);
-        // As in a convolution: partial sums may wrap, the whole may not.
-        for_each_row(operands[0].shape(), operands[1].shape(), y, |row, a_at, b_at| {
-            let sums = &mut sums[row];
-            for (&a, b) in a[a_at].iter().zip(b[b_at].chunks(sums.len())) {
-                let a = i32::from(a) - z_a;
-                sums.iter_mut().zip(b).for_each(|(s, &b)| *s = s.wrapping_add(a * i32::from(b)));
-            }
-        });
+        let requantizer = if Self::is_of_activations(types) {
+            let (_, z_b) = per_tensor(types[1], "second operand")?;
+            add_products(operands, types[0], operands[1].as_slice::<u8>()?, z_b, y, &mut sums)?;
+            self.requantizer_of_activations(types, bias)?
+        } else {
+            add_products(operands, types[0], operands[1].as_slice::<i8>()?, 0, y, &mut sums)?;
+            let weights = WeightSums::by_channel(operands[1], Self::CHANNEL_AXIS)?;
+            self.requantizer(types, &weights, bias)?
+        };
         let residual = self.residual_slot().map(|s| operands[s].as_slice::<u8>()).transpose()?;
         Ok(vec![requantized(&requantizer, y, y.rank() - 1, &sums, residual)?])
     }
@@ -223,6 +280,27 @@ impl Operator for QMatMul {
     fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {
         product_macs(operands, results)
     }
+}
+
+/// Adds Σ_k (q_a − z_a)·(q_b − z_b) to each sum. As in a convolution: partial sums may wrap, the whole may not.
+fn add_products<B: Copy + Into<i32>>(
+    operands: &[&Tensor],
+    a_type: &TensorType,
+    b: &[B],
+    z_b: i32,
+    y: &Shape,
+    sums: &mut [i32],
+) -> Result<(), OpError> {
+    let a = operands[0].as_slice::<u8>()?;
+    let (_, z_a) = per_tensor(a_type, "input")?;
+    for_each_row(operands[0].shape(), operands[1].shape(), y, |row, a_at, b_at| {
+        let sums = &mut sums[row];
+        for (&a, b) in a[a_at].iter().zip(b[b_at].chunks(sums.len())) {
+            let a = i32::from(a) - z_a;
+            sums.iter_mut().zip(b).for_each(|(s, &b)| *s = s.wrapping_add(a * (b.into() - z_b)));
+        }
+    });
+    Ok(())
 }
 
 fn product_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {

@@ -592,6 +592,38 @@ fn integer_products_are_pointwise_convolutions() {
     }
 }
 
+#[test]
+fn products_of_activations_are_those_of_shifted_weights() {
+    let a = seeded(DType::U8, &shape(&[2, 1, 4, 7]), 1);
+    let b = seeded(DType::U8, &shape(&[3, 7, 5]), 2);
+    let bias = seeded(DType::S32, &shape(&[5]), 3);
+    let product = |requant| QMatMul { bias: true, residual: false, requant, output: grid(300.0, 77) };
+    let bias = (bias.clone(), bias.ty());
+    for requant in [RequantMode::Shift, RequantMode::Float] {
+        let operands = [coded(a.clone(), 0.5, 101), coded(b.clone(), 0.25, 128), bias.clone()];
+        let got = eval_typed(product(requant), &operands).unwrap();
+        assert_eq!(got.shape(), &shape(&[2, 3, 4, 5]));
+        // On a symmetric grid, a matrix of codes is weights that are 128 less.
+        let (a, b) = (a.as_slice::<u8>().unwrap(), b.as_slice::<u8>().unwrap());
+        for i in 0..6 {
+            let rows = Tensor::from_vec(shape(&[4, 7]), a[i / 3 * 28..][..28].to_vec()).unwrap();
+            let weights = b[i % 3 * 35..][..35].iter().map(|&q| (q ^ 0x80) as i8).collect();
+            let weights = Tensor::from_vec::<i8>(shape(&[7, 5]), weights).unwrap();
+            let params = QuantParams::per_tensor(0.25, 0).unwrap();
+            let ty = TensorType::quantized(DType::S8, shape(&[7, 5]), params).unwrap();
+            let own = [coded(rows, 0.5, 101), (weights, ty), bias.clone()];
+            let expected = eval_typed(product(requant), &own).unwrap();
+            let of_matrix = &got.as_slice::<u8>().unwrap()[i * 20..][..20];
+            assert_eq!(of_matrix, expected.as_slice::<u8>().unwrap(), "matrix {i} in {requant}");
+        }
+    }
+    // The zero point of a second operand.
+    let one = |q: u8| Tensor::from_vec(shape(&[1, 1]), vec![q]).unwrap();
+    let unit = QMatMul { bias: false, residual: false, requant: RequantMode::Shift, output: grid(1.0, 0) };
+    let operands = [coded(one(12), 1.0, 10), coded(one(250), 1.0, 200)];
+    assert_eq!(eval_typed(unit, &operands).unwrap(), one(100));
+}
+
 // ---- normalisations and reductions
 
 #[test]

@@ -134,6 +134,20 @@ fn gemmlowp_vectors() {
 }
 
 #[test]
+fn bounds_of_products_of_activations_are_reached() {
+    for (z_a, z_b) in [(0, 0), (0, 255), (255, 255), (128, 128), (3, 200)] {
+        let corners = [(0, 0), (0, 255), (255, 0), (255, 255)];
+        let products = corners.map(|(a, b)| i64::from((a - z_a) * (b - z_b)));
+        let bounds = ChannelBounds::of_activations(5, z_a, z_b, -9);
+        assert_eq!(bounds.max, 5 * products.into_iter().max().unwrap() - 9, "{z_a} {z_b}");
+        assert_eq!(bounds.min, 5 * products.into_iter().min().unwrap() - 9, "{z_a} {z_b}");
+    }
+    // The longest sum of full range whatever the zero points are, and one that is too long.
+    let reach = |inner| ChannelBounds::of_activations(inner, 0, 0, 0).reach();
+    assert!(reach(33_025) <= i32::MAX.into() && reach(33_026) > i32::MAX.into());
+}
+
+#[test]
 fn bounds_are_reached() {
     let weights = [3i8, -2, 127, -128];
     let b = WeightSums::of(&weights).bounds(7, 100);

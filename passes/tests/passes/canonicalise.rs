@@ -165,3 +165,66 @@ fn compositions_get_their_name() {
         .contains("Div")
     );
 }
+
+#[test]
+fn a_square_is_a_product() {
+    let mut net = Net::new(20);
+    let x = net.input("x", &[2, 5]);
+    let two = net.constant("two", &[], vec![2.0]);
+    let y = net.binary("square", BinaryKind::Pow, x, two);
+    let (after, report) = prepared(&net.finish(y));
+    let Some(Op::Binary(b)) = after.op(find(&after, "square")) else { panic!("{report}") };
+    assert_eq!(b.kind, BinaryKind::Mul);
+}
+
+#[test]
+fn gelu_is_one_function_in_any_order_of_its_factors() {
+    for order in 0..3 {
+        let mut net = Net::new(21);
+        let x = net.input("x", &[2, 5]);
+        let scalar = |net: &mut Net, name: &str, c: f32| net.constant(name, &[], vec![c]);
+        let [root, one, half] =
+            [("root", 2f32.sqrt()), ("one", 1.0), ("half", 0.5)].map(|(name, c)| scalar(&mut net, name, c));
+        let scaled = net.binary("scaled", BinaryKind::Div, x, root);
+        let erf = net.unary("erf", UnaryKind::Erf, scaled);
+        let bell = net.binary("bell", BinaryKind::Add, erf, one);
+        let [a, b, c] = [[x, bell, half], [half, x, bell], [bell, half, x]][order];
+        let inner = net.binary("inner", BinaryKind::Mul, a, b);
+        let y = net.binary("gelu", BinaryKind::Mul, c, inner);
+        let (after, report) = prepared(&net.finish(y));
+        let kind = match after.op(find(&after, "gelu")) {
+            Some(Op::Unary(u)) => u.kind,
+            _ => panic!("{report}"),
+        };
+        assert_eq!((kind, count(&after, "Binary")), (UnaryKind::Gelu, 0), "{report}");
+    }
+}
+
+#[test]
+fn what_is_not_quite_gelu_stays() {
+    for (root, one, half) in [(1.5, 1.0, 0.5), (2f32.sqrt(), 1.1, 0.5), (2f32.sqrt(), 1.0, 0.25)] {
+        let mut net = Net::new(22);
+        let x = net.input("x", &[2, 5]);
+        let [root, one, half] =
+            [("root", root), ("one", one), ("half", half)].map(|(name, c)| net.constant(name, &[], vec![c]));
+        let scaled = net.binary("scaled", BinaryKind::Div, x, root);
+        let erf = net.unary("erf", UnaryKind::Erf, scaled);
+        let bell = net.binary("bell", BinaryKind::Add, erf, one);
+        let inner = net.binary("inner", BinaryKind::Mul, x, bell);
+        let y = net.binary("gelu", BinaryKind::Mul, inner, half);
+        let (after, _) = prepared(&net.finish(y));
+        assert!(matches!(after.op(find(&after, "gelu")), Some(Op::Binary(_))));
+    }
+}
+
+#[test]
+fn the_mean_of_a_token_is_no_pool() {
+    let mut net = Net::new(23);
+    let x = net.input("x", &[2, 7, 5]);
+    let mean = |keep_dims| Reduce { kind: ReduceKind::Mean, axes: vec![2], keep_dims };
+    let tokens = net.op("tokens", mean(true), &[x]);
+    let channels = net.op("channels", mean(false), &[x]);
+    net.graph.output("tokens", tokens);
+    let (after, _) = prepared(&net.finish(channels));
+    assert_eq!((count(&after, "Reduce"), count(&after, "Pool")), (1, 1));
+}

@@ -124,6 +124,11 @@ impl Net {
         self.op(name, MatMul { bias: false, residual: false, clamp: Clamp::NONE }, &[x, w])
     }
 
+    /// A product of two values.
+    pub(crate) fn product(&mut self, name: &str, a: ValueId, b: ValueId) -> ValueId {
+        self.op(name, MatMul { bias: false, residual: false, clamp: Clamp::NONE }, &[a, b])
+    }
+
     pub(crate) fn max_pool(&mut self, name: &str, x: ValueId, size: usize) -> ValueId {
         let window = Window::new([size, size]).strides([size, size]);
         let op = Pool { kind: PoolKind::Max, window, ceil_mode: false, layout: Layout::ChannelsFirst };

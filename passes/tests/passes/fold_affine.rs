@@ -49,3 +49,21 @@ fn what_is_not_per_channel_stays() {
     assert!(why.contains("not per channel of `conv`"), "{why}");
     assert_eq!(count(&after, "Binary"), 2);
 }
+
+#[test]
+fn the_factor_of_scores_goes_to_the_queries() {
+    let mut net = Net::new(30);
+    let x = net.input("x", &[1, 6, 8]);
+    let [q, k] = ["q", "k"].map(|name| net.matmul(name, x, 8));
+    let heads = |net: &mut Net, name: &str, v, perm: &[usize]| {
+        let v = net.reshape(&format!("{name}_heads"), v, &[1, 6, 2, 4]);
+        net.transpose(&format!("{name}_t"), v, perm)
+    };
+    let (q, k) = (heads(&mut net, "q", q, &[0, 2, 1, 3]), heads(&mut net, "k", k, &[0, 2, 3, 1]));
+    let y = net.product("scores", q, k);
+    let c = net.constant("root", &[], vec![3.0]);
+    let y = net.binary("scaled", BinaryKind::Div, y, c);
+    let y = net.softmax("softmax", y);
+    let (after, report) = prepared(&net.finish(y));
+    assert_eq!((count(&after, "Binary"), count(&after, "MatMul")), (0, 3), "{report}");
+}

@@ -174,14 +174,57 @@ fn dead_channels_get_a_usable_scale() {
 #[test]
 fn reasons_name_what_is_missing() {
     let mut net = Net::new(3);
-    let x = net.input("x", &[2, 4]);
-    let w = net.input("w", &[4, 3]);
+    let x = net.input("x", &[2, 32_501]);
+    let w = net.input("w", &[32_501, 3]);
     let op = qcc_ir::ops::MatMul { bias: false, residual: false, clamp: qcc_ir::ops::Clamp::NONE };
     let y = net.op("product", op, &[x, w]);
     let nan = net.constant("nan", &[3], vec![0.0, f32::NAN, 1.0]);
     let y = net.binary("add", BinaryKind::Add, y, nan);
     let graph = net.finish(y);
     let why = |name: &str| int8_capability(&graph, find(&graph, name)).unwrap_err();
-    assert_eq!(why("product"), "its weights are not constant");
+    assert!(why("product").contains("32501 products of two activations can leave 32 bits"));
     assert_eq!(why("add"), "a constant operand is not finite");
+}
+
+/// A product of two activations between others, with ranges that are made by `second`.
+fn second_operand_of(second: impl FnOnce(&mut Net, ValueId) -> ValueId) -> (Graph, Report) {
+    let mut net = Net::new(4);
+    let x = net.input("x", &[2, 40, 32]);
+    let a = net.matmul("a", x, 64);
+    let y = net.input("y", &[2, 64, 32]);
+    let b = net.matmul("b", y, 48);
+    let b = second(&mut net, b);
+    let y = net.product("product", a, b);
+    let graph = net.finish(y);
+    let (_, placed, report) = compiled(&graph, &Options::default());
+    (placed, report)
+}
+
+#[test]
+fn second_operands_are_symmetric_unless_that_costs_codes() {
+    let zero_point = |(placed, report): (Graph, Report)| {
+        let product = find(&placed, "product");
+        assert_eq!(placed.mnemonic(product), "QMatMul", "{report}");
+        placed.ty(placed.operand(product, 1)).per_tensor().unwrap().1
+    };
+    assert_eq!(zero_point(second_operand_of(|_, b| b)), 128);
+    assert_eq!(zero_point(second_operand_of(|net, b| net.unary("relu", UnaryKind::Relu, b))), 0);
+    // Through moves, whose class has one grid.
+    let moved = second_operand_of(|net, b| {
+        let b = net.reshape("rows", b, &[2, 64 * 48]);
+        net.reshape("again", b, &[2, 64, 48])
+    });
+    assert_eq!(zero_point(moved), 128);
+}
+
+#[test]
+fn a_product_of_few_multiplications_among_float_ops_stays_float() {
+    let mut net = Net::new(5);
+    let x = net.input("x", &[2, 8, 4]);
+    let y = net.input("y", &[2, 4, 8]);
+    let [a, b] = [("a", x), ("b", y)].map(|(name, v)| net.unary(name, UnaryKind::Reciprocal, v));
+    let y = net.product("product", a, b);
+    let y = net.unary("log", UnaryKind::Log, y);
+    let (_, report) = quantized(&net.finish(y));
+    assert!(declined(&report, "insert_fake_quant", "product").contains("neighbours are float"), "{report}");
 }

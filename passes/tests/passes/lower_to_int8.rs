@@ -2,7 +2,7 @@ use crate::common::*;
 use qcc_ir::{
     DType, Graph, Op, QuantParams,
     numerics::RequantMode,
-    ops::{BinaryKind, Dequantize, PadMode, Quantize, UnaryKind, Window},
+    ops::{BinaryKind, Clamp, Dequantize, MatMul, PadMode, Quantize, UnaryKind, Window},
 };
 use qcc_passes::{Options, Report};
 
@@ -95,7 +95,7 @@ fn a_mode_that_does_not_fit_falls_back_and_says_why() {
         layout: qcc_ir::ops::Layout::ChannelsFirst,
         bias: false,
         residual: false,
-        clamp: qcc_ir::ops::Clamp { lo: -0.25, hi: 0.25 },
+        clamp: Clamp { lo: -0.25, hi: 0.25 },
     };
     let y = net.op("conv", op, &[x, w]);
     let (placed, report) = within(&net.finish(y), 1.0);
@@ -200,4 +200,31 @@ fn a_bias_in_other_units_is_not_taken_for_one_in_the_right_units() {
     assert_eq!(count(&placed, "Conv"), 1);
     let x = inputs(&fake, 5);
     assert!(distance(&run(&fake, &x), &run(&placed, &x)) < 0.02);
+}
+
+#[test]
+fn products_of_two_activations_take_a_bias_a_residual_and_a_clamp() {
+    for mode in RequantMode::ALL {
+        let mut net = Net::new(6);
+        let x = net.input("x", &[2, 24, 32]);
+        let [a, b, r] = ["a", "b", "r"].map(|name| net.matmul(name, x, 32));
+        let b = net.transpose("transpose", b, &[0, 2, 1]);
+        let bias = net.random_constant("bias", &[24], 0.5);
+        let op = MatMul { bias: true, residual: false, clamp: Clamp::NONE };
+        let y = net.op("product", op, &[a, b, bias]);
+        let r = net.matmul("rest", r, 24);
+        let r = net.unary("tanh", UnaryKind::Tanh, r);
+        let y = net.binary("sum", BinaryKind::Add, y, r);
+        let y = net.unary("clip", UnaryKind::Clip { lo: -1.0, hi: 2.0 }, y);
+        let float = net.finish(y);
+        let options = Options { requant: mode, ..Options::default() };
+        let (fake, placed, report) = compiled(&float, &options);
+        let Some(Op::QMatMul(product)) = placed.op(find(&placed, "product")) else { panic!("{report}") };
+        assert!(product.residual && product.output.lo >= 0, "{report}");
+        let x = inputs(&float, 300);
+        let (q, i) = (run(&fake, &x), run(&placed, &x));
+        let most = q.iter().zip(&i).map(|(a, b)| (a - b).abs() / product.output.scale).fold(0.0, f32::max);
+        // The residual's own code may be a step off, which is less than two of the clamped result's.
+        assert!(most <= 3.01, "{most} steps in {mode}\n{report}");
+    }
 }

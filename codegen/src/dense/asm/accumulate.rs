@@ -4,7 +4,10 @@ use super::{
     EmitError, Tile, displaced, matrix,
     vector::{Assembler, Emit, Reg},
 };
-use crate::{dense::spec::Product, tier::Isa};
+use crate::{
+    dense::spec::{Product, Start},
+    tier::Isa,
+};
 use iced_x86::code_asm::*;
 
 /// Vector instructions in the unrolled body of the innermost loop, about: enough to hide the loop's own, which take
@@ -38,6 +41,9 @@ impl Step {
 
 pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     start_from_bias(asm, tile)?;
+    if tile.spec.start == Start::Weights {
+        advance(asm, rsi, tile.format.weight_bytes(1) as i64)?;
+    }
     let loops: Vec<(u32, i32)> = tile.spec.loops.iter().copied().filter(|l| l.0 != 1).collect();
     if loops.len() > COUNTERS.len() {
         return Err(EmitError::Loops(loops.len()));
@@ -68,7 +74,7 @@ pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
         return matrix::start_from_bias(asm, tile, bands);
     }
     for v in 0..tile.format.vectors() {
-        asm.vmovups(tile.accumulator(0, v), tile.param(tile.layout.bias, v))?;
+        asm.vmovups(tile.accumulator(0, v), tile.start(v))?;
     }
     for pixel in 1..tile.spec.pixels() {
         for v in 0..tile.format.vectors() {

@@ -8,7 +8,7 @@ use super::{
     vector::{Assembler, Emit, Operand, Reg, Width},
 };
 use crate::dense::{
-    spec::{Epilogue, Prefetch, Product, TileSpec},
+    spec::{Epilogue, Prefetch, Product, Start, TileSpec},
     strip::{Axis, Header, StripSpec, WeightVector},
 };
 use iced_x86::code_asm::*;
@@ -43,6 +43,7 @@ fn tile_spec<'a>(spec: &StripSpec<'a>, cols: usize) -> Result<TileSpec<'a>, Emit
         y_offsets,
         loops: Vec::new(),
         inner: 1,
+        start: Start::Params,
         epilogue: spec.epilogue,
         prefetch: Prefetch::default(),
         configured: 0,

@@ -160,7 +160,7 @@ fn accumulator(tile: &Tile, band: usize, vector: usize) -> AsmRegisterTmm {
 pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
     for band in 0..bands.starts.len() {
         for v in 0..tile.format.vectors() {
-            asm.asm.tileloadd(accumulator(tile, band, v), ptr(tile.param(tile.layout.bias, v)))?;
+            asm.asm.tileloadd(accumulator(tile, band, v), ptr(tile.start(v)))?;
         }
     }
     Ok(())

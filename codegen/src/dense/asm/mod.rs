@@ -22,13 +22,13 @@ mod tests;
 
 use super::{
     pack::{PanelFormat, ParamLayout},
-    spec::{Epilogue, Product, TileSpec},
+    spec::{Epilogue, Product, Start, TileSpec},
 };
 use crate::tier::Isa;
 pub(crate) use depthwise::emit_strip;
 use iced_x86::{
     IcedError,
-    code_asm::{AsmMemoryOperand, AsmRegister64, rdx},
+    code_asm::{AsmMemoryOperand, AsmRegister64, rdx, rsi},
 };
 use matrix::Bands;
 pub(crate) use matrix::configure;
@@ -302,6 +302,14 @@ impl<'a> Tile<'a> {
     fn temporaries(&self) -> usize {
         let registers = if self.width() == Width::Zmm { 32 } else { 16 };
         registers - self.resident() * self.format.vectors()
+    }
+
+    /// What the accumulators of vector `v` of the panel start from, while rsi stands before the panel's weights.
+    fn start(&self, v: usize) -> AsmMemoryOperand {
+        match self.spec.start {
+            Start::Params => self.param(self.layout.bias, v),
+            Start::Weights => rsi + (v * self.format.vector_bytes()) as i32,
+        }
     }
 
     /// Vector `i` of the parameter region at `offset`.

@@ -152,18 +152,18 @@ impl Assembler {
         self.asm.assemble(0)
     }
 
-    one_source! { vmovaps vmovups vcvtdq2ps vcvtps2dq vpabsd }
+    one_source! { vmovaps vmovups vcvtdq2ps vcvtps2dq vcvttps2dq vpabsd }
 
     two_sources! {
         vpdpbusd vpmaddwd vfmadd231ps vfmadd132ps vfnmadd231ps
         vpaddd vpaddq vpaddsw vpsubd vpsubw vpmulld vpmuldq vpmulhrsw
         vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
-        vmulps vaddps vdivps vmaxps vminps vpermps
+        vmulps vaddps vsubps vdivps vmaxps vminps vpermps
         vpaddw vpmaxsw vpminsw vpunpcklbw vpunpckhbw vpunpcklwd vpunpckhwd
         vpackssdw vpacksswb vpackuswb vpmaxub vpmaxsb vpminub vpshufb vpermd
     }
 
-    immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw }
+    immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw vpsrad }
 
     broadcast! { vpbroadcastd vbroadcastss }
 
@@ -251,6 +251,22 @@ impl Assembler {
         match self.width {
             Width::Ymm => self.asm.vpbroadcastd(d.ymm(), d.xmm()),
             Width::Zmm => self.asm.vpbroadcastd(d.zmm(), d.xmm()),
+        }
+    }
+
+    /// Every 32-bit element of `d` = the first one of `a`.
+    pub(crate) fn splat_first(&mut self, d: Reg, a: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vbroadcastss(d.ymm(), a.xmm()),
+            Width::Zmm => self.asm.vbroadcastss(d.zmm(), a.xmm()),
+        }
+    }
+
+    /// Floats rounded to integers, half to even.
+    pub(crate) fn round_to_even(&mut self, d: Reg, a: Reg) -> Emit {
+        match self.width {
+            Width::Ymm => self.asm.vroundps(d.ymm(), a.ymm(), 0),
+            Width::Zmm => self.asm.vrndscaleps(d.zmm(), a.zmm(), 0),
         }
     }
 

@@ -6,9 +6,11 @@
 
 mod planes;
 mod pool;
+mod softmax;
 
 pub(crate) use planes::{CodeGrid, Planes, interleave, quantize};
 pub(crate) use pool::{CodeAverage, Kind as PoolKind, pool};
+pub(crate) use softmax::softmax;
 
 use crate::{CodegenError, dense::asm::vector::Width, lower::Lowering, tier::Isa};
 use cranelift_module::FuncId;

@@ -35,6 +35,7 @@ const TABLE: &[(&str, i64, Import)] = &[
     ("MatMul", 1, One(matmul::matmul)),
 
     ("BatchNormalization", 1, One(norm::batch_normalization)),
+    ("LayerNormalization", 17, One(norm::layer_normalization)),
     ("LRN", 1, One(norm::lrn)),
     ("Softmax", 1, One(norm::softmax)),
     ("LogSoftmax", 1, One(norm::log_softmax)),

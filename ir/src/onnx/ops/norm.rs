@@ -1,9 +1,11 @@
 //! Normalisations.
 
 use crate::{
-    OpError, Shape, ValueId,
+    OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{BatchNorm, Layout, Lrn, Reshape, Softmax},
+    ops::{
+        BatchNorm, Binary, BinaryKind, Layout, Lrn, Reduce, ReduceKind, Reshape, Softmax, Unary, UnaryKind,
+    },
 };
 
 pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
@@ -24,6 +26,45 @@ pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<ValueId, No
         return Err(OpError::unsupported(why).into());
     }
     node.emit(BatchNorm { epsilon, axis: 1 }, &operands)
+}
+
+/// (x − mean)/√(variance + epsilon)·scale + bias, mean and variance of all axes from `axis` on: in these steps, each in
+/// the type of x, whatever `stash_type` says of the first ones.
+pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (x, scale) = (node.operand(0, "X")?, node.operand(1, "Scale")?);
+    let bias = node.optional(2);
+    node.ignore(&["stash_type"]);
+    let epsilon = node.float("epsilon", 1e-5)?;
+    let shape = node.shape(x);
+    let axis = node.int("axis", -1)?;
+    let first = shape
+        .axis(axis)
+        .ok_or_else(|| NodeError::attribute("axis", format!("is {axis} for {}", node.ty(x))))?;
+    if (1..node.results()).any(|port| node.wants(port)) {
+        return Err(OpError::unsupported("gives out mean or deviation, as for training").into());
+    }
+    for v in [scale].into_iter().chain(bias) {
+        if shape.broadcast(&node.shape(v)).as_ref() != Some(&shape) {
+            return Err(OpError::shape(format!("{} does not broadcast to {}", node.ty(v), node.ty(x))).into());
+        }
+    }
+    let binary = |kind| Binary { kind };
+    let mean = || Reduce { kind: ReduceKind::Mean, axes: (first..shape.rank()).collect(), keep_dims: true };
+    let centre = node.emit_part("mean", mean(), &[x])?;
+    let centred = node.emit_part("centred", binary(BinaryKind::Sub), &[x, centre])?;
+    let squares = node.emit_part("squares", binary(BinaryKind::Mul), &[centred, centred])?;
+    let variance = node.emit_part("variance", mean(), &[squares])?;
+    let epsilon = node.constant_part("epsilon", Tensor::scalar(epsilon));
+    let variance = node.emit_part("above_zero", binary(BinaryKind::Add), &[variance, epsilon])?;
+    let deviation = node.emit_part("deviation", Unary { kind: UnaryKind::Sqrt }, &[variance])?;
+    let y = node.emit_part("normalised", binary(BinaryKind::Div), &[centred, deviation])?;
+    match bias {
+        None => node.emit(binary(BinaryKind::Mul), &[y, scale]),
+        Some(bias) => {
+            let y = node.emit_part("scaled", binary(BinaryKind::Mul), &[y, scale])?;
+            node.emit(binary(BinaryKind::Add), &[y, bias])
+        }
+    }
 }
 
 pub(super) fn lrn(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {

@@ -270,6 +270,30 @@ fn fake_quant_becomes_integers() {
 }
 
 #[test]
+fn products_of_two_rounded_activations() {
+    let g = graph_of(&[2, 3, 8], |g, x| {
+        let grid = |scale, zero| QuantParams::per_tensor(scale, zero).unwrap();
+        let rounded = |scale, zero| fake_quant(DType::U8, 0, 255, grid(scale, zero));
+        let a = g.add("a", rounded(0.02, 100), &[x]).unwrap().out();
+        let keys = g.add("keys", Transpose { perm: vec![0, 2, 1] }, &[a]).unwrap().out();
+        let b = g.add("b", rounded(0.03, 128), &[keys]).unwrap().out();
+        let bias = g.constant("bias", Tensor::from_vec(Shape::new([3]).unwrap(), vec![0.06f32; 3]).unwrap());
+        let op = fake_quant(DType::S32, -(1 << 23), 1 << 23, grid(0.0006, 0));
+        let bias = g.add("bias_fq", op, &[bias]).unwrap().out();
+        let product = MatMul { bias: true, residual: false, clamp: Clamp::RELU };
+        let y = g.add("product", product, &[a, b, bias]).unwrap().out();
+        g.stage = Stage::FakeQuant;
+        g.add("y_fq", rounded(0.1, 0), &[y]).unwrap()
+    });
+    close_results(&g);
+    let ops: Vec<&str> = {
+        let back = reimported(&g);
+        back.order().into_iter().map(|id| back.mnemonic(id)).filter(|m| *m == "MatMul").collect()
+    };
+    assert_eq!(ops.len(), 1);
+}
+
+#[test]
 fn fake_quant_with_fewer_codes_or_more_bits() {
     let per_axis = |zero: i32| QuantParams::per_axis(1, vec![0.5, 0.25], vec![zero; 2]).unwrap();
     for op in [

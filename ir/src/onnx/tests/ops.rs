@@ -39,6 +39,28 @@ fn softmax_counts_as_a_matrix_before_opset_13() {
 }
 
 #[test]
+fn layer_normalisations_are_their_steps() {
+    let layer = |axis: i64, inputs: &[&str], outputs: &[&str]| {
+        let n = node("LayerNormalization", inputs, outputs).with(float("epsilon", 0.25));
+        let n = n.with(int("axis", axis)).with(int("stash_type", 1));
+        Draft::new(17, [n]).input("x", &[1, 2, 2]).constant("s", of(&[2], &[1f32, 2.0]))
+    };
+    let x = of(&[1, 2, 2], &[1f32, 3.0, 5.0, 5.0]);
+    // Means 2 and 5, variances 1 and 0.
+    let d = 1.25f32.sqrt();
+    let plain = layer(-1, &["x", "s"], &["y"]);
+    assert_eq!(plain.floats(std::slice::from_ref(&x)), [-1.0 / d, 2.0 / d, 0.0, 0.0]);
+    let shifted = layer(2, &["x", "s", "b"], &["y"]).constant("b", of(&[2], &[10f32, 20.0]));
+    assert_eq!(shifted.floats(std::slice::from_ref(&x)), [10.0 - 1.0 / d, 20.0 + 2.0 / d, 10.0, 20.0]);
+    // Over two axes: mean 3.5, variance 2.75.
+    let d = 3f32.sqrt();
+    let both = layer(1, &["x", "s"], &["y"]);
+    assert_eq!(both.floats(&[x]), [-2.5 / d, -0.5 / d * 2.0, 1.5 / d, 1.5 / d * 2.0]);
+    layer(3, &["x", "s"], &["y"]).refused("`axis`");
+    layer(0, &["x", "s"], &["y", "m"]).outputs(&["y", "m"]).refused("mean or deviation");
+}
+
+#[test]
 fn axes_of_squeeze_and_unsqueeze_move_to_operands_at_13() {
     for (op, dims, axes, expected) in [
         ("Squeeze", &[1usize, 3, 1][..], [0i64, -1], &[3usize][..]),
