@@ -145,11 +145,11 @@ fn as_tiles_read_it(
 }
 
 /// The cut of a problem, and all that there were to choose from. `weights` bytes are read between two uses of its own.
-fn cut(cx: &Lowering, problem: &Problem, weights: usize) -> Option<(Cut, Vec<Tiling>)> {
-    let cuts = choose::candidates(problem, cx.options.tier, weights);
+fn cut(cx: &mut Lowering, problem: &Problem, weights: usize) -> Option<(Cut, Vec<Tiling>)> {
+    let cuts = cx.candidates(problem, weights);
     let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
     let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
-    cuts.into_iter().nth(wanted.unwrap_or(0)).map(|cut| (cut, tilings))
+    cuts.get(wanted.unwrap_or(0)).map(|cut| (cut.clone(), tilings))
 }
 
 /// One matrix product of a batch: byte offset of its first operand, and the matrix that is its second.

@@ -156,23 +156,42 @@ impl PanelFormat {
 pub trait Weight: Copy + Default {
     /// The product whose panels hold it.
     const PRODUCT: Product;
-    /// Writes the weights of `column` in a group: as many as the group has elements.
-    fn put(format: PanelFormat, group: &mut [u8], column: usize, weights: &[Self]);
+    /// Writes the weights of one column into groups that follow each other. The last group may get fewer than it holds.
+    fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[Self]);
 }
 
 impl Weight for i8 {
     const PRODUCT: Product = Product::U8S8;
-    fn put(format: PanelFormat, group: &mut [u8], column: usize, weights: &[i8]) {
-        for (t, w) in weights.iter().enumerate() {
-            group[format.code_offset(column, t)] = w.to_ne_bytes()[0];
+
+    fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[i8]) {
+        // This loop is most of what loading a large model takes: whole groups are numbers of constant size.
+        let [low, high] = [0, 2].map(|t| format.code_offset(column, t));
+        let groups = groups.chunks_exact_mut(4 * format.panel);
+        let (whole, rest) = weights.as_chunks::<4>();
+        let rest = Some(rest).filter(|r| !r.is_empty()).map(|rest| {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            last
+        });
+        let all = whole.iter().copied().chain(rest).map(|codes| codes.map(|w| w.to_ne_bytes()[0]));
+        if high == low + 2 {
+            groups.zip(all).for_each(|(group, codes)| group[low..][..4].copy_from_slice(&codes));
+        } else {
+            for (group, [a, b, c, d]) in groups.zip(all) {
+                group[low..][..2].copy_from_slice(&[a, b]);
+                group[high..][..2].copy_from_slice(&[c, d]);
+            }
         }
     }
 }
 
 impl Weight for f32 {
     const PRODUCT: Product = Product::F32;
-    fn put(_: PanelFormat, group: &mut [u8], column: usize, weights: &[f32]) {
-        group[4 * column..][..4].copy_from_slice(&weights[0].to_le_bytes());
+
+    fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[f32]) {
+        for (group, weight) in groups.chunks_exact_mut(4 * format.panel).zip(weights) {
+            group[4 * column..][..4].copy_from_slice(&weight.to_le_bytes());
+        }
     }
 }
 
@@ -246,9 +265,7 @@ pub fn pack_weights_into<W: Weight>(
                 let taken = &mut taken[..(run_len - start).min(step * GROUPS_AT_ONCE)];
                 for &(column, channel) in &columns {
                     weights(channel, run, start, taken);
-                    for (group, of_group) in groups.chunks_exact_mut(group_bytes).zip(taken.chunks(step)) {
-                        W::put(format, group, column, of_group);
-                    }
+                    W::put(format, groups, column, taken);
                 }
             }
         }

@@ -230,7 +230,7 @@ impl StripWeight {
     /// Appends a weight, or zero, as an element of which a dword holds `at_once`.
     fn put(weight: Option<StripWeight>, at_once: usize, bytes: &mut Vec<u8>) {
         match (weight, at_once) {
-            (None, _) => bytes.extend(vec![0; 4 / at_once]),
+            (None, _) => bytes.resize(bytes.len() + 4 / at_once, 0),
             (Some(StripWeight::Real(w)), _) => bytes.extend(w.to_le_bytes()),
             (Some(StripWeight::Code(w)), 4) => bytes.extend(w.to_le_bytes()),
             (Some(StripWeight::Code(w)), _) => bytes.extend(i16::from(w).to_le_bytes()),

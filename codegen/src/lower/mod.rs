@@ -16,7 +16,13 @@ mod shape;
 
 use crate::{
     CodegenError, Options,
-    dense::{choose::Tiling, driver::PendingWalk, pack, pad, spec::Product},
+    dense::{
+        Problem,
+        choose::{self, Cut, Tiling},
+        driver::PendingWalk,
+        pack, pad,
+        spec::Product,
+    },
     kernels::map::View,
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Location},
@@ -27,7 +33,10 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// Bytes that are worth packing on several threads.
 const WORTH_THREADS: usize = 64 << 10;
@@ -176,6 +185,9 @@ pub(crate) struct Lowering<'g> {
     scratch_used: u64,
     scratch_bytes: u64,
     constant_bytes: usize,
+    /// How dense problems can be cut, by problem and what is read between two uses of its weights. The blocks of a network
+    /// repeat.
+    candidates: HashMap<(Problem, usize), Arc<[Cut]>>,
 }
 
 /// A step whose code is not yet executable.
@@ -217,6 +229,7 @@ pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, Codegen
         scratch_used: 0,
         scratch_bytes: 0,
         constant_bytes,
+        candidates: HashMap::new(),
     };
     for node in cx.plan.order.clone() {
         cx.lower_node(node)?;
@@ -444,6 +457,13 @@ impl<'g> Lowering<'g> {
     /// Bytes of all constants of the graph, about what the weights of the model take.
     pub(crate) fn constant_bytes(&self) -> usize {
         self.constant_bytes
+    }
+
+    /// The ways to cut a dense problem; see [`choose::candidates`].
+    pub(crate) fn candidates(&mut self, problem: &Problem, weights: usize) -> Arc<[Cut]> {
+        let tier = self.options.tier;
+        let choose = || choose::candidates(problem, tier, weights).into();
+        self.candidates.entry((problem.clone(), weights)).or_insert_with(choose).clone()
     }
 
     /// The tiling that the caller asks for, for the node whose steps are being emitted.

@@ -148,12 +148,12 @@ pub(super) fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
 }
 
 /// What a product is computed from, besides its problem.
-pub(super) struct Parts<'a> {
+pub(super) struct Parts {
     pub(super) extras: Extras,
     /// Bounds of a float one.
     pub(super) clamp: Clamp,
     /// Where the weights of the problem lie in their tensor.
-    pub(super) order: &'a WeightOrder,
+    pub(super) order: WeightOrder,
 }
 
 /// The kernel that computes a product.
@@ -173,7 +173,7 @@ pub(super) fn lower(
     problem: &Problem,
     kernel: &Kernel<'_>,
     a: Location,
-    parts: &Parts<'_>,
+    parts: &Parts,
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
     let y = cx.result_view(node)?.location;

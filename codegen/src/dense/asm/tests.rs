@@ -794,7 +794,7 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
         Product::U8S8 => image.clone(),
         Product::F32 => image.iter().flat_map(|x| float(f32::from(*x))).collect(),
     };
-    let order = WeightOrder::new(taps, (0..taps).collect());
+    let order = WeightOrder { channel: taps, inputs: 1, input: taps };
     let [y_row, y_col] = [outputs[1] * channels * element, channels * element];
     let mut a = Guarded::new(&a_bytes, SLACK);
     let mut y = Guarded::new(&vec![0xc5; outputs[0] * y_row], 0);
@@ -822,11 +822,11 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
         let real_bias: Vec<f32> = bias.iter().map(|b| *b as f32).collect();
         let (w, params) = match product {
             Product::U8S8 => (
-                whole.pack(panel.first, &Weights { elements: &weights, order: &order, run: 1 }, zero_point),
+                whole.pack(panel.first, &Weights { elements: &weights, order, run: 1 }, zero_point),
                 pack_params(whole.format(), None, own, &bias),
             ),
             Product::F32 => (
-                whole.pack(panel.first, &Weights { elements: &reals, order: &order, run: 1 }, 0),
+                whole.pack(panel.first, &Weights { elements: &reals, order, run: 1 }, 0),
                 pack_bias(whole.format(), clamp, own, &real_bias),
             ),
         };
