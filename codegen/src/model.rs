@@ -193,7 +193,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
         return Err(CodegenError::TierUnavailable { tier: options.tier.name });
     }
     let Lowered { code, weights, steps, arena_bytes, .. } = lower::lower(graph, options)?;
-    let (code, entry_of) = code.finish()?;
+    let (code, entry_of) = code.seal()?;
     let steps = steps.into_iter().map(|p| match p.code {
         PendingCode::Interpreter => p.step,
         PendingCode::Function(id) => Step { action: Action::Call(entry(entry_of(id))), ..p.step },
@@ -212,7 +212,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
             .collect(),
         outputs: graph.outputs().iter().map(|o| named(&o.name, graph.ty(o.value))).collect(),
         arena_bytes,
-        weights: weights.finish(),
+        weights,
         tier: options.tier,
         code,
     })
@@ -226,7 +226,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
 pub fn assemble(graph: &Graph, options: &Options) -> Result<Vec<(String, Vec<u8>)>, CodegenError> {
     check_stage(graph)?;
     let lowered = lower::lower(graph, &Options { listing: true, ..options.clone() })?;
-    let (code, _) = lowered.code.finish()?;
+    let (code, _) = lowered.code.seal()?;
     Ok(code.texts().iter().map(|f| (f.name.clone(), f.code.clone())).collect())
 }
 

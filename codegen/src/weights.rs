@@ -4,23 +4,26 @@ use crate::{CodegenError, dense::spec::SLACK, memory::Memory};
 use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A block under construction.
-pub(crate) struct WeightBlock {
-    memory: Memory,
+/// A block under construction. Its parts belong to who reserved them, so that threads can write them.
+pub(crate) struct WeightBlock<'m> {
+    /// What is not reserved, from offset `len` on.
+    free: &'m mut [u8],
     len: usize,
+    /// Whether a part did not fit.
+    outgrown: bool,
     /// Small parts by hash; only ever looked up, so that hash order shows nowhere.
-    parts: HashMap<u64, Vec<(u32, usize)>>,
+    parts: HashMap<u64, Vec<(u32, &'m [u8])>>,
 }
 
 /// Largest block: offsets have 32 bits.
-const MAX_WEIGHT_BYTES: u64 = u32::MAX as u64;
+pub(crate) const MAX_WEIGHT_BYTES: usize = u32::MAX as usize;
 /// Parts up to this size are stored once: tables and constants repeat, packed weights do not.
 const SMALL: usize = 64 << 10;
 
-impl WeightBlock {
-    /// An empty block. One that gets larger than `expected` bytes is moved, which costs time but is no error.
-    pub(crate) fn new(expected: usize) -> Result<WeightBlock, CodegenError> {
-        Ok(WeightBlock { memory: Memory::zeroed(expected + SLACK)?, len: 0, parts: HashMap::new() })
+impl<'m> WeightBlock<'m> {
+    /// A block in this memory, which is all zeros and begins on a cache line.
+    pub(crate) fn new(memory: &'m mut [u8]) -> WeightBlock<'m> {
+        WeightBlock { free: memory, len: 0, outgrown: false, parts: HashMap::new() }
     }
 
     /// Offset of a part with these bytes, aligned to `align` (a power of two, at most 64). Small equal parts are one.
@@ -31,41 +34,51 @@ impl WeightBlock {
             return Ok(offset);
         }
         let hash = xxh3_64(bytes);
-        for &(offset, len) in self.parts.get(&hash).into_iter().flatten() {
-            let at = offset as usize;
-            if at.is_multiple_of(align) && self.memory.bytes()[at..at + len] == *bytes {
+        for &(offset, part) in self.parts.get(&hash).into_iter().flatten() {
+            if (offset as usize).is_multiple_of(align) && part == bytes {
                 return Ok(offset);
             }
         }
         let (offset, part) = self.reserve(bytes.len(), align)?;
         part.copy_from_slice(bytes);
-        self.parts.entry(hash).or_default().push((offset, bytes.len()));
+        self.parts.entry(hash).or_default().push((offset, part));
         Ok(offset)
     }
 
     /// Offset of a new part of zeros, aligned likewise, and the part, to be written in place.
-    pub(crate) fn reserve(&mut self, bytes: usize, align: usize) -> Result<(u32, &mut [u8]), CodegenError> {
-        let at = self.len.next_multiple_of(align);
-        let end = (at as u64).saturating_add(bytes as u64).saturating_add(SLACK as u64);
-        if end > MAX_WEIGHT_BYTES {
+    ///
+    /// # Errors
+    /// Where the memory is used up: see [`is_outgrown`](Self::is_outgrown).
+    pub(crate) fn reserve(
+        &mut self,
+        bytes: usize,
+        align: usize,
+    ) -> Result<(u32, &'m mut [u8]), CodegenError> {
+        let before = self.len.next_multiple_of(align) - self.len;
+        let behind = before.saturating_add(bytes);
+        if behind.saturating_add(SLACK) > self.free.len() {
+            self.outgrown = true;
             return Err(CodegenError::TooLarge {
                 what: "the weights".into(),
-                bytes: end,
-                limit: MAX_WEIGHT_BYTES,
+                bytes: (self.len.saturating_add(behind)) as u64,
+                limit: MAX_WEIGHT_BYTES as u64,
             });
         }
-        if end as usize > self.memory.bytes().len() {
-            let mut larger = Memory::zeroed((2 * end as usize).min(MAX_WEIGHT_BYTES as usize))?;
-            larger.bytes_mut()[..self.len].copy_from_slice(&self.memory.bytes()[..self.len]);
-            self.memory = larger;
-        }
-        self.len = at + bytes;
-        Ok((at as u32, &mut self.memory.bytes_mut()[at..at + bytes]))
+        let (own, free) = std::mem::take(&mut self.free).split_at_mut(behind);
+        self.free = free;
+        let offset = self.len + before;
+        self.len = offset + bytes;
+        Ok((offset as u32, &mut own[before..]))
     }
 
-    /// The finished block, with readable slack behind the last part.
-    pub(crate) fn finish(self) -> Weights {
-        Weights { memory: self.memory, len: self.len }
+    /// Whether a part was refused: more memory may help.
+    pub(crate) fn is_outgrown(&self) -> bool {
+        self.outgrown
+    }
+
+    /// Bytes in use, with readable slack behind the last part.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 }
 
@@ -76,6 +89,10 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
+    /// What a [`WeightBlock`] of this length left in its memory.
+    pub(crate) fn new(memory: Memory, len: usize) -> Weights {
+        Weights { memory, len }
+    }
     pub(crate) fn as_ptr(&self) -> *const u8 {
         self.memory.bytes().as_ptr()
     }
@@ -93,22 +110,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_that_outgrows_its_memory_keeps_what_it_holds() {
-        let mut block = WeightBlock::new(10).unwrap();
+    fn parts_lie_where_their_offsets_say_and_equal_ones_are_one() {
+        let mut memory = vec![0; 1 << 20];
+        let mut block = WeightBlock::new(&mut memory);
         let parts: Vec<Vec<u8>> = (0..40u8).map(|i| vec![i; 500 * usize::from(i)]).collect();
         let at: Vec<u32> = parts.iter().map(|p| block.add(p, 64).unwrap()).collect();
         let again: Vec<u32> = parts.iter().map(|p| block.add(p, 64).unwrap()).collect();
         assert_eq!(at, again, "equal small parts are one");
-        let bytes = block.finish().to_vec();
+        let len = block.len();
         for (part, at) in parts.iter().zip(at) {
             assert!(at.is_multiple_of(64));
-            assert_eq!(bytes[at as usize..][..part.len()], part[..]);
+            assert_eq!(memory[at as usize..][..part.len()], part[..]);
         }
+        assert!(memory[len..].iter().all(|b| *b == 0));
     }
 
     #[test]
-    fn a_block_beyond_32_bits_is_refused() {
-        let mut block = WeightBlock::new(0).unwrap();
-        assert!(matches!(block.reserve(5 << 30, 64), Err(CodegenError::TooLarge { .. })));
+    fn a_part_that_does_not_fit_is_refused() {
+        let mut memory = vec![0; 200];
+        let mut block = WeightBlock::new(&mut memory);
+        assert!(block.reserve(100, 64).is_ok() && !block.is_outgrown());
+        for too_many in [100, 5 << 30, usize::MAX] {
+            assert!(matches!(block.reserve(too_many, 64), Err(CodegenError::TooLarge { .. })));
+        }
+        assert!(block.is_outgrown());
     }
 }

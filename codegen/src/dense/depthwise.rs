@@ -7,7 +7,7 @@
 //! so several neighbouring pixels are computed at once.
 
 use super::{
-    Problem, Weights, asm,
+    Problem, Weights,
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
@@ -72,7 +72,7 @@ pub(crate) fn lower(
     taps: &Taps,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    coefficients: &Coefficients<'_>,
+    coefficients: &Coefficients<'_, '_>,
     work: Work,
 ) -> Result<(), CodegenError> {
     let cut = cut(problem, cx.options.tier.isa);
@@ -139,7 +139,7 @@ pub(crate) fn lower_strips(
     strips: &Strips,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    coefficients: &Coefficients<'_>,
+    coefficients: &Coefficients<'_, '_>,
     work: Work,
 ) -> Result<(), CodegenError> {
     let isa = cx.options.tier.isa;
@@ -155,7 +155,7 @@ pub(crate) fn lower_strips(
         window: strips.window,
         y_row: problem.y.row,
         y_col: problem.y.col,
-        epilogue,
+        epilogue: epilogue.form(),
     };
     let mut cut =
         Cut { isa, rows: strips.rows, cols: strips.cols, panels: panels.into(), order: Order::PixelsOuter };
@@ -166,9 +166,7 @@ pub(crate) fn lower_strips(
     for &class in &classes {
         functions.push(for_each_part(problem, &cut, |rows, cols| {
             let tile_name = cx.step_name(&format!("{name}_strip_{rows}x{cols}x{}", class.1));
-            let code = asm::emit_strip(&spec(class, rows, cols))
-                .map_err(|e| CodegenError::Backend { function: tile_name.clone(), reason: e.to_string() })?;
-            cx.define_bytes(&tile_name, TILE_PARAMETERS, &code)
+            Ok(cx.strip(&tile_name, spec(class, rows, cols)))
         })?);
     }
     let (starts, mut constant_bytes) = (coefficients.starts(), 0);

@@ -34,15 +34,15 @@ pub(crate) struct Operands {
     pub(crate) w: Option<Location>,
 }
 
-/// The constants of a problem.
-pub(crate) enum Coefficients<'a> {
+/// The constants of a problem, of which the weights are packed when `'s` allows it.
+pub(crate) enum Coefficients<'a, 's> {
     /// s8 weights, and what their sums start from.
-    Codes(Weights<'a, i8>, &'a [i32], i64),
+    Codes(Weights<'s, i8>, &'a [i32], i64),
     /// f32 weights, and what their sums start from.
-    Floats(Weights<'a, f32>, &'a [f32]),
+    Floats(Weights<'s, f32>, &'a [f32]),
 }
 
-impl<'a> Coefficients<'a> {
+impl<'a> Coefficients<'a, '_> {
     pub(crate) fn starts(&self) -> Starts<'a> {
         match *self {
             Coefficients::Codes(_, starts, reach) => Starts::Codes(starts, reach),
@@ -94,13 +94,13 @@ impl Starts<'_> {
 }
 
 /// Lowers a problem to one step.
-pub(crate) fn lower(
-    cx: &mut Lowering,
+pub(crate) fn lower<'s>(
+    cx: &mut Lowering<'_, 's>,
     kernel: &str,
     problem: &Problem,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    coefficients: &Coefficients<'_>,
+    coefficients: &Coefficients<'_, 's>,
     work: Work,
 ) -> Result<(), CodegenError> {
     let (problem, a) = &as_tiles_read_it(cx, problem, operands.a)?;
@@ -113,19 +113,13 @@ pub(crate) fn lower(
 }
 
 /// The functions that configure matrix registers of `rows` rows and release them; `None` for 0.
-fn around(cx: &mut Lowering, name: &str, rows: usize) -> Result<Option<Around<FuncId>>, CodegenError> {
+fn around(cx: &mut Lowering, name: &str, rows: usize) -> Option<Around<FuncId>> {
     if rows == 0 {
-        return Ok(None);
+        return None;
     }
-    let mut define = |part: &str, code: Result<Vec<u8>, asm::EmitError>| {
-        let function = cx.step_name(&format!("{name}_{part}"));
-        match code {
-            Ok(code) => cx.define_bytes(&function, 0, &code),
-            Err(e) => Err(CodegenError::Backend { function, reason: e.to_string() }),
-        }
-    };
-    let enter = define("enter", asm::emit_enter(rows))?;
-    Ok(Some(Around { enter, leave: define("leave", asm::emit_leave())? }))
+    let [enter, leave] = ["enter", "leave"].map(|part| cx.step_name(&format!("{name}_{part}")));
+    let enter = cx.define_assembled(&enter, 0, move || asm::emit_enter(rows));
+    Some(Around { enter, leave: cx.define_assembled(&leave, 0, asm::emit_leave) })
 }
 
 /// The problem on its input in the form that the tier's tiles read, and where that lies.
@@ -286,7 +280,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
             let of_class = for_each_part(problem, &tiles.cut, |rows, cols| {
                 let spec = tiles.spec(class, [rows, cols], prefetch, residual);
                 let name = cx.step_name(&format!("{}_tile_{rows}x{cols}x{}", tiles.name, class.1));
-                tiles.emit(cx, &name, &spec)
+                tiles.emit(cx, &name, spec)
             })?;
             tiles.functions.push(of_class);
         }
@@ -300,7 +294,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
         [rows, cols]: [usize; 2],
         prefetch: Prefetch,
         residual: bool,
-    ) -> TileSpec<'a> {
+    ) -> TileSpec {
         let p = self.problem;
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
@@ -314,23 +308,19 @@ impl<'t, 'a> Tiles<'t, 'a> {
             y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),
             inner: self.format(width).run_groups(p.run) as u32,
-            epilogue: self.epilogue,
+            epilogue: self.epilogue.form(),
             prefetch,
             configured: self.cut.configured(),
         }
     }
 
-    fn emit(&self, cx: &mut Lowering, name: &str, spec: &TileSpec<'_>) -> Result<FuncId, CodegenError> {
+    fn emit(&self, cx: &mut Lowering, name: &str, spec: TileSpec) -> Result<FuncId, CodegenError> {
         let isa = self.cut.isa;
-        let Some(dot) = Dot::of_isa(spec.product, isa) else {
-            let code = asm::emit_tile(isa, spec)
-                .map_err(|e| CodegenError::Backend { function: name.into(), reason: e.to_string() })?;
-            return cx.define_bytes(name, TILE_PARAMETERS, &code);
-        };
+        let Some(dot) = Dot::of_isa(spec.product, isa) else { return Ok(cx.tile(name, isa, spec)) };
         cx.define_function(name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
-            let constants = Params::new(spec.epilogue, spec.panel, self.starts.reach());
+            let constants = Params::new(self.epilogue, spec.panel, self.starts.reach());
             let arguments = TileArguments::of(&e.params);
-            emit_tile(&mut e.b, spec, dot, &constants, arguments);
+            emit_tile(&mut e.b, &spec, dot, &constants, arguments);
             Ok(())
         })
     }
@@ -343,7 +333,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
         panels: Vec<PanelEntry>,
         work: Work,
     ) -> Result<(), CodegenError> {
-        let around = around(cx, &self.name, self.cut.configured())?;
+        let around = around(cx, &self.name, self.cut.configured());
         let walk = Walk::new(self.problem, &self.cut, operands, panels, self.functions, around);
         cx.walk_step(&self.name, walk, work);
         cx.offer_tilings(self.tilings);
@@ -367,10 +357,10 @@ impl<'t, 'a> Tiles<'t, 'a> {
     }
 
     /// Packs every panel of every group.
-    fn pack_all(
+    fn pack_all<'s>(
         &self,
-        cx: &mut Lowering,
-        coefficients: &Coefficients<'_>,
+        cx: &mut Lowering<'_, 's>,
+        coefficients: &Coefficients<'_, 's>,
     ) -> Result<Vec<PanelEntry>, CodegenError> {
         let (p, cut) = (self.problem, &self.cut);
         let panels: Vec<(usize, &Panel)> =
@@ -390,36 +380,35 @@ impl<'t, 'a> Tiles<'t, 'a> {
     }
 
     /// Offsets of the packed weights of these panels of groups.
-    fn pack_weights(
+    fn pack_weights<'s>(
         &self,
-        cx: &mut Lowering,
-        coefficients: &Coefficients<'_>,
+        cx: &mut Lowering<'_, 's>,
+        coefficients: &Coefficients<'_, 's>,
         panels: &[(usize, &Panel)],
     ) -> Result<Vec<u32>, CodegenError> {
-        let (p, runs) = (self.problem, self.problem.runs());
+        let (runs, run) = (self.problem.runs(), self.problem.run);
         let parts: Vec<(PanelFormat, Range<usize>)> = panels
             .iter()
             .map(|&(group, panel)| (self.format(panel.width), self.channels(group, panel)))
             .collect();
         let size = |(format, channels): &(PanelFormat, Range<usize>)| {
-            pack::packed_bytes(*format, channels.len(), runs, p.run)
+            pack::packed_bytes(*format, channels.len(), runs, run)
         };
         let sizes: Vec<usize> = parts.iter().map(size).collect();
-        cx.packed(&sizes, |i, bytes| {
-            let (format, channels) = parts[i].clone();
-            match coefficients {
-                Coefficients::Codes(weights, ..) => {
-                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
-                        weights.take(c, run, start, out);
-                    });
-                }
-                Coefficients::Floats(weights, _) => {
-                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
-                        weights.take(c, run, start, out);
-                    });
-                }
-            }
-        })
+        match *coefficients {
+            Coefficients::Codes(weights, ..) => cx.packed(&sizes, move |i, bytes| {
+                let (format, channels) = parts[i].clone();
+                pack::pack_weights_into(format, channels, runs, run, bytes, |c, run, start, out| {
+                    weights.take(c, run, start, out);
+                });
+            }),
+            Coefficients::Floats(weights, _) => cx.packed(&sizes, move |i, bytes| {
+                let (format, channels) = parts[i].clone();
+                pack::pack_weights_into(format, channels, runs, run, bytes, |c, run, start, out| {
+                    weights.take(c, run, start, out);
+                });
+            }),
+        }
     }
 
     /// Offset of one panel's constants.

@@ -11,7 +11,7 @@
 
 use super::{
     choose::Panel,
-    spec::{Epilogue, Product},
+    spec::{Epilogue, EpilogueForm, Product, RequantizeForm, RescaleForm},
 };
 use crate::{
     CodegenError,
@@ -496,13 +496,13 @@ impl Regions {
         if needed { self.splat() } else { self.end }
     }
 
-    fn rescale(&mut self, q: &Requantizer) -> RescaleLayout {
+    fn rescale(&mut self, q: RequantizeForm) -> RescaleLayout {
         let residual = q.has_residual;
-        match &q.rescale {
-            Rescale::Shift { n, .. } if self.format.is_wide() && !residual && n.iter().all(|n| *n > 32) => {
+        match q.rescale {
+            RescaleForm::Shift { is_high: true } if self.format.is_wide() && !residual => {
                 RescaleLayout::ShiftHigh { m: self.columns(), half: self.columns(), n: self.columns() }
             }
-            Rescale::Shift { .. } => RescaleLayout::Shift {
+            RescaleForm::Shift { .. } => RescaleLayout::Shift {
                 m: self.columns(),
                 add: self.wide(),
                 n: self.wide(),
@@ -510,7 +510,7 @@ impl Regions {
                 m_r: self.splat_if(residual),
                 k: if residual { self.wide() } else { self.end },
             },
-            Rescale::Tflite { .. } => RescaleLayout::Tflite {
+            RescaleForm::Tflite { .. } => RescaleLayout::Tflite {
                 left: self.columns(),
                 m: self.columns(),
                 nudge: self.splat(),
@@ -524,18 +524,18 @@ impl Regions {
                 guard_half: self.splat_if(residual),
                 guard: self.splat_if(residual),
             },
-            Rescale::Q15 { .. } => RescaleLayout::Q15 {
+            RescaleForm::Q15 { .. } => RescaleLayout::Q15 {
                 s1: self.columns(),
                 m: self.take(2 * self.format.words()),
                 flip: self.splat(),
                 z_r: self.splat_if(residual),
                 m_r: self.splat_if(residual),
             },
-            Rescale::Pow2 { .. } => RescaleLayout::Pow2 {
+            RescaleForm::Pow2 => RescaleLayout::Pow2 {
                 n: self.columns(),
                 m_r: if residual { self.columns() } else { self.end },
             },
-            Rescale::Float { .. } => RescaleLayout::Float {
+            RescaleForm::Float { .. } => RescaleLayout::Float {
                 scale: self.columns(),
                 most: self.splat(),
                 z_r: self.splat_if(residual),
@@ -551,25 +551,25 @@ fn has_logical_wide_shift(format: PanelFormat) -> bool {
 }
 
 /// How many shuffles spread a pixel's residual codes.
-fn residual_shuffles(format: PanelFormat, q: &Requantizer) -> usize {
-    match (&q.rescale, format.vectors()) {
-        (Rescale::Q15 { .. }, 1) => 2,
-        (Rescale::Q15 { .. }, vectors) => vectors.div_ceil(2),
+fn residual_shuffles(format: PanelFormat, rescale: RescaleForm) -> usize {
+    match (rescale, format.vectors()) {
+        (RescaleForm::Q15 { .. }, 1) => 2,
+        (RescaleForm::Q15 { .. }, vectors) => vectors.div_ceil(2),
         (_, vectors) => vectors,
     }
 }
 
 impl ParamLayout {
     /// The regions that a tile of this format with this epilogue reads.
-    pub fn new(format: PanelFormat, epilogue: &Epilogue) -> ParamLayout {
+    pub fn new(format: PanelFormat, epilogue: EpilogueForm) -> ParamLayout {
         let codes = format.product == Product::U8S8;
         let mut regions = Regions { format, end: 0 };
         let bias = regions.columns();
         let permutation = regions.splat_if(codes && format.is_wide());
         let epilogue = match epilogue {
-            Epilogue::PackOnly => EpilogueLayout::PackOnly,
-            Epilogue::Float { .. } => EpilogueLayout::Float { lo: regions.splat(), hi: regions.splat() },
-            Epilogue::Requantize(q) => {
+            EpilogueForm::PackOnly => EpilogueLayout::PackOnly,
+            EpilogueForm::Float { .. } => EpilogueLayout::Float { lo: regions.splat(), hi: regions.splat() },
+            EpilogueForm::Requantize(q) => {
                 let shuffled = q.has_residual && format.is_wide();
                 EpilogueLayout::Requantize(RequantizeLayout {
                     lo: regions.splat(),
@@ -577,7 +577,7 @@ impl ParamLayout {
                     zero_point: regions.splat(),
                     residual_permutation: regions.splat_if(shuffled && format.vector_bytes() == 64),
                     residual_shuffle: if shuffled {
-                        regions.take(residual_shuffles(format, q) * format.vector_bytes())
+                        regions.take(residual_shuffles(format, q.rescale) * format.vector_bytes())
                     } else {
                         regions.end
                     },
@@ -671,14 +671,14 @@ impl Block<'_> {
         }
     }
 
-    fn residual_shuffle(&mut self, at: usize, q: &Requantizer) {
+    fn residual_shuffle(&mut self, at: usize, rescale: RescaleForm) {
         let vector = self.format.vector_bytes();
-        let count = residual_shuffles(self.format, q);
+        let count = residual_shuffles(self.format, rescale);
         for i in 0..count {
             let at = at + i * vector;
-            match (&q.rescale, self.format.vectors()) {
-                (Rescale::Q15 { .. }, 1) => self.shuffle(at, 2, 0, 4, 4 * i),
-                (Rescale::Q15 { .. }, _) => self.shuffle(at, 2, 8 * i, 8, 0),
+            match (rescale, self.format.vectors()) {
+                (RescaleForm::Q15 { .. }, 1) => self.shuffle(at, 2, 0, 4, 4 * i),
+                (RescaleForm::Q15 { .. }, _) => self.shuffle(at, 2, 8 * i, 8, 0),
                 _ => self.shuffle(at, 4, 4 * i, 4, 0),
             }
         }
@@ -813,13 +813,15 @@ pub fn pack_params(
     channels: Range<usize>,
     bias: &[i32],
 ) -> Vec<u8> {
-    let layout = ParamLayout::new(format, &requantizer.map_or(Epilogue::PackOnly, Epilogue::Requantize));
+    let form = requantizer.map_or(Epilogue::PackOnly, Epilogue::Requantize).form();
+    let layout = ParamLayout::new(format, form);
     blocks(format, &layout, channels, |block| {
         block.columns(layout.bias, |c| bias[c].wrapping_add(requantizer.map_or(0, |q| folded(q, c))) as u32);
         if format.is_wide() {
             block.permutation(layout.permutation);
         }
-        let (Some(q), EpilogueLayout::Requantize(at)) = (requantizer, &layout.epilogue) else { return };
+        let (Some(q), EpilogueForm::Requantize(form)) = (requantizer, form) else { return };
+        let EpilogueLayout::Requantize(at) = &layout.epilogue else { return };
         block.splat(at.lo, [q.grid.lo as u8]);
         block.splat(at.hi, [q.grid.hi as u8]);
         block.splat(at.zero_point, (q.grid.zero_point as i16).to_le_bytes());
@@ -827,7 +829,7 @@ pub fn pack_params(
             if format.vector_bytes() == 64 {
                 block.residual_permutation(at.residual_permutation);
             }
-            block.residual_shuffle(at.residual_shuffle, q);
+            block.residual_shuffle(at.residual_shuffle, form.rescale);
         }
         block.rescale(&at.rescale, q);
     })
@@ -835,7 +837,7 @@ pub fn pack_params(
 
 /// Packs the epilogue constants of a float product's `channels`, panel after panel. `channels` indexes `bias`.
 pub fn pack_bias(format: PanelFormat, clamp: Clamp, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
-    let layout = ParamLayout::new(format, &Epilogue::Float { clamp, residual: false });
+    let layout = ParamLayout::new(format, Epilogue::Float { clamp, residual: false }.form());
     blocks(format, &layout, channels, |block| {
         block.columns(layout.bias, |c| bias[c].to_bits());
         if let EpilogueLayout::Float { lo, hi } = layout.epilogue {

@@ -23,7 +23,7 @@ use super::{
     Weights,
     choose::Panel,
     pack::PanelFormat,
-    spec::{Epilogue, Product},
+    spec::{EpilogueForm, Product},
 };
 use crate::tier::Isa;
 use std::collections::BTreeSet;
@@ -40,7 +40,7 @@ const MAX_MASKED_ROWS: usize = 32;
 const MAX_EDGE_BLOCKS: usize = 8;
 
 /// One axis of a window that moves over an unpadded image.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Axis {
     /// Taps.
     pub(crate) taps: usize,
@@ -83,8 +83,8 @@ impl Axis {
 }
 
 /// A depthwise convolution of one panel.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StripSpec<'a> {
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct StripSpec {
     pub(crate) product: Product,
     pub(crate) isa: Isa,
     /// Channels of the panel: 1, 2 or 4 vectors.
@@ -100,7 +100,7 @@ pub(crate) struct StripSpec<'a> {
     /// Bytes from one row of results to the next, and from one pixel.
     pub(crate) y_row: usize,
     pub(crate) y_col: usize,
-    pub(crate) epilogue: Epilogue<'a>,
+    pub(crate) epilogue: EpilogueForm,
 }
 
 /// A vector of weights: those of all rows of a group, for one output row and one column of taps.
@@ -112,7 +112,7 @@ pub(crate) struct WeightVector {
     pub(crate) row: usize,
 }
 
-impl StripSpec<'_> {
+impl StripSpec {
     pub(crate) fn format(&self) -> PanelFormat {
         PanelFormat { product: self.product, isa: self.isa, panel: self.panel }
     }

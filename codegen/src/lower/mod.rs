@@ -17,29 +17,35 @@ mod shape;
 use crate::{
     CodegenError, Options,
     dense::{
-        Problem,
+        Problem, asm,
         choose::{self, Cut, Tiling},
+        clif_tile::TILE_PARAMETERS,
         driver::PendingWalk,
         pack, pad,
-        spec::Product,
+        spec::{Product, TileSpec},
+        strip::StripSpec,
     },
     kernels::map::View,
+    memory::Memory,
     model::{Step, Work},
-    module::{CodeBuilder, Emitter, FunctionKind, Location},
+    module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
-    weights::WeightBlock,
+    tier::Isa,
+    weights::{MAX_WEIGHT_BYTES, WeightBlock, Weights},
 };
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
+use product::IntegerProducts;
 use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
-use rayon::prelude::*;
+use rayon::Scope;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Display,
     sync::Arc,
 };
 
-/// Bytes that are worth packing on several threads.
-const WORTH_THREADS: usize = 64 << 10;
+/// Bytes that are worth another thread's waking to be packed.
+const WORTH_THREADS: usize = 16 << 10;
 
 /// How one op is lowered.
 pub(crate) struct Lowerer {
@@ -171,13 +177,16 @@ pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
     fused
 }
 
-/// The state of lowering one model.
-pub(crate) struct Lowering<'g> {
-    pub(crate) graph: &'g Graph,
-    pub(crate) options: &'g Options,
+/// The state of lowering one model, for the time `'s` in which its workers run.
+pub(crate) struct Lowering<'w, 's> {
+    pub(crate) graph: &'s Graph,
+    pub(crate) options: &'s Options,
     pub(crate) plan: Plan,
-    code: CodeBuilder,
-    weights: WeightBlock,
+    workers: &'w Scope<'s>,
+    code: CodeBuilder<'w, 's>,
+    weights: WeightBlock<'s>,
+    /// The constants of integer products.
+    pub(crate) products: &'s IntegerProducts,
     constants: BTreeMap<ValueId, u32>,
     steps: Vec<PendingStep>,
     /// The node whose steps are being emitted.
@@ -188,6 +197,10 @@ pub(crate) struct Lowering<'g> {
     /// How dense problems can be cut, by problem and what is read between two uses of its weights. The blocks of a network
     /// repeat.
     candidates: HashMap<(Problem, usize), Arc<[Cut]>>,
+    /// Assembled tiles, by what they depend on.
+    tiles: HashMap<(Isa, TileSpec), FuncId>,
+    /// The same of strips.
+    strips: HashMap<StripSpec, FuncId>,
 }
 
 /// A step whose code is not yet executable.
@@ -208,43 +221,50 @@ pub(crate) enum PendingCode {
 
 /// What lowering made of a graph.
 pub(crate) struct Lowered {
-    pub(crate) code: CodeBuilder,
-    pub(crate) weights: WeightBlock,
+    pub(crate) code: Functions,
+    pub(crate) weights: Weights,
     pub(crate) steps: Vec<PendingStep>,
     pub(crate) arena_bytes: u64,
 }
 
 /// Lowers every node of a placed graph.
+///
+/// The calling thread goes through the nodes. What takes long is left to the threads of rayon's pool, which begin at once:
+/// summing weights, packing them, assembling and compiling functions. Nothing that comes out depends on them.
 pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, CodegenError> {
     let constant_bytes = constant_bytes(graph);
-    let mut cx = Lowering {
-        graph,
-        options,
-        plan: Plan::new(graph)?,
-        code: CodeBuilder::new(options.tier, options.listing)?,
-        weights: WeightBlock::new(expected_weights(constant_bytes))?,
-        constants: BTreeMap::new(),
-        steps: Vec::new(),
-        node: None,
-        scratch_used: 0,
-        scratch_bytes: 0,
-        constant_bytes,
-        candidates: HashMap::new(),
-    };
-    for node in cx.plan.order.clone() {
-        cx.lower_node(node)?;
+    lower_within(graph, options, constant_bytes, expected_weights(constant_bytes))
+}
+
+/// The same, with room for so many bytes of weights. If they turn out to take more, it begins anew with twice as much.
+fn lower_within(
+    graph: &Graph,
+    options: &Options,
+    constant_bytes: usize,
+    mut room: usize,
+) -> Result<Lowered, CodegenError> {
+    let products = product::integer_products(graph);
+    loop {
+        let mut memory = Memory::zeroed(room)?;
+        let block = WeightBlock::new(memory.bytes_mut());
+        let lowered = rayon::in_place_scope(|workers| {
+            let cx = Lowering::new(graph, options, constant_bytes, &products, block, workers);
+            cx.map_err(|e| (e, false))?.lower_all()
+        });
+        match lowered {
+            Ok((code, weights, steps, arena_bytes)) => {
+                let weights = Weights::new(memory, weights);
+                return Ok(Lowered { code, weights, steps, arena_bytes });
+            }
+            Err((_, true)) if room < MAX_WEIGHT_BYTES => room = room.saturating_mul(2).min(MAX_WEIGHT_BYTES),
+            Err((error, _)) => return Err(error),
+        }
     }
-    for output in cx.plan.output_copies.clone() {
-        cx.copy_output(output)?;
-    }
-    let arena_bytes = cx.plan.arena_bytes + cx.scratch_bytes;
-    check_arena(arena_bytes)?;
-    Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, arena_bytes })
 }
 
 /// About what the packed weights will take: the constants, and padding to whole panels.
 fn expected_weights(constant_bytes: usize) -> usize {
-    constant_bytes.saturating_add(constant_bytes / 2).saturating_add(1 << 20).min(u32::MAX as usize)
+    constant_bytes.saturating_add(constant_bytes / 2).saturating_add(1 << 20).min(MAX_WEIGHT_BYTES)
 }
 
 fn constant_bytes(graph: &Graph) -> usize {
@@ -252,7 +272,50 @@ fn constant_bytes(graph: &Graph) -> usize {
     bytes.fold(0, usize::saturating_add)
 }
 
-impl<'g> Lowering<'g> {
+impl<'w, 's> Lowering<'w, 's> {
+    fn new(
+        graph: &'s Graph,
+        options: &'s Options,
+        constant_bytes: usize,
+        products: &'s IntegerProducts,
+        weights: WeightBlock<'s>,
+        workers: &'w Scope<'s>,
+    ) -> Result<Lowering<'w, 's>, CodegenError> {
+        Ok(Lowering {
+            graph,
+            options,
+            plan: Plan::new(graph)?,
+            workers,
+            code: CodeBuilder::new(options.tier, options.listing, workers)?,
+            weights,
+            products,
+            constants: BTreeMap::new(),
+            steps: Vec::new(),
+            node: None,
+            scratch_used: 0,
+            scratch_bytes: 0,
+            constant_bytes,
+            candidates: HashMap::new(),
+            tiles: HashMap::new(),
+            strips: HashMap::new(),
+        })
+    }
+
+    /// All functions, bytes of weights, steps, and bytes of the arena; or an error, and whether it is that the weights
+    /// have outgrown their memory.
+    #[allow(clippy::type_complexity, reason = "taken apart at once, by the only caller")]
+    fn lower_all(mut self) -> Result<(Functions, usize, Vec<PendingStep>, u64), (CodegenError, bool)> {
+        let order = self.plan.order.clone();
+        let mut lowered = order.into_iter().try_for_each(|node| self.lower_node(node));
+        let copies = self.plan.output_copies.clone();
+        lowered = lowered.and_then(|()| copies.into_iter().try_for_each(|output| self.copy_output(output)));
+        let arena_bytes = self.plan.arena_bytes + self.scratch_bytes;
+        match lowered.and_then(|()| check_arena(arena_bytes)) {
+            Ok(()) => Ok((self.code.into_functions(), self.weights.len(), self.steps, arena_bytes)),
+            Err(error) => Err((error, self.weights.is_outgrown())),
+        }
+    }
+
     fn lower_node(&mut self, node: NodeId) -> Result<(), CodegenError> {
         self.node = Some(node);
         self.scratch_used = 0;
@@ -357,40 +420,56 @@ impl<'g> Lowering<'g> {
         self.weights.add(bytes, align)
     }
 
-    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](crate::dense::pack::ALIGN), and has them
-    /// written, which threads share: `write(i, part)`. The parts are zeros before. Their offsets.
+    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](pack::ALIGN), and has them written:
+    /// `write(i, part)`, on any thread. The parts are zeros before. Their offsets.
     pub(crate) fn packed(
         &mut self,
         sizes: &[usize],
-        write: impl Fn(usize, &mut [u8]) + Sync,
+        write: impl Fn(usize, &mut [u8]) + Send + Sync + 's,
     ) -> Result<Vec<u32>, CodegenError> {
         let lengths = sizes.iter().map(|n| n.next_multiple_of(pack::ALIGN));
         let (first, mut rest) = self.weights.reserve(lengths.clone().sum(), pack::ALIGN)?;
-        let (mut parts, mut offsets, mut at) = (Vec::with_capacity(sizes.len()), Vec::new(), first);
-        for (length, &size) in lengths.zip(sizes) {
+        let (mut offsets, mut at) = (Vec::with_capacity(sizes.len()), first);
+        let write = Arc::new(write);
+        let (mut together, mut bytes) = (Vec::new(), 0);
+        for (i, (length, &size)) in lengths.zip(sizes).enumerate() {
             let (part, behind) = rest.split_at_mut(length);
             rest = behind;
-            parts.push(&mut part[..size]);
             offsets.push(at);
             at += length as u32;
+            together.push((i, &mut part[..size]));
+            bytes += size;
+            if bytes >= WORTH_THREADS {
+                let (parts, write) = (std::mem::take(&mut together), write.clone());
+                bytes = 0;
+                self.workers.spawn(move |_| parts.into_iter().for_each(|(i, part)| write(i, part)));
+            }
         }
-        match sizes.iter().sum::<usize>() {
-            0..WORTH_THREADS => parts.into_iter().enumerate().for_each(|(i, part)| write(i, part)),
-            _ => parts.into_par_iter().enumerate().for_each(|(i, part)| write(i, part)),
-        }
+        together.into_iter().for_each(|(i, part)| write(i, part));
         Ok(offsets)
     }
 
-    /// A name for a function of the current node: `kernel`, `%` and the node's number, made unique.
+    /// A name for a function of the current node: `kernel`, `__` and the node's number.
     pub(crate) fn step_name(&self, kernel: &str) -> String {
-        let node = self.node.map_or(0, NodeId::index);
-        let name = format!("{kernel}__{node}");
-        let free = |name: &String| self.code.function(name).is_none();
-        match free(&name) {
-            true => name,
-            // A node has a handful of steps: this ends at once.
-            false => (1..).map(|i| format!("{name}_{i}")).find(free).unwrap_or(name),
-        }
+        format!("{kernel}__{}", self.node.map_or(0, NodeId::index))
+    }
+
+    /// An assembled tile.
+    pub(crate) fn tile(&mut self, name: &str, isa: Isa, spec: TileSpec) -> FuncId {
+        let code = &mut self.code;
+        *self.tiles.entry((isa, spec)).or_insert_with_key(|(isa, spec)| {
+            let (isa, spec) = (*isa, spec.clone());
+            code.define_assembled(name, TILE_PARAMETERS, move || asm::emit_tile(isa, &spec))
+        })
+    }
+
+    /// An assembled strip.
+    pub(crate) fn strip(&mut self, name: &str, spec: StripSpec) -> FuncId {
+        let code = &mut self.code;
+        *self
+            .strips
+            .entry(spec)
+            .or_insert_with(|| code.define_assembled(name, TILE_PARAMETERS, move || asm::emit_strip(&spec)))
     }
 
     /// Compiles a function of `parameters` pointers or 64-bit integers. `emit` starts in the entry block and ends
@@ -406,14 +485,14 @@ impl<'g> Lowering<'g> {
         self.code.define_function(name, kind, parameters, inputs, emit)
     }
 
-    /// Registers assembled machine code of `parameters` pointers or 64-bit integers (`extern "sysv64"`).
-    pub(crate) fn define_bytes(
+    /// Has machine code of `parameters` pointers or 64-bit integers (`extern "sysv64"`) assembled, on any thread.
+    pub(crate) fn define_assembled<E: Display>(
         &mut self,
         name: &str,
         parameters: usize,
-        code: &[u8],
-    ) -> Result<FuncId, CodegenError> {
-        self.code.define_bytes(name, parameters, code)
+        assemble: impl FnOnce() -> Result<Vec<u8>, E> + Send + 's,
+    ) -> FuncId {
+        self.code.define_assembled(name, parameters, assemble)
     }
 
     /// Compiles the entry of a step and adds the step. `emit` gets the context and the range `begin..end` of units,
@@ -543,7 +622,7 @@ impl<'g> Lowering<'g> {
     }
 
     /// Types of a node's operands, in slot order.
-    pub(crate) fn operand_types(&self, node: NodeId) -> Vec<&'g TensorType> {
+    pub(crate) fn operand_types(&self, node: NodeId) -> Vec<&'s TensorType> {
         self.graph.operands(node).into_iter().map(|v| self.graph.ty(v)).collect()
     }
 

@@ -206,7 +206,7 @@ impl Problem {
         self.loops.iter().map(|l| l.0 as usize).product()
     }
 
-    fn spec<'a>(&self, epilogue: Epilogue<'a>, residual: bool) -> TileSpec<'a> {
+    fn spec(&self, epilogue: Epilogue<'_>, residual: bool) -> TileSpec {
         TileSpec {
             product: self.format.product,
             panel: self.format.panel,
@@ -216,7 +216,7 @@ impl Problem {
             r_offsets: if residual { self.r_offsets.clone() } else { vec![] },
             loops: self.loops.iter().map(|&(n, s)| (n, s * self.widening() as i32)).collect(),
             inner: self.format.run_groups(self.run_len) as u32,
-            epilogue,
+            epilogue: epilogue.form(),
             prefetch: self.prefetch(),
             configured: self.configured,
         }
@@ -714,7 +714,7 @@ fn float_clamps_keep_nan_and_the_sign_of_zero() {
     }
 }
 
-fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
+fn small_spec(epilogue: Epilogue<'_>) -> TileSpec {
     TileSpec {
         product: Product::U8S8,
         panel: 16,
@@ -724,7 +724,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
         r_offsets: vec![],
         loops: vec![],
         inner: 3,
-        epilogue,
+        epilogue: epilogue.form(),
         prefetch: Prefetch::default(),
         configured: 0,
     }
@@ -812,8 +812,8 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
             y_row,
             y_col,
             epilogue: match product {
-                Product::U8S8 => Epilogue::PackOnly,
-                Product::F32 => Epilogue::Float { clamp, residual: false },
+                Product::U8S8 => EpilogueForm::PackOnly,
+                Product::F32 => Epilogue::Float { clamp, residual: false }.form(),
             },
         };
         let whole = spec(strips.rows, strips.cols);
@@ -901,7 +901,7 @@ fn strips_read_and_write_nothing_but_their_buffers() {
 }
 
 /// A tile of 2 rows of 14 pixels by 32 channels over a kernel of 3 rows of 3 · 64 elements.
-fn matrix_spec() -> TileSpec<'static> {
+fn matrix_spec() -> TileSpec {
     let offsets = |row: i32, col: i32| (0..28).map(|i| i / 14 * row + i % 14 * col).collect();
     TileSpec {
         product: Product::U8S8,
@@ -912,7 +912,7 @@ fn matrix_spec() -> TileSpec<'static> {
         r_offsets: vec![],
         loops: vec![(3, 1024)],
         inner: 48,
-        epilogue: Epilogue::PackOnly,
+        epilogue: EpilogueForm::PackOnly,
         prefetch: Prefetch::default(),
         configured: 14,
     }
@@ -954,5 +954,5 @@ fn what_matrix_registers_cannot_do_is_refused() {
     assert_eq!(refuse(&|s| s.a_offsets[3] += 1), EmitError::Bands { pixels: 28, most: 2 });
     let float = Epilogue::Float { clamp: Clamp::NONE, residual: false };
     assert_eq!(refuse(&|s| s.product = Product::F32), EmitError::Panel { panel: 32, lanes: 16 });
-    assert_eq!(refuse(&|s| s.epilogue = float), EmitError::Epilogue(Product::U8S8));
+    assert_eq!(refuse(&|s| s.epilogue = float.form()), EmitError::Epilogue(Product::U8S8));
 }
