@@ -21,6 +21,7 @@ use bytes::Bytes;
 use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,6 +35,8 @@ pub struct Options {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`CompiledModel::listing`].
     pub listing: bool,
+    /// Told of constants that have been packed.
+    pub release: Option<Release>,
     /// How to cut these convolutions and matrix products, instead of as the model of the CPU says. A tiling that is not
     /// among the [`Step::tilings`] of the node's step is ignored: it may come from another tier or version.
     pub tilings: BTreeMap<NodeId, Tiling>,
@@ -42,7 +45,29 @@ pub struct Options {
 impl Options {
     /// Code for this tier, for use.
     pub fn new(tier: &'static Tier) -> Options {
-        Options { tier, measure_pack_only: false, listing: false, tilings: BTreeMap::new() }
+        Options { tier, measure_pack_only: false, listing: false, release: None, tilings: BTreeMap::new() }
+    }
+}
+
+/// What is told, on any thread, that the bytes of a constant have been packed and are not read again by this
+/// compilation: where they are mapped from a file, their memory can be given back.
+#[derive(Clone)]
+pub struct Release(Arc<dyn Fn(&[u8]) + Send + Sync>);
+
+impl Release {
+    /// Calls `f`.
+    pub fn new(f: impl Fn(&[u8]) + Send + Sync + 'static) -> Release {
+        Release(Arc::new(f))
+    }
+
+    pub(crate) fn call(&self, bytes: &[u8]) {
+        (self.0)(bytes);
+    }
+}
+
+impl fmt::Debug for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Release")
     }
 }
 

@@ -68,6 +68,7 @@ impl Program {
         let codegen = qcc_codegen::Options {
             measure_pack_only: options.measure_pack_only,
             listing: options.listing,
+            release: self.release(),
             tilings: self.tilings(options.tier),
             ..qcc_codegen::Options::new(options.tier)
         };

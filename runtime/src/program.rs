@@ -2,9 +2,10 @@
 
 use crate::{
     Preprocess, Tuning,
-    container::{self, ContainerError},
+    container::{self, ContainerError, Source},
 };
 use bytes::Bytes;
+use qcc_codegen::Release;
 use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
 use qcc_passes::{Calibrator, Precision};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ pub struct Program {
     info: ProgramInfo,
     /// By tier.
     tunings: Vec<Tuning>,
+    /// The file that the constants are mapped from.
+    source: Option<Source>,
 }
 
 /// How a program was made.
@@ -102,7 +105,7 @@ struct Record {
 
 impl Program {
     pub(crate) fn new(graph: Graph, info: ProgramInfo) -> Program {
-        Program { graph, info, tunings: Vec::new() }
+        Program { graph, info, tunings: Vec::new(), source: None }
     }
 
     /// The program with these tilings for their tier, and no others for it.
@@ -118,6 +121,12 @@ impl Program {
     /// What [`tune`](crate::tune) found, by the name of the tier.
     pub fn tunings(&self) -> &[Tuning] {
         &self.tunings
+    }
+
+    /// Whom to tell of constants that have been packed; `None` where their memory cannot be given back.
+    pub(crate) fn release(&self) -> Option<Release> {
+        let source = self.source.clone()?;
+        Some(Release::new(move |bytes| source.give_back(bytes)))
     }
 
     /// The graph, at `Stage::Placed`.
@@ -184,7 +193,7 @@ impl Program {
         }
         qcc_ir::verify(&graph).map_err(|e| malformed(&e))?;
         record.tunings.iter().try_for_each(Tuning::check).map_err(|e| malformed(&e))?;
-        Ok(Program { graph, info: record.info, tunings: record.tunings })
+        Ok(Program { graph, info: record.info, tunings: record.tunings, source: contents.source })
     }
 }
 
@@ -231,7 +240,7 @@ mod tests {
             // A step that shares no factor with the record's parts, so that all of them are hit.
             let at = i * 7919 % record.len();
             record[at] ^= 1 << (i % 8);
-            let contents = container::Contents { record: record.into(), blobs: blobs.clone() };
+            let contents = container::Contents { record: record.into(), blobs: blobs.clone(), source: None };
             match Program::of(contents) {
                 Ok(program) => drop(program.jit(&crate::JitOptions::new(choose_tier(None).unwrap()))),
                 Err(_) => refused += 1,
@@ -239,11 +248,11 @@ mod tests {
         }
         assert!(refused > 0, "no change of the record was noticed");
         for wrong in [vec![], blobs[1..].to_vec(), vec![Bytes::new(); blobs.len()]] {
-            let contents = container::Contents { record: record.clone().into(), blobs: wrong };
+            let contents = container::Contents { record: record.clone().into(), blobs: wrong, source: None };
             assert!(matches!(Program::of(contents), Err(ContainerError::Malformed(_))));
         }
         let longer = [&record[..], &[0]].concat();
-        let contents = container::Contents { record: longer.into(), blobs };
+        let contents = container::Contents { record: longer.into(), blobs, source: None };
         assert!(Program::of(contents).is_err());
     }
 
@@ -295,13 +304,15 @@ mod tests {
             let tuned =
                 program.clone().with_tuning(Tuning { tier: choose_tier(None).unwrap().name.into(), tilings });
             let (record, blobs) = tuned.encode().unwrap();
-            let read = Program::of(container::Contents { record: record.into(), blobs }).unwrap();
+            let read =
+                Program::of(container::Contents { record: record.into(), blobs, source: None }).unwrap();
             assert_eq!(logits(&read), expected, "{layer} {tiling}");
         }
         let tilings = [(name.clone(), "two by two".to_string())].into();
         let broken = program.with_tuning(Tuning { tier: "avx2".into(), tilings });
         let (record, blobs) = broken.encode().unwrap();
-        let refused = Program::of(container::Contents { record: record.into(), blobs }).err().unwrap();
+        let refused =
+            Program::of(container::Contents { record: record.into(), blobs, source: None }).err().unwrap();
         assert!(refused.to_string().contains("`two by two` is no tiling"), "{refused}");
     }
 

@@ -11,7 +11,9 @@ use super::{
     choose::{Cut, Order, Panel},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
-    driver::{Class, Coefficients, Operands, class_index, class_of, classes, for_each_part, kernel_name},
+    driver::{
+        Class, Coefficients, Elements, Operands, class_index, class_of, classes, for_each_part, kernel_name,
+    },
     pack,
     spec::Epilogue,
     strip::{self, StripSpec, Strips},
@@ -78,7 +80,7 @@ pub(crate) fn lower(
     let cut = cut(problem, cx.options.tier.isa);
     let name = kernel_name("dwconv", problem.product, &cut, PIXELS);
     let dot = Dot::of_tier(problem.product, cx.options.tier);
-    let starts = coefficients.starts();
+    let starts = coefficients.starts;
     let constants = |width: usize| Params::new(epilogue, width, starts.reach());
     let classes = classes(&cut);
     let mut functions = Vec::with_capacity(classes.len());
@@ -94,9 +96,9 @@ pub(crate) fn lower(
         })?);
     }
     let entries = entries(cx, problem, &cut, &classes, |panel| {
-        let weights = match coefficients {
-            Coefficients::Codes(w, ..) => pack_codes(panel, taps, dot, w),
-            Coefficients::Floats(w, _) => pack_floats(panel, taps, w),
+        let weights = match &coefficients.weights {
+            Elements::Codes(w) => pack_codes(panel, taps, dot, w),
+            Elements::Floats(w) => pack_floats(panel, taps, w),
         };
         (weights, starts.pack_clif(&constants(panel.width), channels(panel)))
     })?;
@@ -169,12 +171,12 @@ pub(crate) fn lower_strips(
             Ok(cx.strip(&tile_name, spec(class, rows, cols)))
         })?);
     }
-    let (starts, mut constant_bytes) = (coefficients.starts(), 0);
+    let (starts, mut constant_bytes) = (coefficients.starts, 0);
     let entries = entries(cx, problem, &cut, &classes, |panel| {
         let spec = spec(class_of(panel), strips.rows, strips.cols);
-        let weights = match coefficients {
-            Coefficients::Codes(w, ..) => spec.pack(panel.first, w, strips.padding),
-            Coefficients::Floats(w, _) => spec.pack(panel.first, w, strips.padding),
+        let weights = match &coefficients.weights {
+            Elements::Codes(w) => spec.pack(panel.first, w, strips.padding),
+            Elements::Floats(w) => spec.pack(panel.first, w, strips.padding),
         };
         let params = starts.pack(spec.format(), epilogue, channels(panel));
         constant_bytes += weights.len() + params.len();

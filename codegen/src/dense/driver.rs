@@ -18,7 +18,7 @@ use crate::{
     module::{FunctionKind, Location},
 };
 use cranelift_module::FuncId;
-use qcc_ir::ops::Clamp;
+use qcc_ir::{Tensor, ops::Clamp};
 use std::ops::Range;
 
 /// Where the operands of a problem live.
@@ -34,21 +34,23 @@ pub(crate) struct Operands {
     pub(crate) w: Option<Location>,
 }
 
-/// The constants of a problem, of which the weights are packed when `'s` allows it.
-pub(crate) enum Coefficients<'a, 's> {
-    /// s8 weights, and what their sums start from.
-    Codes(Weights<'s, i8>, &'a [i32], i64),
-    /// f32 weights, and what their sums start from.
-    Floats(Weights<'s, f32>, &'a [f32]),
+/// The constants of a problem. Its weights are packed at some time in `'s`.
+pub(crate) struct Coefficients<'a, 's> {
+    /// The tensor of the weights.
+    pub(crate) tensor: &'s Tensor,
+    /// The same as the problem reads it.
+    pub(crate) weights: Elements<'s>,
+    /// What sums start from.
+    pub(crate) starts: Starts<'a>,
 }
 
-impl<'a> Coefficients<'a, '_> {
-    pub(crate) fn starts(&self) -> Starts<'a> {
-        match *self {
-            Coefficients::Codes(_, starts, reach) => Starts::Codes(starts, reach),
-            Coefficients::Floats(_, bias) => Starts::Floats(bias),
-        }
-    }
+/// The weights of a problem.
+#[derive(Clone, Copy)]
+pub(crate) enum Elements<'s> {
+    /// s8.
+    Codes(Weights<'s, i8>),
+    /// f32.
+    Floats(Weights<'s, f32>),
 }
 
 /// What accumulators start from, by channel.
@@ -106,7 +108,7 @@ pub(crate) fn lower<'s>(
     let (problem, a) = &as_tiles_read_it(cx, problem, operands.a)?;
     let operands = Operands { a: *a, ..operands };
     let (weights, residual) = (cx.constant_bytes(), operands.r.is_some());
-    let tiles = Tiles::define(cx, kernel, problem, epilogue, coefficients.starts(), weights, residual)?;
+    let tiles = Tiles::define(cx, kernel, problem, epilogue, coefficients.starts, weights, residual)?;
     let Some(tiles) = tiles else { return Ok(()) };
     let panels = tiles.pack_all(cx, coefficients)?;
     tiles.step(cx, operands, panels, work)
@@ -395,18 +397,15 @@ impl<'t, 'a> Tiles<'t, 'a> {
             pack::packed_bytes(*format, channels.len(), runs, run)
         };
         let sizes: Vec<usize> = parts.iter().map(size).collect();
-        match *coefficients {
-            Coefficients::Codes(weights, ..) => cx.packed(&sizes, move |i, bytes| {
+        let tensor = coefficients.tensor;
+        match coefficients.weights {
+            Elements::Codes(weights) => cx.packed(tensor, &sizes, move |i, bytes| {
                 let (format, channels) = parts[i].clone();
-                pack::pack_weights_into(format, channels, runs, run, bytes, |c, run, start, out| {
-                    weights.take(c, run, start, out);
-                });
+                pack::pack_weights_into(format, channels, runs, run, bytes, &weights);
             }),
-            Coefficients::Floats(weights, _) => cx.packed(&sizes, move |i, bytes| {
+            Elements::Floats(weights) => cx.packed(tensor, &sizes, move |i, bytes| {
                 let (format, channels) = parts[i].clone();
-                pack::pack_weights_into(format, channels, runs, run, bytes, |c, run, start, out| {
-                    weights.take(c, run, start, out);
-                });
+                pack::pack_weights_into(format, channels, runs, run, bytes, &weights);
             }),
         }
     }

@@ -102,14 +102,15 @@ impl<T: Copy> Weights<'_, T> {
         self.elements[channel * self.order.channel + tap + input * self.order.input]
     }
 
-    /// The weights of an output channel from element `start` of a run on.
-    pub(crate) fn take(&self, channel: usize, run: usize, start: usize, out: &mut [T]) {
+    /// The weights of an output channel from element `start` of a run on, as many as `room` holds: where they lie, or
+    /// brought together there.
+    pub(crate) fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [T]) -> &'b [T] {
         let (order, mut k) = (self.order, run * self.run + start);
         let of_channel = &self.elements[channel * order.channel..];
         if order.is_contiguous() {
-            return out.copy_from_slice(&of_channel[k..][..out.len()]);
+            return &of_channel[k..][..room.len()];
         }
-        let mut rest = out;
+        let mut rest = &mut *room;
         while !rest.is_empty() {
             let (tap, input) = order.split(k);
             let (of_tap, behind) = rest.split_at_mut(rest.len().min(order.inputs - input));
@@ -118,6 +119,7 @@ impl<T: Copy> Weights<'_, T> {
             k += of_tap.len();
             rest = behind;
         }
+        room
     }
 }
 

@@ -10,6 +10,7 @@
 //! (the 128-bit tiers) all three are the identity.
 
 use super::{
+    Weights,
     choose::Panel,
     spec::{Epilogue, EpilogueForm, Product, RequantizeForm, RescaleForm},
 };
@@ -217,11 +218,8 @@ pub fn pack_weights<W: Weight>(
     weight: impl Fn(usize, usize, usize) -> W,
 ) -> Vec<u8> {
     let mut bytes = vec![0; packed_bytes(format, channels.len(), runs, run_len)];
-    pack_weights_into(format, channels, runs, run_len, &mut bytes, |channel, run, start, out| {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = weight(channel, run, start + i);
-        }
-    });
+    let gather = Gather(weight);
+    pack_weights_into(format, channels, runs, run_len, &mut bytes, &gather);
     bytes
 }
 
@@ -229,8 +227,29 @@ pub fn pack_weights<W: Weight>(
 /// channels that they come from.
 const GROUPS_AT_ONCE: usize = 16;
 
-/// Packs weights into [`packed_bytes`] of zeros. `weights(channel, run, start, out)` gives the weights of a run from
-/// `start` on, as many as `out` takes.
+/// Weights to be packed.
+pub trait WeightSource<W> {
+    /// The weights of an output channel from element `start` of a run on, as many as `room` holds; there or elsewhere.
+    fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [W]) -> &'b [W];
+}
+
+impl<W: Copy> WeightSource<W> for Weights<'_, W> {
+    fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [W]) -> &'b [W] {
+        Weights::take(self, channel, run, start, room)
+    }
+}
+
+/// Weights that a function of channel, run and element gives.
+struct Gather<F>(F);
+
+impl<W, F: Fn(usize, usize, usize) -> W> WeightSource<W> for Gather<F> {
+    fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [W]) -> &'b [W] {
+        room.iter_mut().enumerate().for_each(|(i, w)| *w = (self.0)(channel, run, start + i));
+        room
+    }
+}
+
+/// Packs weights into [`packed_bytes`] of zeros.
 ///
 /// # Panics
 ///
@@ -241,14 +260,14 @@ pub fn pack_weights_into<W: Weight>(
     runs: usize,
     run_len: usize,
     bytes: &mut [u8],
-    weights: impl Fn(usize, usize, usize, &mut [W]),
+    weights: &impl WeightSource<W>,
 ) {
     assert_eq!(W::PRODUCT, format.product, "weights of another product");
     assert_eq!(bytes.len(), packed_bytes(format, channels.len(), runs, run_len), "bytes of other weights");
     let step = format.product.group();
     let group_bytes = 4 * format.panel;
     let run_bytes = format.run_groups(run_len) * group_bytes;
-    let mut taken = [W::default(); 4 * GROUPS_AT_ONCE];
+    let mut room = [W::default(); 4 * GROUPS_AT_ONCE];
     let mut rest = bytes;
     for first in channels.clone().step_by(format.panel) {
         let columns: Vec<(usize, usize)> = (0..format.panel)
@@ -262,10 +281,9 @@ pub fn pack_weights_into<W: Weight>(
                 .step_by(step * GROUPS_AT_ONCE)
                 .zip(of_run.chunks_mut(GROUPS_AT_ONCE * group_bytes))
             {
-                let taken = &mut taken[..(run_len - start).min(step * GROUPS_AT_ONCE)];
+                let room = &mut room[..(run_len - start).min(step * GROUPS_AT_ONCE)];
                 for &(column, channel) in &columns {
-                    weights(channel, run, start, taken);
-                    W::put(format, groups, column, taken);
+                    W::put(format, groups, column, weights.take(channel, run, start, room));
                 }
             }
         }

@@ -15,7 +15,7 @@ mod resample;
 mod shape;
 
 use crate::{
-    CodegenError, Options,
+    CodegenError, Options, Release,
     dense::{
         Problem, asm,
         choose::{self, Cut, Tiling},
@@ -36,7 +36,7 @@ use crate::{
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
 use product::IntegerProducts;
-use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
+use qcc_ir::{Device, Graph, NodeId, Op, OpError, Tensor, TensorType, ValueId};
 use rayon::Scope;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -207,6 +207,20 @@ pub(crate) struct Lowering<'w, 's> {
 pub(crate) struct PendingStep {
     pub(crate) step: Step,
     pub(crate) code: PendingCode,
+}
+
+/// A constant that is still being packed.
+struct Unpacked<'s> {
+    release: &'s Option<Release>,
+    constant: &'s Tensor,
+}
+
+impl Drop for Unpacked<'_> {
+    fn drop(&mut self) {
+        if let Some(release) = self.release {
+            release.call(self.constant.bytes());
+        }
+    }
 }
 
 /// What a step runs.
@@ -394,6 +408,7 @@ impl<'w, 's> Lowering<'w, 's> {
         match self.graph.constant_value(root) {
             Some(tensor) if is_constant(self.graph, root) => {
                 let offset = self.weights.add(tensor.bytes(), 64)?;
+                drop(Unpacked { release: &self.options.release, constant: tensor });
                 self.constants.insert(root, offset);
                 Ok(Location::Weights(offset))
             }
@@ -420,17 +435,19 @@ impl<'w, 's> Lowering<'w, 's> {
         self.weights.add(bytes, align)
     }
 
-    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](pack::ALIGN), and has them written:
-    /// `write(i, part)`, on any thread. The parts are zeros before. Their offsets.
+    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](pack::ALIGN), and has them written from
+    /// this constant: `write(i, part)`, on any thread. The parts are zeros before. Their offsets.
     pub(crate) fn packed(
         &mut self,
+        constant: &'s Tensor,
         sizes: &[usize],
         write: impl Fn(usize, &mut [u8]) + Send + Sync + 's,
     ) -> Result<Vec<u32>, CodegenError> {
         let lengths = sizes.iter().map(|n| n.next_multiple_of(pack::ALIGN));
         let (first, mut rest) = self.weights.reserve(lengths.clone().sum(), pack::ALIGN)?;
         let (mut offsets, mut at) = (Vec::with_capacity(sizes.len()), first);
-        let write = Arc::new(write);
+        // Released when the last part is written.
+        let write = Arc::new((write, Unpacked { release: &self.options.release, constant }));
         let (mut together, mut bytes) = (Vec::new(), 0);
         for (i, (length, &size)) in lengths.zip(sizes).enumerate() {
             let (part, behind) = rest.split_at_mut(length);
@@ -442,10 +459,10 @@ impl<'w, 's> Lowering<'w, 's> {
             if bytes >= WORTH_THREADS {
                 let (parts, write) = (std::mem::take(&mut together), write.clone());
                 bytes = 0;
-                self.workers.spawn(move |_| parts.into_iter().for_each(|(i, part)| write(i, part)));
+                self.workers.spawn(move |_| parts.into_iter().for_each(|(i, part)| (write.0)(i, part)));
             }
         }
-        together.into_iter().for_each(|(i, part)| write(i, part));
+        together.into_iter().for_each(|(i, part)| (write.0)(i, part));
         Ok(offsets)
     }
 

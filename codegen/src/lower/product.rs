@@ -6,7 +6,7 @@ use crate::{
     dense::{
         Problem, WeightOrder, Weights,
         depthwise::{self, Taps},
-        driver::{self, Coefficients, Operands},
+        driver::{self, Coefficients, Elements, Operands, Starts},
         pad::{self, Border},
         spec::{Epilogue, Product},
         strip::Strips,
@@ -223,13 +223,13 @@ pub(super) fn lower(
     let r = parts.extras.residual_location(cx, node)?;
     let y = cx.result_view(node)?.location;
     let operands = Operands { a, y, r, w: None };
-    let weights = constant(cx.graph, node, 1).map_err(|e| cx.refuse(node, e))?;
+    let tensor = constant(cx.graph, node, 1).map_err(|e| cx.refuse(node, e))?;
     let (order, run) = (parts.order, problem.run);
     let work = cx.work(node);
     let refuse = |cx: &Lowering, e: TensorError| cx.refuse(node, e.into());
     match problem.product {
         Product::U8S8 => {
-            let elements = weights.as_slice::<i8>().map_err(|e| refuse(cx, e))?;
+            let elements = tensor.as_slice::<i8>().map_err(|e| refuse(cx, e))?;
             let own = match cx.products.get(&node) {
                 Some(Ok(own)) => own,
                 Some(Err(e)) => return Err(cx.refuse(node, e.clone())),
@@ -239,19 +239,21 @@ pub(super) fn lower(
                 true => Epilogue::PackOnly,
                 false => Epilogue::Requantize(&own.requantizer),
             };
-            let weights = Weights { elements, order, run };
-            let coefficients = Coefficients::Codes(weights, &own.starts, own.reach);
+            let weights = Elements::Codes(Weights { elements, order, run });
+            let starts = Starts::Codes(&own.starts, own.reach);
+            let coefficients = Coefficients { tensor, weights, starts };
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
         Product::F32 => {
-            let elements = weights.as_slice::<f32>().map_err(|e| refuse(cx, e))?;
+            let elements = tensor.as_slice::<f32>().map_err(|e| refuse(cx, e))?;
             let bias = parts.extras.bias.map(|slot| constant(cx.graph, node, slot)).transpose();
             let bias = bias.map_err(|e| cx.refuse(node, e))?;
             let bias = bias.map(|b| b.as_slice::<f32>()).transpose().map_err(|e| refuse(cx, e))?;
             let channels = problem.groups * problem.channels;
             let starts = bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec);
             let epilogue = Epilogue::Float { clamp: parts.clamp, residual: r.is_some() };
-            let coefficients = Coefficients::Floats(Weights { elements, order, run }, &starts);
+            let weights = Elements::Floats(Weights { elements, order, run });
+            let coefficients = Coefficients { tensor, weights, starts: Starts::Floats(&starts) };
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     dense::{
         WeightOrder, Weights,
         pack::{pack_bias, pack_params, pack_weights},
-        spec::{Prefetch, SLACK},
+        spec::{Epilogue, Prefetch, SLACK},
         strip::{self, Axis, StripSpec, Strips},
     },
     executable::Executable,
