@@ -1,7 +1,7 @@
 //! The one block of read-only data of a model: packed weights, tables, parameters.
 
 use crate::{CodegenError, dense::spec::SLACK, memory::Memory};
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A block under construction. Its parts belong to who reserved them, so that threads can write them.
@@ -11,41 +11,54 @@ pub(crate) struct WeightBlock<'m> {
     len: usize,
     /// Whether a part did not fit.
     outgrown: bool,
-    /// Small parts by hash; only ever looked up, so that hash order shows nowhere.
-    parts: HashMap<u64, Vec<(u32, &'m [u8])>>,
+    /// Parts that were added, by hash; only ever looked up, so that hash order shows nowhere.
+    parts: HashMap<u64, Vec<(u32, Arc<[u8]>)>>,
+}
+
+/// A part that is still zeros, and what belongs there.
+///
+/// To write it takes memory for all around it, in huge pages: that is left to who packs the weights next to it, so that
+/// the block takes memory only as constants give theirs back.
+pub(crate) struct Unwritten<'m> {
+    part: &'m mut [u8],
+    bytes: Arc<[u8]>,
+}
+
+impl Unwritten<'_> {
+    /// Writes it.
+    pub(crate) fn write(self) {
+        self.part.copy_from_slice(&self.bytes);
+    }
 }
 
 /// Largest block: offsets have 32 bits.
 pub(crate) const MAX_WEIGHT_BYTES: usize = u32::MAX as usize;
-/// Parts up to this size are stored once: tables and constants repeat, packed weights do not.
-const SMALL: usize = 64 << 10;
-
 impl<'m> WeightBlock<'m> {
     /// A block in this memory, which is all zeros and begins on a cache line.
     pub(crate) fn new(memory: &'m mut [u8]) -> WeightBlock<'m> {
         WeightBlock { free: memory, len: 0, outgrown: false, parts: HashMap::new() }
     }
 
-    /// Offset of a part with these bytes, aligned to `align` (a power of two, at most 64). Small equal parts are one.
-    pub(crate) fn add(&mut self, bytes: &[u8], align: usize) -> Result<u32, CodegenError> {
-        if bytes.len() > SMALL {
-            let (offset, part) = self.reserve(bytes.len(), align)?;
-            part.copy_from_slice(bytes);
-            return Ok(offset);
-        }
+    /// Offset of a part with these bytes, aligned to `align` (a power of two, at most 64). Equal parts are one: only the
+    /// first time there is something to be written.
+    pub(crate) fn add(
+        &mut self,
+        bytes: &[u8],
+        align: usize,
+    ) -> Result<(u32, Option<Unwritten<'m>>), CodegenError> {
         let hash = xxh3_64(bytes);
-        for &(offset, part) in self.parts.get(&hash).into_iter().flatten() {
-            if (offset as usize).is_multiple_of(align) && part == bytes {
-                return Ok(offset);
+        for (offset, part) in self.parts.get(&hash).into_iter().flatten() {
+            if (*offset as usize).is_multiple_of(align) && **part == *bytes {
+                return Ok((*offset, None));
             }
         }
         let (offset, part) = self.reserve(bytes.len(), align)?;
-        part.copy_from_slice(bytes);
-        self.parts.entry(hash).or_default().push((offset, part));
-        Ok(offset)
+        let bytes: Arc<[u8]> = bytes.into();
+        self.parts.entry(hash).or_default().push((offset, bytes.clone()));
+        Ok((offset, Some(Unwritten { part, bytes })))
     }
 
-    /// Offset of a new part of zeros, aligned likewise, and the part, to be written in place.
+    /// Offset of a new part of zeros, aligned likewise, and the part, to be written by the caller.
     ///
     /// # Errors
     /// Where the memory is used up: see [`is_outgrown`](Self::is_outgrown).
@@ -114,10 +127,12 @@ mod tests {
         let mut memory = vec![0; 1 << 20];
         let mut block = WeightBlock::new(&mut memory);
         let parts: Vec<Vec<u8>> = (0..40u8).map(|i| vec![i; 500 * usize::from(i)]).collect();
-        let at: Vec<u32> = parts.iter().map(|p| block.add(p, 64).unwrap()).collect();
-        let again: Vec<u32> = parts.iter().map(|p| block.add(p, 64).unwrap()).collect();
-        assert_eq!(at, again, "equal small parts are one");
+        let (at, unwritten): (Vec<u32>, Vec<_>) = parts.iter().map(|p| block.add(p, 64).unwrap()).unzip();
+        for (part, at) in parts.iter().zip(&at) {
+            assert!(matches!(block.add(part, 64), Ok((same, None)) if same == *at), "equal parts are one");
+        }
         let len = block.len();
+        unwritten.into_iter().flatten().for_each(Unwritten::write);
         for (part, at) in parts.iter().zip(at) {
             assert!(at.is_multiple_of(64));
             assert_eq!(memory[at as usize..][..part.len()], part[..]);

@@ -47,6 +47,9 @@ use std::{
 /// Bytes that are worth another thread's waking to be packed.
 const WORTH_THREADS: usize = 16 << 10;
 
+/// Constants of fewer bytes are compared, and equal ones are stored once: tables repeat, large weights do not.
+const SMALL: usize = (64 << 10) + 1;
+
 /// How one op is lowered.
 pub(crate) struct Lowerer {
     /// Whether this node can be emitted, or why not. Must be the whole truth, but for requantizations that cannot be
@@ -188,6 +191,9 @@ pub(crate) struct Lowering<'w, 's> {
     /// The constants of integer products.
     pub(crate) products: &'s IntegerProducts,
     constants: BTreeMap<ValueId, u32>,
+    /// Writes to the weights that no worker has got yet, and how many bytes they write.
+    writes: Vec<Box<dyn FnOnce() + Send + 's>>,
+    write_bytes: usize,
     steps: Vec<PendingStep>,
     /// The node whose steps are being emitted.
     node: Option<NodeId>,
@@ -304,6 +310,8 @@ impl<'w, 's> Lowering<'w, 's> {
             weights,
             products,
             constants: BTreeMap::new(),
+            writes: Vec::new(),
+            write_bytes: 0,
             steps: Vec::new(),
             node: None,
             scratch_used: 0,
@@ -323,6 +331,7 @@ impl<'w, 's> Lowering<'w, 's> {
         let mut lowered = order.into_iter().try_for_each(|node| self.lower_node(node));
         let copies = self.plan.output_copies.clone();
         lowered = lowered.and_then(|()| copies.into_iter().try_for_each(|output| self.copy_output(output)));
+        self.flush();
         let arena_bytes = self.plan.arena_bytes + self.scratch_bytes;
         match lowered.and_then(|()| check_arena(arena_bytes)) {
             Ok(()) => Ok((self.code.into_functions(), self.weights.len(), self.steps, arena_bytes)),
@@ -407,8 +416,10 @@ impl<'w, 's> Lowering<'w, 's> {
         }
         match self.graph.constant_value(root) {
             Some(tensor) if is_constant(self.graph, root) => {
-                let offset = self.weights.add(tensor.bytes(), 64)?;
-                drop(Unpacked { release: &self.options.release, constant: tensor });
+                let offset = match tensor.bytes().len() {
+                    0..SMALL => self.weights(tensor.bytes(), 64)?,
+                    size => self.packed(tensor, &[size], |_, part| part.copy_from_slice(tensor.bytes()))?[0],
+                };
                 self.constants.insert(root, offset);
                 Ok(Location::Weights(offset))
             }
@@ -432,7 +443,27 @@ impl<'w, 's> Lowering<'w, 's> {
 
     /// Puts read-only bytes into the weights, aligned to `align` (a power of two, at most 64); equal parts are shared.
     pub(crate) fn weights(&mut self, bytes: &[u8], align: usize) -> Result<u32, CodegenError> {
-        self.weights.add(bytes, align)
+        let (offset, unwritten) = self.weights.add(bytes, align)?;
+        if let Some(unwritten) = unwritten {
+            self.write(bytes.len(), move || unwritten.write());
+        }
+        Ok(offset)
+    }
+
+    /// Has so many bytes of the weights written, on any thread.
+    fn write(&mut self, bytes: usize, write: impl FnOnce() + Send + 's) {
+        self.writes.push(Box::new(write));
+        self.write_bytes += bytes;
+        if self.write_bytes >= WORTH_THREADS {
+            self.flush();
+        }
+    }
+
+    /// Hands what is to be written to the workers.
+    fn flush(&mut self) {
+        let writes = std::mem::take(&mut self.writes);
+        self.write_bytes = 0;
+        self.workers.spawn(move |_| writes.into_iter().for_each(|write| write()));
     }
 
     /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](pack::ALIGN), and has them written from
@@ -448,21 +479,14 @@ impl<'w, 's> Lowering<'w, 's> {
         let (mut offsets, mut at) = (Vec::with_capacity(sizes.len()), first);
         // Released when the last part is written.
         let write = Arc::new((write, Unpacked { release: &self.options.release, constant }));
-        let (mut together, mut bytes) = (Vec::new(), 0);
         for (i, (length, &size)) in lengths.zip(sizes).enumerate() {
             let (part, behind) = rest.split_at_mut(length);
             rest = behind;
             offsets.push(at);
             at += length as u32;
-            together.push((i, &mut part[..size]));
-            bytes += size;
-            if bytes >= WORTH_THREADS {
-                let (parts, write) = (std::mem::take(&mut together), write.clone());
-                bytes = 0;
-                self.workers.spawn(move |_| parts.into_iter().for_each(|(i, part)| (write.0)(i, part)));
-            }
+            let write = write.clone();
+            self.write(size, move || (write.0)(i, &mut part[..size]));
         }
-        together.into_iter().for_each(|(i, part)| (write.0)(i, part));
         Ok(offsets)
     }
 
