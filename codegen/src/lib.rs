@@ -24,6 +24,7 @@ mod model;
 mod module;
 mod parallel;
 mod plan;
+mod times;
 mod weights;
 
 pub use dense::choose::{Order, ParseTilingError, Tiling};
@@ -32,6 +33,7 @@ pub use lower::capability;
 pub use model::{CompiledModel, Execution, ListingKind, Options, Release, Step, Work, assemble, compile};
 pub use parallel::{Parallel, Serial};
 pub use tier::{TIERS, Tier};
+pub use times::CompileTimes;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 //! independent of each other: threads split the range. Two steps never overlap.
 
 use crate::{
-    CodegenError, Tier,
+    CodegenError, CompileTimes, Tier,
     dense::{
         choose::Tiling,
         driver::Operands,
@@ -205,6 +205,7 @@ pub struct CompiledModel {
     pub(crate) weights: Weights,
     tier: &'static Tier,
     pub(crate) code: Code,
+    times: CompileTimes,
 }
 
 /// Compiles a graph at `Stage::Placed`.
@@ -217,7 +218,8 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
     if !options.tier.is_available() {
         return Err(CodegenError::TierUnavailable { tier: options.tier.name });
     }
-    let Lowered { code, weights, steps, arena_bytes, .. } = lower::lower(graph, options)?;
+    let Lowered { code, weights, steps, arena_bytes, times } = lower::lower(graph, options)?;
+    let start = Instant::now();
     let (code, entry_of) = code.seal()?;
     let steps = steps.into_iter().map(|p| match p.code {
         PendingCode::Interpreter => p.step,
@@ -240,6 +242,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
         weights,
         tier: options.tier,
         code,
+        times: CompileTimes { sealing: start.elapsed(), ..times },
     })
 }
 
@@ -318,6 +321,11 @@ impl CompiledModel {
     /// Bytes of machine code.
     pub fn code_bytes(&self) -> usize {
         self.code.bytes()
+    }
+
+    /// Where the time of the compilation went.
+    pub fn times(&self) -> CompileTimes {
+        self.times
     }
 
     /// The tier that the code is for.

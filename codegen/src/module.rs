@@ -4,7 +4,7 @@
 //! are placed in one mapping, in the order of their definition, so that the same bytes come out whoever made them. The
 //! mapping is writable until it is sealed by [`Functions::seal`] and executable afterwards, never both.
 
-use crate::{CodegenError, Tier};
+use crate::{CodegenError, Tier, times::ThreadTime};
 use cranelift_codegen::{
     Context,
     control::ControlPlane,
@@ -117,6 +117,8 @@ pub(crate) struct Functions {
 /// The code of a model under construction, for the time in which `workers` make it.
 pub(crate) struct CodeBuilder<'w, 's> {
     workers: &'w Scope<'s>,
+    /// What making code takes.
+    time: &'s ThreadTime,
     functions: Functions,
     frontend: FunctionBuilderContext,
 }
@@ -178,11 +180,13 @@ impl<'w, 's> CodeBuilder<'w, 's> {
         tier: &Tier,
         keep_texts: bool,
         workers: &'w Scope<'s>,
+        time: &'s ThreadTime,
     ) -> Result<CodeBuilder<'w, 's>, CodegenError> {
         let target =
             Target { driver: isa(tier, FunctionKind::Driver)?, tile: isa(tier, FunctionKind::Tile)? };
         Ok(CodeBuilder {
             workers,
+            time,
             functions: Functions { target: Arc::new(target), defined: Vec::new(), keep_texts },
             frontend: FunctionBuilderContext::new(),
         })
@@ -199,10 +203,10 @@ impl<'w, 's> CodeBuilder<'w, 's> {
     ) -> FuncId {
         let id = FuncId::from_u32(self.functions.defined.len() as u32);
         let machine = Arc::new(OnceLock::new());
-        let made = machine.clone();
+        let (made, time) = (machine.clone(), self.time);
         self.workers.spawn(move |_| {
             // Nobody else sets it.
-            let _ = made.set(make());
+            let _ = made.set(time.of(make));
         });
         self.functions.defined.push(Defined { name: name.into(), parameters, clif, is_assembled, machine });
         id

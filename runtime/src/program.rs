@@ -9,7 +9,10 @@ use qcc_codegen::Release;
 use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
 use qcc_passes::{Calibrator, Precision};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// A model after the passes: quantized, laid out and placed, but not yet machine code. It runs on every tier.
 #[derive(Clone)]
@@ -20,6 +23,18 @@ pub struct Program {
     tunings: Vec<Tuning>,
     /// The file that the constants are mapped from.
     source: Option<Source>,
+    times: Option<FileTimes>,
+}
+
+/// Times of reading a `.qcc` file, which follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileTimes {
+    /// Mapping it and comparing its checksums, on all threads.
+    pub check: Duration,
+    /// Making the graph of its record, with all types inferred anew.
+    pub graph: Duration,
+    /// Verifying the graph.
+    pub verify: Duration,
 }
 
 /// How a program was made.
@@ -105,7 +120,7 @@ struct Record {
 
 impl Program {
     pub(crate) fn new(graph: Graph, info: ProgramInfo) -> Program {
-        Program { graph, info, tunings: Vec::new(), source: None }
+        Program { graph, info, tunings: Vec::new(), source: None, times: None }
     }
 
     /// The program with these tilings for their tier, and no others for it.
@@ -121,6 +136,11 @@ impl Program {
     /// What [`tune`](crate::tune) found, by the name of the tier.
     pub fn tunings(&self) -> &[Tuning] {
         &self.tunings
+    }
+
+    /// What reading it from a file took; `None` where it is not from one.
+    pub fn file_times(&self) -> Option<FileTimes> {
+        self.times
     }
 
     /// Whom to tell of constants that have been packed; `None` where their memory cannot be given back.
@@ -169,11 +189,16 @@ impl Program {
     /// Where the file is not a `.qcc` file of this version, or is damaged in any way.
     pub fn load(path: &Path) -> Result<Program, ProgramError> {
         let failed = |source| ProgramError { path: path.display().to_string(), source };
+        let start = Instant::now();
         let contents = container::open(path).map_err(failed)?;
-        Program::of(contents).map_err(failed)
+        let check = start.elapsed();
+        let (program, verify) = Program::of(contents).map_err(failed)?;
+        let graph = start.elapsed() - check - verify;
+        Ok(Program { times: Some(FileTimes { check, graph, verify }), ..program })
     }
 
-    fn of(contents: container::Contents) -> Result<Program, ContainerError> {
+    /// The program, and what verifying its graph took.
+    fn of(contents: container::Contents) -> Result<(Program, Duration), ContainerError> {
         let malformed = |e: &dyn std::fmt::Display| ContainerError::Malformed(e.to_string());
         let (record, rest): (Record, &[u8]) =
             postcard::take_from_bytes(&contents.record).map_err(|e| malformed(&e))?;
@@ -191,9 +216,12 @@ impl Program {
         if graph.stage != Stage::Placed {
             return Err(malformed(&format!("a graph at stage {}", graph.stage)));
         }
+        let start = Instant::now();
         qcc_ir::verify(&graph).map_err(|e| malformed(&e))?;
+        let verify = start.elapsed();
         record.tunings.iter().try_for_each(Tuning::check).map_err(|e| malformed(&e))?;
-        Ok(Program { graph, info: record.info, tunings: record.tunings, source: contents.source })
+        let Record { info, tunings, .. } = record;
+        Ok((Program { graph, info, tunings, source: contents.source, times: None }, verify))
     }
 }
 
@@ -242,7 +270,7 @@ mod tests {
             record[at] ^= 1 << (i % 8);
             let contents = container::Contents { record: record.into(), blobs: blobs.clone(), source: None };
             match Program::of(contents) {
-                Ok(program) => drop(program.jit(&crate::JitOptions::new(choose_tier(None).unwrap()))),
+                Ok((program, _)) => drop(program.jit(&crate::JitOptions::new(choose_tier(None).unwrap()))),
                 Err(_) => refused += 1,
             }
         }
@@ -304,7 +332,7 @@ mod tests {
             let tuned =
                 program.clone().with_tuning(Tuning { tier: choose_tier(None).unwrap().name.into(), tilings });
             let (record, blobs) = tuned.encode().unwrap();
-            let read =
+            let (read, _) =
                 Program::of(container::Contents { record: record.into(), blobs, source: None }).unwrap();
             assert_eq!(logits(&read), expected, "{layer} {tiling}");
         }

@@ -31,6 +31,7 @@ use crate::{
     module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
     tier::Isa,
+    times::{CompileTimes, ThreadTime},
     weights::{MAX_WEIGHT_BYTES, WeightBlock, Weights},
 };
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -42,6 +43,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// Bytes that are worth another thread's waking to be packed.
@@ -190,6 +192,8 @@ pub(crate) struct Lowering<'w, 's> {
     weights: WeightBlock<'s>,
     /// The constants of integer products.
     pub(crate) products: &'s IntegerProducts,
+    /// What writing weights takes.
+    packing: &'s ThreadTime,
     constants: BTreeMap<ValueId, u32>,
     /// Writes to the weights that no worker has got yet, and how many bytes they write.
     writes: Vec<Box<dyn FnOnce() + Send + 's>>,
@@ -245,6 +249,7 @@ pub(crate) struct Lowered {
     pub(crate) weights: Weights,
     pub(crate) steps: Vec<PendingStep>,
     pub(crate) arena_bytes: u64,
+    pub(crate) times: CompileTimes,
 }
 
 /// Lowers every node of a placed graph.
@@ -263,18 +268,32 @@ fn lower_within(
     constant_bytes: usize,
     mut room: usize,
 ) -> Result<Lowered, CodegenError> {
+    let start = Instant::now();
     let products = product::integer_products(graph);
+    let constants = start.elapsed();
+    let (packing, generating) = (ThreadTime::default(), ThreadTime::default());
     loop {
         let mut memory = Memory::zeroed(room)?;
         let block = WeightBlock::new(memory.bytes_mut());
+        let begin = Instant::now();
+        let mut lowering = Duration::ZERO;
         let lowered = rayon::in_place_scope(|workers| {
-            let cx = Lowering::new(graph, options, constant_bytes, &products, block, workers);
-            cx.map_err(|e| (e, false))?.lower_all()
+            let code = CodeBuilder::new(options.tier, options.listing, workers, &generating);
+            let cx = code.and_then(|code| {
+                Lowering::new(graph, options, constant_bytes, &products, (block, &packing), (code, workers))
+            });
+            let lowered = cx.map_err(|e| (e, false))?.lower_all();
+            lowering = begin.elapsed();
+            lowered
         });
+        let waiting = begin.elapsed() - lowering;
         match lowered {
             Ok((code, weights, steps, arena_bytes)) => {
                 let weights = Weights::new(memory, weights);
-                return Ok(Lowered { code, weights, steps, arena_bytes });
+                let (packing, generating) = (packing.sum(), generating.sum());
+                let sealing = Duration::ZERO;
+                let times = CompileTimes { constants, lowering, waiting, sealing, packing, generating };
+                return Ok(Lowered { code, weights, steps, arena_bytes, times });
             }
             Err((_, true)) if room < MAX_WEIGHT_BYTES => room = room.saturating_mul(2).min(MAX_WEIGHT_BYTES),
             Err((error, _)) => return Err(error),
@@ -298,17 +317,18 @@ impl<'w, 's> Lowering<'w, 's> {
         options: &'s Options,
         constant_bytes: usize,
         products: &'s IntegerProducts,
-        weights: WeightBlock<'s>,
-        workers: &'w Scope<'s>,
+        (weights, packing): (WeightBlock<'s>, &'s ThreadTime),
+        (code, workers): (CodeBuilder<'w, 's>, &'w Scope<'s>),
     ) -> Result<Lowering<'w, 's>, CodegenError> {
         Ok(Lowering {
             graph,
             options,
             plan: Plan::new(graph)?,
             workers,
-            code: CodeBuilder::new(options.tier, options.listing, workers)?,
+            code,
             weights,
             products,
+            packing,
             constants: BTreeMap::new(),
             writes: Vec::new(),
             write_bytes: 0,
@@ -463,7 +483,8 @@ impl<'w, 's> Lowering<'w, 's> {
     fn flush(&mut self) {
         let writes = std::mem::take(&mut self.writes);
         self.write_bytes = 0;
-        self.workers.spawn(move |_| writes.into_iter().for_each(|write| write()));
+        let packing = self.packing;
+        self.workers.spawn(move |_| packing.of(|| writes.into_iter().for_each(|write| write())));
     }
 
     /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](pack::ALIGN), and has them written from
