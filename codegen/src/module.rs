@@ -21,7 +21,7 @@ use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, ModuleRelocTarget};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 use rayon::Scope;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt::{Display, Write},
     sync::{Arc, Mutex, OnceLock},
 };
@@ -289,7 +289,7 @@ impl Functions {
         let mut module = JITModule::new(builder);
         // By number of the definition, the function in the module.
         let mut placed: Vec<FuncId> = Vec::with_capacity(self.defined.len());
-        let (mut names, mut assembled) = (BTreeSet::new(), HashMap::new());
+        let (mut names, mut assembled) = (BTreeSet::new(), BTreeMap::new());
         let (mut bytes, mut texts) = (0, Vec::new());
         for function in &self.defined {
             let machine = match function.machine.get() {

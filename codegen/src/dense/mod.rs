@@ -96,17 +96,22 @@ pub(crate) struct Weights<'a, T> {
 }
 
 impl<T: Copy> Weights<'_, T> {
+    /// The weights of an output channel, as they lie: of one input, tap after tap.
+    pub(crate) fn of_channel(&self, channel: usize) -> &[T] {
+        &self.elements[channel * self.order.channel..]
+    }
+
     /// The weight of an output channel at element i of a run.
     pub(crate) fn at(&self, channel: usize, run: usize, i: usize) -> T {
         let (tap, input) = self.order.split(run * self.run + i);
-        self.elements[channel * self.order.channel + tap + input * self.order.input]
+        self.of_channel(channel)[tap + input * self.order.input]
     }
 
     /// The weights of an output channel from element `start` of a run on, as many as `room` holds: where they lie, or
     /// brought together there.
     pub(crate) fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [T]) -> &'b [T] {
         let (order, mut k) = (self.order, run * self.run + start);
-        let of_channel = &self.elements[channel * order.channel..];
+        let of_channel = self.of_channel(channel);
         if order.is_contiguous() {
             return &of_channel[k..][..room.len()];
         }

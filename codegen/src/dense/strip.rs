@@ -191,15 +191,19 @@ impl StripSpec {
             Product::U8S8 => Header::pack(zero_point, self.rows_at_once()),
             Product::F32 => Vec::new(),
         };
+        let channels: Vec<usize> = (0..self.panel).map(|column| format.channel_of_column(column)).collect();
+        let at_once = self.rows_at_once();
         for at in self.weight_vectors() {
-            for lane in 0..format.lanes() {
-                let channel = format.channel_of_column(at.vector * format.lanes() + lane);
-                for slot in 0..self.rows_at_once() {
-                    let tap = groups[at.group].get(slot).and_then(|&row| self.window[0].tap(at.row, row));
-                    let weight = tap
-                        .filter(|_| channel < self.columns)
-                        .map(|tap| weights.at(first + channel, tap * self.window[1].taps + at.col, 0).into());
-                    StripWeight::put(weight, self.rows_at_once(), &mut bytes);
+            let tap = |slot: usize| {
+                let row = *groups[at.group].get(slot)?;
+                Some(self.window[0].tap(at.row, row)? * self.window[1].taps + at.col)
+            };
+            let taps: [Option<usize>; MAX_AT_ONCE] = std::array::from_fn(tap);
+            for &channel in &channels[at.vector * format.lanes()..][..format.lanes()] {
+                let of_channel = weights.of_channel(first + channel.min(self.columns - 1));
+                for tap in &taps[..at_once] {
+                    let weight = tap.filter(|_| channel < self.columns).map(|tap| of_channel[tap].into());
+                    StripWeight::put(weight, at_once, &mut bytes);
                 }
             }
         }
@@ -266,6 +270,9 @@ impl Header {
         bytes
     }
 }
+
+/// The most rows of taps that one multiplication takes.
+const MAX_AT_ONCE: usize = 4;
 
 fn rows_at_once(product: Product, isa: Isa) -> usize {
     match (product, isa) {
