@@ -94,10 +94,10 @@ pub struct Work {
 }
 
 impl Work {
-    /// Roughly how long it takes on one thread, of a tier that multiplies at this rate: only the order of magnitude
-    /// matters. What is read and written comes from a near cache, at 32 bytes a nanosecond.
-    fn nanoseconds(&self, macs_per_nanosecond: u64) -> u64 {
-        self.macs / macs_per_nanosecond + (self.bytes_read + self.bytes_written) / 32
+    /// Roughly how long it takes on one thread, at so many multiply-accumulates a nanosecond. What is read and written
+    /// comes from a near cache, at 100 bytes a nanosecond.
+    pub(crate) fn nanoseconds(&self, macs_per_nanosecond: u64) -> f64 {
+        self.macs as f64 / macs_per_nanosecond as f64 + (self.bytes_read + self.bytes_written) as f64 / 100.0
     }
 }
 
@@ -135,7 +135,9 @@ pub struct Step {
     /// Name of the kernel; `interpreter` where it is interpreted.
     pub kernel: String,
     /// Parts of the units that are worth threads of their own.
-    most_parts: u64,
+    pub(crate) most_parts: u64,
+    /// Roughly how long it takes on one thread.
+    pub(crate) nanoseconds: f64,
     /// Ways to cut the step into tiles, the one that the model of the CPU finds best first; empty where there is nothing
     /// to choose. [`Options::tilings`] asks for one.
     pub tilings: Vec<Tiling>,
@@ -143,14 +145,14 @@ pub struct Step {
 }
 
 impl Step {
-    /// A step of generated code for a tier that multiplies at this rate.
+    /// A step of generated code that takes about so long. Threads do not share it, unless somebody finds that worth it.
     pub(crate) fn new(
         graph: &Graph,
         node: NodeId,
         kernel: &str,
         units: u64,
         work: Work,
-        macs_per_nanosecond: u64,
+        nanoseconds: f64,
     ) -> Step {
         let n = graph.node(node);
         Step {
@@ -161,7 +163,8 @@ impl Step {
             units,
             work,
             kernel: kernel.into(),
-            most_parts: (work.nanoseconds(macs_per_nanosecond) / THREAD_GRAIN).min(units),
+            most_parts: 1,
+            nanoseconds,
             tilings: Vec::new(),
             action: Action::Pending,
         }
@@ -174,7 +177,7 @@ impl Step {
         results: Vec<Location>,
         work: Work,
     ) -> Step {
-        let mut step = Step::new(graph, node, "interpreter", 1, work, 1);
+        let mut step = Step::new(graph, node, "interpreter", 1, work, work.nanoseconds(1));
         if let Some(op) = graph.op(node) {
             let types = graph.operands(node).into_iter().map(|v| graph.ty(v).clone());
             step.action = Action::Interpret(Box::new(Interpretation {
@@ -379,11 +382,6 @@ impl Shared<'_> {
     }
 }
 
-/// Work that is worth handing to another thread, in nanoseconds: handing over takes one or two microseconds, and as much
-/// again is lost because what the other core wrote has to come from it in the next step. Tests have small tensors and
-/// split all steps.
-const THREAD_GRAIN: u64 = if cfg!(test) { 1 } else { 4_000 };
-
 impl Execution {
     /// An execution with its own arena, all zeros.
     pub fn new(model: Arc<CompiledModel>) -> Execution {
@@ -425,11 +423,12 @@ impl Execution {
             let start = profile.is_some().then(Instant::now);
             match &step.action {
                 Action::Pending => {}
-                Action::Call(entry) => {
-                    split(&ctx, step, pool, &|ctx, begin, end| entry(ctx, begin, end));
-                }
-                Action::Walk(walk) => split(&ctx, step, pool, &|ctx, begin, end| {
-                    walk.run(&bases(ctx, &walk.operands, inputs.len()), begin, end);
+                Action::Call(entry) => share(&ctx, step, pool, &|ctx, part, parts| {
+                    let bound = |p: usize| (p as u128 * u128::from(step.units) / parts as u128) as u64;
+                    entry(ctx, bound(part), bound(part + 1));
+                }),
+                Action::Walk(walk) => share(&ctx, step, pool, &|ctx, part, parts| {
+                    walk.run(&bases(ctx, &walk.operands, inputs.len()), part, parts);
                 }),
                 Action::Interpret(op) => op.run(step, &ctx, inputs.len())?,
             }
@@ -465,17 +464,14 @@ impl Execution {
     }
 }
 
-/// Calls `f(ctx, begin, end)` for ranges that cover the step's units, on as many threads as are worth their waking.
-fn split(ctx: &Ctx, step: &Step, pool: &dyn Parallel, f: &(dyn Fn(&Ctx, u64, u64) + Sync)) {
-    let parts = step.most_parts.min(pool.threads() as u64);
+/// Calls `f(ctx, part, parts)` for the parts of a step, on as many threads as are worth their waking.
+fn share(ctx: &Ctx, step: &Step, pool: &dyn Parallel, f: &(dyn Fn(&Ctx, usize, usize) + Sync)) {
+    let parts = step.most_parts.min(pool.threads() as u64) as usize;
     if parts < 2 {
-        return f(ctx, 0, step.units);
+        return f(ctx, 0, 1);
     }
     let shared = Shared(ctx);
-    pool.run(parts as usize, &|part| {
-        let bound = |p: u64| (u128::from(p) * u128::from(step.units) / u128::from(parts)) as u64;
-        f(shared.ctx(), bound(part as u64), bound(part as u64 + 1));
-    });
+    pool.run(parts, &|part| f(shared.ctx(), part, parts));
 }
 
 /// Addresses of the operands of a walk.

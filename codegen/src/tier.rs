@@ -131,20 +131,13 @@ impl Tier {
         matrix.into_iter().chain([self.isa])
     }
 
-    /// About how many multiply-accumulates a core makes in a nanosecond, in layers of middling size.
-    pub(crate) fn macs_per_nanosecond(&self, product: Product) -> u64 {
-        let of_form = |isa: Isa| match (isa, product) {
-            (Isa::AmxInt8, _) => 1000,
-            (Isa::Avx512Vnni, Product::U8S8) => 350,
-            (Isa::AvxVnni, Product::U8S8) => 200,
-            (Isa::XmmVnni, Product::U8S8) => 100,
-            (Isa::Avx512Vnni, Product::F32) => 100,
-            (Isa::Avx2, Product::U8S8) => 75,
-            (Isa::AvxVnni | Isa::Avx2, Product::F32) => 50,
-            (Isa::Xmm, Product::U8S8) => 35,
-            (Isa::XmmVnni | Isa::Xmm, Product::F32) => 20,
-        };
-        self.isas(product).map(of_form).max().unwrap_or(1)
+    /// About how many multiply-accumulates of floats a core makes in a nanosecond, in layers of middling size.
+    pub(crate) fn macs_per_nanosecond(&self) -> u64 {
+        match self.isa {
+            Isa::AmxInt8 | Isa::Avx512Vnni => 100,
+            Isa::AvxVnni | Isa::Avx2 => 50,
+            Isa::XmmVnni | Isa::Xmm => 20,
+        }
     }
 
     /// Cranelift's feature flags for the code around the microkernels, on top of x86-64.

@@ -3,6 +3,9 @@
 //! A step of a model takes microseconds, so handing a part of it to another thread must take less. The workers of a pool
 //! therefore wait for the next step without sleeping, for a little longer than the gaps between the steps of a run, and
 //! only then give their cores back.
+//!
+//! Part `i` of a job is for thread `i`, which has in its cache what it wrote in part `i` of the last step; another core
+//! would read that at a quarter of the speed. Only who has no part left takes those of threads that come late.
 
 use qcc_codegen::Parallel;
 use std::{
@@ -105,8 +108,10 @@ struct Desk {
     is_taken: AtomicBool,
     /// The job: a `&(dyn Fn(usize) + Sync)` on its caller's stack. Only to be read by who holds a part of it.
     job: AtomicPtr<()>,
-    /// Number of the job, and in the lower half how many of its parts are left to be taken.
+    /// Number of the job, and in the lower half a bit for each slot of parts that is left to be taken.
     left: AtomicU64,
+    /// Parts of the job: those of slot `i` are `i`, `i + SLOTS` and so on.
+    parts: AtomicUsize,
     /// Parts of the job that have been computed.
     done: AtomicUsize,
     /// What a part of the job panicked with.
@@ -116,8 +121,10 @@ struct Desk {
     is_closed: AtomicBool,
 }
 
+/// Slots of parts: most jobs have fewer parts. Slot `i` is thread `i`'s, the caller's is 0.
+const SLOTS: usize = 32;
 /// The lower half of [`Desk::left`].
-const PARTS: u64 = u32::MAX as u64;
+const LEFT: u64 = u32::MAX as u64;
 
 impl Pool {
     fn new(count: usize) -> Result<Pool, ThreadsError> {
@@ -137,19 +144,20 @@ impl Pool {
 
     fn run(&self, parts: usize, f: &(dyn Fn(usize) + Sync)) {
         let desk = &*self.desk;
-        let fits = (2..=PARTS as usize).contains(&parts);
-        if !fits || desk.is_taken.swap(true, Ordering::Acquire) {
+        if parts < 2 || desk.is_taken.swap(true, Ordering::Acquire) {
             // Another caller's job, or one of the parts of which this is one.
             return (0..parts).for_each(f);
         }
         desk.done.store(0, Ordering::Relaxed);
         desk.job.store(ptr::from_ref(&f).cast_mut().cast(), Ordering::Relaxed);
-        let number = (desk.left.load(Ordering::Relaxed) & !PARTS).wrapping_add(PARTS + 1);
-        desk.left.store(number | parts as u64, Ordering::SeqCst);
+        desk.parts.store(parts, Ordering::Relaxed);
+        let number = (desk.left.load(Ordering::Relaxed) & !LEFT).wrapping_add(LEFT + 1);
+        desk.left.store(number | (LEFT >> (SLOTS - parts.min(SLOTS))), Ordering::SeqCst);
         // Sleepers say so before they look for the last time, and this looks for them after leaving the job.
-        let sleeping = desk.sleeps.iter().zip(&self.workers).filter(|(s, _)| s.load(Ordering::SeqCst));
-        sleeping.take(parts - 1).for_each(|(_, worker)| worker.thread().unpark());
-        while desk.take_part() {}
+        let needed = desk.sleeps.iter().zip(&self.workers).take(parts - 1);
+        needed.filter(|(s, _)| s.load(Ordering::SeqCst)).for_each(|(_, worker)| worker.thread().unpark());
+        desk.take_own(0);
+        while desk.take_any(number) {}
         let mut looks = 0u32;
         while desk.done.load(Ordering::Acquire) < parts {
             looks = looks.wrapping_add(1);
@@ -179,47 +187,71 @@ impl Drop for Pool {
 }
 
 impl Desk {
-    /// Takes one part of the job and computes it; `false` if none is left.
-    fn take_part(&self) -> bool {
+    /// Computes the parts that are thread `own`'s, and gives the number of their job; `None` if there are none, or
+    /// another thread has taken them.
+    fn take_own(&self, own: usize) -> Option<u64> {
+        loop {
+            let left = self.left.load(Ordering::Acquire);
+            let slot = if own < SLOTS { 1 << own } else { 0 };
+            if left & LEFT & slot == 0 {
+                return None;
+            }
+            if self.take(left, own) {
+                return Some(left & !LEFT);
+            }
+        }
+    }
+
+    /// Computes the parts of one slot of the job of this number, the last one that is left; `false` if none is.
+    fn take_any(&self, number: u64) -> bool {
         let left = self.left.load(Ordering::Acquire);
-        if left & PARTS == 0 {
+        if left & LEFT == 0 || left & !LEFT != number {
             return false;
         }
-        if self.left.compare_exchange_weak(left, left - 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            return true;
+        self.take(left, (left & LEFT).ilog2() as usize);
+        true
+    }
+
+    /// Takes a slot of a job, if it is still as it was seen, and computes its parts; otherwise `false`.
+    fn take(&self, seen: u64, slot: usize) -> bool {
+        let taken = seen & !(1 << slot);
+        if self.left.compare_exchange(seen, taken, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return false;
         }
-        let part = (left & PARTS) as usize - 1;
         let job = self.job.load(Ordering::Relaxed).cast::<&(dyn Fn(usize) + Sync)>();
         // SAFETY: `Pool::run` stores a pointer to a reference of this type before it offers parts, and neither returns
-        // nor stores another one before all parts are done. This one was taken from that offer, as the exchange
-        // compares the job's number as well, and is not done yet.
+        // nor stores another one before all parts are done. These were taken from that offer, as the exchange compares
+        // the job's number as well, and are not done yet.
         #[allow(
             unsafe_code,
             reason = "workers outlive the closures of their jobs: no lifetime can say when they use them"
         )]
         let f = unsafe { *job };
-        if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| f(part))) {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
+        let parts = self.parts.load(Ordering::Relaxed);
+        for part in (slot..parts).step_by(SLOTS) {
+            if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| f(part))) {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
+            }
+            self.done.fetch_add(1, Ordering::Release);
         }
-        self.done.fetch_add(1, Ordering::Release);
         true
     }
 
-    /// What worker `own` does until the pool is dropped.
+    /// What worker `own`, thread `own + 1`, does until the pool is dropped.
     fn work(&self, own: usize) {
         let mut last = Instant::now();
         while !self.is_closed.load(Ordering::SeqCst) {
-            if self.take_part() {
+            if let Some(number) = self.take_own(own + 1) {
+                while self.take_any(number) {}
                 last = Instant::now();
                 continue;
             }
             (0..LOOKS)
-                .take_while(|_| self.left.load(Ordering::Relaxed) & PARTS == 0)
+                .take_while(|_| self.left.load(Ordering::Relaxed) & LEFT == 0)
                 .for_each(|_| hint::spin_loop());
             if last.elapsed() > ALERT {
                 self.sleeps[own].store(true, Ordering::SeqCst);
-                while self.left.load(Ordering::SeqCst) & PARTS == 0 && !self.is_closed.load(Ordering::SeqCst)
-                {
+                while self.left.load(Ordering::SeqCst) & LEFT == 0 && !self.is_closed.load(Ordering::SeqCst) {
                     thread::park();
                 }
                 self.sleeps[own].store(false, Ordering::SeqCst);

@@ -41,6 +41,15 @@ pub enum Order {
     PixelsOuter,
 }
 
+/// Which loop over tiles threads divide among themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Share {
+    /// Each thread has all channels of its part of the images.
+    Pixels,
+    /// Each thread has its channels of all images.
+    Panels,
+}
+
 /// A way to cut one convolution or matrix product into tiles, in the few numbers that determine it.
 ///
 /// All tilings of a problem give the same bits on one tier, of floats too, since every accumulator adds its products in
@@ -161,6 +170,12 @@ const LEVEL1_WAYS: usize = 8;
 const FROM_LEVEL2: f64 = 16.0;
 /// Bytes in a cycle from beyond it: 30 GB/s for one core at 3.9 GHz, with prefetching, measured on a server.
 const FROM_MEMORY: f64 = 7.5;
+
+/// The clock of the CPU on which all this was measured.
+const CYCLES_PER_NANOSECOND: f64 = 3.9;
+/// Bytes in a cycle that a core reads of what another one has just written: 7 GB/s at 3.9 GHz, as
+/// `runtime/benches/overheads.rs` measures it.
+const FROM_OTHER_CORE: f64 = 1.8;
 
 /// Cycles of a sum within which memory answers: results are prefetched by sums that take longer.
 const LATENCY: f64 = 400.0;
@@ -533,6 +548,55 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
     let waited =
         if source == Source::Memory { times as f64 * source.cycles(activations as f64) / 2.0 } else { 0.0 };
     Some(cycles * problem.groups as f64 + waited)
+}
+
+/// What has to be known of a step to tell how threads divide its tiles.
+pub(crate) struct Sharing {
+    /// How they divided what the input comes from.
+    pub(crate) input: Share,
+    /// The same of the residual, if there is one.
+    pub(crate) residual: Option<Share>,
+    /// Whether a panel needs all channels of a pixel.
+    pub(crate) reads_all_channels: bool,
+    /// Bytes of weights that are read between two uses of a step's own.
+    pub(crate) weights: usize,
+}
+
+/// How threads divide the tiles of a cut. Those that share pixels each read all weights; those that share panels each
+/// need what the other ones have written of the input, and leave results of which the next step needs what others wrote.
+/// That is the dearer one where weights are not much more than activations: cores write to each other slowly.
+pub(crate) fn share(problem: &Problem, cut: &Cut, sharing: &Sharing) -> Share {
+    let blocks = problem.images * problem.rows.div_ceil(cut.rows) * problem.cols.div_ceil(cut.cols);
+    match (blocks, problem.groups * cut.panels.len()) {
+        (1, _) => return Share::Panels,
+        (_, 1) => return Share::Pixels,
+        _ => {}
+    }
+    // Of two threads. Bytes of others: half of the input, or where halves cross each other, a half of a half.
+    let crossing = |own: Share, of: Share, bytes: usize| if own == of { 0.0 } else { bytes as f64 / 4.0 };
+    let others = |own: Share| {
+        let input = match (own, sharing.reads_all_channels) {
+            (Share::Panels, true) => problem.a_bytes() as f64 / 2.0,
+            _ => crossing(own, sharing.input, problem.a_bytes()),
+        };
+        let results = problem.images * problem.y.image;
+        let residual = sharing.residual.map_or(0.0, |of| crossing(own, of, results));
+        // Whether the next step divides pixels is not known yet.
+        input + residual + crossing(own, Share::Pixels, results) / 2.0
+    };
+    let unit = unit(cut.isa, problem.product);
+    // What the half that the other thread would have read takes: more than the half of what both would read.
+    let cycles = |first| cost(problem, &unit, cut, first).unwrap_or(0.0);
+    let weights = (cycles(Source::of(sharing.weights)) - cycles(Source::Level1)) / 2.0;
+    let pixels = weights + others(Share::Pixels) / FROM_OTHER_CORE;
+    let panels = others(Share::Panels) / FROM_OTHER_CORE;
+    if pixels <= panels { Share::Pixels } else { Share::Panels }
+}
+
+/// About how long a cut problem takes on one core; `weights` bytes are read between two uses of its own.
+pub(crate) fn nanoseconds(problem: &Problem, cut: &Cut, weights: usize) -> f64 {
+    let unit = unit(cut.isa, problem.product);
+    cost(problem, &unit, cut, Source::of(weights)).unwrap_or(0.0) / CYCLES_PER_NANOSECOND
 }
 
 /// Bytes of activations that a block reads, each counted once.

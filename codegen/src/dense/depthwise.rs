@@ -8,7 +8,7 @@
 
 use super::{
     Problem, Weights,
-    choose::{Cut, Order, Panel},
+    choose::{Cut, Order, Panel, Share},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
     driver::{
@@ -102,8 +102,15 @@ pub(crate) fn lower(
         };
         (weights, starts.pack_clif(&constants(panel.width), channels(panel)))
     })?;
-    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
+    let share = share(cx, entries.len());
+    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None);
+    cx.walk_step(&name, walk, work, cx.nanoseconds(&work));
     Ok(())
+}
+
+/// How threads divide so many panels: as they have divided the input, as each panel only needs its own channels.
+fn share(cx: &Lowering, panels: usize) -> Share {
+    if panels == 1 { Share::Pixels } else { cx.share_of_operand(0) }
 }
 
 fn channels(panel: &Panel) -> Range<usize> {
@@ -187,7 +194,9 @@ pub(crate) fn lower_strips(
     if constant_bytes > strips.rows * problem.a.row {
         cut.order = Order::PanelsOuter;
     }
-    cx.walk_step(&name, Walk::new(problem, &cut, operands, entries, functions, None), work);
+    let share = share(cx, entries.len());
+    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None);
+    cx.walk_step(&name, walk, work, cx.nanoseconds(&work));
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Problem, Weights, asm,
-    choose::{self, Cut, Panel, Tiling},
+    choose::{self, Cut, Panel, Sharing, Tiling},
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
@@ -254,6 +254,8 @@ struct Tiles<'t, 'a> {
     cut: Cut,
     /// All cuts that there were to choose from.
     tilings: Vec<Tiling>,
+    /// Bytes of weights that are read between two uses of its own.
+    weights: usize,
     name: String,
     classes: Vec<Class>,
     /// By class.
@@ -277,7 +279,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
         let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
         let classes = classes(&cut);
         let mut tiles =
-            Tiles { problem, epilogue, starts, cut, tilings, name, classes, functions: Vec::new() };
+            Tiles { problem, epilogue, starts, cut, tilings, weights, name, classes, functions: Vec::new() };
         for &class in &tiles.classes {
             let of_class = for_each_part(problem, &tiles.cut, |rows, cols| {
                 let spec = tiles.spec(class, [rows, cols], prefetch, residual);
@@ -336,8 +338,16 @@ impl<'t, 'a> Tiles<'t, 'a> {
         work: Work,
     ) -> Result<(), CodegenError> {
         let around = around(cx, &self.name, self.cut.configured());
-        let walk = Walk::new(self.problem, &self.cut, operands, panels, self.functions, around);
-        cx.walk_step(&self.name, walk, work);
+        let sharing = Sharing {
+            input: cx.share_of_operand(0),
+            residual: operands.r.is_some().then(|| cx.share_of_residual()),
+            reads_all_channels: self.problem.groups == 1,
+            weights: self.weights,
+        };
+        let share = choose::share(self.problem, &self.cut, &sharing);
+        let walk = Walk::new(self.problem, &self.cut, share, operands, panels, self.functions, around);
+        let nanoseconds = choose::nanoseconds(self.problem, &self.cut, self.weights);
+        cx.walk_step(&self.name, walk, work, nanoseconds);
         cx.offer_tilings(self.tilings);
         Ok(())
     }

@@ -1,14 +1,17 @@
 //! The walk over the tiles of a dense problem: one routine for every layer, which follows a description.
 //!
-//! A unit is one tile. Its index is taken apart once, at the start of a thread's range; from then on counters and
-//! offsets are carried from tile to tile. What differs from layer to layer is data, so that a layer costs no code but
-//! its tiles.
+//! A unit is one tile. The index of the first one of a range is taken apart; from then on counters and offsets are
+//! carried from tile to tile. What differs from layer to layer is data, so that a layer costs no code but its tiles.
+//!
+//! Threads divide the tiles by pixels or by panels ([`Share`]), whatever the order in which each then goes through its
+//! own: a core that wrote the upper half of an image should read the upper half in the next layer.
 
 use super::{
     Problem, Strides,
-    choose::{Cut, Order},
+    choose::{Cut, Order, Share},
     driver::Operands,
 };
+use std::ops::Range;
 
 /// A microkernel; [`spec`](super::spec) has its contract.
 pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
@@ -80,6 +83,12 @@ pub(crate) struct Walk<T, A> {
     right_edge: usize,
     /// Rows and columns of a block.
     block: [usize; 2],
+    /// Rows and columns of an image.
+    extents: [usize; 2],
+    /// Which loop is the outer one of `order`.
+    outer: Share,
+    /// Which loop threads divide.
+    share: Share,
     panels: Vec<PanelEntry>,
     /// By class.
     tiles: Vec<PartFunctions<T>>,
@@ -103,6 +112,7 @@ impl<T, A> Walk<T, A> {
     pub(crate) fn new(
         problem: &Problem,
         cut: &Cut,
+        share: Share,
         operands: Operands,
         panels: Vec<PanelEntry>,
         tiles: Vec<PartFunctions<T>>,
@@ -133,6 +143,12 @@ impl<T, A> Walk<T, A> {
             lower_edge: edge(problem.rows, cut.rows),
             right_edge: edge(problem.cols, cut.cols),
             block: [cut.rows, cut.cols],
+            extents: [problem.rows, problem.cols],
+            outer: match cut.order {
+                Order::PanelsOuter => Share::Panels,
+                Order::PixelsOuter => Share::Pixels,
+            },
+            share,
             panels,
             tiles,
             around,
@@ -146,7 +162,8 @@ impl<T, A> Walk<T, A> {
 
     /// The same walk with other functions.
     pub(crate) fn map<T2, A2>(self, tile: impl Fn(T) -> T2, around: impl Fn(A) -> A2) -> Walk<T2, A2> {
-        let Walk { operands, axes, order, lower_edge, right_edge, block, panels, tiles, around: all } = self;
+        let Walk { operands, axes, order, lower_edge, right_edge, block, extents, .. } = self;
+        let Walk { outer, share, panels, tiles, around: all, .. } = self;
         Walk {
             operands,
             axes,
@@ -154,9 +171,55 @@ impl<T, A> Walk<T, A> {
             lower_edge,
             right_edge,
             block,
+            extents,
+            outer,
+            share,
             panels,
             tiles: tiles.into_iter().map(|parts| parts.map(|f| f.map(&tile))).collect(),
             around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave) }),
+        }
+    }
+
+    /// Which loop threads divide.
+    pub(crate) fn share(&self) -> Share {
+        self.share
+    }
+
+    /// Blocks of pixels, of all images.
+    fn blocks(&self) -> usize {
+        self.axes[..PANEL].iter().map(|axis| axis.count).product()
+    }
+
+    /// The block of pixels before which there are at most this many pixels, and the part of it that completes them, as
+    /// a numerator and a denominator.
+    fn block_of_pixel(&self, pixel: usize) -> (usize, usize, usize) {
+        let ([rows, cols], [block_rows, block_cols]) = (self.extents, self.block);
+        let (image, rest) = (pixel / (rows * cols), pixel % (rows * cols));
+        let (row, rest) = (rest / (block_rows * cols), rest % (block_rows * cols));
+        let height = block_rows.min(rows - row * block_rows);
+        let (col, rest) = (rest / (height * block_cols), rest % (height * block_cols));
+        let width = block_cols.min(cols - col * block_cols);
+        ((image * self.axes[ROW].count + row) * self.axes[COL].count + col, rest, height * width)
+    }
+
+    /// Where part `part` of `parts` begins: index in the loop that threads divide, and in the other one. Parts are
+    /// equal in pixels times panels, up to a tile; those at the edges of an image are smaller ones.
+    fn bound(&self, part: usize, parts: usize) -> [usize; 2] {
+        let (pixels, panels) =
+            (self.axes[IMAGE].count * self.extents[0] * self.extents[1], self.panels.len());
+        let of_all = |all: usize| (all as u128 * part as u128, parts as u128);
+        match self.share {
+            Share::Pixels => {
+                let (numerator, denominator) = of_all(pixels);
+                let (block, rest, size) = self.block_of_pixel((numerator / denominator) as usize);
+                [block, rest * panels / size]
+            }
+            Share::Panels => {
+                let (numerator, denominator) = of_all(panels);
+                let rest = (numerator % denominator) * pixels as u128 / denominator;
+                let (block, rest, size) = self.block_of_pixel(rest as usize);
+                [(numerator / denominator) as usize, block + usize::from(2 * rest > size)]
+            }
         }
     }
 
@@ -176,24 +239,56 @@ impl<T, A> Walk<T, A> {
 }
 
 impl Walk<TileFunction, AroundFunction> {
-    /// Computes a range of units.
+    /// Computes part `part` of `parts`.
     ///
     /// The addresses only ever reach the tiles: they must be those of the operands and weights that the walk was made
     /// for, and the tiles those that were emitted for its strides.
-    pub(crate) fn run(&self, bases: &Bases, begin: u64, end: u64) {
-        if begin >= end {
-            return;
-        }
+    pub(crate) fn run(&self, bases: &Bases, part: usize, parts: usize) {
         if let Some(around) = &self.around {
             (around.enter)();
         }
-        self.tiles(bases, begin, end);
+        if parts == 1 {
+            self.tiles(bases, 0, self.units());
+        } else {
+            self.between(bases, self.bound(part, parts), self.bound(part + 1, parts));
+        }
         if let Some(around) = &self.around {
             (around.leave)();
         }
     }
 
+    /// The tiles between two positions in the loop that threads divide and the other one.
+    fn between(&self, bases: &Bases, begin: [usize; 2], end: [usize; 2]) {
+        let (blocks, panels) = (self.blocks() as u64, self.panels.len() as u64);
+        let (shared, other) = match self.share {
+            Share::Pixels => (blocks, panels),
+            Share::Panels => (panels, blocks),
+        };
+        let [begin, end] = [begin, end].map(|at| at.map(|i| i as u64));
+        if self.share == self.outer {
+            return self.tiles(bases, begin[0] * other + begin[1], end[0] * other + end[1]);
+        }
+        // A box of tiles, each of whose lines in the other loop is a range of units.
+        let lines = |of_shared: Range<u64>, of_other: Range<u64>| {
+            for i in of_other {
+                self.tiles(bases, i * shared + of_shared.start, i * shared + of_shared.end);
+            }
+        };
+        if begin[0] == end[0] {
+            return lines(begin[0]..begin[0] + 1, begin[1]..end[1]);
+        }
+        if begin[1] > 0 {
+            lines(begin[0]..begin[0] + 1, begin[1]..other);
+        }
+        lines(begin[0] + u64::from(begin[1] > 0)..end[0], 0..other);
+        lines(end[0]..end[0] + 1, 0..end[1]);
+    }
+
+    /// The tiles of a range of units.
     fn tiles(&self, bases: &Bases, begin: u64, end: u64) {
+        if begin >= end {
+            return;
+        }
         let mut index = self.decode(begin);
         let mut left = (end - begin) as usize;
         let inner = self.order[AXES - 1];
@@ -302,7 +397,13 @@ mod tests {
     const Y: Strides = Strides { image: 50_000, row: 900, col: 30, group: 0 };
     const R: Strides = Strides { image: 60_000, row: 1100, col: 40, group: 0 };
 
-    fn walk(rows: usize, cols: usize, order: Order, panels: u32) -> Walk<TileFunction, AroundFunction> {
+    fn walk(
+        rows: usize,
+        cols: usize,
+        order: Order,
+        share: Share,
+        panels: u32,
+    ) -> Walk<TileFunction, AroundFunction> {
         let problem = Problem {
             product: Product::U8S8,
             images: IMAGES,
@@ -324,14 +425,14 @@ mod tests {
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
         let around = Around { enter: enter as AroundFunction, leave: leave as AroundFunction };
-        Walk::new(&problem, &cut, operands, entries.collect(), vec![tiles], Some(around))
+        Walk::new(&problem, &cut, share, operands, entries.collect(), vec![tiles], Some(around))
     }
 
-    fn calls_of(walk: &Walk<TileFunction, AroundFunction>, begin: u64, end: u64) -> Vec<Call> {
+    fn calls_of(walk: &Walk<TileFunction, AroundFunction>, part: usize, parts: usize) -> Vec<Call> {
         let at = |address: usize| ptr::without_provenance_mut::<u8>(address);
         let bases =
             Bases { a: at(1 << 20), y: at(2 << 20), r: at(3 << 20), weights: at(4 << 20), w: at(5 << 20) };
-        walk.run(&bases, begin, end);
+        walk.run(&bases, part, parts);
         CALLS.take()
     }
 
@@ -367,28 +468,72 @@ mod tests {
         calls
     }
 
+    const SHAPES: [(usize, usize, u32); 7] =
+        [(2, 3, 3), (5, 7, 2), (1, 7, 1), (5, 1, 1), (3, 2, 1), (5, 7, 1), (1, 1, 5)];
+
     #[test]
-    fn any_ranges_of_a_walk_are_its_tiles_in_order() {
+    fn a_walk_is_its_tiles_in_order_between_enter_and_leave() {
         for order in [Order::PanelsOuter, Order::PixelsOuter] {
-            for (rows, cols, panels) in [(2, 3, 3), (5, 7, 2), (1, 7, 1), (5, 1, 1), (3, 2, 1), (5, 7, 1)] {
-                let walk = walk(rows, cols, order, panels);
+            for (rows, cols, panels) in SHAPES {
+                let walk = walk(rows, cols, order, Share::Pixels, panels);
                 let expected = expected(rows, cols, order, panels as usize);
                 assert_eq!(walk.units(), expected.len() as u64);
-                for cut in 0..=walk.units() {
-                    let mut calls = calls_of(&walk, 0, cut);
-                    calls.extend(calls_of(&walk, cut, walk.units()));
-                    calls.retain(|(name, _)| !matches!(*name, "enter" | "leave"));
-                    assert_eq!(calls, expected, "{rows}x{cols}, {panels} panels, {order:?}, cut at {cut}");
+                let calls = calls_of(&walk, 0, 1);
+                assert_eq!(calls[0], ("enter", [0; 6]));
+                assert_eq!(calls[1..=expected.len()], expected, "{rows}x{cols}, {panels} panels, {order:?}");
+                assert_eq!(calls[expected.len() + 1..], [("leave", [0; 6])]);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_are_all_tiles_once_and_equal_up_to_two_tiles() {
+        for (order, share) in [Order::PanelsOuter, Order::PixelsOuter]
+            .into_iter()
+            .flat_map(|order| [Share::Panels, Share::Pixels].map(|share| (order, share)))
+        {
+            for (rows, cols, panels) in SHAPES {
+                let walk = walk(rows, cols, order, share, panels);
+                let case = format!("{rows}x{cols}, {panels} panels, {order:?}, {share:?}");
+                let mut all = expected(rows, cols, order, panels as usize);
+                let weight = |calls: &[Call]| -> usize {
+                    let pixels = |&(name, ref arguments): &Call| {
+                        let (row, col) = (arguments[5] & 0xffff_ffff, arguments[5] >> 32);
+                        assert!(name != "enter" && name != "leave");
+                        rows.min(ROWS - row) * cols.min(COLS - col)
+                    };
+                    calls.iter().map(pixels).sum()
+                };
+                let whole = weight(&all);
+                all.sort_unstable();
+                for parts in 2..=walk.units() as usize + 2 {
+                    let mut together = Vec::new();
+                    for part in 0..parts {
+                        let mut calls = calls_of(&walk, part, parts);
+                        assert_eq!(calls.remove(0).0, "enter");
+                        assert_eq!(calls.pop().map(|c| c.0), Some("leave"));
+                        let surplus = weight(&calls).abs_diff(whole / parts);
+                        assert!(
+                            surplus <= 2 * rows * cols + panels as usize,
+                            "{case}: part {part} of {parts}: {surplus}"
+                        );
+                        together.extend(calls);
+                    }
+                    together.sort_unstable();
+                    assert_eq!(together, all, "{case}, {parts} parts");
                 }
             }
         }
     }
 
     #[test]
-    fn every_range_is_entered_and_left_once() {
-        let walk = walk(2, 3, Order::PanelsOuter, 3);
-        let calls = calls_of(&walk, 4, 9);
-        assert_eq!((calls.len(), calls[0], calls[6]), (7, ("enter", [0; 6]), ("leave", [0; 6])));
-        assert!(calls_of(&walk, 4, 4).is_empty());
+    fn threads_that_share_pixels_read_and_write_halves_of_the_image() {
+        for order in [Order::PanelsOuter, Order::PixelsOuter] {
+            let walk = walk(1, 7, order, Share::Pixels, 3);
+            let calls = calls_of(&walk, 0, 2);
+            // Half of ten rows of both images.
+            assert!(calls.iter().all(|(_, arguments)| arguments[0] < (1 << 20) + A.image), "{order:?}");
+            assert_eq!(calls.iter().filter(|c| c.0 == "interior").count(), 15);
+        }
     }
 }

@@ -18,11 +18,11 @@ use crate::{
     CodegenError, Options, Release,
     dense::{
         Problem, asm,
-        choose::{self, Cut, Tiling},
+        choose::{self, Cut, Share, Tiling},
         clif_tile::TILE_PARAMETERS,
         driver::PendingWalk,
         pack, pad,
-        spec::{Product, TileSpec},
+        spec::TileSpec,
         strip::StripSpec,
     },
     kernels::map::View,
@@ -30,6 +30,7 @@ use crate::{
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
+    sharing::{self, Cost},
     tier::Isa,
     times::{CompileTimes, ThreadTime},
     weights::{MAX_WEIGHT_BYTES, WeightBlock, Weights},
@@ -45,6 +46,9 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+
+/// Nanoseconds that are worth another thread in a step that two share. Tests have small tensors and share all steps.
+const THREAD_GRAIN: f64 = if cfg!(test) { 1.0 } else { 2_000.0 };
 
 /// Bytes that are worth another thread's waking to be packed.
 const WORTH_THREADS: usize = 16 << 10;
@@ -199,6 +203,8 @@ pub(crate) struct Lowering<'w, 's> {
     writes: Vec<Box<dyn FnOnce() + Send + 's>>,
     write_bytes: usize,
     steps: Vec<PendingStep>,
+    /// How threads divide the values that walks compute. Others are divided by rows of pixels, as a rule.
+    shares: BTreeMap<ValueId, Share>,
     /// The node whose steps are being emitted.
     node: Option<NodeId>,
     scratch_used: u64,
@@ -333,6 +339,7 @@ impl<'w, 's> Lowering<'w, 's> {
             writes: Vec::new(),
             write_bytes: 0,
             steps: Vec::new(),
+            shares: BTreeMap::new(),
             node: None,
             scratch_used: 0,
             scratch_bytes: 0,
@@ -354,7 +361,10 @@ impl<'w, 's> Lowering<'w, 's> {
         self.flush();
         let arena_bytes = self.plan.arena_bytes + self.scratch_bytes;
         match lowered.and_then(|()| check_arena(arena_bytes)) {
-            Ok(()) => Ok((self.code.into_functions(), self.weights.len(), self.steps, arena_bytes)),
+            Ok(()) => {
+                self.share_steps();
+                Ok((self.code.into_functions(), self.weights.len(), self.steps, arena_bytes))
+            }
             Err(error) => Err((error, self.weights.is_outgrown())),
         }
     }
@@ -573,25 +583,61 @@ impl<'w, 's> Lowering<'w, 's> {
             e.b.ins().return_(&[]);
             Ok(())
         })?;
-        self.push_step(kernel, PendingCode::Function(entry), units, work);
+        let nanoseconds = self.nanoseconds(&work);
+        self.push_step(kernel, PendingCode::Function(entry), units, work, nanoseconds);
         Ok(())
     }
 
-    /// Adds a step that walks over tiles.
-    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work) {
+    /// Adds a step that walks over tiles and takes about so long on one thread.
+    pub(crate) fn walk_step(&mut self, kernel: &str, walk: PendingWalk, work: Work, nanoseconds: f64) {
         let units = walk.units();
-        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work);
+        if let Some(node) = self.node {
+            self.shares.insert(self.plan.root(node.out()), walk.share());
+        }
+        self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work, nanoseconds);
     }
 
-    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work) {
+    /// How threads have divided the operand in a slot of the node whose steps are being emitted.
+    pub(crate) fn share_of_operand(&self, slot: usize) -> Share {
+        self.share_of(self.node.and_then(|node| self.graph.operands(node).get(slot).copied()))
+    }
+
+    /// The same of its residual, which is the last operand.
+    pub(crate) fn share_of_residual(&self) -> Share {
+        self.share_of(self.node.and_then(|node| self.graph.operands(node).last().copied()))
+    }
+
+    fn share_of(&self, value: Option<ValueId>) -> Share {
+        let known = value.and_then(|v| self.shares.get(&self.plan.root(v)));
+        known.copied().unwrap_or(Share::Pixels)
+    }
+
+    /// About how long a step takes on one thread, by what it reads, writes and multiplies. Of integers, too, what is no
+    /// matrix product multiplies about as fast as floats are multiplied.
+    pub(crate) fn nanoseconds(&self, work: &Work) -> f64 {
+        work.nanoseconds(self.options.tier.macs_per_nanosecond())
+    }
+
+    fn push_step(&mut self, kernel: &str, code: PendingCode, units: u64, work: Work, nanoseconds: f64) {
         if let (Some(node), true) = (self.node, units > 0) {
-            let product = match self.graph.op(node) {
-                Some(Op::QConv(_) | Op::QMatMul(_)) => Product::U8S8,
-                _ => Product::F32,
-            };
-            let rate = self.options.tier.macs_per_nanosecond(product);
-            let step = Step::new(self.graph, node, kernel, units, work, rate);
+            let step = Step::new(self.graph, node, kernel, units, work, nanoseconds);
             self.steps.push(PendingStep { step, code });
+        }
+    }
+
+    /// Decides which steps threads share, and how many of them.
+    fn share_steps(&mut self) {
+        let cost = |pending: &PendingStep| Cost {
+            nanoseconds: pending.step.nanoseconds,
+            operands: pending.step.work.bytes_read - pending.step.work.weight_bytes,
+            is_divisible: pending.step.units > 1,
+        };
+        let costs: Vec<Cost> = self.steps.iter().map(cost).collect();
+        for (pending, is_shared) in self.steps.iter_mut().zip(sharing::shared(&costs)) {
+            let step = &mut pending.step;
+            if is_shared || cfg!(test) {
+                step.most_parts = ((step.nanoseconds / THREAD_GRAIN) as u64).max(2).min(step.units);
+            }
         }
     }
 
@@ -691,5 +737,23 @@ impl<'w, 's> Lowering<'w, 's> {
     /// An error about the operands or attributes of a node.
     pub(crate) fn refuse(&self, node: NodeId, source: OpError) -> CodegenError {
         CodegenError::Node { node: self.graph.node(node).name.clone(), op: self.graph.mnemonic(node), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{convolutions, placed, tiers};
+
+    #[test]
+    fn weights_that_outgrow_their_memory_are_packed_anew_in_more() {
+        let graph = placed(&convolutions());
+        for tier in tiers() {
+            let options = Options::new(tier);
+            let constant_bytes = constant_bytes(&graph);
+            let packed =
+                |room| lower_within(&graph, &options, constant_bytes, room).unwrap().weights.to_vec();
+            assert_eq!(packed(1000), packed(expected_weights(constant_bytes)));
+        }
     }
 }
