@@ -261,6 +261,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "K")]
     pub(crate) top: Option<usize>,
 
+    /// Print where the time from the file to the first output goes.
+    #[arg(long)]
+    pub(crate) timings: bool,
+
     /// What an .onnx computes with.
     #[arg(long, value_name = "PRECISION", default_value = "float", value_parser = precision())]
     pub(crate) precision: Precision,

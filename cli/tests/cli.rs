@@ -107,6 +107,12 @@ fn a_compiled_file_runs_like_the_model_and_any_damage_is_found() {
     let path = compiled(folder.path());
     let run = stdout(&qcc(&["run", &path, "--zeros", "--top", "2"]));
     assert!(run.starts_with("logits: f32[1x10], from ") && run.lines().count() == 3, "{run}");
+    let timings = stdout(&qcc(&["run", &path, "--zeros", "--timings"]));
+    for phase in ["map the file", "lowering", "packing weights", "the first run", "together"] {
+        assert!(timings.lines().any(|line| line.contains(phase)), "{phase}: {timings}");
+    }
+    let of_onnx = stdout(&qcc(&["run", &model(), "--zeros", "--timings"]));
+    assert!(of_onnx.contains("lowering") && !of_onnx.contains("map the file"), "{of_onnx}");
     let direct = qcc(&[
         "run",
         &model(),

@@ -117,7 +117,7 @@ fn prepare(
 ) -> Result<Bench, Failure> {
     let format = PanelFormat { product, isa, panel: nr };
     let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
-    let residual = epilogue.has_residual();
+    let residual = epilogue.form().has_residual();
     // The first number of bands that holds the pixels evenly.
     let configured = match isa {
         Isa::AmxInt8 => mr / mr.div_ceil(16),
@@ -135,15 +135,15 @@ fn prepare(
         loops: vec![],
         inner: (K / product.group()) as u32,
         start: Start::Params,
-        epilogue,
+        epilogue: epilogue.form(),
         prefetch: Prefetch::default(),
         configured,
     };
-    let layout = ParamLayout::new(format, &spec.epilogue);
+    let layout = ParamLayout::new(format, spec.epilogue);
     let (weights, params) = match product {
         Product::U8S8 => (
             pack_weights(format, 0..N, 1, K, |c, _, i| ((c * 37 + i * 11) % 255) as u8 as i8),
-            match &spec.epilogue {
+            match epilogue {
                 Epilogue::Requantize(q) => pack_params(format, Some(q), 0..N, &[1000; N]),
                 _ => pack_params(format, None, 0..N, &[1000; N]),
             },

@@ -25,14 +25,16 @@ mod module;
 mod parallel;
 mod plan;
 mod sharing;
+mod times;
 mod weights;
 
 pub use dense::choose::{Order, ParseTilingError, Tiling};
 pub use error::CodegenError;
 pub use lower::capability;
-pub use model::{CompiledModel, Execution, ListingKind, Options, Step, Work, assemble, compile};
+pub use model::{CompiledModel, Execution, ListingKind, Options, Release, Step, Work, assemble, compile};
 pub use parallel::{Parallel, Serial};
 pub use tier::{TIERS, Tier};
+pub use times::CompileTimes;
 
 #[cfg(test)]
 mod tests;

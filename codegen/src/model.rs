@@ -4,7 +4,7 @@
 //! independent of each other: threads split the range. Two steps never overlap.
 
 use crate::{
-    CodegenError, Tier,
+    CodegenError, CompileTimes, Tier,
     dense::{
         choose::Tiling,
         driver::Operands,
@@ -21,6 +21,7 @@ use bytes::Bytes;
 use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,6 +35,8 @@ pub struct Options {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`CompiledModel::listing`].
     pub listing: bool,
+    /// Told of constants that have been packed.
+    pub release: Option<Release>,
     /// How to cut these convolutions and matrix products, instead of as the model of the CPU says. A tiling that is not
     /// among the [`Step::tilings`] of the node's step is ignored: it may come from another tier or version.
     pub tilings: BTreeMap<NodeId, Tiling>,
@@ -42,7 +45,31 @@ pub struct Options {
 impl Options {
     /// Code for this tier, for use.
     pub fn new(tier: &'static Tier) -> Options {
-        Options { tier, measure_pack_only: false, listing: false, tilings: BTreeMap::new() }
+        Options { tier, measure_pack_only: false, listing: false, release: None, tilings: BTreeMap::new() }
+    }
+}
+
+/// What is told, on any thread, that the bytes of a constant have been packed and are not read again by this
+/// compilation: where they are mapped from a file, their memory can be given back.
+#[derive(Clone)]
+pub struct Release(Arc<Listener>);
+
+type Listener = dyn Fn(&[u8]) + Send + Sync;
+
+impl Release {
+    /// Calls `f`.
+    pub fn new(f: impl Fn(&[u8]) + Send + Sync + 'static) -> Release {
+        Release(Arc::new(f))
+    }
+
+    pub(crate) fn call(&self, bytes: &[u8]) {
+        (self.0)(bytes);
+    }
+}
+
+impl fmt::Debug for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Release")
     }
 }
 
@@ -183,6 +210,7 @@ pub struct CompiledModel {
     pub(crate) weights: Weights,
     tier: &'static Tier,
     pub(crate) code: Code,
+    times: CompileTimes,
 }
 
 /// Compiles a graph at `Stage::Placed`.
@@ -195,8 +223,9 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
     if !options.tier.is_available() {
         return Err(CodegenError::TierUnavailable { tier: options.tier.name });
     }
-    let Lowered { code, weights, steps, arena_bytes, .. } = lower::lower(graph, options)?;
-    let (code, entry_of) = code.finish()?;
+    let Lowered { code, weights, steps, arena_bytes, times } = lower::lower(graph, options)?;
+    let start = Instant::now();
+    let (code, entry_of) = code.seal()?;
     let steps = steps.into_iter().map(|p| match p.code {
         PendingCode::Interpreter => p.step,
         PendingCode::Function(id) => Step { action: Action::Call(entry(entry_of(id))), ..p.step },
@@ -215,9 +244,10 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
             .collect(),
         outputs: graph.outputs().iter().map(|o| named(&o.name, graph.ty(o.value))).collect(),
         arena_bytes,
-        weights: weights.finish(),
+        weights,
         tier: options.tier,
         code,
+        times: CompileTimes { sealing: start.elapsed(), ..times },
     })
 }
 
@@ -229,7 +259,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
 pub fn assemble(graph: &Graph, options: &Options) -> Result<Vec<(String, Vec<u8>)>, CodegenError> {
     check_stage(graph)?;
     let lowered = lower::lower(graph, &Options { listing: true, ..options.clone() })?;
-    let (code, _) = lowered.code.finish()?;
+    let (code, _) = lowered.code.seal()?;
     Ok(code.texts().iter().map(|f| (f.name.clone(), f.code.clone())).collect())
 }
 
@@ -296,6 +326,11 @@ impl CompiledModel {
     /// Bytes of machine code.
     pub fn code_bytes(&self) -> usize {
         self.code.bytes()
+    }
+
+    /// Where the time of the compilation went.
+    pub fn times(&self) -> CompileTimes {
+        self.times
     }
 
     /// The tier that the code is for.

@@ -1,23 +1,29 @@
-//! Machine code of one model: functions are compiled one by one into one mapping, which is sealed and later freed.
+//! Machine code of one model.
 //!
-//! The mapping is writable until [`CodeBuilder::finish`] and executable afterwards, never both.
+//! The thread that lowers a graph defines its functions one by one; others compile and assemble them meanwhile. Then they
+//! are placed in one mapping, in the order of their definition, so that the same bytes come out whoever made them. The
+//! mapping is writable until it is sealed by [`Functions::seal`] and executable afterwards, never both.
 
-use crate::{CodegenError, Tier};
+use crate::{CodegenError, Tier, times::ThreadTime};
 use cranelift_codegen::{
     Context,
     control::ControlPlane,
-    ir::{AbiParam, FuncRef, InstBuilder, MemFlagsData, Signature, UserFuncName, Value, types::I64},
+    ir::{
+        AbiParam, ExtFuncData, ExternalName, FuncRef, Function, InstBuilder, MemFlagsData, Signature,
+        UserExternalName, UserFuncName, Value, types::I64,
+    },
     isa::{CallConv, OwnedTargetIsa},
     settings::{self, Configurable},
 };
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{ArenaMemoryProvider, JITBuilder, JITModule};
-use cranelift_module::{FuncId, Linkage, Module, ModuleReloc};
+use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, ModuleRelocTarget};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+use rayon::Scope;
 use std::{
-    collections::{BTreeMap, HashMap},
-    fmt::Write,
-    sync::Mutex,
+    collections::{BTreeMap, BTreeSet},
+    fmt::{Display, Write},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 /// Flags of every access to model memory: it never traps, and it may be unaligned.
@@ -68,17 +74,53 @@ pub(crate) struct Ctx {
     pub(crate) external: *const *mut u8,
 }
 
-/// The code of a model under construction.
-pub(crate) struct CodeBuilder {
-    module: JITModule,
-    tile_isa: OwnedTargetIsa,
+/// Cranelift's targets for one tier.
+struct Target {
+    driver: OwnedTargetIsa,
+    tile: OwnedTargetIsa,
+}
+
+impl Target {
+    fn isa(&self, kind: FunctionKind) -> &OwnedTargetIsa {
+        match kind {
+            FunctionKind::Driver => &self.driver,
+            FunctionKind::Tile => &self.tile,
+        }
+    }
+}
+
+/// Machine code of one function, not yet placed.
+struct Machine {
+    code: Vec<u8>,
+    alignment: u64,
+    relocs: Vec<ModuleReloc>,
+}
+
+/// A function that was defined, whose code some thread is making.
+struct Defined {
+    name: String,
+    parameters: usize,
+    /// Text of its CLIF, where it is kept.
+    clif: String,
+    /// Whether the code is the same wherever it lies.
+    is_assembled: bool,
+    machine: Arc<OnceLock<Result<Machine, CodegenError>>>,
+}
+
+/// The functions of a model, by [`FuncId`] in the order of their definition.
+pub(crate) struct Functions {
+    target: Arc<Target>,
+    defined: Vec<Defined>,
+    keep_texts: bool,
+}
+
+/// The code of a model under construction, for the time in which `workers` make it.
+pub(crate) struct CodeBuilder<'w, 's> {
+    workers: &'w Scope<'s>,
+    /// What making code takes.
+    time: &'s ThreadTime,
+    functions: Functions,
     frontend: FunctionBuilderContext,
-    context: Context,
-    names: BTreeMap<String, FuncId>,
-    /// Assembled functions by their code, which is the same wherever it lies: equal ones are stored once.
-    assembled: HashMap<Vec<u8>, FuncId>,
-    bytes: usize,
-    texts: Option<Vec<FunctionText>>,
 }
 
 /// The executable code of a model; freed when dropped.
@@ -93,16 +135,16 @@ pub(crate) struct Emitter<'a> {
     pub(crate) b: FunctionBuilder<'a>,
     /// The parameters, in order.
     pub(crate) params: Vec<Value>,
-    module: &'a mut JITModule,
+    defined: &'a [Defined],
     inputs: usize,
 }
 
-fn backend(function: &str, reason: impl std::fmt::Display) -> CodegenError {
+fn backend(function: &str, reason: impl Display) -> CodegenError {
     CodegenError::Backend { function: function.into(), reason: reason.to_string() }
 }
 
 fn isa(tier: &Tier, kind: FunctionKind) -> Result<OwnedTargetIsa, CodegenError> {
-    let fail = |e: &dyn std::fmt::Display| backend("target", e);
+    let fail = |e: &dyn Display| backend("target", e);
     let mut flags = settings::builder();
     let opt_level = match kind {
         FunctionKind::Driver => "speed",
@@ -133,39 +175,45 @@ pub(crate) fn signature(count: usize) -> Signature {
     s
 }
 
-impl CodeBuilder {
-    pub(crate) fn new(tier: &Tier, keep_texts: bool) -> Result<CodeBuilder, CodegenError> {
-        let driver_isa = isa(tier, FunctionKind::Driver)?;
-        let mut builder = JITBuilder::with_isa(driver_isa, cranelift_module::default_libcall_names());
-        let memory = ArenaMemoryProvider::new_with_size(CODE_SPACE).map_err(|e| backend("memory", e))?;
-        builder.memory_provider(Box::new(memory));
+impl<'w, 's> CodeBuilder<'w, 's> {
+    pub(crate) fn new(
+        tier: &Tier,
+        keep_texts: bool,
+        workers: &'w Scope<'s>,
+        time: &'s ThreadTime,
+    ) -> Result<CodeBuilder<'w, 's>, CodegenError> {
+        let target =
+            Target { driver: isa(tier, FunctionKind::Driver)?, tile: isa(tier, FunctionKind::Tile)? };
         Ok(CodeBuilder {
-            module: JITModule::new(builder),
-            tile_isa: isa(tier, FunctionKind::Tile)?,
+            workers,
+            time,
+            functions: Functions { target: Arc::new(target), defined: Vec::new(), keep_texts },
             frontend: FunctionBuilderContext::new(),
-            context: Context::new(),
-            names: BTreeMap::new(),
-            assembled: HashMap::new(),
-            bytes: 0,
-            texts: keep_texts.then(Vec::new),
         })
     }
 
-    /// The function of this name, if it was defined already. Functions with one name must be one function.
-    pub(crate) fn function(&self, name: &str) -> Option<FuncId> {
-        self.names.get(name).copied()
+    /// Adds a function whose code `make` gives, on any thread.
+    fn define(
+        &mut self,
+        name: &str,
+        parameters: usize,
+        clif: String,
+        is_assembled: bool,
+        make: impl FnOnce() -> Result<Machine, CodegenError> + Send + 's,
+    ) -> FuncId {
+        let id = FuncId::from_u32(self.functions.defined.len() as u32);
+        let machine = Arc::new(OnceLock::new());
+        let (made, time) = (machine.clone(), self.time);
+        self.workers.spawn(move |_| {
+            // Nobody else sets it.
+            let _ = made.set(time.of(make));
+        });
+        self.functions.defined.push(Defined { name: name.into(), parameters, clif, is_assembled, machine });
+        id
     }
 
-    fn declare(&mut self, name: &str, signature: &Signature) -> Result<FuncId, CodegenError> {
-        let id =
-            self.module.declare_function(name, Linkage::Local, signature).map_err(|e| backend(name, e))?;
-        if self.names.insert(name.into(), id).is_some() {
-            return Err(backend(name, "defined twice"));
-        }
-        Ok(id)
-    }
-
-    /// Compiles a function. `emit` starts in the entry block and must end every block, the last with a return.
+    /// Builds a function, to be compiled. `emit` starts in the entry block and must end every block, the last with a
+    /// return.
     pub(crate) fn define_function(
         &mut self,
         name: &str,
@@ -174,92 +222,129 @@ impl CodeBuilder {
         inputs: usize,
         emit: impl FnOnce(&mut Emitter) -> Result<(), CodegenError>,
     ) -> Result<FuncId, CodegenError> {
-        let signature = signature(parameters);
-        let id = self.declare(name, &signature)?;
-        self.context.clear();
-        self.context.func.signature = signature;
-        self.context.func.name = UserFuncName::user(0, id.as_u32());
-        let mut b = FunctionBuilder::new(&mut self.context.func, &mut self.frontend);
+        let id = FuncId::from_u32(self.functions.defined.len() as u32);
+        let own_name = UserFuncName::user(0, id.as_u32());
+        let mut function = Function::with_name_signature(own_name, signature(parameters));
+        let mut b = FunctionBuilder::new(&mut function, &mut self.frontend);
         let entry = b.create_block();
         b.append_block_params_for_function_params(entry);
         b.switch_to_block(entry);
         let params = b.block_params(entry).to_vec();
-        let mut emitter = Emitter { b, params, module: &mut self.module, inputs };
+        let mut emitter = Emitter { b, params, defined: &self.functions.defined, inputs };
         emit(&mut emitter)?;
-        let Emitter { mut b, module, .. } = emitter;
+        let Emitter { mut b, .. } = emitter;
         b.seal_all_blocks();
-        b.finalize(module.isa().frontend_config());
-
-        let clif = match &self.texts {
-            Some(_) => self.context.func.display().to_string(),
-            None => String::new(),
-        };
-        let isa = match kind {
-            FunctionKind::Driver => self.module.isa(),
-            FunctionKind::Tile => &*self.tile_isa,
-        };
-        self.context
-            .compile(isa, &mut ControlPlane::default())
-            .map_err(|e| backend(name, format!("{:?}", e.inner)))?;
-        let compiled = self.context.compiled_code().ok_or_else(|| backend(name, "no code"))?;
-        let alignment = u64::from(compiled.buffer.alignment);
-        let code = compiled.code_buffer().to_vec();
-        let relocs: Vec<ModuleReloc> = compiled
-            .buffer
-            .relocs()
-            .iter()
-            .map(|r| ModuleReloc::from_mach_reloc(r, &self.context.func, id))
-            .collect();
-        self.place(name, id, alignment, code, &relocs, clif)?;
-        Ok(id)
+        let target = self.functions.target.clone();
+        b.finalize(target.isa(kind).frontend_config());
+        let clif = if self.functions.keep_texts { function.display().to_string() } else { String::new() };
+        let described = name.to_string();
+        Ok(self.define(name, parameters, clif, false, move || {
+            compile(function, id, target.isa(kind)).map_err(|reason| backend(&described, reason))
+        }))
     }
 
-    /// Registers machine code of another assembler under the convention of [`signature`]. If the same code is there
-    /// already, that function is the result.
-    pub(crate) fn define_bytes(
+    /// Adds a function whose machine code `assemble` gives, on any thread, under the convention of [`signature`]. The
+    /// code must not depend on where it lies.
+    pub(crate) fn define_assembled<E: Display>(
         &mut self,
         name: &str,
         parameters: usize,
-        code: &[u8],
-    ) -> Result<FuncId, CodegenError> {
-        if let Some(&id) = self.assembled.get(code) {
-            return Ok(id);
-        }
-        let id = self.declare(name, &signature(parameters))?;
-        self.place(name, id, 64, code.to_vec(), &[], String::new())?;
-        self.assembled.insert(code.to_vec(), id);
-        Ok(id)
+        assemble: impl FnOnce() -> Result<Vec<u8>, E> + Send + 's,
+    ) -> FuncId {
+        let described = name.to_string();
+        self.define(name, parameters, String::new(), true, move || {
+            let code = assemble().map_err(|reason| backend(&described, reason))?;
+            Ok(Machine { code, alignment: 64, relocs: Vec::new() })
+        })
     }
 
-    fn place(
-        &mut self,
-        name: &str,
-        id: FuncId,
-        alignment: u64,
-        code: Vec<u8>,
-        relocs: &[ModuleReloc],
-        clif: String,
-    ) -> Result<(), CodegenError> {
-        self.bytes += code.len();
-        self.module.define_function_bytes(id, alignment, &code, relocs).map_err(|e| backend(name, e))?;
-        if let Some(texts) = &mut self.texts {
-            texts.push(FunctionText { name: name.into(), clif, code });
-        }
-        Ok(())
+    /// The functions, complete once the workers are done.
+    pub(crate) fn into_functions(self) -> Functions {
+        self.functions
     }
+}
 
-    /// Makes the code executable. The second result maps functions to their entry points.
-    pub(crate) fn finish(mut self) -> Result<(Code, impl Fn(FuncId) -> *const u8), CodegenError> {
-        self.module.finalize_definitions().map_err(|e| backend("model", e))?;
-        let entries: BTreeMap<FuncId, usize> =
-            self.names.values().map(|&id| (id, self.module.get_finalized_function(id) as usize)).collect();
-        let code = Code {
-            module: Mutex::new(Some(self.module)),
-            bytes: self.bytes,
-            texts: self.texts.unwrap_or_default(),
-        };
-        Ok((code, move |id| entries[&id] as *const u8))
+/// Compiles one function.
+fn compile(function: Function, id: FuncId, isa: &OwnedTargetIsa) -> Result<Machine, String> {
+    let mut context = Context::for_function(function);
+    context.compile(&**isa, &mut ControlPlane::default()).map_err(|e| format!("{:?}", e.inner))?;
+    let compiled = context.compiled_code().ok_or("no code")?;
+    let relocs = compiled.buffer.relocs().iter();
+    Ok(Machine {
+        code: compiled.code_buffer().to_vec(),
+        alignment: u64::from(compiled.buffer.alignment),
+        relocs: relocs.map(|r| ModuleReloc::from_mach_reloc(r, &context.func, id)).collect(),
+    })
+}
+
+impl Functions {
+    /// Places the code and makes it executable. The second result maps functions to their entry points.
+    ///
+    /// Of assembled functions with the same code only the first is placed. Names are made unique.
+    pub(crate) fn seal(self) -> Result<(Code, impl Fn(FuncId) -> *const u8), CodegenError> {
+        let memory = ArenaMemoryProvider::new_with_size(CODE_SPACE).map_err(|e| backend("memory", e))?;
+        let libcalls = cranelift_module::default_libcall_names();
+        let mut builder = JITBuilder::with_isa(self.target.driver.clone(), libcalls);
+        builder.memory_provider(Box::new(memory));
+        let mut module = JITModule::new(builder);
+        // By number of the definition, the function in the module.
+        let mut placed: Vec<FuncId> = Vec::with_capacity(self.defined.len());
+        let (mut names, mut assembled) = (BTreeSet::new(), BTreeMap::new());
+        let (mut bytes, mut texts) = (0, Vec::new());
+        for function in &self.defined {
+            let machine = match function.machine.get() {
+                Some(made) => made.as_ref().map_err(Clone::clone)?,
+                None => return Err(backend(&function.name, "its code was not made")),
+            };
+            if let (true, Some(&same)) = (function.is_assembled, assembled.get(&machine.code)) {
+                placed.push(same);
+                continue;
+            }
+            let name = unique(&function.name, &names);
+            let fail = |e| backend(&name, e);
+            let signature = signature(function.parameters);
+            let id = module.declare_function(&name, Linkage::Local, &signature).map_err(fail)?;
+            placed.push(id);
+            let relocs: Vec<ModuleReloc> = machine.relocs.iter().map(|r| relocated(r, &placed)).collect();
+            module.define_function_bytes(id, machine.alignment, &machine.code, &relocs).map_err(fail)?;
+            bytes += machine.code.len();
+            if self.keep_texts {
+                let (clif, code) = (function.clif.clone(), machine.code.clone());
+                texts.push(FunctionText { name: name.clone(), clif, code });
+            }
+            if function.is_assembled {
+                assembled.insert(&machine.code, id);
+            }
+            names.insert(name);
+        }
+        module.finalize_definitions().map_err(|e| backend("model", e))?;
+        let entries: Vec<usize> =
+            placed.into_iter().map(|id| module.get_finalized_function(id) as usize).collect();
+        let code = Code { module: Mutex::new(Some(module)), bytes, texts };
+        Ok((code, move |id: FuncId| entries[id.as_u32() as usize] as *const u8))
     }
+}
+
+/// `name`, or with the first suffix that makes it free. A node has a handful of functions: this ends at once.
+fn unique(name: &str, taken: &BTreeSet<String>) -> String {
+    let suffixed = (1..).map(|i| format!("{name}_{i}"));
+    let mut candidates = std::iter::once(name.to_string()).chain(suffixed);
+    candidates.find(|candidate| !taken.contains(candidate)).unwrap_or_default()
+}
+
+/// A relocation with functions as the module numbers them.
+fn relocated(reloc: &ModuleReloc, placed: &[FuncId]) -> ModuleReloc {
+    let in_module = |defined: u32| placed[defined as usize];
+    let name = match reloc.name {
+        ModuleRelocTarget::User { namespace, index } => {
+            ModuleRelocTarget::User { namespace, index: in_module(index).as_u32() }
+        }
+        ModuleRelocTarget::FunctionOffset(id, offset) => {
+            ModuleRelocTarget::FunctionOffset(in_module(id.as_u32()), offset)
+        }
+        ref other => other.clone(),
+    };
+    ModuleReloc { name, ..reloc.clone() }
 }
 
 impl Code {
@@ -321,8 +406,12 @@ impl Emitter<'_> {
         self.b.ins().load(I64, MEM, table, index as i32 * pointer)
     }
 
-    /// A function of this module as one that this function can call.
+    /// A function that was defined before as one that this function can call.
     pub(crate) fn import(&mut self, callee: FuncId) -> FuncRef {
-        self.module.declare_func_in_func(callee, self.b.func)
+        let index = callee.as_u32();
+        let signature = self.b.func.import_signature(signature(self.defined[index as usize].parameters));
+        let name = self.b.func.declare_imported_user_function(UserExternalName { namespace: 0, index });
+        let name = ExternalName::user(name);
+        self.b.func.import_function(ExtFuncData { name, signature, colocated: true, patchable: false })
     }
 }

@@ -194,6 +194,9 @@ pub struct Graph {
     inputs: Vec<NodeId>,
     outputs: Vec<Output>,
     names: BTreeMap<String, NodeId>,
+    /// Nodes that were added, or lost a use, since dead ones were removed: whatever is dead now is among them or was used
+    /// by one of them.
+    suspects: Vec<NodeId>,
 }
 
 impl Graph {
@@ -277,6 +280,7 @@ impl Graph {
         let name = self.fresh_name(name);
         let id = NodeId::of(self.dag.add_node(Node { name: name.clone(), device: None, kind, outputs }));
         self.names.insert(name, id);
+        self.suspects.push(id);
         id
     }
 
@@ -527,9 +531,11 @@ impl Graph {
         self.refuse_cycle(node, &self.operands(node), operands)?;
         // Before slots are counted in 16 bits.
         self.infer(&self.node(node).name, &op, operands)?;
-        let edges: Vec<_> = self.dag.edges_directed(node.ix(), Direction::Incoming).map(|e| e.id()).collect();
-        for e in edges {
-            self.dag.remove_edge(e);
+        let edges = self.dag.edges_directed(node.ix(), Direction::Incoming);
+        let edges: Vec<_> = edges.map(|e| (e.id(), NodeId::of(e.source()))).collect();
+        for (edge, operand) in edges {
+            self.dag.remove_edge(edge);
+            self.suspects.push(operand);
         }
         for (slot, v) in operands.iter().enumerate() {
             self.link(*v, node, slot as u16);
@@ -565,9 +571,10 @@ impl Graph {
             .dag
             .edges_directed(node.ix(), Direction::Incoming)
             .find(|e| e.weight().slot == slot)
-            .map(|e| e.id());
-        if let Some(e) = edge {
-            self.dag.remove_edge(e);
+            .map(|e| (e.id(), NodeId::of(e.source())));
+        if let Some((edge, operand)) = edge {
+            self.dag.remove_edge(edge);
+            self.suspects.push(operand);
         }
     }
 
@@ -627,6 +634,7 @@ impl Graph {
                 o.value = new;
             }
         }
+        self.suspects.push(old.node);
         if self.ty(old) == self.ty(new) || moved.is_empty() {
             return Ok(());
         }
@@ -635,12 +643,14 @@ impl Graph {
 
     /// Points graph output `index` at another value.
     pub fn set_output(&mut self, index: usize, value: ValueId) {
-        self.outputs[index].value = value;
+        let old = std::mem::replace(&mut self.outputs[index].value, value);
+        self.suspects.push(old.node);
     }
 
     /// Keeps only these results of the graph; to look at values in its middle, give it others.
     pub fn set_outputs(&mut self, outputs: Vec<Output>) {
-        self.outputs = outputs;
+        let old = std::mem::replace(&mut self.outputs, outputs);
+        self.suspects.extend(old.iter().map(|o| o.value.node));
     }
 
     /// Renames a node (to a fresh name close to this one).
@@ -658,16 +668,28 @@ impl Graph {
     }
 
     /// Removes nodes that no result depends on. Inputs stay: they are the model's signature. Returns how many went.
+    ///
+    /// Takes time for what changed since the last time only, so a pass may call it after every edit.
     pub fn remove_dead(&mut self) -> usize {
-        let mut live = BTreeSet::new();
-        let mut stack: Vec<NodeId> = self.outputs.iter().map(|o| o.value.node).collect();
-        stack.extend(&self.inputs);
-        while let Some(n) = stack.pop() {
-            if live.insert(n) {
-                stack.extend(self.dag.neighbors_directed(n.ix(), Direction::Incoming).map(NodeId::of));
+        let kept: BTreeSet<NodeId> =
+            self.outputs.iter().map(|o| o.value.node).chain(self.inputs.iter().copied()).collect();
+        let mut dead = BTreeSet::new();
+        // Uses by nodes that are not dead, counted when a node is first met.
+        let mut uses: BTreeMap<NodeId, usize> = BTreeMap::new();
+        let count = |graph: &Graph, n: NodeId| graph.dag.edges(n.ix()).count();
+        let mut suspects = std::mem::take(&mut self.suspects);
+        while let Some(n) = suspects.pop() {
+            let is_dead = self.contains(n)
+                && !kept.contains(&n)
+                && *uses.entry(n).or_insert_with(|| count(self, n)) == 0
+                && dead.insert(n);
+            if is_dead {
+                for operand in self.dag.neighbors_directed(n.ix(), Direction::Incoming).map(NodeId::of) {
+                    *uses.entry(operand).or_insert_with(|| count(self, operand)) -= 1;
+                    suspects.push(operand);
+                }
             }
         }
-        let dead: Vec<NodeId> = self.nodes().map(|(id, _)| id).filter(|id| !live.contains(id)).collect();
         // Backwards, because petgraph finds the youngest edges of a node first.
         for id in dead.iter().rev() {
             if let Some(node) = self.dag.remove_node(id.ix()) {

@@ -11,24 +11,30 @@
 //! | 24..32 | length of the record, which begins at 64 |
 //! | 32..40 | number of blobs |
 //! | 40..48 | where the table of blobs begins: offset and length of each, 8 bytes both |
-//! | 48..56 | XXH3 of everything from 64 on |
+//! | 48..56 | checksum of everything from 64 on: XXH3 of the XXH3s, 8 bytes each, of blocks of 1 MiB |
 //! | 56..64 | XXH3 of bytes 0..56 |
 
 use bytes::Bytes;
 use memmap2::Mmap;
+use rayon::prelude::*;
 use std::{
     fs::File,
     io::{BufWriter, Read, Write},
     path::Path,
+    sync::Arc,
 };
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"\x89QCC\r\n\x1a\n";
 /// Goes up with every change of this layout, or of what is in the record.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 64;
 /// Alignment of blobs: a cache line, and the widest vector.
 const ALIGNMENT: usize = 64;
+/// Bytes that are hashed at a time: threads share the blocks of a large file.
+const BLOCK: usize = 1 << 20;
+/// Bytes of a page of memory. One of more bytes would only be given back less often.
+const PAGE: usize = 4096;
 
 /// Why a `.qcc` file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +84,56 @@ pub fn is_program(path: &Path) -> bool {
 pub(crate) struct Contents {
     pub(crate) record: Bytes,
     pub(crate) blobs: Vec<Bytes>,
+    /// The mapping itself; `None` where the bytes are not of a mapped file.
+    pub(crate) source: Option<Source>,
+}
+
+/// A mapped file.
+#[derive(Clone)]
+pub(crate) struct Source(Arc<Mmap>);
+
+impl AsRef<[u8]> for Source {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Source {
+    /// Gives back the memory of these bytes, if they are the file's. They come from the file again when they are read.
+    pub(crate) fn give_back(&self, bytes: &[u8]) {
+        let all = self.0.as_ptr_range();
+        let own = bytes.as_ptr_range();
+        if own.start < all.start || own.end > all.end {
+            return;
+        }
+        let offset = |at: *const u8| at as usize - all.start as usize;
+        // Whole pages only: their neighbours hold what others may be reading.
+        let (first, end) = (offset(own.start).next_multiple_of(PAGE), offset(own.end) / PAGE * PAGE);
+        #[cfg(unix)]
+        if first < end {
+            // SAFETY: the mapping is of a file, private and never written to, so a page that was dropped holds the same
+            // bytes when it is read again. That it fails (where pages are larger) costs memory and nothing else.
+            #[allow(
+                unsafe_code,
+                reason = "the advice would lose what was written to a mapping, and nothing was"
+            )]
+            let _ = unsafe {
+                self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first)
+            };
+        }
+    }
+}
+
+/// The checksum of what is behind the header.
+fn checksum(body: &[u8]) -> u64 {
+    let of_blocks: Vec<u64> = match body.len() {
+        // Not worth waking a thread.
+        0..=BLOCK => body.chunks(BLOCK).map(xxh3_64).collect(),
+        _ => body.par_chunks(BLOCK).map(xxh3_64).collect(),
+    };
+    let mut all = Xxh3::new();
+    of_blocks.iter().for_each(|hash| all.update(&hash.to_le_bytes()));
+    all.digest()
 }
 
 /// Writes a file in one step: a reader sees the old file or the new one, never a part.
@@ -95,7 +151,7 @@ pub(crate) fn write(path: &Path, record: &[u8], blobs: &[Bytes]) -> Result<(), C
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let file = builder.tempfile_in(folder).map_err(ContainerError::Write)?;
-    let mut body = Body { out: BufWriter::new(file), hash: Xxh3::new(), at: HEADER };
+    let mut body = Body { out: BufWriter::new(file), checksum: Checksum::default(), at: HEADER };
     let written = (|| {
         // Its place; what belongs there is known at the end.
         body.out.write_all(&[0; HEADER])?;
@@ -109,7 +165,7 @@ pub(crate) fn write(path: &Path, record: &[u8], blobs: &[Bytes]) -> Result<(), C
             body.pad_to(*offset)?;
             body.put(blob)?;
         }
-        let header = header(end, record.len(), blobs.len(), table, body.hash.digest());
+        let header = header(end, record.len(), blobs.len(), table, body.checksum.finish());
         let mut file = body.out.into_inner().map_err(|e| e.into_error())?;
         std::io::Seek::rewind(&mut file)?;
         file.write_all(&header)?;
@@ -135,13 +191,50 @@ fn header(length: usize, record: usize, blobs: usize, table: usize, hash: u64) -
 /// What is written behind the header, and its checksum so far.
 struct Body<W: Write> {
     out: W,
-    hash: Xxh3,
+    checksum: Checksum,
     at: usize,
+}
+
+/// The [`checksum`] of bytes that come bit by bit.
+#[derive(Default)]
+struct Checksum {
+    /// Of the blocks that are complete.
+    blocks: Xxh3,
+    block: Xxh3,
+    /// Bytes of the block that is not.
+    len: usize,
+}
+
+impl Checksum {
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - self.len));
+            self.block.update(now);
+            self.len += now.len();
+            bytes = later;
+            if self.len == BLOCK {
+                self.close();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.blocks.update(&self.block.digest().to_le_bytes());
+        self.block.reset();
+        self.len = 0;
+    }
+
+    fn finish(mut self) -> u64 {
+        if self.len > 0 {
+            self.close();
+        }
+        self.blocks.digest()
+    }
 }
 
 impl<W: Write> Body<W> {
     fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.hash.update(bytes);
+        self.checksum.update(bytes);
         self.at += bytes.len();
         self.out.write_all(bytes)
     }
@@ -163,7 +256,9 @@ pub(crate) fn open(path: &Path) -> Result<Contents, ContainerError> {
     // mapped one as it is.
     #[allow(unsafe_code, reason = "memory maps are unsafe by nature")]
     let map = unsafe { Mmap::map(&file) }.map_err(ContainerError::Read)?;
-    parse(Bytes::from_owner(map))
+    let source = Source(Arc::new(map));
+    let contents = parse(Bytes::from_owner(source.clone()))?;
+    Ok(Contents { source: Some(source), ..contents })
 }
 
 /// Checks the bytes of a file and finds its parts.
@@ -189,7 +284,7 @@ pub(crate) fn parse(file: Bytes) -> Result<Contents, ContainerError> {
     if word(16) != length {
         return Err(ContainerError::Length { expected: word(16), got: length });
     }
-    if xxh3_64(&file[HEADER..]) != word(48) {
+    if checksum(&file[HEADER..]) != word(48) {
         return Err(ContainerError::Checksum { part: "contents" });
     }
     // From here on only a writer with other ideas can be at fault, but its file must not be trusted either.
@@ -212,7 +307,7 @@ pub(crate) fn parse(file: Bytes) -> Result<Contents, ContainerError> {
         }
         blobs.push(slice(offset, len)?);
     }
-    Ok(Contents { record, blobs })
+    Ok(Contents { record, blobs, source: None })
 }
 
 #[cfg(test)]
@@ -236,6 +331,32 @@ mod tests {
         write(&path, b"", &[Bytes::from_static(b"one")]).unwrap();
         let mapped = open(&path).unwrap();
         assert_eq!(mapped.blobs[0].as_ptr() as usize % ALIGNMENT, 0);
+    }
+
+    #[test]
+    fn bytes_that_were_given_back_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.qcc");
+        let blob: Vec<u8> = (0..10 * PAGE).map(|i| (i % 251) as u8).collect();
+        write(&path, b"the record", &[Bytes::from(blob.clone())]).unwrap();
+        let mapped = open(&path).unwrap();
+        let source = mapped.source.unwrap();
+        for part in [&mapped.blobs[0][..], &mapped.blobs[0][PAGE + 7..3 * PAGE], &[], &blob] {
+            source.give_back(part);
+        }
+        assert_eq!((&mapped.blobs[0][..], &mapped.record[..]), (&blob[..], &b"the record"[..]));
+    }
+
+    #[test]
+    fn a_checksum_does_not_depend_on_how_bytes_come() {
+        for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i % 253) as u8).collect();
+            for piece in [999_983, len.max(1)] {
+                let mut by_pieces = Checksum::default();
+                bytes.chunks(piece).for_each(|c| by_pieces.update(c));
+                assert_eq!(by_pieces.finish(), checksum(&bytes), "{len} bytes, {piece} at a time");
+            }
+        }
     }
 
     #[test]

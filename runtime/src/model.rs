@@ -1,7 +1,9 @@
 //! Compiled models and sessions.
 
-use crate::{Error, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
-use qcc_codegen::{CodegenError, CompiledModel, Execution, ListingKind, Step, Tier, Tiling, Work};
+use crate::{Error, FileTimes, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
+use qcc_codegen::{
+    CodegenError, CompileTimes, CompiledModel, Execution, ListingKind, Step, Tier, Tiling, Work,
+};
 use qcc_ir::{Device, NodeId, Tensor, TensorType};
 use smallvec::SmallVec;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -25,6 +27,7 @@ struct Inner {
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
     info: ProgramInfo,
+    file_times: Option<FileTimes>,
     threads: Threads,
 }
 
@@ -68,6 +71,7 @@ impl Program {
         let codegen = qcc_codegen::Options {
             measure_pack_only: options.measure_pack_only,
             listing: options.listing,
+            release: self.release(),
             tilings: self.tilings(options.tier),
             ..qcc_codegen::Options::new(options.tier)
         };
@@ -79,6 +83,7 @@ impl Program {
             inputs: infos(compiled.inputs()),
             outputs: infos(compiled.outputs()),
             info: self.info().clone(),
+            file_times: self.file_times(),
             threads: options.threads.clone(),
             compiled,
         })))
@@ -114,6 +119,16 @@ impl Model {
     /// Instructions in use.
     pub fn tier(&self) -> &'static Tier {
         self.0.compiled.tier()
+    }
+
+    /// What reading its `.qcc` file took; `None` where it is not from one.
+    pub fn file_times(&self) -> Option<FileTimes> {
+        self.0.file_times
+    }
+
+    /// What generating its code took.
+    pub fn compile_times(&self) -> CompileTimes {
+        self.0.compiled.times()
     }
 
     /// Threads that a session of the model uses.

@@ -2,13 +2,17 @@
 
 use crate::{
     Preprocess, Tuning,
-    container::{self, ContainerError},
+    container::{self, ContainerError, Source},
 };
 use bytes::Bytes;
+use qcc_codegen::Release;
 use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
 use qcc_passes::{Calibrator, Precision};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// A model after the passes: quantized, laid out and placed, but not yet machine code. It runs on every tier.
 #[derive(Clone)]
@@ -17,6 +21,20 @@ pub struct Program {
     info: ProgramInfo,
     /// By tier.
     tunings: Vec<Tuning>,
+    /// The file that the constants are mapped from.
+    source: Option<Source>,
+    times: Option<FileTimes>,
+}
+
+/// Times of reading a `.qcc` file, which follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileTimes {
+    /// Mapping it and comparing its checksums, on all threads.
+    pub check: Duration,
+    /// Making the graph of its record, with all types inferred anew.
+    pub graph: Duration,
+    /// Verifying the graph.
+    pub verify: Duration,
 }
 
 /// How a program was made.
@@ -102,7 +120,7 @@ struct Record {
 
 impl Program {
     pub(crate) fn new(graph: Graph, info: ProgramInfo) -> Program {
-        Program { graph, info, tunings: Vec::new() }
+        Program { graph, info, tunings: Vec::new(), source: None, times: None }
     }
 
     /// The program with these tilings for their tier, and no others for it.
@@ -118,6 +136,17 @@ impl Program {
     /// What [`tune`](crate::tune) found, by the name of the tier.
     pub fn tunings(&self) -> &[Tuning] {
         &self.tunings
+    }
+
+    /// What reading it from a file took; `None` where it is not from one.
+    pub fn file_times(&self) -> Option<FileTimes> {
+        self.times
+    }
+
+    /// Whom to tell of constants that have been packed; `None` where their memory cannot be given back.
+    pub(crate) fn release(&self) -> Option<Release> {
+        let source = self.source.clone()?;
+        Some(Release::new(move |bytes| source.give_back(bytes)))
     }
 
     /// The graph, at `Stage::Placed`.
@@ -160,11 +189,16 @@ impl Program {
     /// Where the file is not a `.qcc` file of this version, or is damaged in any way.
     pub fn load(path: &Path) -> Result<Program, ProgramError> {
         let failed = |source| ProgramError { path: path.display().to_string(), source };
+        let start = Instant::now();
         let contents = container::open(path).map_err(failed)?;
-        Program::of(contents).map_err(failed)
+        let check = start.elapsed();
+        let (program, verify) = Program::of(contents).map_err(failed)?;
+        let graph = start.elapsed() - check - verify;
+        Ok(Program { times: Some(FileTimes { check, graph, verify }), ..program })
     }
 
-    fn of(contents: container::Contents) -> Result<Program, ContainerError> {
+    /// The program, and what verifying its graph took.
+    fn of(contents: container::Contents) -> Result<(Program, Duration), ContainerError> {
         let malformed = |e: &dyn std::fmt::Display| ContainerError::Malformed(e.to_string());
         let (record, rest): (Record, &[u8]) =
             postcard::take_from_bytes(&contents.record).map_err(|e| malformed(&e))?;
@@ -182,9 +216,12 @@ impl Program {
         if graph.stage != Stage::Placed {
             return Err(malformed(&format!("a graph at stage {}", graph.stage)));
         }
+        let start = Instant::now();
         qcc_ir::verify(&graph).map_err(|e| malformed(&e))?;
+        let verify = start.elapsed();
         record.tunings.iter().try_for_each(Tuning::check).map_err(|e| malformed(&e))?;
-        Ok(Program { graph, info: record.info, tunings: record.tunings })
+        let Record { info, tunings, .. } = record;
+        Ok((Program { graph, info, tunings, source: contents.source, times: None }, verify))
     }
 }
 
@@ -231,19 +268,19 @@ mod tests {
             // A step that shares no factor with the record's parts, so that all of them are hit.
             let at = i * 7919 % record.len();
             record[at] ^= 1 << (i % 8);
-            let contents = container::Contents { record: record.into(), blobs: blobs.clone() };
+            let contents = container::Contents { record: record.into(), blobs: blobs.clone(), source: None };
             match Program::of(contents) {
-                Ok(program) => drop(program.jit(&crate::JitOptions::new(choose_tier(None).unwrap()))),
+                Ok((program, _)) => drop(program.jit(&crate::JitOptions::new(choose_tier(None).unwrap()))),
                 Err(_) => refused += 1,
             }
         }
         assert!(refused > 0, "no change of the record was noticed");
         for wrong in [vec![], blobs[1..].to_vec(), vec![Bytes::new(); blobs.len()]] {
-            let contents = container::Contents { record: record.clone().into(), blobs: wrong };
+            let contents = container::Contents { record: record.clone().into(), blobs: wrong, source: None };
             assert!(matches!(Program::of(contents), Err(ContainerError::Malformed(_))));
         }
         let longer = [&record[..], &[0]].concat();
-        let contents = container::Contents { record: longer.into(), blobs };
+        let contents = container::Contents { record: longer.into(), blobs, source: None };
         assert!(Program::of(contents).is_err());
     }
 
@@ -295,13 +332,15 @@ mod tests {
             let tuned =
                 program.clone().with_tuning(Tuning { tier: choose_tier(None).unwrap().name.into(), tilings });
             let (record, blobs) = tuned.encode().unwrap();
-            let read = Program::of(container::Contents { record: record.into(), blobs }).unwrap();
+            let (read, _) =
+                Program::of(container::Contents { record: record.into(), blobs, source: None }).unwrap();
             assert_eq!(logits(&read), expected, "{layer} {tiling}");
         }
         let tilings = [(name.clone(), "two by two".to_string())].into();
         let broken = program.with_tuning(Tuning { tier: "avx2".into(), tilings });
         let (record, blobs) = broken.encode().unwrap();
-        let refused = Program::of(container::Contents { record: record.into(), blobs }).err().unwrap();
+        let refused =
+            Program::of(container::Contents { record: record.into(), blobs, source: None }).err().unwrap();
         assert!(refused.to_string().contains("`two by two` is no tiling"), "{refused}");
     }
 

@@ -1,6 +1,11 @@
 //! `qcc run`.
 
-use crate::{args::Run, failure::Failure};
+use crate::{
+    args::Run,
+    failure::Failure,
+    table::{decimal, table},
+};
+use comfy_table::Table;
 use qcc_runtime::{
     Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads, ir::Tensor, read_npy, top,
     write_npy,
@@ -9,6 +14,7 @@ use std::{
     collections::BTreeSet,
     io::Write,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
@@ -26,17 +32,47 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
         read_inputs(args, &model)?
     };
     let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
-    let outputs = Session::new(&model).run(&views)?;
+    let start = Instant::now();
+    let mut session = Session::new(&model);
+    let outputs = session.run(&views)?;
+    let first = start.elapsed();
     for (info, tensor) in model.outputs().iter().zip(&outputs) {
         writeln!(out, "{}: {}[{}], {}", info.name, info.ty.dtype, info.ty.shape, summary(tensor))?;
     }
     if let Some(k) = args.top {
         print_top(&model, &outputs, k, out)?;
     }
+    if args.timings {
+        writeln!(out, "{}", timings(&model, first))?;
+    }
     if let Some(folder) = &args.output_dir {
         write_outputs(&model, &outputs, folder)?;
     }
     Ok(())
+}
+
+/// Where the time to the first output went.
+fn timings(model: &Model, first_run: Duration) -> Table {
+    let code = model.compile_times();
+    let file = model.file_times().map(|t| {
+        [("map the file and check it", t.check), ("make its graph", t.graph), ("verify the graph", t.verify)]
+    });
+    let code_and_run = [
+        ("constants of products", code.constants),
+        ("lowering", code.lowering),
+        ("waiting for packing and code", code.waiting),
+        ("placing the code", code.sealing),
+        ("the first run", first_run),
+    ];
+    let phases: Vec<_> = file.into_iter().flatten().chain(code_and_run).collect();
+    let total = phases.iter().map(|(_, time)| *time).sum();
+    let meanwhile =
+        [("meanwhile: packing weights", code.packing), ("meanwhile: making code", code.generating)];
+    let mut table = table(vec!["phase", "ms"], 1);
+    for (phase, time) in phases.into_iter().chain([("together", total)]).chain(meanwhile) {
+        table.add_row(vec![phase.to_string(), decimal(Some(time.as_secs_f64() * 1e3), 2)]);
+    }
+    table
 }
 
 fn read_inputs(args: &Run, model: &Model) -> Result<Vec<Tensor>, Failure> {

@@ -389,44 +389,95 @@ const SHAPES: usize = 6;
 ///
 /// `weights` is what the whole model's weights take: if no cache of a core holds them, every problem's come from memory.
 pub(crate) fn candidates(problem: &Problem, tier: &Tier, weights: usize) -> Vec<Cut> {
-    let mut all: Vec<(f64, Cut)> = Vec::new();
+    let mut cheapest = Cheapest::default();
     let units = tier.isas(problem.product).map(|isa| unit(isa, problem.product));
-    for (unit, widest) in units.flat_map(|u| u.widths.iter().map(move |&widest| (u, widest))) {
-        let panels: Arc<[Panel]> = panels(problem.channels, widest, &unit).into();
+    for unit in units {
+        let mut seen: Vec<Arc<[Panel]>> = Vec::new();
+        for &widest in unit.widths {
+            let panels: Arc<[Panel]> = panels(problem.channels, widest, &unit).into();
+            // Few channels: a narrower bound need not make other panels.
+            if !seen.contains(&panels) {
+                cheapest.compare(problem, &unit, &panels, weights);
+                seen.push(panels);
+            }
+        }
+    }
+    let mut cuts = cheapest.into_sorted();
+    cuts.truncate(SHAPES);
+    let others: Vec<Cut> = cuts.iter().filter(|c| has_both_orders(problem, c)).map(Cut::reordered).collect();
+    cuts.extend(others);
+    cuts
+}
+
+/// The cheapest cut of each shape: so many pixels by these panels. Of equal costs, the first counts.
+#[derive(Default)]
+struct Cheapest {
+    /// Cuts that were compared.
+    compared: usize,
+    of_shape: Vec<Costed>,
+}
+
+/// A cut, what it costs, and which of all that were compared it was.
+struct Costed {
+    cost: f64,
+    place: usize,
+    cut: Cut,
+}
+
+impl Cheapest {
+    /// Takes part: all blocks and orders of these panels.
+    fn compare(&mut self, problem: &Problem, unit: &Unit, panels: &Arc<[Panel]>, weights: usize) {
         // All panels share the blocks, so the widest bounds them.
         let vectors = panels.iter().map(|p| p.width / unit.lanes).max().unwrap_or(1);
         let most = unit.pixels(vectors);
         let groups = k_groups(problem, unit.isa);
         let all_weights = panels.iter().map(|p| p.width * 4 * groups).sum::<usize>() * problem.groups;
-        // Of equal costs the first counts. Where the first level holds all weights, reading activations and writing
-        // whole pixels once is the better half of the bargain.
+        // Where the first level holds all weights, reading activations and writing whole pixels once is the better half
+        // of the bargain.
         let orders = match Source::of(all_weights) {
             Source::Level1 => [Order::PixelsOuter, Order::PanelsOuter],
             _ => [Order::PanelsOuter, Order::PixelsOuter],
         };
+        // By pixels: where the shape stands. Another form may have had the same panels.
+        let mut shapes: Vec<Option<usize>> = vec![None; most + 1];
+        for (at, other) in self.of_shape.iter().enumerate().filter(|(_, o)| o.cut.panels == *panels) {
+            if let Some(shape) = shapes.get_mut(other.cut.rows * other.cut.cols) {
+                *shape = Some(at);
+            }
+        }
+        let mut cut =
+            Cut { isa: unit.isa, rows: 0, cols: 0, panels: panels.clone(), order: Order::PanelsOuter };
         for cols in 1..=most.min(problem.cols) {
             for rows in 1..=(most / cols).min(problem.rows) {
                 for order in orders {
-                    let cut = Cut { isa: unit.isa, rows, cols, panels: panels.clone(), order };
-                    if let Some(cost) = cost(problem, &unit, &cut, Source::of(weights)) {
-                        all.push((cost, cut));
+                    (cut.rows, cut.cols, cut.order) = (rows, cols, order);
+                    if let Some(cost) = cost(problem, unit, &cut, Source::of(weights)) {
+                        self.keep(cost, &cut, &mut shapes[rows * cols]);
                     }
                 }
             }
         }
     }
-    // Stable: of equal costs, the first stays first.
-    all.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    let shape = |cut: &Cut| (cut.rows * cut.cols, Arc::clone(&cut.panels));
-    let mut cuts: Vec<Cut> = Vec::new();
-    for (_, cut) in all {
-        if cuts.len() < SHAPES && !cuts.iter().any(|c| shape(c) == shape(&cut)) {
-            cuts.push(cut);
+
+    /// Keeps a cut if it is the cheapest of its shape.
+    fn keep(&mut self, cost: f64, cut: &Cut, shape: &mut Option<usize>) {
+        let place = self.compared;
+        self.compared += 1;
+        match *shape {
+            Some(at) if self.of_shape[at].cost <= cost => {}
+            Some(at) => self.of_shape[at] = Costed { cost, place, cut: cut.clone() },
+            None => {
+                *shape = Some(self.of_shape.len());
+                self.of_shape.push(Costed { cost, place, cut: cut.clone() });
+            }
         }
     }
-    let others: Vec<Cut> = cuts.iter().filter(|c| has_both_orders(problem, c)).map(Cut::reordered).collect();
-    cuts.extend(others);
-    cuts
+
+    /// The cheapest first.
+    fn into_sorted(mut self) -> Vec<Cut> {
+        self.of_shape.sort_by(|a, b| a.cost.total_cmp(&b.cost).then(a.place.cmp(&b.place)));
+        self.of_shape.into_iter().map(|costed| costed.cut).collect()
+    }
 }
 
 /// Whether the order makes a difference.
@@ -561,12 +612,24 @@ fn block_bytes(problem: &Problem, rows: usize, cols: usize) -> usize {
     let run = problem.run * problem.product.element();
     let (trips, stride) =
         problem.loops.first().map_or((1, 0), |&(trips, stride)| (trips as usize, stride as usize));
-    let mut starts: Vec<usize> =
-        (0..rows).flat_map(|r| (0..trips).map(move |t| r * problem.a.row + t * stride)).collect();
-    starts.sort_unstable();
-    starts.dedup();
+    let starts = distinct_sums((rows, problem.a.row), (trips, stride));
     let inner: usize = problem.loops.iter().skip(1).map(|l| l.0 as usize).product();
-    starts.len() * inner * ((cols - 1) * problem.a.col.min(run) + run)
+    starts * inner * ((cols - 1) * problem.a.col.min(run) + run)
+}
+
+/// How many different numbers `i * a + j * b` there are for `i` and `j` below these counts.
+///
+/// Two pairs give the same number if they are a multiple of (b, −a) / gcd(a, b) apart, so every number is counted once
+/// where only pairs are that have no such predecessor.
+fn distinct_sums((rows, a): (usize, usize), (trips, b): (usize, usize)) -> usize {
+    match gcd(a, b) {
+        0 => rows.min(1) * trips.min(1),
+        common => rows * trips - rows.saturating_sub(b / common) * trips.saturating_sub(a / common),
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Pixels of a block whose activations lie in one set of the level-1 cache, beyond what it holds: with 1024 channels of
@@ -644,6 +707,17 @@ mod tests {
                     assert_eq!(t.to_string().parse(), Ok(*t));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn sums_are_counted_once_each() {
+        for (rows, a, trips, b) in
+            [(4, 6, 3, 4), (1, 0, 5, 7), (5, 7, 1, 0), (3, 0, 3, 0), (6, 5, 4, 5), (8, 2, 3, 9), (0, 3, 2, 1)]
+        {
+            let sums: std::collections::BTreeSet<usize> =
+                (0..rows).flat_map(|i| (0..trips).map(move |j| i * a + j * b)).collect();
+            assert_eq!(distinct_sums((rows, a), (trips, b)), sums.len(), "{rows} of {a}, {trips} of {b}");
         }
     }
 

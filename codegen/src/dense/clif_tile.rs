@@ -104,7 +104,7 @@ const UNROLL: u32 = 4;
 /// Weights are `[groups][panel][4]` bytes, or `[groups][panel]` floats; `params` describes the constants.
 pub(crate) fn emit_tile(
     b: &mut FunctionBuilder<'_>,
-    spec: &TileSpec<'_>,
+    spec: &TileSpec,
     dot: Dot,
     params: &Params<'_>,
     arguments: TileArguments,
@@ -152,7 +152,7 @@ impl State {
 /// The loops over K.
 struct Sum<'s, 'f, 'a> {
     b: &'f mut FunctionBuilder<'a>,
-    spec: &'s TileSpec<'s>,
+    spec: &'s TileSpec,
     dot: Dot,
     vectors: usize,
 }

@@ -7,11 +7,13 @@
 //! so several neighbouring pixels are computed at once.
 
 use super::{
-    Problem, Weights, asm,
+    Problem, Weights,
     choose::{Cut, Order, Panel, Share},
     clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
-    driver::{Class, Coefficients, Operands, class_index, class_of, classes, for_each_part, kernel_name},
+    driver::{
+        Class, Coefficients, Elements, Operands, class_index, class_of, classes, for_each_part, kernel_name,
+    },
     pack,
     spec::Epilogue,
     strip::{self, StripSpec, Strips},
@@ -72,13 +74,13 @@ pub(crate) fn lower(
     taps: &Taps,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    coefficients: &Coefficients<'_>,
+    coefficients: &Coefficients<'_, '_>,
     work: Work,
 ) -> Result<(), CodegenError> {
     let cut = cut(problem, cx.options.tier.isa);
     let name = kernel_name("dwconv", problem.product, &cut, PIXELS);
     let dot = Dot::of_tier(problem.product, cx.options.tier);
-    let starts = coefficients.starts();
+    let starts = coefficients.starts;
     let constants = |width: usize| Params::new(epilogue, width, starts.reach());
     let classes = classes(&cut);
     let mut functions = Vec::with_capacity(classes.len());
@@ -94,9 +96,9 @@ pub(crate) fn lower(
         })?);
     }
     let entries = entries(cx, problem, &cut, &classes, |panel| {
-        let weights = match coefficients {
-            Coefficients::Codes(w, ..) => pack_codes(panel, taps, dot, w),
-            Coefficients::Floats(w, _) => pack_floats(panel, taps, w),
+        let weights = match &coefficients.weights {
+            Elements::Codes(w) => pack_codes(panel, taps, dot, w),
+            Elements::Floats(w) => pack_floats(panel, taps, w),
         };
         (weights, starts.pack_clif(&constants(panel.width), channels(panel)))
     })?;
@@ -146,7 +148,7 @@ pub(crate) fn lower_strips(
     strips: &Strips,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    coefficients: &Coefficients<'_>,
+    coefficients: &Coefficients<'_, '_>,
     work: Work,
 ) -> Result<(), CodegenError> {
     let isa = cx.options.tier.isa;
@@ -162,7 +164,7 @@ pub(crate) fn lower_strips(
         window: strips.window,
         y_row: problem.y.row,
         y_col: problem.y.col,
-        epilogue,
+        epilogue: epilogue.form(),
     };
     let mut cut =
         Cut { isa, rows: strips.rows, cols: strips.cols, panels: panels.into(), order: Order::PixelsOuter };
@@ -173,17 +175,15 @@ pub(crate) fn lower_strips(
     for &class in &classes {
         functions.push(for_each_part(problem, &cut, |rows, cols| {
             let tile_name = cx.step_name(&format!("{name}_strip_{rows}x{cols}x{}", class.1));
-            let code = asm::emit_strip(&spec(class, rows, cols))
-                .map_err(|e| CodegenError::Backend { function: tile_name.clone(), reason: e.to_string() })?;
-            cx.define_bytes(&tile_name, TILE_PARAMETERS, &code)
+            Ok(cx.strip(&tile_name, spec(class, rows, cols)))
         })?);
     }
-    let (starts, mut constant_bytes) = (coefficients.starts(), 0);
+    let (starts, mut constant_bytes) = (coefficients.starts, 0);
     let entries = entries(cx, problem, &cut, &classes, |panel| {
         let spec = spec(class_of(panel), strips.rows, strips.cols);
-        let weights = match coefficients {
-            Coefficients::Codes(w, ..) => spec.pack(panel.first, w, strips.padding),
-            Coefficients::Floats(w, _) => spec.pack(panel.first, w, strips.padding),
+        let weights = match &coefficients.weights {
+            Elements::Codes(w) => spec.pack(panel.first, w, strips.padding),
+            Elements::Floats(w) => spec.pack(panel.first, w, strips.padding),
         };
         let params = starts.pack(spec.format(), epilogue, channels(panel));
         constant_bytes += weights.len() + params.len();

@@ -18,7 +18,7 @@ use crate::{
     module::{FunctionKind, Location},
 };
 use cranelift_module::FuncId;
-use qcc_ir::ops::Clamp;
+use qcc_ir::{Tensor, ops::Clamp};
 use std::ops::Range;
 
 /// Where the operands of a problem live.
@@ -34,21 +34,23 @@ pub(crate) struct Operands {
     pub(crate) w: Option<Location>,
 }
 
-/// The constants of a problem.
-pub(crate) enum Coefficients<'a> {
-    /// s8 weights, and what their sums start from.
-    Codes(Weights<'a, i8>, &'a [i32], i64),
-    /// f32 weights, and what their sums start from.
-    Floats(Weights<'a, f32>, &'a [f32]),
+/// The constants of a problem. Its weights are packed at some time in `'s`.
+pub(crate) struct Coefficients<'a, 's> {
+    /// The tensor of the weights.
+    pub(crate) tensor: &'s Tensor,
+    /// The same as the problem reads it.
+    pub(crate) weights: Elements<'s>,
+    /// What sums start from.
+    pub(crate) starts: Starts<'a>,
 }
 
-impl<'a> Coefficients<'a> {
-    pub(crate) fn starts(&self) -> Starts<'a> {
-        match *self {
-            Coefficients::Codes(_, starts, reach) => Starts::Codes(starts, reach),
-            Coefficients::Floats(_, bias) => Starts::Floats(bias),
-        }
-    }
+/// The weights of a problem.
+#[derive(Clone, Copy)]
+pub(crate) enum Elements<'s> {
+    /// s8.
+    Codes(Weights<'s, i8>),
+    /// f32.
+    Floats(Weights<'s, f32>),
 }
 
 /// What accumulators start from, by channel.
@@ -94,19 +96,19 @@ impl Starts<'_> {
 }
 
 /// Lowers a problem to one step.
-pub(crate) fn lower(
-    cx: &mut Lowering,
+pub(crate) fn lower<'s>(
+    cx: &mut Lowering<'_, 's>,
     kernel: &str,
     problem: &Problem,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    coefficients: &Coefficients<'_>,
+    coefficients: &Coefficients<'_, 's>,
     work: Work,
 ) -> Result<(), CodegenError> {
     let (problem, a) = &as_tiles_read_it(cx, problem, operands.a)?;
     let operands = Operands { a: *a, ..operands };
     let (weights, residual) = (cx.constant_bytes(), operands.r.is_some());
-    let starts = (coefficients.starts(), Start::Params);
+    let starts = (coefficients.starts, Start::Params);
     let tiles = Tiles::define(cx, kernel, problem, epilogue, starts, weights, residual)?;
     let Some(tiles) = tiles else { return Ok(()) };
     let panels = tiles.pack_all(cx, coefficients)?;
@@ -114,19 +116,13 @@ pub(crate) fn lower(
 }
 
 /// The functions that configure matrix registers of `rows` rows and release them; `None` for 0.
-fn around(cx: &mut Lowering, name: &str, rows: usize) -> Result<Option<Around<FuncId>>, CodegenError> {
+fn around(cx: &mut Lowering, name: &str, rows: usize) -> Option<Around<FuncId>> {
     if rows == 0 {
-        return Ok(None);
+        return None;
     }
-    let mut define = |part: &str, code: Result<Vec<u8>, asm::EmitError>| {
-        let function = cx.step_name(&format!("{name}_{part}"));
-        match code {
-            Ok(code) => cx.define_bytes(&function, 0, &code),
-            Err(e) => Err(CodegenError::Backend { function, reason: e.to_string() }),
-        }
-    };
-    let enter = define("enter", asm::emit_enter(rows))?;
-    Ok(Some(Around { enter, leave: define("leave", asm::emit_leave())? }))
+    let [enter, leave] = ["enter", "leave"].map(|part| cx.step_name(&format!("{name}_{part}")));
+    let enter = cx.define_assembled(&enter, 0, move || asm::emit_enter(rows));
+    Some(Around { enter, leave: cx.define_assembled(&leave, 0, asm::emit_leave) })
 }
 
 /// The problem on its input in the form that the tier's tiles read, and where that lies.
@@ -155,11 +151,11 @@ fn widened(
 }
 
 /// The cut of a problem, and all that there were to choose from. `weights` bytes are read between two uses of its own.
-fn cut(cx: &Lowering, problem: &Problem, weights: usize) -> Option<(Cut, Vec<Tiling>)> {
-    let cuts = choose::candidates(problem, cx.options.tier, weights);
+fn cut(cx: &mut Lowering, problem: &Problem, weights: usize) -> Option<(Cut, Vec<Tiling>)> {
+    let cuts = cx.candidates(problem, weights);
     let tilings: Vec<Tiling> = cuts.iter().map(Cut::tiling).collect();
     let wanted = cx.wanted_tiling().and_then(|t| tilings.iter().position(|&own| own == t));
-    cuts.into_iter().nth(wanted.unwrap_or(0)).map(|cut| (cut, tilings))
+    cuts.get(wanted.unwrap_or(0)).map(|cut| (cut.clone(), tilings))
 }
 
 /// One matrix product of a batch: byte offsets of its first operand and of its result, and the matrix that is its
@@ -324,7 +320,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
             let of_class = for_each_part(problem, &tiles.cut, |rows, cols| {
                 let spec = tiles.spec(class, [rows, cols], prefetch, residual);
                 let name = cx.step_name(&format!("{}_tile_{rows}x{cols}x{}", tiles.name, class.1));
-                tiles.emit(cx, &name, &spec)
+                tiles.emit(cx, &name, spec)
             })?;
             tiles.functions.push(of_class);
         }
@@ -338,7 +334,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
         [rows, cols]: [usize; 2],
         prefetch: Prefetch,
         residual: bool,
-    ) -> TileSpec<'a> {
+    ) -> TileSpec {
         let p = self.problem;
         let offsets = |row: usize, col: usize| -> Vec<i32> {
             (0..rows * cols).map(|i| (i / cols * row + i % cols * col) as i32).collect()
@@ -353,23 +349,19 @@ impl<'t, 'a> Tiles<'t, 'a> {
             loops: p.loops.clone(),
             inner: self.format(width).run_groups(p.run) as u32,
             start: self.start,
-            epilogue: self.epilogue,
+            epilogue: self.epilogue.form(),
             prefetch,
             configured: self.cut.configured(),
         }
     }
 
-    fn emit(&self, cx: &mut Lowering, name: &str, spec: &TileSpec<'_>) -> Result<FuncId, CodegenError> {
+    fn emit(&self, cx: &mut Lowering, name: &str, spec: TileSpec) -> Result<FuncId, CodegenError> {
         let isa = self.cut.isa;
-        let Some(dot) = Dot::of_isa(spec.product, isa) else {
-            let code = asm::emit_tile(isa, spec)
-                .map_err(|e| CodegenError::Backend { function: name.into(), reason: e.to_string() })?;
-            return cx.define_bytes(name, TILE_PARAMETERS, &code);
-        };
+        let Some(dot) = Dot::of_isa(spec.product, isa) else { return Ok(cx.tile(name, isa, spec)) };
         cx.define_function(name, FunctionKind::Tile, TILE_PARAMETERS, |e| {
-            let constants = Params::new(spec.epilogue, spec.panel, self.starts.reach());
+            let constants = Params::new(self.epilogue, spec.panel, self.starts.reach());
             let arguments = TileArguments::of(&e.params);
-            emit_tile(&mut e.b, spec, dot, &constants, arguments);
+            emit_tile(&mut e.b, &spec, dot, &constants, arguments);
             Ok(())
         })
     }
@@ -382,7 +374,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
         panels: Vec<PanelEntry>,
         work: Work,
     ) -> Result<(), CodegenError> {
-        let around = around(cx, &self.name, self.cut.configured())?;
+        let around = around(cx, &self.name, self.cut.configured());
         let sharing = Sharing {
             input: cx.share_of_operand(0),
             residual: operands.r.is_some().then(|| cx.share_of_residual()),
@@ -414,10 +406,10 @@ impl<'t, 'a> Tiles<'t, 'a> {
     }
 
     /// Packs every panel of every group.
-    fn pack_all(
+    fn pack_all<'s>(
         &self,
-        cx: &mut Lowering,
-        coefficients: &Coefficients<'_>,
+        cx: &mut Lowering<'_, 's>,
+        coefficients: &Coefficients<'_, 's>,
     ) -> Result<Vec<PanelEntry>, CodegenError> {
         let (p, cut) = (self.problem, &self.cut);
         let panels: Vec<(usize, &Panel)> =
@@ -437,36 +429,32 @@ impl<'t, 'a> Tiles<'t, 'a> {
     }
 
     /// Offsets of the packed weights of these panels of groups.
-    fn pack_weights(
+    fn pack_weights<'s>(
         &self,
-        cx: &mut Lowering,
-        coefficients: &Coefficients<'_>,
+        cx: &mut Lowering<'_, 's>,
+        coefficients: &Coefficients<'_, 's>,
         panels: &[(usize, &Panel)],
     ) -> Result<Vec<u32>, CodegenError> {
-        let (p, runs) = (self.problem, self.problem.runs());
+        let (runs, run) = (self.problem.runs(), self.problem.run);
         let parts: Vec<(PanelFormat, Range<usize>)> = panels
             .iter()
             .map(|&(group, panel)| (self.format(panel.width), self.channels(group, panel)))
             .collect();
         let size = |(format, channels): &(PanelFormat, Range<usize>)| {
-            pack::packed_bytes(*format, channels.len(), runs, p.run)
+            pack::packed_bytes(*format, channels.len(), runs, run)
         };
         let sizes: Vec<usize> = parts.iter().map(size).collect();
-        cx.packed(&sizes, |i, bytes| {
-            let (format, channels) = parts[i].clone();
-            match coefficients {
-                Coefficients::Codes(weights, ..) => {
-                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
-                        weights.take(c, run, start, out);
-                    });
-                }
-                Coefficients::Floats(weights, _) => {
-                    pack::pack_weights_into(format, channels, runs, p.run, bytes, |c, run, start, out| {
-                        weights.take(c, run, start, out);
-                    });
-                }
-            }
-        })
+        let tensor = coefficients.tensor;
+        match coefficients.weights {
+            Elements::Codes(weights) => cx.packed(tensor, &sizes, move |i, bytes| {
+                let (format, channels) = parts[i].clone();
+                pack::pack_weights_into(format, channels, runs, run, bytes, &weights);
+            }),
+            Elements::Floats(weights) => cx.packed(tensor, &sizes, move |i, bytes| {
+                let (format, channels) = parts[i].clone();
+                pack::pack_weights_into(format, channels, runs, run, bytes, &weights);
+            }),
+        }
     }
 
     /// Offset of one panel's constants.

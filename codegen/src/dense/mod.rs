@@ -22,7 +22,7 @@ use pack::PanelFormat;
 use spec::Product;
 
 /// Byte strides of an operand or a result.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Strides {
     /// From one image of the batch to the next.
     pub(crate) image: usize,
@@ -35,7 +35,7 @@ pub(crate) struct Strides {
 }
 
 /// What remains of a convolution or matrix product: output pixels, channels, and where the summands lie.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Problem {
     /// Element types.
     pub(crate) product: Product,
@@ -61,22 +61,27 @@ pub(crate) struct Problem {
     pub(crate) run: usize,
 }
 
-/// Where the weights of a problem lie in their tensor.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Where the weights of a problem lie in their tensor: those of a channel are a matrix of inputs × taps, in which K counts
+/// the inputs of one tap after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct WeightOrder {
     /// From the weights of one output channel (counted over all groups) to those of the next.
     pub(crate) channel: usize,
-    /// Within those of a channel, where each element of K is, run after run.
-    offsets: Vec<usize>,
-    /// Whether they follow each other.
-    is_contiguous: bool,
+    /// Inputs of a tap.
+    pub(crate) inputs: usize,
+    /// From one input of a tap to the next; taps follow each other.
+    pub(crate) input: usize,
 }
 
 impl WeightOrder {
-    /// The order with these distances between channels and within them.
-    pub(crate) fn new(channel: usize, offsets: Vec<usize>) -> WeightOrder {
-        let is_contiguous = offsets.windows(2).all(|pair| pair[1] == pair[0] + 1);
-        WeightOrder { channel, offsets, is_contiguous }
+    /// Whether the weights of a channel lie in the order of K.
+    fn is_contiguous(self) -> bool {
+        self.input == 1 || self.inputs == 1
+    }
+
+    /// Tap and input of element `k` of K.
+    fn split(self, k: usize) -> (usize, usize) {
+        (k / self.inputs, k % self.inputs)
     }
 }
 
@@ -86,27 +91,41 @@ pub(crate) struct Weights<'a, T> {
     /// Their tensor, row-major.
     pub(crate) elements: &'a [T],
     /// Where they lie in it.
-    pub(crate) order: &'a WeightOrder,
+    pub(crate) order: WeightOrder,
     /// Elements of K in one run.
     pub(crate) run: usize,
 }
 
 impl<T: Copy> Weights<'_, T> {
-    /// The weight of an output channel at element i of a run.
-    pub(crate) fn at(&self, channel: usize, run: usize, i: usize) -> T {
-        self.elements[channel * self.order.channel + self.order.offsets[run * self.run + i]]
+    /// The weights of an output channel, as they lie: of one input, tap after tap.
+    pub(crate) fn of_channel(&self, channel: usize) -> &[T] {
+        &self.elements[channel * self.order.channel..]
     }
 
-    /// The weights of an output channel from element `start` of a run on.
-    pub(crate) fn take(&self, channel: usize, run: usize, start: usize, out: &mut [T]) {
-        let of_channel = &self.elements[channel * self.order.channel..];
-        let offsets = &self.order.offsets[run * self.run + start..][..out.len()];
-        match offsets.first() {
-            Some(&first) if self.order.is_contiguous => {
-                out.copy_from_slice(&of_channel[first..][..out.len()]);
-            }
-            _ => out.iter_mut().zip(offsets).for_each(|(out, &offset)| *out = of_channel[offset]),
+    /// The weight of an output channel at element i of a run.
+    pub(crate) fn at(&self, channel: usize, run: usize, i: usize) -> T {
+        let (tap, input) = self.order.split(run * self.run + i);
+        self.of_channel(channel)[tap + input * self.order.input]
+    }
+
+    /// The weights of an output channel from element `start` of a run on, as many as `room` holds: where they lie, or
+    /// brought together there.
+    pub(crate) fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [T]) -> &'b [T] {
+        let (order, mut k) = (self.order, run * self.run + start);
+        let of_channel = self.of_channel(channel);
+        if order.is_contiguous() {
+            return &of_channel[k..][..room.len()];
         }
+        let mut rest = &mut *room;
+        while !rest.is_empty() {
+            let (tap, input) = order.split(k);
+            let (of_tap, behind) = rest.split_at_mut(rest.len().min(order.inputs - input));
+            let weights = of_channel[tap + input * order.input..].iter().step_by(order.input);
+            of_tap.iter_mut().zip(weights).for_each(|(out, weight)| *out = *weight);
+            k += of_tap.len();
+            rest = behind;
+        }
+        room
     }
 }
 

@@ -9,7 +9,10 @@
 //! knows it, [`PanelFormat::channel_of_word`] and [`PanelFormat::channel_of_wide`] follow from it. With one lane
 //! (the 128-bit tiers) all three are the identity.
 
-use super::spec::{Epilogue, Product};
+use super::{
+    Weights,
+    spec::{Epilogue, EpilogueForm, Product, RequantizeForm, RescaleForm},
+};
 use crate::tier::Isa;
 use qcc_ir::{
     numerics::{Requantizer, Rescale},
@@ -147,23 +150,42 @@ impl PanelFormat {
 pub trait Weight: Copy + Default {
     /// The product whose panels hold it.
     const PRODUCT: Product;
-    /// Writes the weights of `column` in a group: as many as the group has elements.
-    fn put(format: PanelFormat, group: &mut [u8], column: usize, weights: &[Self]);
+    /// Writes the weights of one column into groups that follow each other. The last group may get fewer than it holds.
+    fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[Self]);
 }
 
 impl Weight for i8 {
     const PRODUCT: Product = Product::U8S8;
-    fn put(format: PanelFormat, group: &mut [u8], column: usize, weights: &[i8]) {
-        for (t, w) in weights.iter().enumerate() {
-            group[format.code_offset(column, t)] = w.to_ne_bytes()[0];
+
+    fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[i8]) {
+        // This loop is most of what loading a large model takes: whole groups are numbers of constant size.
+        let [low, high] = [0, 2].map(|t| format.code_offset(column, t));
+        let groups = groups.chunks_exact_mut(4 * format.panel);
+        let (whole, rest) = weights.as_chunks::<4>();
+        let rest = Some(rest).filter(|r| !r.is_empty()).map(|rest| {
+            let mut last = [0; 4];
+            last[..rest.len()].copy_from_slice(rest);
+            last
+        });
+        let all = whole.iter().copied().chain(rest).map(|codes| codes.map(|w| w.to_ne_bytes()[0]));
+        if high == low + 2 {
+            groups.zip(all).for_each(|(group, codes)| group[low..][..4].copy_from_slice(&codes));
+        } else {
+            for (group, [a, b, c, d]) in groups.zip(all) {
+                group[low..][..2].copy_from_slice(&[a, b]);
+                group[high..][..2].copy_from_slice(&[c, d]);
+            }
         }
     }
 }
 
 impl Weight for f32 {
     const PRODUCT: Product = Product::F32;
-    fn put(_: PanelFormat, group: &mut [u8], column: usize, weights: &[f32]) {
-        group[4 * column..][..4].copy_from_slice(&weights[0].to_le_bytes());
+
+    fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[f32]) {
+        for (group, weight) in groups.chunks_exact_mut(4 * format.panel).zip(weights) {
+            group[4 * column..][..4].copy_from_slice(&weight.to_le_bytes());
+        }
     }
 }
 
@@ -189,11 +211,8 @@ pub fn pack_weights<W: Weight>(
     weight: impl Fn(usize, usize, usize) -> W,
 ) -> Vec<u8> {
     let mut bytes = vec![0; packed_bytes(format, channels.len(), runs, run_len)];
-    pack_weights_into(format, channels, runs, run_len, &mut bytes, |channel, run, start, out| {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = weight(channel, run, start + i);
-        }
-    });
+    let gather = Gather(weight);
+    pack_weights_into(format, channels, runs, run_len, &mut bytes, &gather);
     bytes
 }
 
@@ -201,8 +220,29 @@ pub fn pack_weights<W: Weight>(
 /// channels that they come from.
 const GROUPS_AT_ONCE: usize = 16;
 
-/// Packs weights into [`packed_bytes`] of zeros. `weights(channel, run, start, out)` gives the weights of a run from
-/// `start` on, as many as `out` takes.
+/// Weights to be packed.
+pub trait WeightSource<W> {
+    /// The weights of an output channel from element `start` of a run on, as many as `room` holds; there or elsewhere.
+    fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [W]) -> &'b [W];
+}
+
+impl<W: Copy> WeightSource<W> for Weights<'_, W> {
+    fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [W]) -> &'b [W] {
+        Weights::take(self, channel, run, start, room)
+    }
+}
+
+/// Weights that a function of channel, run and element gives.
+struct Gather<F>(F);
+
+impl<W, F: Fn(usize, usize, usize) -> W> WeightSource<W> for Gather<F> {
+    fn take<'b>(&'b self, channel: usize, run: usize, start: usize, room: &'b mut [W]) -> &'b [W] {
+        room.iter_mut().enumerate().for_each(|(i, w)| *w = (self.0)(channel, run, start + i));
+        room
+    }
+}
+
+/// Packs weights into [`packed_bytes`] of zeros.
 ///
 /// # Panics
 ///
@@ -213,14 +253,14 @@ pub fn pack_weights_into<W: Weight>(
     runs: usize,
     run_len: usize,
     bytes: &mut [u8],
-    weights: impl Fn(usize, usize, usize, &mut [W]),
+    weights: &impl WeightSource<W>,
 ) {
     assert_eq!(W::PRODUCT, format.product, "weights of another product");
     assert_eq!(bytes.len(), packed_bytes(format, channels.len(), runs, run_len), "bytes of other weights");
     let step = format.product.group();
     let group_bytes = 4 * format.panel;
     let run_bytes = format.run_groups(run_len) * group_bytes;
-    let mut taken = [W::default(); 4 * GROUPS_AT_ONCE];
+    let mut room = [W::default(); 4 * GROUPS_AT_ONCE];
     let mut rest = bytes;
     for first in channels.clone().step_by(format.panel) {
         let columns: Vec<(usize, usize)> = (0..format.panel)
@@ -234,12 +274,9 @@ pub fn pack_weights_into<W: Weight>(
                 .step_by(step * GROUPS_AT_ONCE)
                 .zip(of_run.chunks_mut(GROUPS_AT_ONCE * group_bytes))
             {
-                let taken = &mut taken[..(run_len - start).min(step * GROUPS_AT_ONCE)];
+                let room = &mut room[..(run_len - start).min(step * GROUPS_AT_ONCE)];
                 for &(column, channel) in &columns {
-                    weights(channel, run, start, taken);
-                    for (group, of_group) in groups.chunks_exact_mut(group_bytes).zip(taken.chunks(step)) {
-                        W::put(format, group, column, of_group);
-                    }
+                    W::put(format, groups, column, weights.take(channel, run, start, room));
                 }
             }
         }
@@ -417,13 +454,13 @@ impl Regions {
         if needed { self.splat() } else { self.end }
     }
 
-    fn rescale(&mut self, q: &Requantizer) -> RescaleLayout {
+    fn rescale(&mut self, q: RequantizeForm) -> RescaleLayout {
         let residual = q.has_residual;
-        match &q.rescale {
-            Rescale::Shift { n, .. } if self.format.is_wide() && !residual && n.iter().all(|n| *n > 32) => {
+        match q.rescale {
+            RescaleForm::Shift { is_high: true } if self.format.is_wide() && !residual => {
                 RescaleLayout::ShiftHigh { m: self.columns(), half: self.columns(), n: self.columns() }
             }
-            Rescale::Shift { .. } => RescaleLayout::Shift {
+            RescaleForm::Shift { .. } => RescaleLayout::Shift {
                 m: self.columns(),
                 add: self.wide(),
                 n: self.wide(),
@@ -431,7 +468,7 @@ impl Regions {
                 m_r: self.splat_if(residual),
                 k: if residual { self.wide() } else { self.end },
             },
-            Rescale::Tflite { .. } => RescaleLayout::Tflite {
+            RescaleForm::Tflite { .. } => RescaleLayout::Tflite {
                 left: self.columns(),
                 m: self.columns(),
                 nudge: self.splat(),
@@ -445,18 +482,18 @@ impl Regions {
                 guard_half: self.splat_if(residual),
                 guard: self.splat_if(residual),
             },
-            Rescale::Q15 { .. } => RescaleLayout::Q15 {
+            RescaleForm::Q15 { .. } => RescaleLayout::Q15 {
                 s1: self.columns(),
                 m: self.take(2 * self.format.words()),
                 flip: self.splat(),
                 z_r: self.splat_if(residual),
                 m_r: self.splat_if(residual),
             },
-            Rescale::Pow2 { .. } => RescaleLayout::Pow2 {
+            RescaleForm::Pow2 => RescaleLayout::Pow2 {
                 n: self.columns(),
                 m_r: if residual { self.columns() } else { self.end },
             },
-            Rescale::Float { .. } => RescaleLayout::Float {
+            RescaleForm::Float { .. } => RescaleLayout::Float {
                 scale: self.columns(),
                 most: self.splat(),
                 z_r: self.splat_if(residual),
@@ -472,25 +509,25 @@ fn has_logical_wide_shift(format: PanelFormat) -> bool {
 }
 
 /// How many shuffles spread a pixel's residual codes.
-fn residual_shuffles(format: PanelFormat, q: &Requantizer) -> usize {
-    match (&q.rescale, format.vectors()) {
-        (Rescale::Q15 { .. }, 1) => 2,
-        (Rescale::Q15 { .. }, vectors) => vectors.div_ceil(2),
+fn residual_shuffles(format: PanelFormat, rescale: RescaleForm) -> usize {
+    match (rescale, format.vectors()) {
+        (RescaleForm::Q15 { .. }, 1) => 2,
+        (RescaleForm::Q15 { .. }, vectors) => vectors.div_ceil(2),
         (_, vectors) => vectors,
     }
 }
 
 impl ParamLayout {
     /// The regions that a tile of this format with this epilogue reads.
-    pub fn new(format: PanelFormat, epilogue: &Epilogue) -> ParamLayout {
+    pub fn new(format: PanelFormat, epilogue: EpilogueForm) -> ParamLayout {
         let codes = format.product == Product::U8S8;
         let mut regions = Regions { format, end: 0 };
         let bias = regions.columns();
         let permutation = regions.splat_if(codes && format.is_wide());
         let epilogue = match epilogue {
-            Epilogue::PackOnly => EpilogueLayout::PackOnly,
-            Epilogue::Float { .. } => EpilogueLayout::Float { lo: regions.splat(), hi: regions.splat() },
-            Epilogue::Requantize(q) => {
+            EpilogueForm::PackOnly => EpilogueLayout::PackOnly,
+            EpilogueForm::Float { .. } => EpilogueLayout::Float { lo: regions.splat(), hi: regions.splat() },
+            EpilogueForm::Requantize(q) => {
                 let shuffled = q.has_residual && format.is_wide();
                 EpilogueLayout::Requantize(RequantizeLayout {
                     lo: regions.splat(),
@@ -498,7 +535,7 @@ impl ParamLayout {
                     zero_point: regions.splat(),
                     residual_permutation: regions.splat_if(shuffled && format.vector_bytes() == 64),
                     residual_shuffle: if shuffled {
-                        regions.take(residual_shuffles(format, q) * format.vector_bytes())
+                        regions.take(residual_shuffles(format, q.rescale) * format.vector_bytes())
                     } else {
                         regions.end
                     },
@@ -592,14 +629,14 @@ impl Block<'_> {
         }
     }
 
-    fn residual_shuffle(&mut self, at: usize, q: &Requantizer) {
+    fn residual_shuffle(&mut self, at: usize, rescale: RescaleForm) {
         let vector = self.format.vector_bytes();
-        let count = residual_shuffles(self.format, q);
+        let count = residual_shuffles(self.format, rescale);
         for i in 0..count {
             let at = at + i * vector;
-            match (&q.rescale, self.format.vectors()) {
-                (Rescale::Q15 { .. }, 1) => self.shuffle(at, 2, 0, 4, 4 * i),
-                (Rescale::Q15 { .. }, _) => self.shuffle(at, 2, 8 * i, 8, 0),
+            match (rescale, self.format.vectors()) {
+                (RescaleForm::Q15 { .. }, 1) => self.shuffle(at, 2, 0, 4, 4 * i),
+                (RescaleForm::Q15 { .. }, _) => self.shuffle(at, 2, 8 * i, 8, 0),
                 _ => self.shuffle(at, 4, 4 * i, 4, 0),
             }
         }
@@ -734,13 +771,15 @@ pub fn pack_params(
     channels: Range<usize>,
     bias: &[i32],
 ) -> Vec<u8> {
-    let layout = ParamLayout::new(format, &requantizer.map_or(Epilogue::PackOnly, Epilogue::Requantize));
+    let form = requantizer.map_or(Epilogue::PackOnly, Epilogue::Requantize).form();
+    let layout = ParamLayout::new(format, form);
     blocks(format, &layout, channels, |block| {
         block.columns(layout.bias, |c| bias[c].wrapping_add(requantizer.map_or(0, |q| folded(q, c))) as u32);
         if format.is_wide() {
             block.permutation(layout.permutation);
         }
-        let (Some(q), EpilogueLayout::Requantize(at)) = (requantizer, &layout.epilogue) else { return };
+        let (Some(q), EpilogueForm::Requantize(form)) = (requantizer, form) else { return };
+        let EpilogueLayout::Requantize(at) = &layout.epilogue else { return };
         block.splat(at.lo, [q.grid.lo as u8]);
         block.splat(at.hi, [q.grid.hi as u8]);
         block.splat(at.zero_point, (q.grid.zero_point as i16).to_le_bytes());
@@ -748,7 +787,7 @@ pub fn pack_params(
             if format.vector_bytes() == 64 {
                 block.residual_permutation(at.residual_permutation);
             }
-            block.residual_shuffle(at.residual_shuffle, q);
+            block.residual_shuffle(at.residual_shuffle, form.rescale);
         }
         block.rescale(&at.rescale, q);
     })
@@ -756,7 +795,7 @@ pub fn pack_params(
 
 /// Packs the epilogue constants of a float product's `channels`, panel after panel. `channels` indexes `bias`.
 pub fn pack_bias(format: PanelFormat, clamp: Clamp, channels: Range<usize>, bias: &[f32]) -> Vec<u8> {
-    let layout = ParamLayout::new(format, &Epilogue::Float { clamp, residual: false });
+    let layout = ParamLayout::new(format, Epilogue::Float { clamp, residual: false }.form());
     blocks(format, &layout, channels, |block| {
         block.columns(layout.bias, |c| bias[c].to_bits());
         if let EpilogueLayout::Float { lo, hi } = layout.epilogue {

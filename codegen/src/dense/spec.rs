@@ -26,7 +26,11 @@
 //! registers that hold pixels have as many rows as a band; the step configures them once
 //! ([`emit_enter`](super::asm::emit_enter)) before its first tile and releases them behind its last.
 
-use qcc_ir::{numerics::Requantizer, ops::Clamp};
+use qcc_ir::{
+    DType,
+    numerics::{RequantMode, Requantizer, Rescale},
+    ops::Clamp,
+};
 
 /// Readable bytes behind every buffer that a tile reads.
 pub const SLACK: usize = 64;
@@ -75,18 +79,22 @@ pub enum Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// Whether a residual is added.
-    pub fn has_residual(&self) -> bool {
+    /// What assembled code depends on.
+    pub fn form(&self) -> EpilogueForm {
         match self {
-            Epilogue::Requantize(q) => q.has_residual,
-            Epilogue::Float { residual, .. } => *residual,
-            Epilogue::PackOnly => false,
+            Epilogue::Requantize(q) => EpilogueForm::Requantize(RequantizeForm::of(q)),
+            Epilogue::PackOnly => EpilogueForm::PackOnly,
+            Epilogue::Float { clamp, residual } => EpilogueForm::Float {
+                lo: clamp.lo > f32::NEG_INFINITY,
+                hi: clamp.hi < f32::INFINITY,
+                residual: *residual,
+            },
         }
     }
 }
 
 /// Where the accumulators of a tile start from.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum Start {
     /// The panel's constants.
     #[default]
@@ -96,9 +104,120 @@ pub enum Start {
     Weights,
 }
 
-/// One microkernel. See the [module](self) for what the fields mean.
-#[derive(Clone, Debug)]
-pub struct TileSpec<'a> {
+/// An [`Epilogue`] without the constants that its code reads from memory: layers of one form can share their code.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum EpilogueForm {
+    /// To codes.
+    Requantize(RequantizeForm),
+    /// Narrowed to 8 bits as they are.
+    PackOnly,
+    /// Floats.
+    Float {
+        /// Whether there is a lower bound.
+        lo: bool,
+        /// Whether there is an upper bound.
+        hi: bool,
+        /// Whether a residual is added.
+        residual: bool,
+    },
+}
+
+impl EpilogueForm {
+    /// Whether a residual is added.
+    pub fn has_residual(self) -> bool {
+        match self {
+            EpilogueForm::Requantize(q) => q.has_residual,
+            EpilogueForm::Float { residual, .. } => residual,
+            EpilogueForm::PackOnly => false,
+        }
+    }
+}
+
+/// What the code of a requantizing epilogue depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RequantizeForm {
+    /// Type of the codes.
+    pub dtype: DType,
+    /// Whether codes have a lower bound above 0.
+    pub lo: bool,
+    /// Whether they have an upper bound below 255.
+    pub hi: bool,
+    /// Whether a residual is added.
+    pub has_residual: bool,
+    /// How sums are scaled.
+    pub rescale: RescaleForm,
+}
+
+/// What the code of a [`Rescale`] depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RescaleForm {
+    /// One rounding in 64 bits.
+    Shift {
+        /// Whether all shifts drop the whole low half of the product.
+        is_high: bool,
+    },
+    /// Two roundings.
+    Tflite {
+        /// Whether some channel is shifted left.
+        left: bool,
+        /// Whether the residual is.
+        residual_left: bool,
+    },
+    /// In 16 bits.
+    Q15 {
+        /// Guard bits.
+        guard: u32,
+    },
+    /// A shift.
+    Pow2,
+    /// In floats.
+    Float {
+        /// Whether a scaled sum can be 2^31 or more. Conversion makes such a value the smallest integer, which is right
+        /// for large negative ones only.
+        can_exceed_i32: bool,
+    },
+}
+
+impl RequantizeForm {
+    fn of(q: &Requantizer) -> RequantizeForm {
+        let rescale = match &q.rescale {
+            Rescale::Shift { n, .. } => RescaleForm::Shift { is_high: n.iter().all(|n| *n > 32) },
+            Rescale::Tflite { left, residual: (_, residual_left, _), .. } => RescaleForm::Tflite {
+                left: left.iter().any(|left| *left > 0),
+                residual_left: *residual_left > 0,
+            },
+            Rescale::Q15 { r, .. } => RescaleForm::Q15 { guard: *r },
+            Rescale::Pow2 { .. } => RescaleForm::Pow2,
+            Rescale::Float { scale, scale_r } => {
+                let largest = scale.iter().copied().fold(0.0, f32::max);
+                let reach = f64::from(largest) * 2f64.powi(31) + f64::from(*scale_r) * 255.0;
+                RescaleForm::Float { can_exceed_i32: reach >= 2f64.powi(30) }
+            }
+        };
+        RequantizeForm {
+            dtype: q.grid.dtype,
+            lo: q.grid.lo > 0,
+            hi: q.grid.hi < 255,
+            has_residual: q.has_residual,
+            rescale,
+        }
+    }
+
+    /// The mode.
+    pub fn mode(&self) -> RequantMode {
+        match self.rescale {
+            RescaleForm::Shift { .. } => RequantMode::Shift,
+            RescaleForm::Tflite { .. } => RequantMode::Tflite,
+            RescaleForm::Q15 { .. } => RequantMode::Q15,
+            RescaleForm::Pow2 => RequantMode::Pow2,
+            RescaleForm::Float { .. } => RequantMode::Float,
+        }
+    }
+}
+
+/// One microkernel, and all that its code depends on. See the [module](self) for what the fields mean.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct TileSpec {
     /// Element types.
     pub product: Product,
     /// NR: channels of the panel, a multiple of the emitter's vector.
@@ -118,7 +237,7 @@ pub struct TileSpec<'a> {
     /// Where accumulators start from.
     pub start: Start,
     /// What happens to the accumulators.
-    pub epilogue: Epilogue<'a>,
+    pub epilogue: EpilogueForm,
     /// What the tile asks the caches for ahead of time.
     pub prefetch: Prefetch,
     /// Rows of the matrix registers that hold pixels, as configured when the tile is called; 0 where none are
@@ -129,7 +248,7 @@ pub struct TileSpec<'a> {
 /// Lines that a tile prefetches. Nothing is computed from them, so they may lie beyond any buffer.
 ///
 /// The emitters of wide tiles heed this; Cranelift has no instruction for it.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Prefetch {
     /// How far ahead of the weights that are read, in bytes; 0: not at all. For weights that no cache of the core holds.
     pub weights: u32,
@@ -139,7 +258,7 @@ pub struct Prefetch {
     pub results: bool,
 }
 
-impl TileSpec<'_> {
+impl TileSpec {
     /// MR: pixels of the tile.
     pub fn pixels(&self) -> usize {
         self.a_offsets.len()

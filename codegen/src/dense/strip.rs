@@ -23,7 +23,7 @@ use super::{
     Weights,
     choose::Panel,
     pack::PanelFormat,
-    spec::{Epilogue, Product},
+    spec::{EpilogueForm, Product},
 };
 use crate::tier::Isa;
 use std::collections::BTreeSet;
@@ -40,7 +40,7 @@ const MAX_MASKED_ROWS: usize = 32;
 const MAX_EDGE_BLOCKS: usize = 8;
 
 /// One axis of a window that moves over an unpadded image.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Axis {
     /// Taps.
     pub(crate) taps: usize,
@@ -83,8 +83,8 @@ impl Axis {
 }
 
 /// A depthwise convolution of one panel.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StripSpec<'a> {
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct StripSpec {
     pub(crate) product: Product,
     pub(crate) isa: Isa,
     /// Channels of the panel: 1, 2 or 4 vectors.
@@ -100,7 +100,7 @@ pub(crate) struct StripSpec<'a> {
     /// Bytes from one row of results to the next, and from one pixel.
     pub(crate) y_row: usize,
     pub(crate) y_col: usize,
-    pub(crate) epilogue: Epilogue<'a>,
+    pub(crate) epilogue: EpilogueForm,
 }
 
 /// A vector of weights: those of all rows of a group, for one output row and one column of taps.
@@ -112,7 +112,7 @@ pub(crate) struct WeightVector {
     pub(crate) row: usize,
 }
 
-impl StripSpec<'_> {
+impl StripSpec {
     pub(crate) fn format(&self) -> PanelFormat {
         PanelFormat { product: self.product, isa: self.isa, panel: self.panel }
     }
@@ -191,15 +191,19 @@ impl StripSpec<'_> {
             Product::U8S8 => Header::pack(zero_point, self.rows_at_once()),
             Product::F32 => Vec::new(),
         };
+        let channels: Vec<usize> = (0..self.panel).map(|column| format.channel_of_column(column)).collect();
+        let at_once = self.rows_at_once();
         for at in self.weight_vectors() {
-            for lane in 0..format.lanes() {
-                let channel = format.channel_of_column(at.vector * format.lanes() + lane);
-                for slot in 0..self.rows_at_once() {
-                    let tap = groups[at.group].get(slot).and_then(|&row| self.window[0].tap(at.row, row));
-                    let weight = tap
-                        .filter(|_| channel < self.columns)
-                        .map(|tap| weights.at(first + channel, tap * self.window[1].taps + at.col, 0).into());
-                    StripWeight::put(weight, self.rows_at_once(), &mut bytes);
+            let tap = |slot: usize| {
+                let row = *groups[at.group].get(slot)?;
+                Some(self.window[0].tap(at.row, row)? * self.window[1].taps + at.col)
+            };
+            let taps: [Option<usize>; MAX_AT_ONCE] = std::array::from_fn(tap);
+            for &channel in &channels[at.vector * format.lanes()..][..format.lanes()] {
+                let of_channel = weights.of_channel(first + channel.min(self.columns - 1));
+                for tap in &taps[..at_once] {
+                    let weight = tap.filter(|_| channel < self.columns).map(|tap| of_channel[tap].into());
+                    StripWeight::put(weight, at_once, &mut bytes);
                 }
             }
         }
@@ -230,7 +234,7 @@ impl StripWeight {
     /// Appends a weight, or zero, as an element of which a dword holds `at_once`.
     fn put(weight: Option<StripWeight>, at_once: usize, bytes: &mut Vec<u8>) {
         match (weight, at_once) {
-            (None, _) => bytes.extend(vec![0; 4 / at_once]),
+            (None, _) => bytes.resize(bytes.len() + 4 / at_once, 0),
             (Some(StripWeight::Real(w)), _) => bytes.extend(w.to_le_bytes()),
             (Some(StripWeight::Code(w)), 4) => bytes.extend(w.to_le_bytes()),
             (Some(StripWeight::Code(w)), _) => bytes.extend(i16::from(w).to_le_bytes()),
@@ -266,6 +270,9 @@ impl Header {
         bytes
     }
 }
+
+/// The most rows of taps that one multiplication takes.
+const MAX_AT_ONCE: usize = 4;
 
 fn rows_at_once(product: Product, isa: Isa) -> usize {
     match (product, isa) {

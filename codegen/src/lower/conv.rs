@@ -215,20 +215,12 @@ impl<'g> Convolution<'g> {
         self.window.kernel[1] == 1 || (self.window.dilations[1] == 1 && self.extents.groups == 1)
     }
 
-    /// Where the weights `[out, in/groups, rows, cols]` of a problem of this convolution lie.
-    fn weight_order(&self, problem: &Problem) -> WeightOrder {
+    /// Where the weights `[out, in/groups, rows, cols]` lie. The problems of a convolution sum over the inputs of one tap
+    /// after the other, however they cut that into runs.
+    fn weight_order(&self) -> WeightOrder {
         let taps = self.window.taps();
         let inputs = self.extents.channels / self.extents.groups;
-        let cols = self.window.kernel[1];
-        let offset = |run: usize, i: usize| {
-            let (tap, input) = match self.has_contiguous_rows() {
-                true => (run * cols + i / inputs, i % inputs),
-                false => (run, i),
-            };
-            input * taps + tap
-        };
-        let elements = (0..problem.runs()).flat_map(|run| (0..problem.run).map(move |i| (run, i)));
-        WeightOrder::new(inputs * taps, elements.map(|(run, i)| offset(run, i)).collect())
+        WeightOrder { channel: inputs * taps, inputs, input: taps }
     }
 }
 
@@ -304,7 +296,7 @@ impl Convolution<'_> {
         kernel: &Kernel<'_>,
         a: Location,
     ) -> Result<(), CodegenError> {
-        let parts = Parts { extras: self.extras, clamp: self.clamp, order: &self.weight_order(problem) };
+        let parts = Parts { extras: self.extras, clamp: self.clamp, order: self.weight_order() };
         product::lower(cx, node, problem, kernel, a, &parts)
     }
 

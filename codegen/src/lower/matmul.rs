@@ -291,7 +291,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let parts = Parts {
         extras: matrices.extras,
         clamp: matrices.clamp,
-        order: &WeightOrder::new(1, (0..matrices.inner).map(|k| k * matrices.columns).collect()),
+        order: WeightOrder { channel: 1, inputs: matrices.inner, input: matrices.columns },
     };
     product::lower(cx, node, &problem, &Kernel::Dense("gemm"), a, &parts)
 }

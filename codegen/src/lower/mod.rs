@@ -15,30 +15,46 @@ mod resample;
 mod shape;
 
 use crate::{
-    CodegenError, Options,
+    CodegenError, Options, Release,
     dense::{
-        choose::{Share, Tiling},
+        Problem, asm,
+        choose::{self, Cut, Share, Tiling},
+        clif_tile::TILE_PARAMETERS,
         driver::PendingWalk,
         pack, pad,
+        spec::TileSpec,
+        strip::StripSpec,
     },
     kernels::map::View,
+    memory::Memory,
     model::{Step, Work},
-    module::{CodeBuilder, Emitter, FunctionKind, Location},
+    module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
     sharing::{self, Cost},
-    weights::WeightBlock,
+    tier::Isa,
+    times::{CompileTimes, ThreadTime},
+    weights::{MAX_WEIGHT_BYTES, WeightBlock, Weights},
 };
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
-use qcc_ir::{Device, Graph, NodeId, Op, OpError, TensorType, ValueId};
-use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use product::IntegerProducts;
+use qcc_ir::{Device, Graph, NodeId, Op, OpError, Tensor, TensorType, ValueId};
+use rayon::Scope;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Display,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Nanoseconds that are worth another thread in a step that two share. Tests have small tensors and share all steps.
 const THREAD_GRAIN: f64 = if cfg!(test) { 1.0 } else { 2_000.0 };
 
-/// Bytes that are worth packing on several threads.
-const WORTH_THREADS: usize = 64 << 10;
+/// Bytes that are worth another thread's waking to be packed.
+const WORTH_THREADS: usize = 16 << 10;
+
+/// Constants of fewer bytes are compared, and equal ones are stored once: tables repeat, large weights do not.
+const SMALL: usize = (64 << 10) + 1;
 
 /// How one op is lowered.
 pub(crate) struct Lowerer {
@@ -185,14 +201,22 @@ pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
     fused
 }
 
-/// The state of lowering one model.
-pub(crate) struct Lowering<'g> {
-    pub(crate) graph: &'g Graph,
-    pub(crate) options: &'g Options,
+/// The state of lowering one model, for the time `'s` in which its workers run.
+pub(crate) struct Lowering<'w, 's> {
+    pub(crate) graph: &'s Graph,
+    pub(crate) options: &'s Options,
     pub(crate) plan: Plan,
-    code: CodeBuilder,
-    weights: WeightBlock,
+    workers: &'w Scope<'s>,
+    code: CodeBuilder<'w, 's>,
+    weights: WeightBlock<'s>,
+    /// The constants of integer products.
+    pub(crate) products: &'s IntegerProducts,
+    /// What writing weights takes.
+    packing: &'s ThreadTime,
     constants: BTreeMap<ValueId, u32>,
+    /// Writes to the weights that no worker has got yet, and how many bytes they write.
+    writes: Vec<Box<dyn FnOnce() + Send + 's>>,
+    write_bytes: usize,
     steps: Vec<PendingStep>,
     /// How threads divide the values that walks compute. Others are divided by rows of pixels, as a rule.
     shares: BTreeMap<ValueId, Share>,
@@ -201,12 +225,33 @@ pub(crate) struct Lowering<'g> {
     scratch_used: u64,
     scratch_bytes: u64,
     constant_bytes: usize,
+    /// How dense problems can be cut, by problem and what is read between two uses of its weights. The blocks of a network
+    /// repeat.
+    candidates: HashMap<(Problem, usize), Arc<[Cut]>>,
+    /// Assembled tiles, by what they depend on.
+    tiles: HashMap<(Isa, TileSpec), FuncId>,
+    /// The same of strips.
+    strips: HashMap<StripSpec, FuncId>,
 }
 
 /// A step whose code is not yet executable.
 pub(crate) struct PendingStep {
     pub(crate) step: Step,
     pub(crate) code: PendingCode,
+}
+
+/// A constant that is still being packed.
+struct Unpacked<'s> {
+    release: &'s Option<Release>,
+    constant: &'s Tensor,
+}
+
+impl Drop for Unpacked<'_> {
+    fn drop(&mut self) {
+        if let Some(release) = self.release {
+            release.call(self.constant.bytes());
+        }
+    }
 }
 
 /// What a step runs.
@@ -221,44 +266,65 @@ pub(crate) enum PendingCode {
 
 /// What lowering made of a graph.
 pub(crate) struct Lowered {
-    pub(crate) code: CodeBuilder,
-    pub(crate) weights: WeightBlock,
+    pub(crate) code: Functions,
+    pub(crate) weights: Weights,
     pub(crate) steps: Vec<PendingStep>,
     pub(crate) arena_bytes: u64,
+    pub(crate) times: CompileTimes,
 }
 
 /// Lowers every node of a placed graph.
+///
+/// The calling thread goes through the nodes. What takes long is left to the threads of rayon's pool, which begin at once:
+/// summing weights, packing them, assembling and compiling functions. Nothing that comes out depends on them.
 pub(crate) fn lower(graph: &Graph, options: &Options) -> Result<Lowered, CodegenError> {
     let constant_bytes = constant_bytes(graph);
-    let mut cx = Lowering {
-        graph,
-        options,
-        plan: Plan::new(graph)?,
-        code: CodeBuilder::new(options.tier, options.listing)?,
-        weights: WeightBlock::new(expected_weights(constant_bytes))?,
-        constants: BTreeMap::new(),
-        steps: Vec::new(),
-        shares: BTreeMap::new(),
-        node: None,
-        scratch_used: 0,
-        scratch_bytes: 0,
-        constant_bytes,
-    };
-    for node in cx.plan.order.clone() {
-        cx.lower_node(node)?;
+    lower_within(graph, options, constant_bytes, expected_weights(constant_bytes))
+}
+
+/// The same, with room for so many bytes of weights. If they turn out to take more, it begins anew with twice as much.
+fn lower_within(
+    graph: &Graph,
+    options: &Options,
+    constant_bytes: usize,
+    mut room: usize,
+) -> Result<Lowered, CodegenError> {
+    let start = Instant::now();
+    let products = product::integer_products(graph);
+    let constants = start.elapsed();
+    let (packing, generating) = (ThreadTime::default(), ThreadTime::default());
+    loop {
+        let mut memory = Memory::zeroed(room)?;
+        let block = WeightBlock::new(memory.bytes_mut());
+        let begin = Instant::now();
+        let mut lowering = Duration::ZERO;
+        let lowered = rayon::in_place_scope(|workers| {
+            let code = CodeBuilder::new(options.tier, options.listing, workers, &generating);
+            let cx = code.and_then(|code| {
+                Lowering::new(graph, options, constant_bytes, &products, (block, &packing), (code, workers))
+            });
+            let lowered = cx.map_err(|e| (e, false))?.lower_all();
+            lowering = begin.elapsed();
+            lowered
+        });
+        let waiting = begin.elapsed() - lowering;
+        match lowered {
+            Ok((code, weights, steps, arena_bytes)) => {
+                let weights = Weights::new(memory, weights);
+                let (packing, generating) = (packing.sum(), generating.sum());
+                let sealing = Duration::ZERO;
+                let times = CompileTimes { constants, lowering, waiting, sealing, packing, generating };
+                return Ok(Lowered { code, weights, steps, arena_bytes, times });
+            }
+            Err((_, true)) if room < MAX_WEIGHT_BYTES => room = room.saturating_mul(2).min(MAX_WEIGHT_BYTES),
+            Err((error, _)) => return Err(error),
+        }
     }
-    for output in cx.plan.output_copies.clone() {
-        cx.copy_output(output)?;
-    }
-    cx.share_steps();
-    let arena_bytes = cx.plan.arena_bytes + cx.scratch_bytes;
-    check_arena(arena_bytes)?;
-    Ok(Lowered { code: cx.code, weights: cx.weights, steps: cx.steps, arena_bytes })
 }
 
 /// About what the packed weights will take: the constants, and padding to whole panels.
 fn expected_weights(constant_bytes: usize) -> usize {
-    constant_bytes.saturating_add(constant_bytes / 2).saturating_add(1 << 20).min(u32::MAX as usize)
+    constant_bytes.saturating_add(constant_bytes / 2).saturating_add(1 << 20).min(MAX_WEIGHT_BYTES)
 }
 
 fn constant_bytes(graph: &Graph) -> usize {
@@ -266,7 +332,58 @@ fn constant_bytes(graph: &Graph) -> usize {
     bytes.fold(0, usize::saturating_add)
 }
 
-impl<'g> Lowering<'g> {
+impl<'w, 's> Lowering<'w, 's> {
+    fn new(
+        graph: &'s Graph,
+        options: &'s Options,
+        constant_bytes: usize,
+        products: &'s IntegerProducts,
+        (weights, packing): (WeightBlock<'s>, &'s ThreadTime),
+        (code, workers): (CodeBuilder<'w, 's>, &'w Scope<'s>),
+    ) -> Result<Lowering<'w, 's>, CodegenError> {
+        Ok(Lowering {
+            graph,
+            options,
+            plan: Plan::new(graph)?,
+            workers,
+            code,
+            weights,
+            products,
+            packing,
+            constants: BTreeMap::new(),
+            writes: Vec::new(),
+            write_bytes: 0,
+            steps: Vec::new(),
+            shares: BTreeMap::new(),
+            node: None,
+            scratch_used: 0,
+            scratch_bytes: 0,
+            constant_bytes,
+            candidates: HashMap::new(),
+            tiles: HashMap::new(),
+            strips: HashMap::new(),
+        })
+    }
+
+    /// All functions, bytes of weights, steps, and bytes of the arena; or an error, and whether it is that the weights
+    /// have outgrown their memory.
+    #[allow(clippy::type_complexity, reason = "taken apart at once, by the only caller")]
+    fn lower_all(mut self) -> Result<(Functions, usize, Vec<PendingStep>, u64), (CodegenError, bool)> {
+        let order = self.plan.order.clone();
+        let mut lowered = order.into_iter().try_for_each(|node| self.lower_node(node));
+        let copies = self.plan.output_copies.clone();
+        lowered = lowered.and_then(|()| copies.into_iter().try_for_each(|output| self.copy_output(output)));
+        self.flush();
+        let arena_bytes = self.plan.arena_bytes + self.scratch_bytes;
+        match lowered.and_then(|()| check_arena(arena_bytes)) {
+            Ok(()) => {
+                self.share_steps();
+                Ok((self.code.into_functions(), self.weights.len(), self.steps, arena_bytes))
+            }
+            Err(error) => Err((error, self.weights.is_outgrown())),
+        }
+    }
+
     fn lower_node(&mut self, node: NodeId) -> Result<(), CodegenError> {
         self.node = Some(node);
         self.scratch_used = 0;
@@ -344,7 +461,10 @@ impl<'g> Lowering<'g> {
         }
         match self.graph.constant_value(root) {
             Some(tensor) if is_constant(self.graph, root) => {
-                let offset = self.weights.add(tensor.bytes(), 64)?;
+                let offset = match tensor.bytes().len() {
+                    0..SMALL => self.weights(tensor.bytes(), 64)?,
+                    size => self.packed(tensor, &[size], |_, part| part.copy_from_slice(tensor.bytes()))?[0],
+                };
                 self.constants.insert(root, offset);
                 Ok(Location::Weights(offset))
             }
@@ -368,43 +488,75 @@ impl<'g> Lowering<'g> {
 
     /// Puts read-only bytes into the weights, aligned to `align` (a power of two, at most 64); equal parts are shared.
     pub(crate) fn weights(&mut self, bytes: &[u8], align: usize) -> Result<u32, CodegenError> {
-        self.weights.add(bytes, align)
+        let (offset, unwritten) = self.weights.add(bytes, align)?;
+        if let Some(unwritten) = unwritten {
+            self.write(bytes.len(), move || unwritten.write());
+        }
+        Ok(offset)
     }
 
-    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](crate::dense::pack::ALIGN), and has them
-    /// written, which threads share: `write(i, part)`. The parts are zeros before. Their offsets.
+    /// Has so many bytes of the weights written, on any thread.
+    fn write(&mut self, bytes: usize, write: impl FnOnce() + Send + 's) {
+        self.writes.push(Box::new(write));
+        self.write_bytes += bytes;
+        if self.write_bytes >= WORTH_THREADS {
+            self.flush();
+        }
+    }
+
+    /// Hands what is to be written to the workers.
+    fn flush(&mut self) {
+        let writes = std::mem::take(&mut self.writes);
+        self.write_bytes = 0;
+        let packing = self.packing;
+        self.workers.spawn(move |_| packing.of(|| writes.into_iter().for_each(|write| write())));
+    }
+
+    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](pack::ALIGN), and has them written from
+    /// this constant: `write(i, part)`, on any thread. The parts are zeros before. Their offsets.
     pub(crate) fn packed(
         &mut self,
+        constant: &'s Tensor,
         sizes: &[usize],
-        write: impl Fn(usize, &mut [u8]) + Sync,
+        write: impl Fn(usize, &mut [u8]) + Send + Sync + 's,
     ) -> Result<Vec<u32>, CodegenError> {
         let lengths = sizes.iter().map(|n| n.next_multiple_of(pack::ALIGN));
         let (first, mut rest) = self.weights.reserve(lengths.clone().sum(), pack::ALIGN)?;
-        let (mut parts, mut offsets, mut at) = (Vec::with_capacity(sizes.len()), Vec::new(), first);
-        for (length, &size) in lengths.zip(sizes) {
+        let (mut offsets, mut at) = (Vec::with_capacity(sizes.len()), first);
+        // Released when the last part is written.
+        let write = Arc::new((write, Unpacked { release: &self.options.release, constant }));
+        for (i, (length, &size)) in lengths.zip(sizes).enumerate() {
             let (part, behind) = rest.split_at_mut(length);
             rest = behind;
-            parts.push(&mut part[..size]);
             offsets.push(at);
             at += length as u32;
-        }
-        match sizes.iter().sum::<usize>() {
-            0..WORTH_THREADS => parts.into_iter().enumerate().for_each(|(i, part)| write(i, part)),
-            _ => parts.into_par_iter().enumerate().for_each(|(i, part)| write(i, part)),
+            let write = write.clone();
+            self.write(size, move || (write.0)(i, &mut part[..size]));
         }
         Ok(offsets)
     }
 
-    /// A name for a function of the current node: `kernel`, `%` and the node's number, made unique.
+    /// A name for a function of the current node: `kernel`, `__` and the node's number.
     pub(crate) fn step_name(&self, kernel: &str) -> String {
-        let node = self.node.map_or(0, NodeId::index);
-        let name = format!("{kernel}__{node}");
-        let free = |name: &String| self.code.function(name).is_none();
-        match free(&name) {
-            true => name,
-            // A node has a handful of steps: this ends at once.
-            false => (1..).map(|i| format!("{name}_{i}")).find(free).unwrap_or(name),
-        }
+        format!("{kernel}__{}", self.node.map_or(0, NodeId::index))
+    }
+
+    /// An assembled tile.
+    pub(crate) fn tile(&mut self, name: &str, isa: Isa, spec: TileSpec) -> FuncId {
+        let code = &mut self.code;
+        *self.tiles.entry((isa, spec)).or_insert_with_key(|(isa, spec)| {
+            let (isa, spec) = (*isa, spec.clone());
+            code.define_assembled(name, TILE_PARAMETERS, move || asm::emit_tile(isa, &spec))
+        })
+    }
+
+    /// An assembled strip.
+    pub(crate) fn strip(&mut self, name: &str, spec: StripSpec) -> FuncId {
+        let code = &mut self.code;
+        *self
+            .strips
+            .entry(spec)
+            .or_insert_with(|| code.define_assembled(name, TILE_PARAMETERS, move || asm::emit_strip(&spec)))
     }
 
     /// Compiles a function of `parameters` pointers or 64-bit integers. `emit` starts in the entry block and ends
@@ -420,14 +572,14 @@ impl<'g> Lowering<'g> {
         self.code.define_function(name, kind, parameters, inputs, emit)
     }
 
-    /// Registers assembled machine code of `parameters` pointers or 64-bit integers (`extern "sysv64"`).
-    pub(crate) fn define_bytes(
+    /// Has machine code of `parameters` pointers or 64-bit integers (`extern "sysv64"`) assembled, on any thread.
+    pub(crate) fn define_assembled<E: Display>(
         &mut self,
         name: &str,
         parameters: usize,
-        code: &[u8],
-    ) -> Result<FuncId, CodegenError> {
-        self.code.define_bytes(name, parameters, code)
+        assemble: impl FnOnce() -> Result<Vec<u8>, E> + Send + 's,
+    ) -> FuncId {
+        self.code.define_assembled(name, parameters, assemble)
     }
 
     /// Compiles the entry of a step and adds the step. `emit` gets the context and the range `begin..end` of units,
@@ -509,6 +661,13 @@ impl<'g> Lowering<'g> {
         self.constant_bytes
     }
 
+    /// The ways to cut a dense problem; see [`choose::candidates`].
+    pub(crate) fn candidates(&mut self, problem: &Problem, weights: usize) -> Arc<[Cut]> {
+        let tier = self.options.tier;
+        let choose = || choose::candidates(problem, tier, weights).into();
+        self.candidates.entry((problem.clone(), weights)).or_insert_with(choose).clone()
+    }
+
     /// The tiling that the caller asks for, for the node whose steps are being emitted.
     pub(crate) fn wanted_tiling(&self) -> Option<Tiling> {
         self.node.and_then(|node| self.options.tilings.get(&node)).copied()
@@ -586,12 +745,30 @@ impl<'g> Lowering<'g> {
     }
 
     /// Types of a node's operands, in slot order.
-    pub(crate) fn operand_types(&self, node: NodeId) -> Vec<&'g TensorType> {
+    pub(crate) fn operand_types(&self, node: NodeId) -> Vec<&'s TensorType> {
         self.graph.operands(node).into_iter().map(|v| self.graph.ty(v)).collect()
     }
 
     /// An error about the operands or attributes of a node.
     pub(crate) fn refuse(&self, node: NodeId, source: OpError) -> CodegenError {
         CodegenError::Node { node: self.graph.node(node).name.clone(), op: self.graph.mnemonic(node), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{convolutions, placed, tiers};
+
+    #[test]
+    fn weights_that_outgrow_their_memory_are_packed_anew_in_more() {
+        let graph = placed(&convolutions());
+        for tier in tiers() {
+            let options = Options::new(tier);
+            let constant_bytes = constant_bytes(&graph);
+            let packed =
+                |room| lower_within(&graph, &options, constant_bytes, room).unwrap().weights.to_vec();
+            assert_eq!(packed(1000), packed(expected_weights(constant_bytes)));
+        }
     }
 }

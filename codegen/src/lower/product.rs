@@ -6,7 +6,7 @@ use crate::{
     dense::{
         Problem, WeightOrder, Weights,
         depthwise::{self, Taps},
-        driver::{self, Coefficients, Operands},
+        driver::{self, Coefficients, Elements, Operands, Starts},
         pad::{self, Border},
         spec::{Epilogue, Product},
         strip::Strips,
@@ -15,10 +15,12 @@ use crate::{
     module::Location,
 };
 use qcc_ir::{
-    Graph, NodeId, Op, OpError, Tensor, TensorError, ValueId,
+    Device, Graph, NodeId, Op, OpError, Tensor, TensorError, ValueId,
     numerics::{Requantizer, WeightSums},
     ops::{Clamp, QConv, QMatMul},
 };
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// Slots of the optional operands.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +106,49 @@ fn requantizer(graph: &Graph, node: NodeId, sums: &[WeightSums]) -> Result<Optio
     }
 }
 
+/// What an integer product is computed with, besides its weights.
+pub(crate) struct IntegerProduct {
+    requantizer: Requantizer,
+    /// What sums start from: bias − z_x·Σw.
+    starts: Vec<i32>,
+    /// The magnitude that no accumulator exceeds.
+    reach: i64,
+}
+
+/// Those of a graph, or why they cannot be expressed.
+pub(crate) type IntegerProducts = BTreeMap<NodeId, Result<IntegerProduct, OpError>>;
+
+/// The integer products with constant weights that generated code computes. Reads all their weights, on all threads.
+pub(super) fn integer_products(graph: &Graph) -> IntegerProducts {
+    let is_wanted = |node: NodeId| {
+        let n = graph.node(node);
+        matches!(n.op(), Some(Op::QConv(_) | Op::QMatMul(_)))
+            && matches!(n.device, Some(Device::Int8Jit | Device::FloatJit))
+            && constant(graph, node, 1).is_ok()
+    };
+    let nodes: Vec<NodeId> = graph.nodes().map(|(id, _)| id).filter(|&id| is_wanted(id)).collect();
+    nodes.into_par_iter().map(|node| (node, integer_product(graph, node))).collect()
+}
+
+fn integer_product(graph: &Graph, node: NodeId) -> Result<IntegerProduct, OpError> {
+    let refused = || OpError::unsupported("no integer product");
+    let sums = weight_sums(graph, node)?.ok_or_else(refused)?;
+    let requantizer = requantizer(graph, node, &sums)?.ok_or_else(refused)?;
+    let has_bias = matches!(graph.op(node), Some(Op::QConv(c)) if c.bias)
+        || matches!(graph.op(node), Some(Op::QMatMul(m)) if m.bias);
+    let bias =
+        has_bias.then(|| constant(graph, node, 2)?.as_slice::<i32>().map_err(OpError::from)).transpose()?;
+    let (_, zero) = graph.ty(graph.operand(node, 0)).per_tensor().unwrap_or((1.0, 0));
+    let (mut starts, mut reach) = (Vec::with_capacity(sums.len()), 0);
+    for (c, own) in sums.into_iter().enumerate() {
+        let bias = bias.map_or(0, |b| b[c]);
+        // Wrapping: the requantizer has checked that whole sums fit, and they do not depend on the order.
+        starts.push(bias.wrapping_sub(zero.wrapping_mul(own.total as i32)));
+        reach = reach.max(i64::from(bias).abs() + 255 * own.magnitude);
+    }
+    Ok(IntegerProduct { requantizer, starts, reach })
+}
+
 /// Fails for requantizations that cannot be expressed. Reads all weights.
 pub(super) fn check_requantization(graph: &Graph, node: NodeId) -> Result<(), String> {
     let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
@@ -155,12 +200,12 @@ pub(super) fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
 }
 
 /// What a product is computed from, besides its problem.
-pub(super) struct Parts<'a> {
+pub(super) struct Parts {
     pub(super) extras: Extras,
     /// Bounds of a float one.
     pub(super) clamp: Clamp,
     /// Where the weights of the problem lie in their tensor.
-    pub(super) order: &'a WeightOrder,
+    pub(super) order: WeightOrder,
 }
 
 /// The kernel that computes a product.
@@ -180,57 +225,54 @@ pub(super) fn lower(
     problem: &Problem,
     kernel: &Kernel<'_>,
     a: Location,
-    parts: &Parts<'_>,
+    parts: &Parts,
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
     let y = cx.result_view(node)?.location;
     let operands = Operands { a, y, r, w: None };
-    let sums = weight_sums(cx.graph, node).map_err(|e| cx.refuse(node, e))?.unwrap_or_default();
-    let requantizer = requantizer(cx.graph, node, &sums).map_err(|e| cx.refuse(node, e))?;
-    let epilogue = match &requantizer {
-        Some(_) if cx.options.measure_pack_only => Epilogue::PackOnly,
-        Some(q) => Epilogue::Requantize(q),
-        None => Epilogue::Float { clamp: parts.clamp, residual: r.is_some() },
-    };
-    let weights = constant(cx.graph, node, 1).map_err(|e| cx.refuse(node, e))?;
-    let bias = parts.extras.bias.map(|slot| constant(cx.graph, node, slot)).transpose();
-    let bias = bias.map_err(|e| cx.refuse(node, e))?;
+    let tensor = constant(cx.graph, node, 1).map_err(|e| cx.refuse(node, e))?;
     let (order, run) = (parts.order, problem.run);
-    let channels = problem.groups * problem.channels;
     let work = cx.work(node);
     let refuse = |cx: &Lowering, e: TensorError| cx.refuse(node, e.into());
     match problem.product {
         Product::U8S8 => {
-            let w = weights.as_slice::<i8>().map_err(|e| refuse(cx, e))?;
-            let bias = bias.map(|b| b.as_slice::<i32>()).transpose().map_err(|e| refuse(cx, e))?;
-            let (_, zero) = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().unwrap_or((1.0, 0));
-            let (mut starts, mut reach) = (Vec::with_capacity(channels), 0);
-            for (c, own) in sums.into_iter().enumerate() {
-                let bias = bias.map_or(0, |b| b[c]);
-                // Wrapping: the requantizer has checked that whole sums fit, and they do not depend on the order.
-                starts.push(bias.wrapping_sub(zero.wrapping_mul(own.total as i32)));
-                reach = reach.max(i64::from(bias).abs() + 255 * own.magnitude);
-            }
-            let coefficients = Coefficients::Codes(Weights { elements: w, order, run }, &starts, reach);
+            let elements = tensor.as_slice::<i8>().map_err(|e| refuse(cx, e))?;
+            let own = match cx.products.get(&node) {
+                Some(Ok(own)) => own,
+                Some(Err(e)) => return Err(cx.refuse(node, e.clone())),
+                None => return Err(cx.refuse(node, OpError::unsupported("no integer product"))),
+            };
+            let epilogue = match cx.options.measure_pack_only {
+                true => Epilogue::PackOnly,
+                false => Epilogue::Requantize(&own.requantizer),
+            };
+            let weights = Elements::Codes(Weights { elements, order, run });
+            let starts = Starts::Codes(&own.starts, own.reach);
+            let coefficients = Coefficients { tensor, weights, starts };
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
         Product::F32 => {
-            let w = weights.as_slice::<f32>().map_err(|e| refuse(cx, e))?;
+            let elements = tensor.as_slice::<f32>().map_err(|e| refuse(cx, e))?;
+            let bias = parts.extras.bias.map(|slot| constant(cx.graph, node, slot)).transpose();
+            let bias = bias.map_err(|e| cx.refuse(node, e))?;
             let bias = bias.map(|b| b.as_slice::<f32>()).transpose().map_err(|e| refuse(cx, e))?;
+            let channels = problem.groups * problem.channels;
             let starts = bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec);
-            let coefficients = Coefficients::Floats(Weights { elements: w, order, run }, &starts);
+            let epilogue = Epilogue::Float { clamp: parts.clamp, residual: r.is_some() };
+            let weights = Elements::Floats(Weights { elements, order, run });
+            let coefficients = Coefficients { tensor, weights, starts: Starts::Floats(&starts) };
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)
         }
     }
 }
 
-fn emit(
-    cx: &mut Lowering,
+fn emit<'s>(
+    cx: &mut Lowering<'_, 's>,
     problem: &Problem,
     kernel: &Kernel<'_>,
     epilogue: Epilogue<'_>,
     operands: Operands,
-    coefficients: &Coefficients<'_>,
+    coefficients: &Coefficients<'_, 's>,
     work: Work,
 ) -> Result<(), CodegenError> {
     match kernel {

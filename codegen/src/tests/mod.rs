@@ -11,7 +11,10 @@ mod resample;
 mod shape;
 
 use crate::{CompiledModel, Execution, Options, Parallel, Serial, Tier, capability, compile};
-use qcc_ir::{DType, Device, Graph, Shape, Stage, Tensor, TensorType, interpreter};
+use qcc_ir::{
+    DType, Device, Graph, Shape, Stage, Tensor, TensorType, interpreter,
+    ops::{Clamp, Conv, Layout, Window},
+};
 use std::sync::Arc;
 
 /// The tiers of this CPU; names those that cannot be tested on it.
@@ -233,5 +236,34 @@ pub(crate) fn graph_of(op: impl Into<qcc_ir::Op>, types: &[TensorType]) -> Graph
         types.iter().enumerate().map(|(i, t)| g.input(&format!("x{i}"), t.clone()).unwrap()).collect();
     let y = g.add("y", op, &operands).expect("the op takes its operands");
     g.output("y", y.out());
+    g
+}
+
+/// Two convolutions of one shape, so that tiles are shared, and weights that are packed apart.
+pub(crate) fn convolutions() -> Graph {
+    let mut g = Graph::new("convolutions");
+    let mut x = g.input("x", plain(DType::F32, &[1, 6, 6, 64])).unwrap();
+    for name in ["a", "b"] {
+        let weights: Vec<f32> = (0..64 * 64 * 9).map(|i| (i % 23) as f32 * 0.01).collect();
+        let w = Tensor::from_vec(Shape::new([64, 64, 3, 3]).unwrap(), weights).unwrap();
+        let w = g.constant(&format!("w_{name}"), w);
+        let window = Window {
+            kernel: vec![3, 3],
+            strides: vec![1, 1],
+            dilations: vec![1, 1],
+            pads_begin: vec![1, 1],
+            pads_end: vec![1, 1],
+        };
+        let conv = Conv {
+            window,
+            groups: 1,
+            layout: Layout::ChannelsLast,
+            bias: false,
+            residual: false,
+            clamp: Clamp::NONE,
+        };
+        x = g.add(name, conv, &[x, w]).unwrap().out();
+    }
+    g.output("y", x);
     g
 }

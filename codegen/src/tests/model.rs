@@ -1,7 +1,7 @@
 //! The framework: aliases, outputs, errors, determinism, memory.
 
-use super::{Threads, compiled, placed, plain, run, run_serially, tiers};
-use crate::{CodegenError, Execution, ListingKind, Options, Serial, compile};
+use super::{Threads, compiled, convolutions, placed, plain, run, run_serially, tiers};
+use crate::{CodegenError, CompiledModel, Execution, ListingKind, Options, Release, Serial, compile};
 use qcc_ir::{
     DType, Device, Graph, OutputGrid, QuantParams, Shape, Stage, Tensor,
     ops::{
@@ -9,7 +9,10 @@ use qcc_ir::{
         Transpose, Unary, UnaryKind,
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 #[test]
 fn an_input_that_is_an_output_is_copied() {
@@ -61,6 +64,36 @@ fn a_mixed_graph_equals_the_interpreter_wherever_its_ops_run() {
         let model = compiled(&interpreted, tiers()[0]);
         assert!(model.steps().iter().any(|s| s.kernel == "interpreter"));
         assert_eq!(run_serially(&model, &[&x]), expected);
+    }
+}
+
+#[test]
+fn code_and_weights_do_not_depend_on_the_threads_that_make_them() {
+    for graph in [mixed(), convolutions()] {
+        for tier in tiers() {
+            let with_threads = |n: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+                pool.install(|| compiled(&graph, tier))
+            };
+            let (one, four) = (with_threads(1), with_threads(4));
+            assert_eq!(one.weights.to_vec(), four.weights.to_vec());
+            let code = |m: &CompiledModel| -> Vec<(String, Vec<u8>)> {
+                m.code.texts().iter().map(|t| (t.name.clone(), t.code.clone())).collect()
+            };
+            assert_eq!(code(&one), code(&four));
+        }
+    }
+}
+
+#[test]
+fn weights_are_released_once_they_are_packed() {
+    let graph = placed(&convolutions());
+    let released = Arc::new(Mutex::new(Vec::new()));
+    let told = released.clone();
+    let release = Release::new(move |bytes| told.lock().unwrap().push(bytes.len()));
+    for tier in tiers() {
+        compile(&graph, &Options { release: Some(release.clone()), ..Options::new(tier) }).unwrap();
+        assert_eq!(released.lock().unwrap().split_off(0), [64 * 64 * 9 * 4; 2]);
     }
 }
 

@@ -95,6 +95,9 @@ pub struct WeightSums {
 }
 
 impl WeightSums {
+    /// As many weights as whose sums fit 16 bits, whatever they are: −128 · 256 = −2^15. A multiple of any vector.
+    const AT_ONCE: usize = 256;
+
     /// The sums of each index of `channel_axis`, of s8 weights.
     ///
     /// # Errors
@@ -124,7 +127,7 @@ impl WeightSums {
         let mut sums = vec![WeightSums::default(); columns];
         let (mut totals, mut magnitudes) = (vec![0i16; columns], vec![0u16; columns]);
         // As in `of`: rows whose sums fit 16 bits.
-        for rows in elements.chunks(255 * columns) {
+        for rows in elements.chunks(WeightSums::AT_ONCE * columns) {
             totals.fill(0);
             magnitudes.fill(0);
             for row in rows.chunks_exact(columns) {
@@ -145,7 +148,7 @@ impl WeightSums {
     pub fn of(weights: &[i8]) -> WeightSums {
         let mut sums = WeightSums::default();
         // In pieces whose sums fit 16 bits, so that the compiler makes vectors of many lanes of them.
-        for piece in weights.chunks(255) {
+        for piece in weights.chunks(WeightSums::AT_ONCE) {
             let (mut total, mut magnitude) = (0i16, 0u16);
             for &w in piece {
                 total += i16::from(w);

@@ -8,13 +8,13 @@ use super::{
     vector::{Assembler, Emit, Operand, Reg, Width},
 };
 use crate::dense::{
-    spec::{Epilogue, Prefetch, Product, Start, TileSpec},
+    spec::{Prefetch, Product, Start, TileSpec},
     strip::{Axis, Header, StripSpec, WeightVector},
 };
 use iced_x86::code_asm::*;
 
 /// Assembles a strip as a position-independent function.
-pub(crate) fn emit_strip(spec: &StripSpec<'_>) -> Result<Vec<u8>, EmitError> {
+pub(crate) fn emit_strip(spec: &StripSpec) -> Result<Vec<u8>, EmitError> {
     let blocks = Blocks::new(spec);
     let tiles = blocks.lengths().map(|cols| tile_spec(spec, cols)).collect::<Result<Vec<_>, _>>()?;
     let tiles = tiles.iter().map(|t| Tile::new(spec.isa, t)).collect::<Result<Vec<_>, _>>()?;
@@ -28,7 +28,7 @@ pub(crate) fn emit_strip(spec: &StripSpec<'_>) -> Result<Vec<u8>, EmitError> {
 }
 
 /// The block of `cols` columns of a strip, as a dense tile: what its epilogue needs.
-fn tile_spec<'a>(spec: &StripSpec<'a>, cols: usize) -> Result<TileSpec<'a>, EmitError> {
+fn tile_spec(spec: &StripSpec, cols: usize) -> Result<TileSpec, EmitError> {
     let pixels = (0..spec.rows).flat_map(|row| (0..cols).map(move |col| (row, col)));
     let y_offsets = pixels
         .map(|(row, col)| i32::try_from(row * spec.y_row + col * spec.y_col))
@@ -101,7 +101,7 @@ const TOUCH: i32 = 2048;
 
 struct Strip<'a> {
     asm: Assembler,
-    spec: &'a StripSpec<'a>,
+    spec: &'a StripSpec,
 }
 
 impl Strip<'_> {
@@ -511,10 +511,7 @@ impl Strip<'_> {
                 for tap in 0..rows.taps {
                     strip.multiply_row(tile, tap, first, run.cols)?;
                 }
-                let Epilogue::Float { clamp, residual } = strip.spec.epilogue else {
-                    return Err(EmitError::Epilogue(strip.spec.product));
-                };
-                store::floats(&mut strip.asm, tile, clamp, residual)
+                store::floats(&mut strip.asm, tile)
             })?;
         }
         Ok(())

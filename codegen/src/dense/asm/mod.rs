@@ -22,7 +22,7 @@ mod tests;
 
 use super::{
     pack::{PanelFormat, ParamLayout},
-    spec::{Epilogue, Product, Start, TileSpec},
+    spec::{EpilogueForm, Product, Start, TileSpec},
 };
 use crate::tier::Isa;
 pub(crate) use depthwise::emit_strip;
@@ -162,10 +162,10 @@ pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
     };
     let residual = if spec.r_offsets.is_empty() { "" } else { "_add" };
     match spec.epilogue {
-        Epilogue::Requantize(q) => format!("{shape}_{}{residual}", q.mode()),
-        Epilogue::PackOnly => format!("{shape}_packonly"),
-        Epilogue::Float { clamp, .. } if clamp.is_none() => format!("{shape}{residual}"),
-        Epilogue::Float { .. } => format!("{shape}_minmax{residual}"),
+        EpilogueForm::Requantize(q) => format!("{shape}_{}{residual}", q.mode()),
+        EpilogueForm::PackOnly => format!("{shape}_packonly"),
+        EpilogueForm::Float { lo: false, hi: false, .. } => format!("{shape}{residual}"),
+        EpilogueForm::Float { .. } => format!("{shape}_minmax{residual}"),
     }
 }
 
@@ -184,8 +184,8 @@ pub fn emit_tile(isa: Isa, spec: &TileSpec) -> Result<Vec<u8>, EmitError> {
         matrix::spill(&mut asm, &tile, bands)?;
     }
     match spec.epilogue {
-        Epilogue::Float { clamp, residual } => store::floats(&mut asm, &tile, clamp, residual)?,
-        Epilogue::Requantize(_) | Epilogue::PackOnly => store::codes(&mut asm, &tile)?,
+        EpilogueForm::Float { .. } => store::floats(&mut asm, &tile)?,
+        EpilogueForm::Requantize(_) | EpilogueForm::PackOnly => store::codes(&mut asm, &tile)?,
     }
     if let Some(bands) = &tile.bands {
         matrix::end(&mut asm, &tile, bands)?;
@@ -217,7 +217,7 @@ pub(crate) fn band_rows(runs: &[usize], vectors: usize, configured: usize) -> Op
 
 /// A checked specification with what the emitters derive from it.
 struct Tile<'a> {
-    spec: &'a TileSpec<'a>,
+    spec: &'a TileSpec,
     format: PanelFormat,
     layout: ParamLayout,
     /// How matrix registers hold the pixels; `None` where vectors do.
@@ -225,7 +225,7 @@ struct Tile<'a> {
 }
 
 impl<'a> Tile<'a> {
-    fn new(isa: Isa, spec: &'a TileSpec<'a>) -> Result<Tile<'a>, EmitError> {
+    fn new(isa: Isa, spec: &'a TileSpec) -> Result<Tile<'a>, EmitError> {
         let format = PanelFormat { product: spec.product, isa, panel: spec.panel };
         let (pixels, panel) = (spec.pixels(), spec.panel);
         if matches!(isa, Isa::XmmVnni | Isa::Xmm) {
@@ -241,17 +241,17 @@ impl<'a> Tile<'a> {
         if !(1..=panel).contains(&spec.columns) {
             return Err(EmitError::Columns { columns: spec.columns, panel });
         }
-        match (spec.product, &spec.epilogue) {
-            (Product::U8S8, Epilogue::Requantize(q)) if q.grid.dtype != DType::U8 => {
-                return Err(EmitError::Grid(q.grid.dtype));
+        match (spec.product, spec.epilogue) {
+            (Product::U8S8, EpilogueForm::Requantize(q)) if q.dtype != DType::U8 => {
+                return Err(EmitError::Grid(q.dtype));
             }
-            (Product::U8S8, Epilogue::Requantize(_) | Epilogue::PackOnly)
-            | (Product::F32, Epilogue::Float { .. }) => {}
+            (Product::U8S8, EpilogueForm::Requantize(_) | EpilogueForm::PackOnly)
+            | (Product::F32, EpilogueForm::Float { .. }) => {}
             (product, _) => return Err(EmitError::Epilogue(product)),
         }
         let has_residual = spec.epilogue.has_residual();
         // Timing without requantization may leave the offsets of a residual in place.
-        let needs_residuals = has_residual || !matches!(spec.epilogue, Epilogue::PackOnly);
+        let needs_residuals = has_residual || spec.epilogue != EpilogueForm::PackOnly;
         let offsets = |what, found, expected| {
             if found == expected { Ok(()) } else { Err(EmitError::Offsets { what, found, expected }) }
         };
@@ -273,7 +273,7 @@ impl<'a> Tile<'a> {
             }
             _ => None,
         };
-        Ok(Tile { spec, format, layout: ParamLayout::new(format, &spec.epilogue), bands })
+        Ok(Tile { spec, format, layout: ParamLayout::new(format, spec.epilogue), bands })
     }
 
     fn width(&self) -> Width {

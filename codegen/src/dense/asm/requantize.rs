@@ -11,10 +11,10 @@ use super::{
 };
 use crate::dense::{
     pack::{EpilogueLayout, RequantizeLayout, RescaleLayout},
-    spec::Epilogue,
+    spec::{EpilogueForm, RequantizeForm, RescaleForm},
 };
 use iced_x86::code_asm::r8;
-use qcc_ir::numerics::{Q15_RESIDUAL_SHIFT, Requantizer, Rescale, TFLITE_RESIDUAL_SHIFT};
+use qcc_ir::numerics::{Q15_RESIDUAL_SHIFT, TFLITE_RESIDUAL_SHIFT};
 
 /// Temporary registers that the epilogue of codes needs.
 pub(super) const TEMPORARIES: usize = 4;
@@ -23,7 +23,7 @@ pub(super) const TEMPORARIES: usize = 4;
 #[derive(Clone, Copy)]
 struct Requantize<'a> {
     tile: &'a Tile<'a>,
-    q: &'a Requantizer,
+    form: RequantizeForm,
     layout: &'a RequantizeLayout,
 }
 
@@ -31,8 +31,8 @@ impl<'a> Requantize<'a> {
     /// `None` where accumulators are only packed.
     fn of(tile: &'a Tile<'a>) -> Option<Requantize<'a>> {
         match (&tile.spec.epilogue, &tile.layout.epilogue) {
-            (Epilogue::Requantize(q), EpilogueLayout::Requantize(layout)) => {
-                Some(Requantize { tile, q, layout })
+            (EpilogueForm::Requantize(form), EpilogueLayout::Requantize(layout)) => {
+                Some(Requantize { tile, form: *form, layout })
             }
             _ => None,
         }
@@ -62,7 +62,7 @@ impl<'a> Requantize<'a> {
 /// Brings a pixel's accumulators to output steps, without the zero point. In q15: to 16 bits.
 pub(super) fn rescale(asm: &mut Assembler, tile: &Tile, pixel: usize) -> Emit {
     let Some(r) = Requantize::of(tile) else { return Ok(()) };
-    let spread = r.q.has_residual && !matches!(r.layout.rescale, RescaleLayout::Q15 { .. });
+    let spread = r.form.has_residual && !matches!(r.layout.rescale, RescaleLayout::Q15 { .. });
     let [loaded, u, t, s] = [0, 1, 2, 3].map(|i| tile.temporary(i));
     if spread {
         r.load_residual(asm, loaded, pixel)?;
@@ -102,7 +102,7 @@ pub(super) fn rescale(asm: &mut Assembler, tile: &Tile, pixel: usize) -> Emit {
                     asm.vmulps(u, u, tile.param(scale_r, 0))?;
                     asm.vaddps(x, x, u)?;
                 }
-                if can_exceed_i32(r.q) {
+                if r.form.rescale == (RescaleForm::Float { can_exceed_i32: true }) {
                     asm.vminps(x, x, tile.param(most, 0))?;
                 }
                 asm.vcvtps2dq(x, x)?;
@@ -110,18 +110,6 @@ pub(super) fn rescale(asm: &mut Assembler, tile: &Tile, pixel: usize) -> Emit {
         }
     }
     Ok(())
-}
-
-/// Whether a float-rescaled value can be 2^31 or more. Conversion makes such a value the smallest integer, which is
-/// right for large negative ones only.
-fn can_exceed_i32(q: &Requantizer) -> bool {
-    match &q.rescale {
-        Rescale::Float { scale, scale_r } => {
-            let largest = scale.iter().copied().fold(0.0, f32::max);
-            f64::from(largest) * 2f64.powi(31) + f64::from(*scale_r) * 255.0 >= 2f64.powi(30)
-        }
-        _ => false,
-    }
 }
 
 /// Offsets of [`RescaleLayout::Shift`].
@@ -205,11 +193,11 @@ fn rescale_tflite(
     else {
         return Ok(());
     };
-    let Rescale::Tflite { left: lefts, residual: (_, left_of_r, _), .. } = &r.q.rescale else {
+    let RescaleForm::Tflite { left: shifts_left, residual_left } = r.form.rescale else {
         return Ok(());
     };
     let param = |at, i| r.tile.param(at, i);
-    if lefts.iter().any(|l| *l > 0) {
+    if shifts_left {
         asm.vpsllvd(x, x, param(left, v))?;
     }
     doubling_high_mul(asm, x, t, [param(m, v), param(m + 4, v), param(nudge, 0)])?;
@@ -217,7 +205,7 @@ fn rescale_tflite(
     if let Some(u) = residual {
         asm.vpsubd(u, u, param(z_r, 0))?;
         asm.vpslld(u, u, TFLITE_RESIDUAL_SHIFT)?;
-        if *left_of_r > 0 {
+        if residual_left {
             asm.vpsllvd(u, u, param(left_r, 0))?;
         }
         doubling_high_mul(asm, u, t, [param(m_r, 0), param(m_r, 0), param(nudge, 0)])?;
@@ -252,14 +240,14 @@ pub(super) fn words(
     high: (usize, usize),
 ) -> Emit {
     let Some(r) = Requantize::of(tile) else { return Ok(()) };
-    let (RescaleLayout::Q15 { m, z_r, m_r, .. }, Rescale::Q15 { r: guard, .. }) =
-        (&r.layout.rescale, &r.q.rescale)
+    let (RescaleLayout::Q15 { m, z_r, m_r, .. }, RescaleForm::Q15 { guard }) =
+        (&r.layout.rescale, r.form.rescale)
     else {
         return asm.vpaddsw(d, d, tile.param(r.layout.zero_point, 0));
     };
     let pair = low.1 / 2;
     asm.vpmulhrsw(d, d, tile.param(*m, pair))?;
-    if r.q.has_residual {
+    if r.form.has_residual {
         let [loaded, u, t] = [0, 1, 2].map(|i| tile.temporary(i));
         r.load_residual(asm, loaded, low.0)?;
         r.spread_residual(asm, u, loaded, pair)?;
@@ -273,7 +261,7 @@ pub(super) fn words(
         asm.vpmulhrsw(u, u, tile.param(*m_r, 0))?;
         asm.vpaddsw(d, d, u)?;
     }
-    asm.vpsraw(d, d, *guard)
+    asm.vpsraw(d, d, guard)
 }
 
 /// Packs words to codes and clamps them.
@@ -285,10 +273,10 @@ pub(super) fn bytes(asm: &mut Assembler, tile: &Tile, d: Reg, low: Reg, high: Re
     } else {
         asm.vpackuswb(d, low, high)?;
     }
-    if r.q.grid.lo > 0 {
+    if r.form.lo {
         asm.vpmaxub(d, d, tile.param(r.layout.lo, 0))?;
     }
-    if r.q.grid.hi < 255 {
+    if r.form.hi {
         asm.vpminub(d, d, tile.param(r.layout.hi, 0))?;
     }
     Ok(())

@@ -4,8 +4,8 @@ use super::{
     EmitError, Tile, displaced, matrix, requantize,
     vector::{Assembler, Reg},
 };
+use crate::dense::spec::EpilogueForm;
 use iced_x86::code_asm::{r8, rcx};
-use qcc_ir::ops::Clamp;
 
 /// Temporary registers that the epilogue of floats needs: the bounds, and one for stores.
 pub(super) const FLOAT_TEMPORARIES: usize = 3;
@@ -57,12 +57,10 @@ fn narrow(asm: &mut Assembler, tile: &Tile, pixels: &[usize]) -> Result<Reg, Emi
 }
 
 /// Floats: residual, bounds, store.
-pub(super) fn floats(
-    asm: &mut Assembler,
-    tile: &Tile,
-    clamp: Clamp,
-    residual: bool,
-) -> Result<(), EmitError> {
+pub(super) fn floats(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
+    let EpilogueForm::Float { lo: has_lo, hi: has_hi, residual } = tile.spec.epilogue else {
+        return Err(EmitError::Epilogue(tile.spec.product));
+    };
     let (lanes, vector) = (tile.format.lanes(), tile.format.vector_bytes());
     let columns = tile.spec.columns;
     let [lo, hi, t] = [0, 1, 2].map(|i| tile.temporary(i));
@@ -78,10 +76,10 @@ pub(super) fn floats(
                 asm.vaddps(x, x, displaced(r8, tile.spec.r_offsets[pixel], v * vector)?)?;
             }
             // Bound first: of two zeros, or with a NaN, these return the second operand, as `Clamp::apply` does.
-            if clamp.lo > f32::NEG_INFINITY {
+            if has_lo {
                 asm.vmaxps(x, lo, x)?;
             }
-            if clamp.hi < f32::INFINITY {
+            if has_hi {
                 asm.vminps(x, hi, x)?;
             }
             let bytes = 4 * lanes.min(columns - v * lanes);

@@ -5,7 +5,7 @@ use crate::{
     dense::{
         WeightOrder, Weights,
         pack::{pack_bias, pack_params, pack_weights},
-        spec::{Prefetch, SLACK, Start},
+        spec::{Epilogue, Prefetch, SLACK, Start},
         strip::{self, Axis, StripSpec, Strips},
     },
     executable::Executable,
@@ -206,7 +206,7 @@ impl Problem {
         self.loops.iter().map(|l| l.0 as usize).product()
     }
 
-    fn spec<'a>(&self, epilogue: Epilogue<'a>, residual: bool) -> TileSpec<'a> {
+    fn spec(&self, epilogue: Epilogue<'_>, residual: bool) -> TileSpec {
         TileSpec {
             product: self.format.product,
             panel: self.format.panel,
@@ -217,7 +217,7 @@ impl Problem {
             loops: self.loops.iter().map(|&(n, s)| (n, s * self.widening() as i32)).collect(),
             inner: self.format.run_groups(self.run_len) as u32,
             start: Start::Params,
-            epilogue,
+            epilogue: epilogue.form(),
             prefetch: self.prefetch(),
             configured: self.configured,
         }
@@ -715,7 +715,7 @@ fn float_clamps_keep_nan_and_the_sign_of_zero() {
     }
 }
 
-fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
+fn small_spec(epilogue: Epilogue<'_>) -> TileSpec {
     TileSpec {
         product: Product::U8S8,
         panel: 16,
@@ -726,7 +726,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec<'_> {
         loops: vec![],
         inner: 3,
         start: Start::Params,
-        epilogue,
+        epilogue: epilogue.form(),
         prefetch: Prefetch::default(),
         configured: 0,
     }
@@ -796,7 +796,7 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
         Product::U8S8 => image.clone(),
         Product::F32 => image.iter().flat_map(|x| float(f32::from(*x))).collect(),
     };
-    let order = WeightOrder::new(taps, (0..taps).collect());
+    let order = WeightOrder { channel: taps, inputs: 1, input: taps };
     let [y_row, y_col] = [outputs[1] * channels * element, channels * element];
     let mut a = Guarded::new(&a_bytes, SLACK);
     let mut y = Guarded::new(&vec![0xc5; outputs[0] * y_row], 0);
@@ -814,8 +814,8 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
             y_row,
             y_col,
             epilogue: match product {
-                Product::U8S8 => Epilogue::PackOnly,
-                Product::F32 => Epilogue::Float { clamp, residual: false },
+                Product::U8S8 => EpilogueForm::PackOnly,
+                Product::F32 => Epilogue::Float { clamp, residual: false }.form(),
             },
         };
         let whole = spec(strips.rows, strips.cols);
@@ -824,11 +824,11 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
         let real_bias: Vec<f32> = bias.iter().map(|b| *b as f32).collect();
         let (w, params) = match product {
             Product::U8S8 => (
-                whole.pack(panel.first, &Weights { elements: &weights, order: &order, run: 1 }, zero_point),
+                whole.pack(panel.first, &Weights { elements: &weights, order, run: 1 }, zero_point),
                 pack_params(whole.format(), None, own, &bias),
             ),
             Product::F32 => (
-                whole.pack(panel.first, &Weights { elements: &reals, order: &order, run: 1 }, 0),
+                whole.pack(panel.first, &Weights { elements: &reals, order, run: 1 }, 0),
                 pack_bias(whole.format(), clamp, own, &real_bias),
             ),
         };
@@ -903,7 +903,7 @@ fn strips_read_and_write_nothing_but_their_buffers() {
 }
 
 /// A tile of 2 rows of 14 pixels by 32 channels over a kernel of 3 rows of 3 · 64 elements.
-fn matrix_spec() -> TileSpec<'static> {
+fn matrix_spec() -> TileSpec {
     let offsets = |row: i32, col: i32| (0..28).map(|i| i / 14 * row + i % 14 * col).collect();
     TileSpec {
         product: Product::U8S8,
@@ -915,7 +915,7 @@ fn matrix_spec() -> TileSpec<'static> {
         loops: vec![(3, 1024)],
         inner: 48,
         start: Start::Params,
-        epilogue: Epilogue::PackOnly,
+        epilogue: EpilogueForm::PackOnly,
         prefetch: Prefetch::default(),
         configured: 14,
     }
@@ -957,5 +957,5 @@ fn what_matrix_registers_cannot_do_is_refused() {
     assert_eq!(refuse(&|s| s.a_offsets[3] += 1), EmitError::Bands { pixels: 28, most: 2 });
     let float = Epilogue::Float { clamp: Clamp::NONE, residual: false };
     assert_eq!(refuse(&|s| s.product = Product::F32), EmitError::Panel { panel: 32, lanes: 16 });
-    assert_eq!(refuse(&|s| s.epilogue = float), EmitError::Epilogue(Product::U8S8));
+    assert_eq!(refuse(&|s| s.epilogue = float.form()), EmitError::Epilogue(Product::U8S8));
 }

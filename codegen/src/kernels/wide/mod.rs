@@ -12,7 +12,7 @@ pub(crate) use planes::{CodeGrid, Planes, interleave, quantize};
 pub(crate) use pool::{CodeAverage, Kind as PoolKind, pool};
 pub(crate) use softmax::softmax;
 
-use crate::{CodegenError, dense::asm::vector::Width, lower::Lowering, tier::Isa};
+use crate::{dense::asm::vector::Width, lower::Lowering, tier::Isa};
 use cranelift_module::FuncId;
 use iced_x86::IcedError;
 
@@ -33,14 +33,13 @@ fn bytes(width: Width) -> usize {
     }
 }
 
-/// Registers a function of `parameters` pointers or integers for the node being lowered.
+/// Has a function of `parameters` pointers or integers assembled for the node being lowered.
 fn define(
     cx: &mut Lowering,
     kernel: &str,
     parameters: usize,
-    code: Result<Vec<u8>, IcedError>,
-) -> Result<FuncId, CodegenError> {
+    code: impl FnOnce() -> Result<Vec<u8>, IcedError> + Send + 'static,
+) -> FuncId {
     let name = cx.step_name(kernel);
-    let code = code.map_err(|e| CodegenError::Backend { function: name.clone(), reason: e.to_string() })?;
-    cx.define_bytes(&name, parameters, &code)
+    cx.define_assembled(&name, parameters, code)
 }

@@ -30,6 +30,7 @@ const SLOTS: usize = 4;
 const MAX_CHANNELS: usize = SLOTS;
 
 /// Planes of f32 to pixels.
+#[derive(Clone)]
 pub(crate) struct Planes {
     width: Width,
     channels: usize,
@@ -98,17 +99,18 @@ impl Planes {
         self.vectors() * self.lanes()
     }
 
-    /// Adds the step: `code` is the function of a row, `fn(planes, pixels, count, constants)`.
+    /// Adds the step: `code` gives the function of a row, `fn(planes, pixels, count, constants)`.
     fn step(
         &self,
         cx: &mut Lowering,
         kernel: &str,
         (from, to): (&View, &View),
-        code: Result<Vec<u8>, IcedError>,
+        code: impl FnOnce(&Planes) -> Result<Vec<u8>, IcedError> + Send + 'static,
         constants: &[u8],
         work: Work,
     ) -> Result<(), CodegenError> {
-        let function = define(cx, &format!("{kernel}_row"), 4, code)?;
+        let planes = self.clone();
+        let function = define(cx, &format!("{kernel}_row"), 4, move || code(&planes));
         let constants = Location::Weights(cx.weights(constants, 64)?);
         let chunks = (self.pixels / CHUNK).max(1);
         let units = self.outer.iter().product::<u64>() * chunks as u64;
@@ -238,7 +240,8 @@ pub(crate) fn quantize(
     grid: &CodeGrid,
     work: Work,
 ) -> Result<(), CodegenError> {
-    let code = planes.quantize_row(grid, reciprocal_is_exact(grid));
+    let own = *grid;
+    let code = move |planes: &Planes| planes.quantize_row(&own, reciprocal_is_exact(&own));
     planes.step(cx, "quantize", views, code, &planes.quantize_constants(grid), work)
 }
 
@@ -338,8 +341,7 @@ pub(crate) fn interleave(
     views: (&View, &View),
     work: Work,
 ) -> Result<(), CodegenError> {
-    let code = planes.interleave_row();
-    planes.step(cx, kernel, views, code, &planes.interleave_constants(), work)
+    planes.step(cx, kernel, views, Planes::interleave_row, &planes.interleave_constants(), work)
 }
 
 /// Masks of the lanes that a plane contributes, on 512 bits: two for each of three vectors are the most.

@@ -136,8 +136,8 @@ pub(crate) fn pool(
     let mut functions = Vec::new();
     for run in &runs {
         if !functions.iter().any(|(taps, _)| *taps == run.taps) {
-            functions
-                .push((run.taps, define(cx, &format!("{kernel}_run{}", run.taps), 5, walk.run(run.taps))?));
+            let taps = run.taps;
+            functions.push((taps, define(cx, &format!("{kernel}_run{taps}"), 5, move || walk.run(taps))));
         }
     }
     let tables = Tables::new(cx, constants)?;
@@ -195,6 +195,7 @@ const MOST: Reg = Reg(13);
 const ODD: Reg = Reg(14);
 
 /// The function of a run: `fn(first tap, result, rows, columns, constants)`.
+#[derive(Clone, Copy)]
 struct Walk {
     width: Width,
     kind: Kind,

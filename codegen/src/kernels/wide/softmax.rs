@@ -41,10 +41,10 @@ pub(crate) fn softmax(
     let rows = Rows { width, bytes: row };
     let table = constants(width);
     let table = Location::Weights(cx.weights(&table, 64)?);
-    let whole = define(cx, "softmax_rows", 3, rows.function(ROWS))?;
+    let whole = define(cx, "softmax_rows", 3, move || rows.function(ROWS));
     let rest = match line.outer as usize % ROWS {
         0 => None,
-        rest => Some(define(cx, "softmax_rest", 3, rows.function(rest))?),
+        rest => Some(define(cx, "softmax_rest", 3, move || rows.function(rest))),
     };
     let units = (line.outer as u64).div_ceil(ROWS as u64);
     let blocks = line.outer as u64 / ROWS as u64;
@@ -112,6 +112,7 @@ const QUOTIENT: Reg = Reg(ROWS + 1);
 const LAST: Reg = Reg(ROWS + 2);
 
 /// Rows that are computed together: `fn(elements, results, constants)`.
+#[derive(Clone, Copy)]
 struct Rows {
     width: Width,
     /// Bytes of a row: at least a vector.
