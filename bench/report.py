@@ -99,6 +99,8 @@ def document(results, tiers, version, options):
         "OpenVINO's float is held to f32.",
         "- Below the best tier of the CPU only OpenVINO is a peer, limited by `ONEDNN_MAX_CPU_ISA`: ONNX Runtime has no "
         "such switch, nor has LiteRT's XNNPACK.",
+        "- Without VNNI, oneDNN adds pairs of products in 16 bits, which saturates: faster and, with weights beyond ±64, not "
+        "always right. qcc multiplies twice as often and is exact.",
         "- LiteRT runs where there is a .tflite of the network, at batch 1.",
         "",
         "## Ratios",

@@ -168,6 +168,8 @@ const LINE: usize = 64;
 const LEVEL1_WAYS: usize = 8;
 /// Bytes in a cycle from the second level, as measured with a tile's stream of weights.
 const FROM_LEVEL2: f64 = 16.0;
+/// The same of weights of a single pixel, or of matrix registers: there are few other loads.
+const UNDISTURBED_FROM_LEVEL2: f64 = 34.0;
 /// Bytes in a cycle from beyond it: 30 GB/s for one core at 3.9 GHz, with prefetching, measured on a server.
 const FROM_MEMORY: f64 = 7.5;
 
@@ -189,8 +191,6 @@ const WEIGHTS_AHEAD: u32 = 16 << 10;
 const MATRIX_LEAST: f64 = 9.5;
 /// What the loads of operands delay each product.
 const MATRIX_LOADS: f64 = 2.4;
-/// Bytes of weights in a cycle from the second level.
-const MATRIX_FROM_LEVEL2: f64 = 34.0;
 /// To load a row of a register whose rows lie in two lines each.
 const SPLIT_ROW: f64 = 2.0;
 /// To write an accumulator to the stack, to finish a pixel's 16 channels from there, and to store a pixel.
@@ -246,10 +246,10 @@ impl Source {
         }
     }
 
-    /// The same of whole lines, as matrix registers are loaded.
-    fn matrix_cycles(self, bytes: f64) -> f64 {
+    /// The same while next to nothing else is loaded: by tiles of one pixel, and into matrix registers.
+    fn undisturbed_cycles(self, bytes: f64) -> f64 {
         match self {
-            Source::Level2 => bytes / MATRIX_FROM_LEVEL2,
+            Source::Level2 => bytes / UNDISTURBED_FROM_LEVEL2,
             _ => self.cycles(bytes),
         }
     }
@@ -283,7 +283,8 @@ impl Unit {
         let pixels = block.rows * block.cols;
         let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency);
         let load = (pixels + vectors + block.crowded) as f64 / LOADS;
-        let stream = weights.cycles((vectors * self.lanes * 4) as f64);
+        let bytes = (vectors * self.lanes * 4) as f64;
+        let stream = if pixels == 1 { weights.undisturbed_cycles(bytes) } else { weights.cycles(bytes) };
         let after = CALL + FINISH * (pixels * vectors) as f64 + STORE * pixels as f64;
         let compute = multiply.max(load);
         let waited = if block.streams { WAITED * compute.min(stream) } else { 0.0 };
@@ -345,8 +346,8 @@ impl Matrix {
         let products = (bands * vectors) as f64;
         let multiply = products * ((band as f64 + 1.5).max(MATRIX_LEAST) + MATRIX_LOADS);
         // Both operands are loaded anew for every step of K.
-        let stream = weights.matrix_cycles((vectors * 1024) as f64)
-            + self.activations.matrix_cycles((bands * band * LINE) as f64);
+        let stream = weights.undisturbed_cycles((vectors * 1024) as f64)
+            + self.activations.undisturbed_cycles((bands * band * LINE) as f64);
         let load = if self.splits { (bands * band) as f64 * SPLIT_ROW } else { 0.0 };
         // What is configured for this tile is undone behind it.
         let is_configured = self.configured == band || self.configured == 0;
@@ -355,7 +356,7 @@ impl Matrix {
         let lines = rows * cols * (vectors * 16).next_multiple_of(LINE);
         let pixels = (rows * cols) as f64;
         let finish = SPILL * products + MATRIX_FINISH * pixels * vectors as f64 + MATRIX_STORE * pixels;
-        let after = CALL + finish.max(self.results.matrix_cycles(2.0 * lines as f64));
+        let after = CALL + finish.max(self.results.undisturbed_cycles(2.0 * lines as f64));
         Some(groups / 16.0 * multiply.max(stream).max(load) + after + configure)
     }
 }
@@ -555,7 +556,8 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
     // Those of the second level come while others are used; from memory, about half are waited for.
     let waited =
         if source == Source::Memory { times as f64 * source.cycles(activations as f64) / 2.0 } else { 0.0 };
-    Some(cycles * problem.groups as f64 + waited)
+    let configure = if matrix.is_some() { CONFIGURE } else { 0.0 };
+    Some(cycles * problem.groups as f64 + waited + configure)
 }
 
 /// What has to be known of a step to tell how threads divide its tiles.
