@@ -21,7 +21,7 @@ pub(crate) struct Cost {
 /// parts take more than the whole: both load weights, they are not quite equal, and edges of parts come from each other.
 const HAND_OVER: f64 = 2_000.0;
 /// Bytes in a nanosecond that a core reads of what another one has written, as measured there.
-const FROM_OTHER_CORE: f64 = 7.0;
+pub(crate) const FROM_OTHER_CORE: f64 = 7.0;
 
 /// Whether each of these steps, in their order, is worth sharing.
 pub(crate) fn shared(steps: &[Cost]) -> Vec<bool> {

@@ -18,7 +18,10 @@ use super::{
     pack::PanelFormat,
     spec::{Prefetch, Product},
 };
-use crate::tier::{Isa, Tier};
+use crate::{
+    sharing,
+    tier::{Isa, Tier},
+};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// A panel: channels that one tile computes.
@@ -175,9 +178,8 @@ const FROM_MEMORY: f64 = 7.5;
 
 /// The clock of the CPU on which all this was measured.
 const CYCLES_PER_NANOSECOND: f64 = 3.9;
-/// Bytes in a cycle that a core reads of what another one has just written: 7 GB/s at 3.9 GHz, as
-/// `runtime/benches/overheads.rs` measures it.
-const FROM_OTHER_CORE: f64 = 1.8;
+/// Bytes in a cycle that a core reads of what another one has just written.
+const FROM_OTHER_CORE: f64 = sharing::FROM_OTHER_CORE / CYCLES_PER_NANOSECOND;
 
 /// The part of the shorter of multiplying and streaming that is not hidden behind the longer one while activations come
 /// from memory; measured with the middle layers of VGG-16 in f32.

@@ -437,34 +437,39 @@ fn pairs() -> impl Strategy<Value = Pairs> {
         .prop_map(|((a, b), rows, inner, columns)| (a, b, rows, inner, columns))
 }
 
+/// The shapes of both operands and of the result; `None` where they do not broadcast.
+fn shapes_of((a, b, rows, inner, columns): &Pairs) -> Option<[Shape; 3]> {
+    let of = |lead: &[usize], m: usize, n: usize| shape(&[lead, &[m, n]].concat());
+    let lead = shape(a).broadcast(&shape(b))?;
+    Some([of(a, *rows, *inner), of(b, *inner, *columns), of(&lead, *rows, *columns)])
+}
+
 /// A product of two values, neither of them a constant unless `constant` says so of the second.
 fn product_of_values(
-    (a, b, rows, inner, columns): &Pairs,
+    pairs: &Pairs,
     (constant, bias, residual): (bool, bool, bool),
     seed: u64,
 ) -> Option<Case> {
     let mut r = Random::new(seed);
     let mut builder = Builder::new();
-    let of = |lead: &[usize], m: usize, n: usize| shape(&[lead, &[m, n]].concat());
-    let (a, b) = (of(a, *rows, *inner), of(b, *inner, *columns));
-    let lead = shape(&a[..a.rank() - 2]).broadcast(&shape(&b[..b.rank() - 2]))?;
+    let [a, b, y] = shapes_of(pairs)?;
     builder.input(f32_tensor(&mut r, &a), None);
     match constant {
         true => builder.constant(f32_tensor(&mut r, &b), None),
         false => builder.input(f32_tensor(&mut r, &b), None),
     }
     if bias {
-        builder.constant(f32_tensor(&mut r, &shape(&[*columns])), None);
+        builder.constant(f32_tensor(&mut r, &shape(&[y[y.rank() - 1]])), None);
     }
     if residual {
-        builder.input(f32_tensor(&mut r, &of(&lead, *rows, *columns)), None);
+        builder.input(f32_tensor(&mut r, &y), None);
     }
     builder.finish(MatMul { bias, residual, clamp: random_clamp(&mut r) })
 }
 
 /// The same on codes, with any zero points.
 fn product_of_codes(
-    (a, b, rows, inner, columns): &Pairs,
+    pairs: &Pairs,
     (constant, bias, residual): (bool, bool, bool),
     zero_points: [i32; 2],
     mode: RequantMode,
@@ -472,10 +477,8 @@ fn product_of_codes(
 ) -> Option<Case> {
     let mut r = Random::new(seed);
     let mut builder = Builder::new();
-    let of = |lead: &[usize], m: usize, n: usize| shape(&[lead, &[m, n]].concat());
-    let (a, b) = (of(a, *rows, *inner), of(b, *inner, *columns));
-    let lead = shape(&a[..a.rank() - 2]).broadcast(&shape(&b[..b.rank() - 2]))?;
-    let grids = Grids::random(&mut r, mode, *inner, 1);
+    let [a, b, y] = shapes_of(pairs)?;
+    let grids = Grids::random(&mut r, mode, a[a.rank() - 1], 1);
     let grid = |scale: f32, zero: i32| Some(QuantParams::per_tensor(scale, zero).unwrap());
     builder.input(u8_tensor(&mut r, &a), grid(1.0, zero_points[0]));
     let (second, own) = (u8_tensor(&mut r, &b), grid(grids.scales[0], zero_points[1]));
@@ -484,11 +487,11 @@ fn product_of_codes(
         false => builder.input(second, own),
     }
     if bias {
-        let grids = Grids { scales: vec![grids.scales[0]; *columns], ..grids.clone() };
+        let grids = Grids { scales: vec![grids.scales[0]; y[y.rank() - 1]], ..grids.clone() };
         builder.constant(grids.bias(&mut r), None);
     }
     if residual {
-        builder.input(u8_tensor(&mut r, &of(&lead, *rows, *columns)), Some(grids.residual.clone()));
+        builder.input(u8_tensor(&mut r, &y), Some(grids.residual.clone()));
     }
     builder.finish(QMatMul { bias, residual, requant: mode, output: grids.output })
 }
