@@ -4,16 +4,14 @@ use super::{Lowerer, Lowering, shape::attributes};
 use crate::{
     CodegenError,
     kernels::{
+        lanes::{Elementwise, Lanes},
         line::{self, Line},
         map::{self, View},
-        math,
-        vector::{f32x4, to_i32},
-        wide,
+        math, wide,
     },
     model::Work,
     module::Location,
 };
-use cranelift_codegen::ir::{InstBuilder, types::F32X4};
 use qcc_ir::{DType, Graph, NodeId, Op};
 
 pub(super) const NORMALIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: normalize };
@@ -32,19 +30,18 @@ fn normalize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     }
     let result = cx.result_view(node)?;
     let work = cx.current_work();
-    map::map(cx, "normalize", &dims, &operands, &result, work, |b, loaded| {
-        let pixels = to_i32(b, &loaded[0], DType::U8);
-        let channel = loaded[1].iter().zip(&loaded[2]);
-        pixels
-            .into_iter()
-            .zip(channel)
-            .map(|(p, (&mean, &std))| {
-                let x = b.ins().fcvt_from_sint(F32X4, p);
-                let x = b.ins().fsub(x, mean);
-                b.ins().fdiv(x, std)
-            })
-            .collect()
-    })
+    map::elementwise(cx, "normalize", &dims, &operands, &result, work, Normalized)
+}
+
+/// (pixel − mean) / std, of a channel.
+struct Normalized;
+
+impl Elementwise for Normalized {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let x = l.to_f32(operands[0]);
+        let x = l.fsub(x, operands[1]);
+        l.fdiv(x, operands[2])
+    }
 }
 
 fn softmax(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
@@ -94,25 +91,39 @@ fn lrn(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let (x, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
     let work = cx.current_work();
     let pass = Work { bytes_written: work.bytes_read, ..work };
-    map::map(cx, "lrn_squares", &dims, std::slice::from_ref(&x), &shifted(before), pass, |b, loaded| {
-        loaded[0].iter().map(|&x| b.ins().fmul(x, x)).collect()
-    })?;
+    let squared = shifted(before);
+    map::elementwise(cx, "lrn_squares", &dims, std::slice::from_ref(&x), &squared, pass, Square)?;
 
     let mut operands = vec![x];
     operands.extend((0..op.size).map(shifted));
-    map::map(cx, "lrn", &dims, &operands, &result, work, |b, loaded| {
-        let (bias, factor) = (f32x4(b, op.bias), f32x4(b, op.alpha / op.size as f32));
-        let exponent = f32x4(b, -op.beta);
-        (0..4)
-            .map(|v| {
-                let sum = loaded[2..].iter().fold(loaded[1][v], |sum, s| b.ins().fadd(sum, s[v]));
-                let scaled = b.ins().fmul(factor, sum);
-                let base = b.ins().fadd(bias, scaled);
-                let log = math::ln(b, base);
-                let log = b.ins().fmul(exponent, log);
-                let power = math::exp(b, log);
-                b.ins().fmul(loaded[0][v], power)
-            })
-            .collect()
-    })
+    let function = Response { bias: op.bias, factor: op.alpha / op.size as f32, beta: op.beta };
+    map::elementwise(cx, "lrn", &dims, &operands, &result, work, function)
+}
+
+struct Square;
+
+impl Elementwise for Square {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        l.fmul(operands[0], operands[0])
+    }
+}
+
+/// x·(bias + factor·Σ squares)^−beta.
+struct Response {
+    bias: f32,
+    factor: f32,
+    beta: f32,
+}
+
+impl Elementwise for Response {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let sum = operands[2..].iter().fold(operands[1], |sum, &s| l.fadd(sum, s));
+        let (bias, factor, exponent) = (l.f32(self.bias), l.f32(self.factor), l.f32(-self.beta));
+        let scaled = l.fmul(factor, sum);
+        let base = l.fadd(bias, scaled);
+        let log = math::ln(l, base);
+        let log = l.fmul(exponent, log);
+        let power = math::exp(l, log);
+        l.fmul(operands[0], power)
+    }
 }

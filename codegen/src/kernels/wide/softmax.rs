@@ -4,10 +4,10 @@
 //! sums, one element after the other as they are defined, but of several rows at once, since each sum waits for itself;
 //! quotients. The last vector of a row ends with it and overlaps the one before.
 
-use super::{bytes, define, width};
+use super::{define, width};
 use crate::{
     CodegenError,
-    dense::asm::vector::{Assembler, Emit, Reg, Width},
+    dense::asm::vector::{Assembler, Emit, Reg, Rounding, Width},
     kernels::{line::Line, map::counted_loop},
     lower::Lowering,
     model::Work,
@@ -35,7 +35,7 @@ pub(crate) fn softmax(
     let len = line.len as usize;
     let row = len * SIZE;
     let spans = i32::try_from(ROWS * row).is_ok();
-    if line.inner != 1 || len < bytes(width) / SIZE || !spans {
+    if line.inner != 1 || len < width.bytes() / SIZE || !spans {
         return Ok(false);
     }
     let rows = Rows { width, bytes: row };
@@ -92,7 +92,7 @@ fn constants(width: Width) -> Vec<u8> {
     let first = [math::LOG2_E, math::LN_2_HI, math::LN_2_LO, 1.0].map(f32::to_bits);
     let polynomial = math::EXP_POLYNOMIAL.map(f32::to_bits);
     let all = first.into_iter().chain([127]).chain(polynomial);
-    all.flat_map(|bits| bits.to_le_bytes().repeat(bytes(width) / SIZE)).collect()
+    all.flat_map(|bits| bits.to_le_bytes().repeat(width.bytes() / SIZE)).collect()
 }
 
 /// Registers of exponentials.
@@ -145,7 +145,7 @@ impl Rows {
 
     /// Where the last vector begins if it overlaps the one before.
     fn last(&self) -> Option<i32> {
-        let vector = bytes(self.width);
+        let vector = self.width.bytes();
         (!self.bytes.is_multiple_of(vector)).then_some((self.bytes - vector) as i32)
     }
 
@@ -160,7 +160,7 @@ impl Rows {
     }
 
     fn whole_vectors(&self, asm: &mut Assembler, body: impl Fn(&mut Assembler) -> Emit) -> Emit {
-        let vector = bytes(self.width);
+        let vector = self.width.bytes();
         asm.asm.xor(rcx, rcx)?;
         let mut next = asm.asm.create_label();
         asm.asm.set_label(&mut next)?;
@@ -190,7 +190,7 @@ impl Rows {
     }
 
     fn constant(&self, constant: Constant, i: usize) -> AsmMemoryOperand {
-        rdx + ((constant as usize + i) * bytes(self.width)) as i32
+        rdx + ((constant as usize + i) * self.width.bytes()) as i32
     }
 
     /// `math::exp(x − max)`, but for the payload of a NaN: the operations of its definition in their order.
@@ -202,7 +202,7 @@ impl Rows {
         asm.vmaxps(X, LEAST, X)?;
         asm.vminps(X, MOST, X)?;
         asm.vmulps(N, X, c(Constant::Log2E))?;
-        asm.round_to_even(N, N)?;
+        asm.round(N, N, Rounding::Nearest)?;
         asm.vmulps(T, N, c(Constant::Ln2High))?;
         asm.vsubps(X, X, T)?;
         asm.vmulps(LOW, N, c(Constant::Ln2Low))?;
@@ -226,7 +226,7 @@ impl Rows {
             asm.vpslld(exponent, exponent, 23)?;
             asm.vmulps(P, P, exponent)?;
         }
-        asm.store(y, P, 0, bytes(self.width), SIZE, T)
+        asm.store(y, P, 0, self.width.bytes(), SIZE, T)
     }
 
     /// The sum of each row from rsi on, one element after the other, in registers 0 to `rows`.
@@ -254,7 +254,7 @@ impl Rows {
             asm.vmovups(LAST, r8 + at)?;
             asm.vdivps(LAST, LAST, SUM)?;
         }
-        let vector = bytes(self.width);
+        let vector = self.width.bytes();
         self.whole_vectors(asm, |asm| {
             asm.vmovups(QUOTIENT, r8 + rcx)?;
             asm.vdivps(QUOTIENT, QUOTIENT, SUM)?;
