@@ -1,11 +1,16 @@
 //! Functions of elements.
 
-use super::{Lowerer, Lowering, shape::attributes};
+use super::{
+    Lowerer, Lowering, is_generated,
+    norm::{self, Normalized},
+    quantize::ByGrid,
+    shape::attributes,
+};
 use crate::{
     CodegenError,
     kernels::{
         lanes::{Elementwise, FloatComparison, IntegerComparison, Lanes},
-        map,
+        map::{self, View},
         math::{self, has_unary},
     },
 };
@@ -13,12 +18,219 @@ use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid,
     ops::{BinaryKind, QBinaryRescale, UnaryKind},
 };
+use std::collections::BTreeMap;
 
 pub(super) const UNARY: Lowerer = Lowerer { supported: unary_supported, lower: unary };
-pub(super) const BINARY: Lowerer = Lowerer { supported: binary_supported, lower: binary };
+pub(super) const BINARY: Lowerer = Lowerer { supported: binary_supported, lower: chain };
 pub(super) const Q_UNARY: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: q_unary };
-pub(super) const Q_BINARY: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: q_binary };
+pub(super) const Q_BINARY: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: chain };
 pub(super) const CAST: Lowerer = Lowerer { supported: cast_supported, lower: cast };
+
+/// One node as a function of elements: first its operands', then those of constants that it brings along.
+enum Function {
+    Unary(UnaryKind),
+    Binary(BinaryOf),
+    Rescaled(Rescaled),
+    Conversion(Conversion),
+    ByGrid(ByGrid),
+    Normalized,
+}
+
+impl Function {
+    /// Of the kernel of this function alone.
+    fn name(&self) -> &'static str {
+        match self {
+            Function::Unary(_) => "unary",
+            Function::Binary(_) => "binary",
+            Function::Rescaled(_) => "q_binary",
+            Function::Conversion(_) => "cast",
+            Function::ByGrid(by_grid) => by_grid.name(),
+            Function::Normalized => "normalize",
+        }
+    }
+}
+
+impl Elementwise for Function {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        match self {
+            Function::Unary(kind) => kind.apply(l, operands),
+            Function::Binary(binary) => binary.apply(l, operands),
+            Function::Rescaled(rescaled) => rescaled.apply(l, operands),
+            Function::Conversion(conversion) => conversion.apply(l, operands),
+            Function::ByGrid(by_grid) => by_grid.apply(l, operands),
+            Function::Normalized => Normalized.apply(l, operands),
+        }
+    }
+}
+
+/// Whether each element of the result is computed from one of each operand, by a [`Function`].
+fn is_function(graph: &Graph, node: NodeId) -> bool {
+    use Op::*;
+    match graph.op(node) {
+        Some(Unary(op)) => op.kind != UnaryKind::Identity,
+        Some(Cast(op)) => graph.ty(graph.operand(node, 0)).dtype != op.to,
+        Some(Binary(_) | QBinary(_) | Quantize(_) | Dequantize(_) | FakeQuant(_) | Normalize(_)) => true,
+        _ => false,
+    }
+}
+
+/// Most nodes of a chain: what is beyond would have more values than registers.
+const MAX_CHAIN: usize = 12;
+/// Most elements that one of a chain is computed from.
+const MAX_OPERANDS: usize = 8;
+
+/// Of a chain that ends with a node.
+#[derive(Clone, Copy)]
+struct Extent {
+    nodes: usize,
+    operands: usize,
+}
+
+/// Nodes whose elements are used by one other function of elements only, and that one: their values never come to memory.
+/// `is_taken` tells nodes that are part of something else.
+pub(super) fn chains(graph: &Graph, is_taken: impl Fn(NodeId) -> bool) -> BTreeMap<NodeId, NodeId> {
+    let is_free = |node: &NodeId| is_function(graph, *node) && !is_taken(*node) && is_generated(graph, *node);
+    let mut chained = BTreeMap::new();
+    let mut extents: BTreeMap<NodeId, Extent> = BTreeMap::new();
+    for node in graph.order().into_iter().filter(is_free) {
+        let operands = graph.operands(node);
+        let mut own = Extent { nodes: 1, operands: operands.len() + constants(graph, node) };
+        for operand in operands {
+            let Some(&inner) = extents.get(&operand.node) else { continue };
+            let nodes = own.nodes + inner.nodes;
+            let operands = own.operands + inner.operands - 1;
+            if nodes <= MAX_CHAIN
+                && operands <= MAX_OPERANDS
+                && graph.sole_use(operand).is_some()
+                && graph.shape(operand) == graph.shape(node.out())
+            {
+                own = Extent { nodes, operands };
+                chained.insert(operand.node, node);
+            }
+        }
+        extents.insert(node, own);
+    }
+    chained
+}
+
+/// How many operands a node brings along beside its own.
+fn constants(graph: &Graph, node: NodeId) -> usize {
+    match graph.op(node) {
+        Some(Op::Normalize(_)) => norm::CONSTANTS,
+        _ => ByGrid::of(graph, node).map_or(0, |by_grid| by_grid.constants()),
+    }
+}
+
+/// The node that is chained to this one and gives it this operand.
+pub(super) fn linked(cx: &Lowering, node: NodeId, slot: usize) -> Option<NodeId> {
+    let inner = cx.graph.operand(node, slot).node;
+    (is_function(cx.graph, inner) && cx.plan.fused_into.get(&inner) == Some(&node)).then_some(inner)
+}
+
+/// The step of a node and of those that are chained to it.
+pub(super) fn chain(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
+    let dims = cx.graph.shape(node.out()).to_vec();
+    let mut chain = Chain::default();
+    chain.add(cx, node, &dims)?;
+    let (result, work) = (cx.result_view(node)?, cx.current_work());
+    let kernel = match &chain.links[..] {
+        [(function, _)] => function.name(),
+        _ => "elementwise",
+    };
+    let operands = std::mem::take(&mut chain.operands);
+    map::elementwise(cx, kernel, &dims, &operands, &result, work, chain)
+}
+
+/// Functions of elements, each of elements in memory or of those before it. The last one's are the result.
+#[derive(Default)]
+struct Chain {
+    operands: Vec<View>,
+    links: Vec<(Function, Vec<Source>)>,
+}
+
+/// Where a function of a chain has an element from.
+#[derive(Clone, Copy)]
+enum Source {
+    Operand(usize),
+    Link(usize),
+}
+
+impl Chain {
+    /// Adds a node, behind those whose results only it uses.
+    fn add(&mut self, cx: &mut Lowering, node: NodeId, dims: &[usize]) -> Result<Source, CodegenError> {
+        let mut sources = Vec::new();
+        for slot in 0..cx.graph.operands(node).len() {
+            sources.push(match linked(cx, node, slot) {
+                Some(inner) => self.add(cx, inner, dims)?,
+                None => {
+                    let view = cx.broadcast_view(node, slot, dims)?;
+                    self.operand(view)
+                }
+            });
+        }
+        let (function, constants) = function(cx, node)?;
+        sources.extend(constants.into_iter().map(|view| self.operand(view)));
+        self.links.push((function, sources));
+        Ok(Source::Link(self.links.len() - 1))
+    }
+
+    fn operand(&mut self, view: View) -> Source {
+        let known = self.operands.iter().position(|v| v.is_same_place(&view));
+        Source::Operand(known.unwrap_or_else(|| {
+            self.operands.push(view);
+            self.operands.len() - 1
+        }))
+    }
+}
+
+impl Elementwise for Chain {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let mut results: Vec<L::Value> = Vec::with_capacity(self.links.len());
+        for (function, sources) in &self.links {
+            let sources: Vec<L::Value> = sources
+                .iter()
+                .map(|&source| match source {
+                    Source::Operand(i) => operands[i],
+                    Source::Link(i) => results[i],
+                })
+                .collect();
+            results.push(function.apply(l, &sources));
+        }
+        // A chain has at least the node that it ends with.
+        results[results.len() - 1]
+    }
+}
+
+/// A node as a function of elements, and the constants that it brings along.
+fn function(cx: &mut Lowering, node: NodeId) -> Result<(Function, Vec<View>), CodegenError> {
+    let types = cx.operand_types(node);
+    let rank = cx.graph.shape(node.out()).len();
+    let function = match cx.graph.op(node) {
+        Some(Op::Unary(op)) => Function::Unary(op.kind),
+        Some(Op::Binary(op)) => Function::Binary(BinaryOf { kind: op.kind, dtype: types[0].dtype }),
+        Some(Op::QBinary(op)) => {
+            let rescale = op.rescale(&types).map_err(|e| cx.refuse(node, e))?;
+            let zero_points = [0, 1].map(|slot| types[slot].per_tensor().map_or(0, |(_, z)| z));
+            Function::Rescaled(Rescaled { rescale, zero_points, output: op.output })
+        }
+        Some(Op::Cast(op)) => Function::Conversion(Conversion { from: types[0].dtype, to: op.to }),
+        Some(Op::Normalize(op)) => return Ok((Function::Normalized, norm::constants(cx, op, rank)?)),
+        op => match ByGrid::of(cx.graph, node) {
+            Some(by_grid) => {
+                let views = by_grid.views(cx, rank)?;
+                return Ok((Function::ByGrid(by_grid), views));
+            }
+            None => {
+                return Err(CodegenError::Unsupported {
+                    node: cx.graph.node(node).name.clone(),
+                    op: op.map_or("nothing", Op::mnemonic),
+                    reason: "is no function of elements".into(),
+                });
+            }
+        },
+    };
+    Ok((function, vec![]))
+}
 
 fn unary_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     let Some(Op::Unary(op)) = graph.op(node) else { return Ok(()) };
@@ -31,14 +243,17 @@ fn unary_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
 }
 
 fn unary(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let kind = attributes!(cx, node, Unary).kind;
+    match attributes!(cx, node, Unary).kind {
+        UnaryKind::Identity => moved(cx, node, "identity"),
+        _ => chain(cx, node),
+    }
+}
+
+/// A function that changes nothing.
+fn moved(cx: &mut Lowering, node: NodeId, kernel: &str) -> Result<(), CodegenError> {
     let dims = cx.graph.shape(node.out()).to_vec();
     let (operand, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
-    if kind == UnaryKind::Identity {
-        return map::copy(cx, "identity", &dims, operand, result);
-    }
-    let work = cx.current_work();
-    map::elementwise(cx, "unary", &dims, &[operand], &result, work, kind)
+    map::copy(cx, kernel, &dims, operand, result)
 }
 
 impl Elementwise for UnaryKind {
@@ -64,16 +279,6 @@ fn binary_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
         (And | Or | Xor, DType::Bool) => Ok(()),
         (kind, _) => Err(format!("no vector form of {kind:?} of {dtype}")),
     }
-}
-
-fn binary(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let kind = attributes!(cx, node, Binary).kind;
-    let dims = cx.graph.shape(node.out()).to_vec();
-    let dtype = cx.operand_types(node)[0].dtype;
-    let operands = [cx.broadcast_view(node, 0, &dims)?, cx.broadcast_view(node, 1, &dims)?];
-    let result = cx.result_view(node)?;
-    let work = cx.current_work();
-    map::elementwise(cx, "binary", &dims, &operands, &result, work, BinaryOf { kind, dtype })
 }
 
 /// A function of two elements of a type.
@@ -157,19 +362,6 @@ fn q_unary(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     map::lookup(cx, "q_unary", &dims, operand, &result, work, &table)
 }
 
-fn q_binary(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let op = attributes!(cx, node, QBinary);
-    let types = cx.operand_types(node);
-    let rescale = op.rescale(&types).map_err(|e| cx.refuse(node, e))?;
-    let zero_points = [0, 1].map(|slot| types[slot].per_tensor().map_or(0, |(_, z)| z));
-    let function = Rescaled { rescale, zero_points, output: op.output };
-    let dims = cx.graph.shape(node.out()).to_vec();
-    let operands = [cx.broadcast_view(node, 0, &dims)?, cx.broadcast_view(node, 1, &dims)?];
-    let result = cx.result_view(node)?;
-    let work = cx.current_work();
-    map::elementwise(cx, "q_binary", &dims, &operands, &result, work, function)
-}
-
 /// A sum or a product of codes.
 struct Rescaled {
     rescale: QBinaryRescale,
@@ -216,15 +408,10 @@ fn cast_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
 }
 
 fn cast(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let to = attributes!(cx, node, Cast).to;
-    let from = cx.operand_types(node)[0].dtype;
-    let dims = cx.graph.shape(node.out()).to_vec();
-    let (operand, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
-    if from == to {
-        return map::copy(cx, "cast", &dims, operand, result);
+    match is_function(cx.graph, node) {
+        true => chain(cx, node),
+        false => moved(cx, node, "cast"),
     }
-    let work = cx.current_work();
-    map::elementwise(cx, "cast", &dims, &[operand], &result, work, Conversion { from, to })
 }
 
 /// Between f32 and integers.

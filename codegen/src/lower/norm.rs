@@ -1,6 +1,6 @@
 //! Normalisations. Batch normalisation never comes here: it is folded into weights or made a sum and a product.
 
-use super::{Lowerer, Lowering, shape::attributes};
+use super::{Lowerer, Lowering, elementwise, shape::attributes};
 use crate::{
     CodegenError,
     kernels::{
@@ -12,29 +12,30 @@ use crate::{
     model::Work,
     module::Location,
 };
-use qcc_ir::{DType, Graph, NodeId, Op};
+use qcc_ir::{DType, Graph, NodeId, Op, ops::Normalize};
 
-pub(super) const NORMALIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: normalize };
+pub(super) const NORMALIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: elementwise::chain };
 pub(super) const SOFTMAX: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: softmax };
 pub(super) const LRN: Lowerer = Lowerer { supported: lrn_supported, lower: lrn };
 
-/// `ir::numerics::normalize`: a subtraction and a division, with the constants of each channel as operands.
-fn normalize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let op = attributes!(cx, node, Normalize);
-    let dims = cx.graph.shape(node.out()).to_vec();
-    let mut operands = vec![cx.operand_view(node, 0)?];
-    for constants in [&op.mean, &op.std] {
-        let bytes: Vec<u8> = constants.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let at = Location::Weights(cx.weights(&bytes, 16)?);
-        operands.push(View::along(at, DType::F32, Some(op.axis), dims.len()));
-    }
-    let result = cx.result_view(node)?;
-    let work = cx.current_work();
-    map::elementwise(cx, "normalize", &dims, &operands, &result, work, Normalized)
+/// How many [`constants`] there are.
+pub(super) const CONSTANTS: usize = 2;
+
+/// Mean and standard deviation of each channel, as operands of the elementwise kernel.
+pub(super) fn constants(cx: &mut Lowering, op: &Normalize, rank: usize) -> Result<Vec<View>, CodegenError> {
+    let tables: [_; CONSTANTS] = [&op.mean, &op.std];
+    tables
+        .into_iter()
+        .map(|constants| {
+            let bytes: Vec<u8> = constants.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let at = Location::Weights(cx.weights(&bytes, 16)?);
+            Ok(View::along(at, DType::F32, Some(op.axis), rank))
+        })
+        .collect()
 }
 
-/// (pixel − mean) / std, of a channel.
-struct Normalized;
+/// `ir::numerics::normalize`: (pixel − mean) / std, of a channel.
+pub(super) struct Normalized;
 
 impl Elementwise for Normalized {
     fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {

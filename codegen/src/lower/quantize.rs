@@ -1,11 +1,11 @@
 //! Between real numbers and the integers of a grid.
 
-use super::{Lowerer, Lowering, shape::attributes};
+use super::{Lowerer, Lowering, elementwise};
 use crate::{
     CodegenError,
     kernels::{
         lanes::{Elementwise, Lanes},
-        map::{self, View},
+        map::View,
         math::Grid,
         wide::{self, CodeGrid, Planes},
     },
@@ -14,8 +14,8 @@ use crate::{
 use qcc_ir::{DType, Graph, NodeId, Op, QuantParams};
 
 pub(super) const QUANTIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: quantize };
-pub(super) const DEQUANTIZE: Lowerer = Lowerer { supported: dequantize_supported, lower: dequantize };
-pub(super) const FAKE_QUANT: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: fake_quant };
+pub(super) const DEQUANTIZE: Lowerer = Lowerer { supported: dequantize_supported, lower: elementwise::chain };
+pub(super) const FAKE_QUANT: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: elementwise::chain };
 
 /// A grid and the bounds of its codes.
 struct GridConstants {
@@ -25,9 +25,8 @@ struct GridConstants {
 }
 
 impl GridConstants {
-    fn new(params: &QuantParams, (lo, hi): (i32, i32)) -> GridConstants {
-        GridConstants { params: params.clone(), lo, hi }
-    }
+    /// Of a grid for each channel.
+    const VIEWS: usize = 4;
 
     /// Those of a grid for each channel, as operands of the elementwise kernel; none of one grid for all.
     fn views(&self, cx: &mut Lowering, rank: usize) -> Result<Vec<View>, CodegenError> {
@@ -38,7 +37,7 @@ impl GridConstants {
         let bound = |bound: i32| -> Vec<u8> {
             zeros.iter().flat_map(|&z| ((bound - z) as f32).to_le_bytes()).collect()
         };
-        let tables = [
+        let tables: [_; GridConstants::VIEWS] = [
             (DType::F32, scales.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
             (DType::S32, zeros.iter().flat_map(|z| z.to_le_bytes()).collect()),
             (DType::F32, bound(self.lo)),
@@ -78,20 +77,45 @@ enum Conversion {
     FakeQuant,
 }
 
-impl Conversion {
-    fn kernel(&self) -> &'static str {
-        match self {
+/// A conversion by a grid: operands are the element, and the views of the grid.
+pub(super) struct ByGrid {
+    conversion: Conversion,
+    grid: GridConstants,
+}
+
+impl ByGrid {
+    /// `None` of a node that is no such conversion.
+    pub(super) fn of(graph: &Graph, node: NodeId) -> Option<ByGrid> {
+        let (conversion, params, (lo, hi)) = match graph.op(node)? {
+            Op::Quantize(op) => (Conversion::Quantize, &op.params, range(op.dtype)),
+            Op::FakeQuant(op) => (Conversion::FakeQuant, &op.params, (op.lo, op.hi)),
+            Op::Dequantize(_) => {
+                (Conversion::Dequantize, graph.ty(graph.operand(node, 0)).quant.as_ref()?, (0, 0))
+            }
+            _ => return None,
+        };
+        let grid = GridConstants { params: params.clone(), lo, hi };
+        Some(ByGrid { conversion, grid })
+    }
+
+    /// Of the kernel of this conversion alone.
+    pub(super) fn name(&self) -> &'static str {
+        match self.conversion {
             Conversion::Quantize => "quantize",
             Conversion::Dequantize => "dequantize",
             Conversion::FakeQuant => "fake_quant",
         }
     }
-}
 
-/// A conversion by a grid: operands are the element, and the views of the grid.
-struct ByGrid {
-    conversion: Conversion,
-    grid: GridConstants,
+    /// How many [`views`](Self::views) there are.
+    pub(super) fn constants(&self) -> usize {
+        if self.grid.params.axis().is_some() { GridConstants::VIEWS } else { 0 }
+    }
+
+    /// See [`GridConstants::views`].
+    pub(super) fn views(&self, cx: &mut Lowering, rank: usize) -> Result<Vec<View>, CodegenError> {
+        self.grid.views(cx, rank)
+    }
 }
 
 impl Elementwise for ByGrid {
@@ -115,31 +139,21 @@ fn range(dtype: DType) -> (i32, i32) {
 }
 
 fn quantize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let op = attributes!(cx, node, Quantize);
-    let dims = cx.graph.shape(node.out()).to_vec();
-    let (operand, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
-    let (dtype, work) = (op.dtype, cx.current_work());
-    if let Some(grid) = CodeGrid::new(&op.params, dtype)
-        && let Some(planes) = Planes::new(cx, &dims, &operand, &result)
-    {
-        return wide::quantize(cx, &planes, (&operand, &result), &grid, work);
+    if elementwise::linked(cx, node, 0).is_none() && planes_to_codes(cx, node)? {
+        return Ok(());
     }
-    let grid = GridConstants::new(&op.params, range(dtype));
-    by_grid(cx, node, Conversion::Quantize, grid)
+    elementwise::chain(cx, node)
 }
 
-fn by_grid(
-    cx: &mut Lowering,
-    node: NodeId,
-    conversion: Conversion,
-    grid: GridConstants,
-) -> Result<(), CodegenError> {
+/// Adds the step of planes that become pixels of codes; `false` where it is nothing of the kind.
+fn planes_to_codes(cx: &mut Lowering, node: NodeId) -> Result<bool, CodegenError> {
+    let Some(Op::Quantize(op)) = cx.graph.op(node) else { return Ok(false) };
+    let Some(grid) = CodeGrid::new(&op.params, op.dtype) else { return Ok(false) };
     let dims = cx.graph.shape(node.out()).to_vec();
-    let mut operands = vec![cx.operand_view(node, 0)?];
-    operands.extend(grid.views(cx, dims.len())?);
-    let (result, work) = (cx.result_view(node)?, cx.current_work());
-    let kernel = conversion.kernel();
-    map::elementwise(cx, kernel, &dims, &operands, &result, work, ByGrid { conversion, grid })
+    let (operand, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
+    let Some(planes) = Planes::new(cx, &dims, &operand, &result) else { return Ok(false) };
+    let work = cx.current_work();
+    wide::quantize(cx, &planes, (&operand, &result), &grid, work).map(|()| true)
 }
 
 fn dequantize_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
@@ -150,19 +164,6 @@ fn dequantize_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
         DType::S32 if zeros.clone().all(|&z| z == 0) => Ok(()),
         _ => Err(format!("dequantizes 8 and 16 bits, and s32 with zero points 0, not {x}")),
     }
-}
-
-fn dequantize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let x = cx.operand_types(node)[0];
-    let Some(params) = &x.quant else { return Ok(()) };
-    let grid = GridConstants::new(params, (0, 0));
-    by_grid(cx, node, Conversion::Dequantize, grid)
-}
-
-fn fake_quant(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let op = attributes!(cx, node, FakeQuant);
-    let grid = GridConstants::new(&op.params, (op.lo, op.hi));
-    by_grid(cx, node, Conversion::FakeQuant, grid)
 }
 
 /// Whether the op maps each element of one operand, so that a transpose before or behind it can be part of its step.

@@ -29,11 +29,8 @@ pub(crate) fn elementwise(
 ) -> Result<bool, CodegenError> {
     let Some((result, operands)) = views.split_last() else { return Ok(false) };
     rows::rows(cx, kernel, dims, views, work, |width, len, moves| {
-        let truths = operands.iter().map(|v| v.dtype == DType::Bool).collect();
-        let program = Program::new(&OfTruths { function, truths }, operands.len(), width)?;
         let operands = operands.iter().zip(moves).map(|(v, &moves)| (v.dtype, moves)).collect();
-        let vectors = vectors(&program, width, len);
-        Some(Function { width, vectors, operands, result: result.dtype, program })
+        Function::new(function, operands, result.dtype, width, len)
     })
 }
 
@@ -74,7 +71,8 @@ fn vectors(program: &Program, width: Width, len: u64) -> usize {
 /// Registers that storing a vector takes.
 const SCRATCH: usize = 2;
 
-struct Function {
+/// A function of elements for rows: the constants that its vectors need are behind [`CONSTANTS`].
+pub(super) struct Function {
     width: Width,
     /// Vectors that are computed in turn.
     vectors: usize,
@@ -82,6 +80,23 @@ struct Function {
     operands: Vec<(DType, bool)>,
     result: DType,
     program: Program,
+}
+
+impl Function {
+    /// A function of these operands (types, and whether they move along the row) for rows of `len` elements; `None` if
+    /// it takes more registers than there are.
+    pub(super) fn new(
+        function: &impl Elementwise,
+        operands: Vec<(DType, bool)>,
+        result: DType,
+        width: Width,
+        len: u64,
+    ) -> Option<Function> {
+        let truths = operands.iter().map(|(dtype, _)| *dtype == DType::Bool).collect();
+        let program = Program::new(&OfTruths { function, truths }, operands.len(), width)?;
+        let vectors = vectors(&program, width, len);
+        Some(Function { width, vectors, operands, result, program })
+    }
 }
 
 impl Body for Function {

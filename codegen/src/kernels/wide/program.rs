@@ -404,3 +404,42 @@ fn sources(operation: &Operation) -> Vec<Id> {
         Operation::Select { mask, yes, no } => vec![mask, yes, no],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::elementwise::UNARY;
+    use qcc_ir::ops::UnaryKind;
+
+    #[test]
+    fn every_unary_function_has_registers_enough() {
+        for kind in UNARY.into_iter().chain([UnaryKind::Not]) {
+            for width in [Width::Ymm, Width::Zmm] {
+                let program =
+                    Program::new(&kind, 1, width).unwrap_or_else(|| panic!("{kind:?} on {width:?}"));
+                assert!(program.registers <= width.registers() && program.masks <= width.masks(), "{kind:?}");
+            }
+        }
+    }
+
+    /// More values that are all needed at the end than there are registers.
+    struct Hoarder;
+
+    impl Elementwise for Hoarder {
+        fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+            let values: Vec<L::Value> = (0..40)
+                .map(|i| {
+                    let c = l.i32(i);
+                    l.iadd(operands[0], c)
+                })
+                .collect();
+            let product = values.iter().fold(values[0], |x, &y| l.imul(x, y));
+            values.iter().rev().fold(product, |x, &y| l.xor(x, y))
+        }
+    }
+
+    #[test]
+    fn a_function_with_too_many_values_is_refused() {
+        assert!(Program::new(&Hoarder, 1, Width::Zmm).is_none());
+    }
+}
