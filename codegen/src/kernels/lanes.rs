@@ -12,7 +12,7 @@ use cranelift_codegen::ir::{
 use cranelift_frontend::FunctionBuilder;
 
 /// A function of elements, one from each operand, all in lanes of 32 bits: 8 and 16-bit operands come widened, truth
-/// values as 0 and 1; a result of such a type is within its range.
+/// values as 0 and 1; a result of such a type saturates.
 pub(crate) trait Elementwise {
     /// The result's lanes.
     fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value;
@@ -53,7 +53,7 @@ pub(crate) trait Lanes {
     fn shift_left(&mut self, x: Self::Value, count: u32) -> Self::Value;
     /// With the sign.
     fn shift_right(&mut self, x: Self::Value, count: u32) -> Self::Value;
-    /// x·m₁ + y·m₂, where x and y are within 16 bits.
+    /// x·m₁ + y·m₂, where x and y are within 0 and 2^15 − 1.
     fn weighted_sum(&mut self, x: Self::Value, y: Self::Value, m1: i16, m2: i16) -> Self::Value;
 
     /// The integer towards 0, where 32 bits hold it; the least one elsewhere.
@@ -174,11 +174,9 @@ impl Lanes for FunctionBuilder<'_> {
     }
 
     fn weighted_sum(&mut self, x: Value, y: Value, m1: i16, m2: i16) -> Value {
-        let pair = pair(m1, m2);
-        let [low, factors] = [0xffff, pair].map(|c| i32x4(self, c));
-        let low = self.ins().band(x, low);
+        let factors = i32x4(self, pair(m1, m2));
         let high = self.ins().ishl_imm_u(y, 16);
-        let both = self.ins().bor(low, high);
+        let both = self.ins().bor(x, high);
         let [x, y] = [both, factors].map(|v| cast(self, I16X8, v));
         // Which Cranelift makes one `pmaddwd`.
         let (xl, yl) = (self.ins().swiden_low(x), self.ins().swiden_low(y));

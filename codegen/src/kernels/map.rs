@@ -273,7 +273,7 @@ fn to_lanes(b: &mut FunctionBuilder, block: &[Value], dtype: DType) -> Vec<Value
     }
 }
 
-/// A block of elements from lanes that are within its type.
+/// A block of elements from lanes; those of 8 and 16 bits saturate.
 fn from_lanes(b: &mut FunctionBuilder, lanes: &[Value], dtype: DType) -> Vec<Value> {
     match dtype {
         DType::F32 | DType::S32 => lanes.to_vec(),

@@ -48,6 +48,15 @@ impl Function {
             Function::Normalized => "normalize",
         }
     }
+
+    /// The range of the result's type, where the function leaves it to saturate.
+    fn bounds(&self) -> Option<(i32, i32)> {
+        match self {
+            Function::Rescaled(rescaled) => rescaled.output.dtype.integer_range(),
+            _ => None,
+        }
+        .map(|(lo, hi)| (lo as i32, hi as i32))
+    }
 }
 
 impl Elementwise for Function {
@@ -194,7 +203,17 @@ impl Elementwise for Chain {
                     Source::Link(i) => results[i],
                 })
                 .collect();
-            results.push(function.apply(l, &sources));
+            let result = function.apply(l, &sources);
+            let is_last = results.len() + 1 == self.links.len();
+            results.push(match function.bounds() {
+                // Saturates, as it would on its way to memory.
+                Some((lo, hi)) if !is_last => {
+                    let (lo, hi) = (l.i32(lo), l.i32(hi));
+                    let above = l.imax(result, lo);
+                    l.imin(above, hi)
+                }
+                _ => result,
+            });
         }
         // A chain has at least the node that it ends with.
         results[results.len() - 1]
@@ -211,7 +230,8 @@ fn function(cx: &mut Lowering, node: NodeId) -> Result<(Function, Vec<View>), Co
         Some(Op::QBinary(op)) => {
             let rescale = op.rescale(&types).map_err(|e| cx.refuse(node, e))?;
             let zero_points = [0, 1].map(|slot| types[slot].per_tensor().map_or(0, |(_, z)| z));
-            Function::Rescaled(Rescaled { rescale, zero_points, output: op.output })
+            let signed = [0, 1].map(|slot| types[slot].dtype.is_signed());
+            Function::Rescaled(Rescaled { rescale, zero_points, signed, output: op.output })
         }
         Some(Op::Cast(op)) => Function::Conversion(Conversion { from: types[0].dtype, to: op.to }),
         Some(Op::Normalize(op)) => return Ok((Function::Normalized, norm::constants(cx, op, rank)?)),
@@ -366,32 +386,65 @@ fn q_unary(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
 struct Rescaled {
     rescale: QBinaryRescale,
     zero_points: [i32; 2],
+    /// Whether operands are of a signed type.
+    signed: [bool; 2],
     output: OutputGrid,
 }
 
 impl Elementwise for Rescaled {
     fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
-        let [x, y] = [0, 1].map(|i| {
-            let zero = l.i32(self.zero_points[i]);
-            l.isub(operands[i], zero)
-        });
         let (sum, shift) = match self.rescale {
-            QBinaryRescale::Add(r) => (l.weighted_sum(x, y, r.m1, r.m2), r.s),
+            QBinaryRescale::Add(r) => {
+                // Zero points are part of a constant; that of a signed type is moved by half its range, and so are its
+                // codes, which must not be negative here.
+                let offset = self.signed.map(|signed| if signed { 128 } else { 0 });
+                let [x, y] = [0, 1].map(|i| match offset[i] {
+                    0 => operands[i],
+                    offset => {
+                        let offset = l.i32(offset);
+                        l.iadd(operands[i], offset)
+                    }
+                });
+                let zero = |i: usize| self.zero_points[i] + offset[i];
+                let sum = l.weighted_sum(x, y, r.m1, r.m2);
+                let less = i32::from(r.m1) * zero(0) + i32::from(r.m2) * zero(1);
+                let constant = l.i32((1 << (r.s - 1)) - less);
+                (l.iadd(sum, constant), r.s)
+            }
             QBinaryRescale::Mul(r) => {
+                let [x, y] = [0, 1].map(|i| {
+                    let zero = l.i32(self.zero_points[i]);
+                    l.isub(operands[i], zero)
+                });
                 let product = l.imul(x, y);
                 let m = l.i32(r.m.into());
-                (l.imul(product, m), r.s)
+                let product = l.imul(product, m);
+                let half = l.i32(1 << (r.s - 1));
+                (l.iadd(product, half), r.s)
             }
         };
-        // (x + 2^(s−1)) >> s, then onto the grid.
-        let half = l.i32(1 << (shift - 1));
-        let sum = l.iadd(sum, half);
         let steps = l.shift_right(sum, shift);
         let zero = l.i32(self.output.zero_point);
         let code = l.iadd(steps, zero);
-        let (lo, hi) = (l.i32(self.output.lo), l.i32(self.output.hi));
-        let above = l.imax(code, lo);
-        l.imin(above, hi)
+        self.clamped(l, code)
+    }
+}
+
+impl Rescaled {
+    /// Within those bounds of the grid that the type does not have by itself.
+    fn clamped<L: Lanes>(&self, l: &mut L, code: L::Value) -> L::Value {
+        let OutputGrid { dtype, lo, hi, .. } = self.output;
+        let (least, most) = dtype.integer_range().unwrap_or_default();
+        let mut code = code;
+        if i64::from(lo) > least {
+            let lo = l.i32(lo);
+            code = l.imax(code, lo);
+        }
+        if i64::from(hi) < most {
+            let hi = l.i32(hi);
+            code = l.imin(code, hi);
+        }
+        code
     }
 }
 

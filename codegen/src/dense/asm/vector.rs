@@ -321,6 +321,63 @@ impl Assembler {
         }
     }
 
+    /// Stores half a vector of 16-bit elements: the 32-bit ones of `a`, saturated. Overwrites `a` and `t`.
+    pub(crate) fn store_dwords_as_words(
+        &mut self,
+        m: AsmMemoryOperand,
+        a: Reg,
+        signed: bool,
+        t: Reg,
+    ) -> Emit {
+        match (self.width, signed) {
+            (Width::Ymm, _) => {
+                self.asm.vextracti128(t.xmm(), a.ymm(), 1)?;
+                match signed {
+                    true => self.asm.vpackssdw(a.xmm(), a.xmm(), t.xmm())?,
+                    false => self.asm.vpackusdw(a.xmm(), a.xmm(), t.xmm())?,
+                }
+                self.asm.vmovdqu(xmmword_ptr(m), a.xmm())
+            }
+            (Width::Zmm, true) => self.asm.vpmovsdw(ymmword_ptr(m), a.zmm()),
+            (Width::Zmm, false) => {
+                self.not_negative(a, t)?;
+                self.asm.vpmovusdw(ymmword_ptr(m), a.zmm())
+            }
+        }
+    }
+
+    /// Stores a quarter of a vector of bytes: the 32-bit elements of `a`, saturated. Overwrites `a` and `t`.
+    pub(crate) fn store_dwords_as_bytes(
+        &mut self,
+        m: AsmMemoryOperand,
+        a: Reg,
+        signed: bool,
+        t: Reg,
+    ) -> Emit {
+        match (self.width, signed) {
+            (Width::Ymm, _) => {
+                self.asm.vextracti128(t.xmm(), a.ymm(), 1)?;
+                self.asm.vpackssdw(a.xmm(), a.xmm(), t.xmm())?;
+                match signed {
+                    true => self.asm.vpacksswb(a.xmm(), a.xmm(), a.xmm())?,
+                    false => self.asm.vpackuswb(a.xmm(), a.xmm(), a.xmm())?,
+                }
+                self.asm.vmovq(qword_ptr(m), a.xmm())
+            }
+            (Width::Zmm, true) => self.asm.vpmovsdb(xmmword_ptr(m), a.zmm()),
+            (Width::Zmm, false) => {
+                self.not_negative(a, t)?;
+                self.asm.vpmovusdb(xmmword_ptr(m), a.zmm())
+            }
+        }
+    }
+
+    /// a = max(a, 0), on 512 bits. Overwrites `t`.
+    fn not_negative(&mut self, a: Reg, t: Reg) -> Emit {
+        self.asm.vpxord(t.zmm(), t.zmm(), t.zmm())?;
+        self.asm.vpmaxsd(a.zmm(), a.zmm(), t.zmm())
+    }
+
     /// Every 64-bit element of `d` = that at `m`.
     pub(crate) fn broadcast_wide(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
         match self.width {

@@ -14,7 +14,7 @@ use crate::{
     lower::Lowering,
     model::Work,
 };
-use iced_x86::code_asm::{AsmMemoryOperand, byte_ptr, edi, qword_ptr, word_ptr, xmmword_ptr, ymmword_ptr};
+use iced_x86::code_asm::{AsmMemoryOperand, byte_ptr, edi, word_ptr};
 use qcc_ir::DType;
 
 /// Adds a step that computes a function of the operands' elements (all views but the last, which is the result's);
@@ -210,35 +210,18 @@ impl Function {
         }
     }
 
-    /// Lanes as elements; those of 8 and 16 bits are within their range.
+    /// Lanes as elements; those of 8 and 16 bits saturate.
     fn store(&self, asm: &mut Assembler, at: AsmMemoryOperand, vector: usize) -> Emit {
         let at = self.elements(at, self.result, vector);
         let result = self.program.result;
         // All other values of this vector are dead.
         let t = Reg(usize::from(result == Reg(0)));
         let (x, t) = (self.register(result, vector), self.register(t, vector));
+        let signed = self.result.is_signed();
         match (self.result.size(), self.width) {
             (4, _) => asm.store_vector(at, x),
-            (2, Width::Zmm) => asm.asm.vpmovdw(ymmword_ptr(at), x.zmm()),
-            (_, Width::Zmm) => asm.asm.vpmovdb(xmmword_ptr(at), x.zmm()),
-            (size, Width::Ymm) => {
-                let signed = self.result.is_signed();
-                asm.asm.vextracti128(t.xmm(), x.ymm(), 1)?;
-                if size == 2 && !signed {
-                    asm.asm.vpackusdw(x.xmm(), x.xmm(), t.xmm())?;
-                } else {
-                    asm.asm.vpackssdw(x.xmm(), x.xmm(), t.xmm())?;
-                }
-                if size == 2 {
-                    return asm.asm.vmovdqu(xmmword_ptr(at), x.xmm());
-                }
-                if signed {
-                    asm.asm.vpacksswb(x.xmm(), x.xmm(), x.xmm())?;
-                } else {
-                    asm.asm.vpackuswb(x.xmm(), x.xmm(), x.xmm())?;
-                }
-                asm.asm.vmovq(qword_ptr(at), x.xmm())
-            }
+            (2, _) => asm.store_dwords_as_words(at, x, signed, t),
+            _ => asm.store_dwords_as_bytes(at, x, signed, t),
         }
     }
 }

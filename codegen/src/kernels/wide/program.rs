@@ -165,10 +165,8 @@ impl Lanes for Recorder {
     }
 
     fn weighted_sum(&mut self, x: Id, y: Id, m1: i16, m2: i16) -> Id {
-        let low = self.i32(0xffff);
-        let low = self.and(x, low);
         let high = self.shift_left(y, 16);
-        let both = self.or(low, high);
+        let both = self.or(x, high);
         let factors = self.i32(pair(m1, m2));
         self.add(Operation::Binary(Binary::PairProduct, both, factors))
     }
