@@ -213,6 +213,9 @@ fn unit(isa: Isa, product: Product) -> Unit {
         (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
         // Pairs are multiplied apart, and summed by an instruction of their own.
         (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
+        // Two multiplications one after the other, and a sum, on three ports.
+        (Isa::Avx2, Product::U8S7) => Unit { rate: 1.0, ..half },
+        (Isa::Xmm, Product::U8S7) => Unit { rate: 1.0, ..narrow },
         (Isa::XmmVnni, _) => narrow,
         (Isa::Xmm, Product::F32) => Unit { rate: 1.0, latency: 4.0, ..narrow },
         (Isa::Xmm, Product::U8S8) => Unit { rate: 0.75, ..narrow },

@@ -4,9 +4,14 @@
 //! `pmaddwd`, and the tree in [`Dot::Vnni`] one `vpdpbusd`; any other order of its operands, or the optimiser sinking
 //! parts of it, falls apart into a dozen instructions without a warning. Hence tiles are compiled at
 //! `opt_level=none`, and a test disassembles them.
+//!
+//! SSE broadcasts 32 bits by a load and a shuffle, which takes a port that sums need, but 64 bits by the load alone
+//! (`movddup`). So where there is no dot product, an accumulator holds *two* channels and two partial sums of each: 8 bytes
+//! of activations stand beside themselves, over 8 bytes of weights of either channel, and the partial sums are added when
+//! the loops are over. And as multiplications overwrite an operand, loading it again for each costs no more than a copy.
 
 use super::{
-    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
+    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16, splat_i32},
     spec::{Product, Start, TileSpec},
 };
 use crate::{
@@ -16,7 +21,7 @@ use crate::{
 use cranelift_codegen::ir::{
     BlockArg, InstBuilder, Type, Value,
     condcodes::IntCC,
-    types::{F32, F32X4, I8X16, I16X8, I32X4, I64},
+    types::{F32, F32X4, F64, F64X2, I8X16, I16X8, I32X4, I64},
 };
 use cranelift_frontend::FunctionBuilder;
 
@@ -25,8 +30,10 @@ use cranelift_frontend::FunctionBuilder;
 pub(crate) enum Dot {
     /// `vpdpbusd`: four products of u8 by s8.
     Vnni,
-    /// Two `pmaddwd`: even and odd bytes widened to 16 bits.
+    /// `pmaddwd`: two products of 16-bit numbers, into partial sums.
     Madd,
+    /// `pmaddubsw` and a `pmaddwd` by ones: four products of u8 by s8 of which pairs fit 16 bits, into partial sums.
+    Bytes,
     /// One fused multiply-add.
     Fma,
     /// A product and a sum.
@@ -37,9 +44,10 @@ impl Dot {
     /// The instructions of the tiles of an instruction set; `None` where they are not Cranelift's.
     pub(crate) fn of_isa(product: Product, isa: Isa) -> Option<Dot> {
         match (isa, product) {
-            (Isa::XmmVnni, Product::U8S8) => Some(Dot::Vnni),
+            (Isa::XmmVnni, Product::U8S8 | Product::U8S7) => Some(Dot::Vnni),
             (Isa::XmmVnni, Product::F32) => Some(Dot::Fma),
             (Isa::Xmm, Product::U8S8) => Some(Dot::Madd),
+            (Isa::Xmm, Product::U8S7) => Some(Dot::Bytes),
             (Isa::Xmm, Product::F32) => Some(Dot::MulAdd),
             (Isa::AmxInt8 | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2, _) => None,
         }
@@ -49,16 +57,25 @@ impl Dot {
     pub(crate) fn of_tier(product: Product, tier: &Tier) -> Dot {
         let has = |flag: &str| tier.cranelift_flags().any(|f| f == flag);
         match product {
-            Product::U8S8 if has("has_avx_vnni") || has("has_avx512vnni") => Dot::Vnni,
+            Product::U8S8 | Product::U8S7 if has("has_avx_vnni") || has("has_avx512vnni") => Dot::Vnni,
             Product::U8S8 => Dot::Madd,
+            Product::U8S7 => Dot::Bytes,
             Product::F32 if has("has_fma") => Dot::Fma,
             Product::F32 => Dot::MulAdd,
         }
     }
 
+    /// Vectors that hold the sums of [`LANES`] channels.
+    fn accumulators(self) -> usize {
+        match self {
+            Dot::Madd | Dot::Bytes => 2,
+            Dot::Vnni | Dot::Fma | Dot::MulAdd => 1,
+        }
+    }
+
     pub(crate) fn accumulator(self) -> Type {
         match self {
-            Dot::Vnni | Dot::Madd => I32X4,
+            Dot::Vnni | Dot::Madd | Dot::Bytes => I32X4,
             Dot::Fma | Dot::MulAdd => F32X4,
         }
     }
@@ -87,17 +104,21 @@ impl TileArguments {
 
 /// The most pixels of a tile with panels of `vectors` vectors, in 16 registers.
 pub(crate) fn max_pixels(dot: Dot, vectors: usize) -> usize {
-    // Besides accumulators: weights (even and odd bytes apart for `pmaddwd`), an activation, a product.
+    // Besides accumulators: weights, an activation, a product.
     let others = match dot {
         Dot::Vnni | Dot::Fma => vectors + 1,
-        Dot::Madd => 2 * vectors + 3,
         Dot::MulAdd => vectors + 2,
+        // Weights, what is multiplied by them, and ones.
+        Dot::Madd | Dot::Bytes => 3,
     };
-    (16 - others) / vectors
+    (16 - others) / (dot.accumulators() * vectors)
 }
 
 /// Most groups of a run that are unrolled.
 const UNROLL: u32 = 4;
+
+/// Bytes of activations that are multiplied at once where there is no dot product, and of a channel's weights in a vector.
+const PAIR_BYTES: usize = 8;
 
 /// Emits the body of one tile and its return; the builder stands in the entry block.
 ///
@@ -112,20 +133,36 @@ pub(crate) fn emit_tile(
     let vectors = spec.panel / LANES;
     let TileArguments { a, mut w, params: p, y, r } = arguments;
     let from = if spec.start == Start::Weights { w } else { p };
-    let start: Vec<Value> =
-        (0..vectors).map(|v| b.ins().load(dot.accumulator(), MEM, from, (v * LANES * 4) as i32)).collect();
+    let start = |b: &mut FunctionBuilder<'_>, v: usize| {
+        b.ins().load(dot.accumulator(), MEM, from, (v * LANES * 4) as i32)
+    };
+    let is_partial = dot.accumulators() > 1;
+    let first: Vec<Value> = match is_partial {
+        true => vec![splat_i32(b, 0); dot.accumulators() * vectors],
+        false => (0..vectors).map(|v| start(b, v)).collect(),
+    };
     if spec.start == Start::Weights {
         w = b.ins().iadd_imm_s(w, spec.panel as i64 * 4);
     }
     let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r };
-    let accumulators = (0..spec.pixels()).flat_map(|_| start.iter().copied()).collect();
+    let accumulators = (0..spec.pixels()).flat_map(|_| first.iter().copied()).collect();
     let state = State { a, w, accumulators };
-    let state = Sum { b: &mut *finisher.b, spec, dot, vectors }.over(&spec.loops, state);
-    let done: Vec<Accumulator> = state
-        .accumulators
-        .iter()
+    let mut sums = Sum::new(&mut *finisher.b, spec, dot).over(&spec.loops, state).accumulators;
+    if is_partial {
+        let starts: Vec<Value> = (0..vectors).map(|v| start(finisher.b, v)).collect();
+        sums = sums
+            .chunks(2)
+            .zip(starts.iter().cycle())
+            .map(|(halves, &start)| {
+                let whole = finisher.b.ins().iadd_pairwise(halves[0], halves[1]);
+                finisher.b.ins().iadd(whole, start)
+            })
+            .collect();
+    }
+    let done: Vec<Accumulator> = sums
+        .into_iter()
         .enumerate()
-        .map(|(i, &value)| {
+        .map(|(i, value)| {
             let pixel = i / vectors;
             let r_offset = spec.r_offsets.get(pixel).copied().unwrap_or(0);
             Accumulator { value, channel: i % vectors * LANES, y_offset: spec.y_offsets[pixel], r_offset }
@@ -139,7 +176,7 @@ pub(crate) fn emit_tile(
 struct State {
     a: Value,
     w: Value,
-    /// By pixel, then vector of the panel.
+    /// By pixel, then vector of the panel; for partial sums, then half of that vector.
     accumulators: Vec<Value>,
 }
 
@@ -155,9 +192,17 @@ struct Sum<'s, 'f, 'a> {
     spec: &'s TileSpec,
     dot: Dot,
     vectors: usize,
+    /// 16-bit ones, where sums of pairs are summed by them.
+    ones: Option<Value>,
 }
 
-impl Sum<'_, '_, '_> {
+impl<'s, 'f, 'a> Sum<'s, 'f, 'a> {
+    fn new(b: &'f mut FunctionBuilder<'a>, spec: &'s TileSpec, dot: Dot) -> Sum<'s, 'f, 'a> {
+        // One value for all: a constant of its own for each product would be loaded for each.
+        let ones = (dot == Dot::Bytes).then(|| splat_i16(b, 1));
+        Sum { b, spec, dot, vectors: spec.panel / LANES, ones }
+    }
+
     /// Runs the loops, the outermost first, and in them the contiguous run.
     fn over(&mut self, loops: &[(u32, i32)], state: State) -> State {
         let Some((&(trips, stride), inner)) = loops.split_first() else { return self.run(state) };
@@ -169,9 +214,15 @@ impl Sum<'_, '_, '_> {
     }
 
     fn run(&mut self, state: State) -> State {
-        let (rounds, rest) = (self.spec.inner / UNROLL, self.spec.inner % UNROLL);
-        let state = self.repeat(rounds, state, |sum, state| sum.groups(UNROLL, state));
+        let unroll = UNROLL * self.step_groups();
+        let (rounds, rest) = (self.spec.inner / unroll, self.spec.inner % unroll);
+        let state = self.repeat(rounds, state, |sum, state| sum.groups(unroll, state));
         self.groups(rest, state)
+    }
+
+    /// Groups that are multiplied at once.
+    fn step_groups(&self) -> u32 {
+        if self.dot == Dot::Bytes { 2 } else { 1 }
     }
 
     /// A counted loop, or none for 0 and 1 trips.
@@ -220,14 +271,48 @@ impl Sum<'_, '_, '_> {
 
     /// `count` groups that follow each other.
     fn groups(&mut self, count: u32, mut state: State) -> State {
-        for g in 0..count as i32 {
-            self.group(g, &mut state);
+        let steps = count / self.step_groups();
+        for s in 0..steps as i32 {
+            match self.dot {
+                Dot::Madd | Dot::Bytes => self.pairs(s, &mut state),
+                Dot::Vnni | Dot::Fma | Dot::MulAdd => self.group(s, &mut state),
+            }
         }
-        let step = (self.spec.panel * 4) as i64;
+        let bytes = match self.dot {
+            Dot::Madd | Dot::Bytes => PAIR_BYTES as i64,
+            Dot::Vnni | Dot::Fma | Dot::MulAdd => 4,
+        };
         State {
-            a: self.advance(state.a, i64::from(count) * 4),
-            w: self.advance(state.w, i64::from(count) * step),
+            a: self.advance(state.a, i64::from(steps) * bytes),
+            w: self.advance(state.w, i64::from(count) * (self.spec.panel * 4) as i64),
             accumulators: state.accumulators,
+        }
+    }
+
+    /// Step `s`: 8 bytes of every pixel by two channels after the other.
+    fn pairs(&mut self, s: i32, state: &mut State) {
+        let halves = 2 * self.vectors;
+        for half in 0..halves {
+            let place = s * halves as i32 + half as i32;
+            let weights = match self.dot {
+                Dot::Bytes => self.b.ins().load(I8X16, MEM, state.w, place * 2 * PAIR_BYTES as i32),
+                _ => self.b.ins().sload8x8(MEM, state.w, place * PAIR_BYTES as i32),
+            };
+            for (pixel, sums) in self.spec.a_offsets.iter().zip(state.accumulators.chunks_mut(halves)) {
+                let codes = self.b.ins().load(F64, MEM, state.a, pixel + s * PAIR_BYTES as i32);
+                let twice = self.b.ins().splat(F64X2, codes);
+                let products = match self.ones {
+                    Some(ones) => {
+                        let codes = cast(self.b, I8X16, twice);
+                        multiply_add_bytes(self.b, codes, weights, ones)
+                    }
+                    None => {
+                        let words = cast(self.b, I16X8, twice);
+                        multiply_add_pairs(self.b, words, weights)
+                    }
+                };
+                sums[half] = self.b.ins().iadd(sums[half], products);
+            }
         }
     }
 
@@ -237,62 +322,26 @@ impl Sum<'_, '_, '_> {
         let weights: Vec<Value> =
             (0..self.vectors as i32).map(|v| self.b.ins().load(ty, MEM, state.w, first + v * 16)).collect();
         let spec = self.spec;
-        let operands = self.split(&weights);
         for (pixel, rows) in spec.a_offsets.iter().zip(state.accumulators.chunks_mut(self.vectors)) {
             // A scalar load of f32 and a splat stay in vector registers; an integer one would not.
             let scalar = self.b.ins().load(F32, MEM, state.a, pixel + g * 4);
             let splat = self.b.ins().splat(F32X4, scalar);
-            self.multiply(splat, &operands, rows);
+            self.multiply(splat, &weights, rows);
         }
     }
 
-    /// The weights as the multiplication wants them: even and odd bytes apart for `pmaddwd`.
-    fn split(&mut self, weights: &[Value]) -> Vec<[Value; 2]> {
-        weights
-            .iter()
-            .map(|&w| match self.dot {
-                Dot::Madd => {
-                    let pairs = cast(self.b, I16X8, w);
-                    let raised = self.b.ins().ishl_imm_u(pairs, 8);
-                    [self.b.ins().sshr_imm_u(raised, 8), self.b.ins().sshr_imm_u(pairs, 8)]
-                }
-                _ => [w, w],
-            })
-            .collect()
-    }
-
     /// Adds the products of one pixel's group with every vector of the panel.
-    fn multiply(&mut self, splat: Value, weights: &[[Value; 2]], accumulators: &mut [Value]) {
-        match self.dot {
-            Dot::Vnni => {
-                let codes = cast(self.b, I8X16, splat);
-                for (acc, [w, _]) in accumulators.iter_mut().zip(weights) {
-                    *acc = dot_accumulate(self.b, codes, *w, *acc);
+    fn multiply(&mut self, splat: Value, weights: &[Value], accumulators: &mut [Value]) {
+        let codes = (self.dot == Dot::Vnni).then(|| cast(self.b, I8X16, splat));
+        for (acc, &w) in accumulators.iter_mut().zip(weights) {
+            *acc = match codes {
+                Some(codes) => dot_accumulate(self.b, codes, w, *acc),
+                None if self.dot == Dot::Fma => self.b.ins().fma(splat, w, *acc),
+                None => {
+                    let product = self.b.ins().fmul(splat, w);
+                    self.b.ins().fadd(*acc, product)
                 }
-            }
-            Dot::Madd => {
-                let pairs = cast(self.b, I16X8, splat);
-                let low = splat_i16(self.b, 0xff);
-                let even = self.b.ins().band(pairs, low);
-                let odd = self.b.ins().ushr_imm_u(pairs, 8);
-                for (acc, [w_even, w_odd]) in accumulators.iter_mut().zip(weights) {
-                    let products = multiply_add_pairs(self.b, even, *w_even);
-                    *acc = self.b.ins().iadd(*acc, products);
-                    let products = multiply_add_pairs(self.b, odd, *w_odd);
-                    *acc = self.b.ins().iadd(*acc, products);
-                }
-            }
-            Dot::Fma => {
-                for (acc, [w, _]) in accumulators.iter_mut().zip(weights) {
-                    *acc = self.b.ins().fma(splat, *w, *acc);
-                }
-            }
-            Dot::MulAdd => {
-                for (acc, [w, _]) in accumulators.iter_mut().zip(weights) {
-                    let product = self.b.ins().fmul(splat, *w);
-                    *acc = self.b.ins().fadd(*acc, product);
-                }
-            }
+            };
         }
     }
 }
@@ -304,6 +353,18 @@ pub(crate) fn multiply_add_pairs(b: &mut FunctionBuilder<'_>, x: Value, y: Value
     let low = b.ins().imul(x0, y0);
     let high = b.ins().imul(x1, y1);
     b.ins().iadd_pairwise(low, high)
+}
+
+/// The sum of the four products u8·s8 of each 32-bit lane, of which pairs fit 16 bits: a `pmaddubsw`, and a `pmaddwd` by
+/// 16-bit ones.
+pub(crate) fn multiply_add_bytes(
+    b: &mut FunctionBuilder<'_>,
+    codes: Value,
+    weights: Value,
+    ones: Value,
+) -> Value {
+    let pairs = b.ins().x86_pmaddubsw(weights, codes);
+    multiply_add_pairs(b, pairs, ones)
 }
 
 /// acc + the four products u8·s8 of each 32-bit lane: one `vpdpbusd` where the CPU has it.

@@ -2,15 +2,17 @@
 //! vectors, which every tier can run.
 //!
 //! A tile of Cranelift's is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each
-//! other share a vector: their codes are interleaved, so that one `pmaddwd` (two rows) or `vpdpbusd` (four rows) multiplies and sums
+//! other share a vector: their codes are interleaved, so that one `pmaddwd` (two rows), or `vpdpbusd` or `pmaddubsw` (four rows), multiplies and sums
 //! them for four channels. An interleaved input column serves every output pixel of a block that a tap of it reaches,
 //! so several neighbouring pixels are computed at once.
 
 use super::{
     Problem, Weights,
     choose::{Cut, Order, Panel, Share},
-    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
-    clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
+    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
+    clif_tile::{
+        Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_bytes, multiply_add_pairs,
+    },
     driver::{
         Class, Coefficients, Elements, Operands, class_index, class_of, classes, for_each_part, kernel_name,
     },
@@ -218,7 +220,7 @@ fn cut(problem: &Problem, isa: Isa) -> Cut {
 /// Rows of taps that one multiplication takes.
 fn rows_at_once(dot: Dot) -> usize {
     match dot {
-        Dot::Vnni => 4,
+        Dot::Vnni | Dot::Bytes => 4,
         Dot::Madd => 2,
         Dot::Fma | Dot::MulAdd => 1,
     }
@@ -244,7 +246,7 @@ fn pack_codes(panel: &Panel, taps: &Taps, dot: Dot, weights: &Weights<'_, i8>) -
     pack_in_order(panel, taps, rows_at_once(dot), |at| {
         let w = at.map_or(0, |(channel, tap)| weights.at(channel, tap, 0));
         match dot {
-            Dot::Vnni => bytes.extend(w.to_le_bytes()),
+            Dot::Vnni | Dot::Bytes => bytes.extend(w.to_le_bytes()),
             _ => bytes.extend(i16::from(w).to_le_bytes()),
         }
     });
@@ -368,7 +370,7 @@ impl Tile<'_> {
                 };
                 pairs[..self.vectors()].iter().map(|&v| cast(b, I16X8, v)).collect()
             }
-            Dot::Vnni => {
+            Dot::Vnni | Dot::Bytes => {
                 let zero = b.func.dfg.constants.insert(ConstantData::from(vec![0; 16]));
                 let zero = b.ins().vconst(I8X16, zero);
                 let rows = [0, 1, 2, 3].map(|i| match i < rows_left {
@@ -400,6 +402,13 @@ impl Tile<'_> {
                 Dot::Vnni => {
                     let weights = b.ins().load(I8X16, MEM, w, at);
                     dot_accumulate(b, x, weights, *sum)
+                }
+                Dot::Bytes => {
+                    // Aligned, so that the multiplication reads them itself.
+                    let weights = b.ins().load(I8X16, MEM.with_aligned(), w, at);
+                    let ones = splat_i16(b, 1);
+                    let products = multiply_add_bytes(b, x, weights, ones);
+                    b.ins().iadd(*sum, products)
                 }
                 Dot::Madd => {
                     let weights = b.ins().load(I16X8, MEM, w, at);
