@@ -4,14 +4,9 @@
 //! `pmaddwd`, and the tree in [`Dot::Vnni`] one `vpdpbusd`; any other order of its operands, or the optimiser sinking
 //! parts of it, falls apart into a dozen instructions without a warning. Hence tiles are compiled at
 //! `opt_level=none`, and a test disassembles them.
-//!
-//! SSE broadcasts 32 bits by a load and a shuffle, which takes a port that sums need, but 64 bits by the load alone
-//! (`movddup`). So where there is no dot product, an accumulator holds *two* channels and two partial sums of each: 8 bytes
-//! of activations stand beside themselves, over 8 bytes of weights of either channel, and the partial sums are added when
-//! the loops are over. And as multiplications overwrite an operand, loading it again for each costs no more than a copy.
 
 use super::{
-    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16, splat_i32},
+    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
     spec::{Product, Start, TileSpec},
 };
 use crate::{
@@ -21,7 +16,7 @@ use crate::{
 use cranelift_codegen::ir::{
     BlockArg, InstBuilder, Type, Value,
     condcodes::IntCC,
-    types::{F32, F32X4, F64, F64X2, I8X16, I16X8, I32X4, I64},
+    types::{F32, F32X4, I8X16, I16X8, I32X4, I64},
 };
 use cranelift_frontend::FunctionBuilder;
 
@@ -30,9 +25,9 @@ use cranelift_frontend::FunctionBuilder;
 pub(crate) enum Dot {
     /// `vpdpbusd`: four products of u8 by s8.
     Vnni,
-    /// `pmaddwd`: two products of 16-bit numbers, into partial sums.
+    /// Two `pmaddwd`: pairs of codes that are widened to 16 bits.
     Madd,
-    /// `pmaddubsw` and a `pmaddwd` by ones: four products of u8 by s8 of which pairs fit 16 bits, into partial sums.
+    /// `pmaddubsw` and a `pmaddwd` by ones: four products of u8 by s8 of which pairs fit 16 bits.
     Bytes,
     /// One fused multiply-add.
     Fma,
@@ -65,12 +60,9 @@ impl Dot {
         }
     }
 
-    /// Vectors that hold the sums of [`LANES`] channels.
-    fn accumulators(self) -> usize {
-        match self {
-            Dot::Madd | Dot::Bytes => 2,
-            Dot::Vnni | Dot::Fma | Dot::MulAdd => 1,
-        }
+    /// Dwords of an activation's group, which are multiplied one after the other.
+    fn parts(self) -> i32 {
+        if self == Dot::Madd { 2 } else { 1 }
     }
 
     pub(crate) fn accumulator(self) -> Type {
@@ -104,25 +96,21 @@ impl TileArguments {
 
 /// The most pixels of a tile with panels of `vectors` vectors, in 16 registers.
 pub(crate) fn max_pixels(dot: Dot, vectors: usize) -> usize {
-    // Besides accumulators: weights, an activation, a product.
+    // Besides accumulators: weights, an activation, a product, and ones.
     let others = match dot {
         Dot::Vnni | Dot::Fma => vectors + 1,
-        Dot::MulAdd => vectors + 2,
-        // Weights, what is multiplied by them, and ones.
-        Dot::Madd | Dot::Bytes => 3,
+        Dot::MulAdd | Dot::Madd => vectors + 2,
+        Dot::Bytes => vectors + 3,
     };
-    (16 - others) / (dot.accumulators() * vectors)
+    (16 - others) / vectors
 }
 
 /// Most groups of a run that are unrolled.
 const UNROLL: u32 = 4;
 
-/// Bytes of activations that are multiplied at once where there is no dot product, and of a channel's weights in a vector.
-const PAIR_BYTES: usize = 8;
-
 /// Emits the body of one tile and its return; the builder stands in the entry block.
 ///
-/// Weights are `[groups][panel][4]` bytes, or `[groups][panel]` floats; `params` describes the constants.
+/// Weights are `[groups][panel][4]` bytes, `[groups][2][panel][2]` where codes are widened, or `[groups][panel]` floats; `params` describes the constants.
 pub(crate) fn emit_tile(
     b: &mut FunctionBuilder<'_>,
     spec: &TileSpec,
@@ -133,32 +121,15 @@ pub(crate) fn emit_tile(
     let vectors = spec.panel / LANES;
     let TileArguments { a, mut w, params: p, y, r } = arguments;
     let from = if spec.start == Start::Weights { w } else { p };
-    let start = |b: &mut FunctionBuilder<'_>, v: usize| {
-        b.ins().load(dot.accumulator(), MEM, from, (v * LANES * 4) as i32)
-    };
-    let is_partial = dot.accumulators() > 1;
-    let first: Vec<Value> = match is_partial {
-        true => vec![splat_i32(b, 0); dot.accumulators() * vectors],
-        false => (0..vectors).map(|v| start(b, v)).collect(),
-    };
+    let first: Vec<Value> =
+        (0..vectors).map(|v| b.ins().load(dot.accumulator(), MEM, from, (v * LANES * 4) as i32)).collect();
     if spec.start == Start::Weights {
         w = b.ins().iadd_imm_s(w, spec.panel as i64 * 4);
     }
     let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r };
     let accumulators = (0..spec.pixels()).flat_map(|_| first.iter().copied()).collect();
     let state = State { a, w, accumulators };
-    let mut sums = Sum::new(&mut *finisher.b, spec, dot).over(&spec.loops, state).accumulators;
-    if is_partial {
-        let starts: Vec<Value> = (0..vectors).map(|v| start(finisher.b, v)).collect();
-        sums = sums
-            .chunks(2)
-            .zip(starts.iter().cycle())
-            .map(|(halves, &start)| {
-                let whole = finisher.b.ins().iadd_pairwise(halves[0], halves[1]);
-                finisher.b.ins().iadd(whole, start)
-            })
-            .collect();
-    }
+    let sums = Sum::new(&mut *finisher.b, spec, dot).over(&spec.loops, state).accumulators;
     let done: Vec<Accumulator> = sums
         .into_iter()
         .enumerate()
@@ -176,7 +147,7 @@ pub(crate) fn emit_tile(
 struct State {
     a: Value,
     w: Value,
-    /// By pixel, then vector of the panel; for partial sums, then half of that vector.
+    /// By pixel, then vector of the panel.
     accumulators: Vec<Value>,
 }
 
@@ -192,14 +163,14 @@ struct Sum<'s, 'f, 'a> {
     spec: &'s TileSpec,
     dot: Dot,
     vectors: usize,
-    /// 16-bit ones, where sums of pairs are summed by them.
-    ones: Option<Value>,
+    /// 16-bit ones, by which sums of pairs are summed.
+    ones: Value,
 }
 
 impl<'s, 'f, 'a> Sum<'s, 'f, 'a> {
     fn new(b: &'f mut FunctionBuilder<'a>, spec: &'s TileSpec, dot: Dot) -> Sum<'s, 'f, 'a> {
-        // One value for all: a constant of its own for each product would be loaded for each.
-        let ones = (dot == Dot::Bytes).then(|| splat_i16(b, 1));
+        // One value for all: a constant of its own for each product would be loaded for each. Unused, it has no code.
+        let ones = splat_i16(b, 1);
         Sum { b, spec, dot, vectors: spec.panel / LANES, ones }
     }
 
@@ -214,15 +185,9 @@ impl<'s, 'f, 'a> Sum<'s, 'f, 'a> {
     }
 
     fn run(&mut self, state: State) -> State {
-        let unroll = UNROLL * self.step_groups();
-        let (rounds, rest) = (self.spec.inner / unroll, self.spec.inner % unroll);
-        let state = self.repeat(rounds, state, |sum, state| sum.groups(unroll, state));
+        let (rounds, rest) = (self.spec.inner / UNROLL, self.spec.inner % UNROLL);
+        let state = self.repeat(rounds, state, |sum, state| sum.groups(UNROLL, state));
         self.groups(rest, state)
-    }
-
-    /// Groups that are multiplied at once.
-    fn step_groups(&self) -> u32 {
-        if self.dot == Dot::Bytes { 2 } else { 1 }
     }
 
     /// A counted loop, or none for 0 and 1 trips.
@@ -271,74 +236,63 @@ impl<'s, 'f, 'a> Sum<'s, 'f, 'a> {
 
     /// `count` groups that follow each other.
     fn groups(&mut self, count: u32, mut state: State) -> State {
-        let steps = count / self.step_groups();
-        for s in 0..steps as i32 {
-            match self.dot {
-                Dot::Madd | Dot::Bytes => self.pairs(s, &mut state),
-                Dot::Vnni | Dot::Fma | Dot::MulAdd => self.group(s, &mut state),
+        let parts = self.dot.parts();
+        for g in 0..count as i32 {
+            for part in 0..parts {
+                self.part_of_group(parts * g + part, &mut state);
             }
         }
-        let bytes = match self.dot {
-            Dot::Madd | Dot::Bytes => PAIR_BYTES as i64,
-            Dot::Vnni | Dot::Fma | Dot::MulAdd => 4,
-        };
+        let count = i64::from(count);
         State {
-            a: self.advance(state.a, i64::from(steps) * bytes),
-            w: self.advance(state.w, i64::from(count) * (self.spec.panel * 4) as i64),
+            a: self.advance(state.a, 4 * count * i64::from(parts)),
+            w: self.advance(state.w, count * (self.spec.panel * 4) as i64),
             accumulators: state.accumulators,
         }
     }
 
-    /// Step `s`: 8 bytes of every pixel by two channels after the other.
-    fn pairs(&mut self, s: i32, state: &mut State) {
-        let halves = 2 * self.vectors;
-        for half in 0..halves {
-            let place = s * halves as i32 + half as i32;
-            let weights = match self.dot {
-                Dot::Bytes => self.b.ins().load(I8X16, MEM, state.w, place * 2 * PAIR_BYTES as i32),
-                _ => self.b.ins().sload8x8(MEM, state.w, place * PAIR_BYTES as i32),
-            };
-            for (pixel, sums) in self.spec.a_offsets.iter().zip(state.accumulators.chunks_mut(halves)) {
-                let codes = self.b.ins().load(F64, MEM, state.a, pixel + s * PAIR_BYTES as i32);
-                let twice = self.b.ins().splat(F64X2, codes);
-                let products = match self.ones {
-                    Some(ones) => {
-                        let codes = cast(self.b, I8X16, twice);
-                        multiply_add_bytes(self.b, codes, weights, ones)
-                    }
-                    None => {
-                        let words = cast(self.b, I16X8, twice);
-                        multiply_add_pairs(self.b, words, weights)
-                    }
-                };
-                sums[half] = self.b.ins().iadd(sums[half], products);
-            }
-        }
-    }
-
-    fn group(&mut self, g: i32, state: &mut State) {
-        let ty = if self.dot.accumulator() == F32X4 { F32X4 } else { I8X16 };
-        let first = g * self.spec.panel as i32 * 4;
-        let weights: Vec<Value> =
-            (0..self.vectors as i32).map(|v| self.b.ins().load(ty, MEM, state.w, first + v * 16)).collect();
+    /// The 4 bytes of every pixel at dword `at`, by the weights that stand over them.
+    fn part_of_group(&mut self, at: i32, state: &mut State) {
+        let bytes = (self.spec.panel * 4) as i32 / self.dot.parts();
+        let weights: Vec<Value> = (0..self.vectors as i32)
+            .map(|v| {
+                let vector = at * bytes + v * bytes / self.vectors as i32;
+                match self.dot {
+                    Dot::Madd => self.b.ins().sload8x8(MEM, state.w, vector),
+                    Dot::Vnni | Dot::Bytes => self.b.ins().load(I8X16, MEM, state.w, vector),
+                    Dot::Fma | Dot::MulAdd => self.b.ins().load(F32X4, MEM, state.w, vector),
+                }
+            })
+            .collect();
         let spec = self.spec;
         for (pixel, rows) in spec.a_offsets.iter().zip(state.accumulators.chunks_mut(self.vectors)) {
             // A scalar load of f32 and a splat stay in vector registers; an integer one would not.
-            let scalar = self.b.ins().load(F32, MEM, state.a, pixel + g * 4);
+            let scalar = self.b.ins().load(F32, MEM, state.a, pixel + at * 4);
             let splat = self.b.ins().splat(F32X4, scalar);
             self.multiply(splat, &weights, rows);
         }
     }
 
-    /// Adds the products of one pixel's group with every vector of the panel.
+    /// Adds the products of one pixel's bytes with every vector of the panel.
     fn multiply(&mut self, splat: Value, weights: &[Value], accumulators: &mut [Value]) {
-        let codes = (self.dot == Dot::Vnni).then(|| cast(self.b, I8X16, splat));
+        let operand = match self.dot {
+            Dot::Vnni | Dot::Bytes => cast(self.b, I8X16, splat),
+            Dot::Madd => cast(self.b, I16X8, splat),
+            Dot::Fma | Dot::MulAdd => splat,
+        };
         for (acc, &w) in accumulators.iter_mut().zip(weights) {
-            *acc = match codes {
-                Some(codes) => dot_accumulate(self.b, codes, w, *acc),
-                None if self.dot == Dot::Fma => self.b.ins().fma(splat, w, *acc),
-                None => {
-                    let product = self.b.ins().fmul(splat, w);
+            *acc = match self.dot {
+                Dot::Vnni => dot_accumulate(self.b, operand, w, *acc),
+                Dot::Bytes => {
+                    let products = multiply_add_bytes(self.b, operand, w, self.ones);
+                    self.b.ins().iadd(*acc, products)
+                }
+                Dot::Madd => {
+                    let products = multiply_add_pairs(self.b, operand, w);
+                    self.b.ins().iadd(*acc, products)
+                }
+                Dot::Fma => self.b.ins().fma(operand, w, *acc),
+                Dot::MulAdd => {
+                    let product = self.b.ins().fmul(operand, w);
                     self.b.ins().fadd(*acc, product)
                 }
             };

@@ -173,16 +173,8 @@ impl Problem {
 
     /// Whether tiles of this tier may read bytes behind the last run: where it ends within what they take at once.
     pub(crate) fn overreads(&self, tier: &Tier) -> bool {
-        let products = match self.product.is_of_codes() {
-            // Which of them it will be depends on the weights.
-            true => [Product::U8S8, Product::U8S7].as_slice(),
-            false => &[Product::F32],
-        };
-        let formats = products.iter().flat_map(|&product| {
-            tier.isas(product).map(move |isa| PanelFormat { product, isa, panel: 0 })
-        });
-        let mut steps = formats.map(|format| format.product.group() * format.step_groups());
-        steps.any(|step| !self.run.is_multiple_of(step))
+        let step = |isa| PanelFormat { product: self.product, isa, panel: 0 }.step_groups();
+        tier.isas(self.product).any(|isa| !self.run.is_multiple_of(self.product.group() * step(isa)))
     }
 
     /// Bytes from the first that the tiles read to the last, padding of the runs included.

@@ -54,19 +54,12 @@ impl PanelFormat {
         self.panel / self.lanes()
     }
 
-    /// Groups that the microkernel takes at once: a row of a matrix register holds 16, and where 8 bytes of activations
-    /// are loaded at once, that is two groups of codes that are not [widened](Self::is_widened).
+    /// Groups that the microkernel takes at once: a row of a matrix register holds 16.
     pub fn step_groups(self) -> usize {
-        match (self.isa, self.product) {
-            (Isa::AmxInt8, _) => 16,
-            (Isa::Xmm, Product::U8S7) => 2,
+        match self.isa {
+            Isa::AmxInt8 => 16,
             _ => 1,
         }
-    }
-
-    /// Groups in a row of packed codes: those that a channel has side by side.
-    fn row_groups(self) -> usize {
-        if self.isa == Isa::Xmm { self.step_groups() } else { 1 }
     }
 
     /// Groups of a run of `run_len` elements, padding included.
@@ -142,12 +135,11 @@ impl PanelFormat {
 
     /// Where code `t` of column `column` lies in a group of int8 weights.
     ///
-    /// The 4 codes of a channel are a dword, `[NR][4]`; AVX2 multiplies pairs of widened ones: `[2][NR][2]`. Where a row
-    /// has several groups, it is `[NR][groups][4]`.
+    /// Products of bytes take the 4 codes of a channel as a dword, `[NR][4]`; widened ones are of pairs: `[2][NR][2]`.
     fn code_offset(self, column: usize, t: usize) -> usize {
-        match self.is_widened() && self.isa == Isa::Avx2 {
+        match self.is_widened() {
             true => t / 2 * self.panel * 2 + column * 2 + t % 2,
-            false => column * 4 * self.row_groups() + t,
+            false => column * 4 + t,
         }
     }
 
@@ -173,13 +165,6 @@ impl Weight for i8 {
     fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[i8]) {
         // This loop is most of what loading a large model takes: whole groups are numbers of constant size.
         let [low, high] = [0, 2].map(|t| format.code_offset(column, t));
-        if format.row_groups() == 2 {
-            let rows = groups.chunks_exact_mut(8 * format.panel);
-            for (row, codes) in rows.zip(weights.chunks(8)) {
-                row[low..].iter_mut().zip(codes).for_each(|(to, w)| *to = w.to_ne_bytes()[0]);
-            }
-            return;
-        }
         let groups = groups.chunks_exact_mut(4 * format.panel);
         let (whole, rest) = weights.as_chunks::<4>();
         let rest = Some(rest).filter(|r| !r.is_empty()).map(|rest| {
@@ -241,7 +226,6 @@ pub fn pack_weights<W: Weight>(
 /// Groups that are packed at once: those of a whole panel stay in the first cache, and so do the lines of all its
 /// channels that they come from.
 const GROUPS_AT_ONCE: usize = 16;
-const _: () = assert!(GROUPS_AT_ONCE.is_multiple_of(2), "whole rows of packed codes");
 
 /// Weights to be packed.
 pub trait WeightSource<W> {

@@ -249,7 +249,9 @@ fn load_weights(asm: &mut Assembler, tile: &Tile, g: usize, step: Step, v: usize
     match step {
         // Pixels read them from memory: with the ones, a register each would leave fewer pixels.
         Step::Bytes => {}
-        Step::DotProduct | Step::MultiplyAdd => asm.vmovups(to, displaced(rsi, 0, whole_vector(tile, g, v))?)?,
+        Step::DotProduct | Step::MultiplyAdd => {
+            asm.vmovups(to, displaced(rsi, 0, whole_vector(tile, g, v))?)?
+        }
         Step::Pairs { second } => {
             let half = if second { 2 * tile.format.panel } else { 0 };
             let at = tile.format.weight_bytes(g) + half + v * tile.format.vector_bytes() / 2;

@@ -593,7 +593,10 @@ fn every_shape_of_tile_is_right() {
                     spread: 2.0,
                     residual_factor: -1.0,
                 };
-                assert!(run_codes((isa, product), &g, c).unwrap().is_some(), "{isa:?} {product:?} {g:?} {c:?} refused");
+                assert!(
+                    run_codes((isa, product), &g, c).unwrap().is_some(),
+                    "{isa:?} {product:?} {g:?} {c:?} refused"
+                );
             }
         }
     }
