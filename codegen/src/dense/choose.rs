@@ -225,7 +225,7 @@ fn unit(isa: Isa, product: Product) -> Unit {
         (Isa::AmxInt8 | Isa::Avx512Vnni, _) => wide,
         (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
         // Three ports: pairs are multiplied apart, and summed by an instruction of their own.
-        (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, widen: 2.0 / 3.0, ..half },
+        (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
         // Two multiplications one after the other, and a sum.
         (Isa::Avx2, Product::U8S7) => Unit { rate: 1.0, ..half },
         (Isa::XmmVnni, _) => narrow,

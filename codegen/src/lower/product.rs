@@ -257,6 +257,7 @@ pub(super) fn lower(
                 _ => problem.product,
             };
             let problem = &Problem { product, ..problem.clone() };
+            let work = Work { by_narrow_weights: product == Product::U8S7, ..work };
             let weights = Elements::Codes(weights);
             let starts = Starts::Codes(&own.starts, own.reach);
             let coefficients = Coefficients { tensor, weights, starts };
