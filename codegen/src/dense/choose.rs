@@ -229,8 +229,10 @@ fn unit(isa: Isa, product: Product) -> Unit {
         // Two multiplications one after the other, and a sum.
         (Isa::Avx2, Product::U8S7) => Unit { rate: 1.0, ..half },
         (Isa::XmmVnni, _) => narrow,
-        (Isa::Xmm, Product::F32) => Unit { rate: 1.0, latency: 4.0, ..narrow },
-        // The same; SSE broadcasts by a shuffle.
+        // A product and a sum, on three ports; SSE broadcasts by a shuffle.
+        (Isa::Xmm, Product::F32) => {
+            Unit { rate: 1.5, latency: 4.0, broadcast: 1.0 / 3.0, widths: wide.widths, ..narrow }
+        }
         (Isa::Xmm, Product::U8S8) => {
             Unit { rate: 0.75, broadcast: 2.0 / 3.0, widen: 2.0 / 3.0, widths: wide.widths, ..narrow }
         }

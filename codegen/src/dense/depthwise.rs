@@ -322,14 +322,24 @@ impl Tile<'_> {
         let reach = |pixel: usize, tap: usize| pixel * taps.stride + tap * taps.dilation;
         let columns: BTreeSet<usize> =
             (0..pixels).flat_map(|p| (0..taps.cols).map(move |t| reach(p, t))).collect();
-        for (group, first) in (0..taps.rows).step_by(rows_at_once(self.dot)).enumerate() {
-            for &column in &columns {
-                let at = (first * taps.row_stride + column * taps.pixel) as i32;
-                let inputs = self.load(finisher.b, a, at, taps.rows - first);
-                for (pixel, sums) in sums.chunks_mut(vectors).enumerate() {
-                    for tap in (0..taps.cols).filter(|&t| reach(pixel, t) == column) {
-                        let weights = ((group * taps.cols + tap) * vectors * 16) as i32;
-                        self.multiply(finisher.b, &inputs, w, weights, sums);
+        // Floats of one vector after the other: so the weights of a row of taps stay in registers. Interleaved codes are of
+        // all vectors.
+        let parts = if self.dot.accumulator() == F32X4 { vectors } else { 1 };
+        let ones = splat_i16(finisher.b, 1);
+        for part in 0..parts {
+            let own = part * vectors / parts..(part + 1) * vectors / parts;
+            for (group, first) in (0..taps.rows).step_by(rows_at_once(self.dot)).enumerate() {
+                let mut weights = RowOfTaps { tile: self, group, w, loaded: vec![None; taps.cols * vectors] };
+                for &column in &columns {
+                    let at = (first * taps.row_stride + column * taps.pixel) as i32;
+                    let inputs = self.load(finisher.b, a, at, taps.rows - first, own.clone());
+                    for (pixel, sums) in sums.chunks_mut(vectors).enumerate() {
+                        for tap in (0..taps.cols).filter(|&t| reach(pixel, t) == column) {
+                            for (&x, v) in inputs.iter().zip(own.clone()) {
+                                let weight = weights.get(finisher.b, tap, v);
+                                sums[v] = self.multiply(finisher.b, x, weight, ones, sums[v]);
+                            }
+                        }
                     }
                 }
             }
@@ -346,13 +356,18 @@ impl Tile<'_> {
         finisher.finish(&done);
     }
 
-    /// One input column of as many rows as are multiplied at once and exist, by vector.
-    fn load(&self, b: &mut FunctionBuilder, a: Value, at: i32, rows_left: usize) -> Vec<Value> {
+    /// These vectors of one input column, of as many rows as are multiplied at once and exist; of codes all vectors.
+    fn load(
+        &self,
+        b: &mut FunctionBuilder,
+        a: Value,
+        at: i32,
+        rows_left: usize,
+        own: Range<usize>,
+    ) -> Vec<Value> {
         let row = |i: usize| at + (i * self.taps.row_stride) as i32;
         match self.dot {
-            Dot::Fma | Dot::MulAdd => {
-                (0..self.vectors()).map(|v| b.ins().load(F32X4, MEM, a, at + v as i32 * 16)).collect()
-            }
+            Dot::Fma | Dot::MulAdd => own.map(|v| b.ins().load(F32X4, MEM, a, at + v as i32 * 16)).collect(),
             Dot::Madd => {
                 let pairs = match rows_left {
                     1 => {
@@ -395,37 +410,48 @@ impl Tile<'_> {
         cast(b, I8X16, vector)
     }
 
-    fn multiply(&self, b: &mut FunctionBuilder, inputs: &[Value], w: Value, at: i32, sums: &mut [Value]) {
-        for (v, (sum, &x)) in sums.iter_mut().zip(inputs).enumerate() {
-            let at = at + v as i32 * 16;
-            *sum = match self.dot {
-                Dot::Vnni => {
-                    let weights = b.ins().load(I8X16, MEM, w, at);
-                    dot_accumulate(b, x, weights, *sum)
-                }
-                Dot::Bytes => {
-                    // Aligned, so that the multiplication reads them itself.
-                    let weights = b.ins().load(I8X16, MEM.with_aligned(), w, at);
-                    let ones = splat_i16(b, 1);
-                    let products = multiply_add_bytes(b, x, weights, ones);
-                    b.ins().iadd(*sum, products)
-                }
-                Dot::Madd => {
-                    let weights = b.ins().load(I16X8, MEM, w, at);
-                    let products = multiply_add_pairs(b, x, weights);
-                    b.ins().iadd(*sum, products)
-                }
-                Dot::Fma => {
-                    let weights = b.ins().load(F32X4, MEM, w, at);
-                    b.ins().fma(x, weights, *sum)
-                }
-                Dot::MulAdd => {
-                    let weights = b.ins().load(F32X4, MEM, w, at);
-                    let product = b.ins().fmul(x, weights);
-                    b.ins().fadd(*sum, product)
-                }
-            };
+    /// A sum with the products of one vector of inputs added.
+    fn multiply(&self, b: &mut FunctionBuilder, x: Value, weights: Value, ones: Value, sum: Value) -> Value {
+        let products = match self.dot {
+            Dot::Vnni => return dot_accumulate(b, x, weights, sum),
+            Dot::Fma => return b.ins().fma(x, weights, sum),
+            Dot::Bytes => multiply_add_bytes(b, x, weights, ones),
+            Dot::Madd => multiply_add_pairs(b, x, weights),
+            Dot::MulAdd => {
+                let product = b.ins().fmul(x, weights);
+                return b.ins().fadd(sum, product);
+            }
+        };
+        b.ins().iadd(sum, products)
+    }
+}
+
+/// The weights of a row of taps, or of as many rows as are multiplied at once.
+struct RowOfTaps<'t> {
+    tile: &'t Tile<'t>,
+    group: usize,
+    /// Where the panel's weights lie.
+    w: Value,
+    /// By tap and vector: those that have been loaded already.
+    loaded: Vec<Option<Value>>,
+}
+
+impl RowOfTaps<'_> {
+    /// Loads a vector when it is first asked for. Floats are kept; the interleaved columns of codes take the registers
+    /// for that.
+    fn get(&mut self, b: &mut FunctionBuilder, tap: usize, vector: usize) -> Value {
+        let (vectors, taps) = (self.tile.vectors(), self.tile.taps.cols);
+        let (ty, is_kept) = match self.tile.dot {
+            Dot::Vnni | Dot::Bytes => (I8X16, false),
+            Dot::Madd => (I16X8, false),
+            Dot::Fma | Dot::MulAdd => (F32X4, true),
+        };
+        let slot = &mut self.loaded[tap * vectors + vector];
+        if let Some(kept) = slot.filter(|_| is_kept) {
+            return kept;
         }
+        let at = ((self.group * taps + tap) * vectors + vector) * 16;
+        *slot.insert(b.ins().load(ty, MEM, self.w, at as i32))
     }
 }
 
