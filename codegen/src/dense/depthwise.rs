@@ -17,7 +17,7 @@ use super::{
         Class, Coefficients, Elements, Operands, class_index, class_of, classes, for_each_part, kernel_name,
     },
     pack,
-    spec::Epilogue,
+    spec::{Epilogue, Product},
     strip::{self, StripSpec, Strips},
     walk::{PanelEntry, Walk},
 };
@@ -31,7 +31,7 @@ use crate::{
 use cranelift_codegen::ir::{
     BlockArg, ConstantData, InstBuilder, Value,
     condcodes::IntCC,
-    types::{F32X4, F64, F64X2, I8X16, I16X8, I64},
+    types::{F32X4, I8X16, I16X8, I64},
 };
 use cranelift_frontend::FunctionBuilder;
 use std::{collections::BTreeSet, ops::Range};
@@ -62,9 +62,10 @@ pub(crate) struct Taps {
     pub(crate) pixel: usize,
 }
 
-/// Whether a panel's loads reach beyond the last channel of a pixel, and so beyond the last pixel of the input.
-pub(crate) fn overreads(channels: usize) -> bool {
-    !channels.is_multiple_of(LANES)
+/// Whether a panel's loads reach beyond the last channel of a pixel, and so beyond the last pixel of the input: those of
+/// codes are always of 16 bytes.
+pub(crate) fn overreads(product: Product, channels: usize) -> bool {
+    product.is_of_codes() || !channels.is_multiple_of(LANES)
 }
 
 /// Lowers a depthwise convolution to one step: a problem whose groups are single channels, as one group. A run of K
@@ -400,14 +401,10 @@ impl Tile<'_> {
         }
     }
 
-    /// The codes of one pixel: as many as the panel is wide, and anything above.
+    /// The codes of one pixel: as many as the panel is wide, and anything above. A load of so few would be followed by
+    /// instructions that clear the rest.
     fn load_codes(&self, b: &mut FunctionBuilder, a: Value, at: i32) -> Value {
-        if self.vectors() == 1 {
-            return super::clif_epilogue::load_4_bytes(b, a, at);
-        }
-        let scalar = b.ins().load(F64, MEM, a, at);
-        let vector = b.ins().scalar_to_vector(F64X2, scalar);
-        cast(b, I8X16, vector)
+        b.ins().load(I8X16, MEM, a, at)
     }
 
     /// A sum with the products of one vector of inputs added.

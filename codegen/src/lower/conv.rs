@@ -289,7 +289,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         Some(taps) => {
             let problem = conv.depthwise_problem(&border);
             let problem = conv.placed(cx, node, problem)?;
-            (problem, depthwise::overreads(conv.extents.channels), Kernel::Depthwise(taps))
+            (problem, depthwise::overreads(conv.product, conv.extents.channels), Kernel::Depthwise(taps))
         }
         None => {
             let problem = conv.placed(cx, node, conv.problem(&border))?.flattened();
