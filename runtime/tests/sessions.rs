@@ -2,8 +2,8 @@
 
 use ndarray::{Array2, Array4};
 use qcc_runtime::{
-    Compiler, Error, Event, Model, Precision, Preprocess, Samples, Session, TensorView, Threads, bundled,
-    evaluate,
+    Compiler, Error, Event, Model, Precision, Preprocess, Samples, Session, TensorView, Threads, WeightBits,
+    bundled, evaluate,
 };
 use std::sync::{Arc, Mutex};
 
@@ -109,7 +109,7 @@ fn int8_keeps_the_accuracy_of_float_and_threads_do_not_change_what_is_counted() 
     assert_eq!(float.top1, Some(0.927));
     assert!((int8.top1.unwrap() - 0.927).abs() <= 0.004 && int8.agreement >= 0.99, "{int8:?}");
     assert!(float.sqnr_db.is_infinite() && int8.sqnr_db > 25.0, "{int8:?}");
-    // Weights of 7 bits are half as fine: noise of at most twice the magnitude, 6 dB, and some for what is by chance.
+    // Steps of weights of 7 bits are twice as wide.
     assert!((narrow.top1.unwrap() - 0.927).abs() <= 0.006 && narrow.agreement >= 0.985, "{narrow:?}");
     assert!(narrow.sqnr_db > 25.0 && narrow.sqnr_db < int8.sqnr_db, "{narrow:?}");
 }
