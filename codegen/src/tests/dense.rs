@@ -912,9 +912,11 @@ fn of_weights(weights: &[i8], depthwise: bool) -> Case {
     let channels = 16;
     let (inputs, groups, kernel) = if depthwise { (1, channels, [3, 3]) } else { (channels, 1, [1, 1]) };
     let taps = inputs * kernel[0] * kernel[1];
-    let of_channel: Vec<i8> = weights.iter().copied().cycle().take(taps).collect();
+    // Weights of 1x1 kernels lie along the channels of a pixel, those of depthwise ones down its columns.
+    let in_turn = |i: usize| weights[i % weights.len()];
+    let tap = |i: usize| if depthwise { i % SIDE * SIDE + i / SIDE } else { i };
+    let of_channel: Vec<i8> = (0..taps).map(|i| in_turn(tap(i))).collect();
     let w = shape(&[channels, inputs, kernel[0], kernel[1]]);
-    // Weights of 1x1 kernels lie along the channels of a pixel, those of depthwise ones along its rows.
     let at = |y: usize, x: usize, c: usize| of_channel[if depthwise { SIDE * y + x } else { c }];
     let x = shape(&[2, SIDE, SIDE, channels]);
     let codes = (0..x.elements()).map(|i| {
@@ -954,8 +956,8 @@ fn only_weights_of_which_pairs_fit_16_bits_are_multiplied_as_bytes() {
     for (weights, fits) in fit.map(|w| (w, true)).into_iter().chain(do_not.map(|w| (w, false))) {
         let dense = of_weights(weights, false);
         dense.equals_bits().unwrap_or_else(|e| panic!("{weights:?}: {e}"));
-        // Any two taps of a channel may meet: all are of one kind, or the first is alone with zeros.
-        let column = [weights, &[0; 6]].concat();
+        // Any two taps of a channel may meet: all are alike, or these few are alone with zeros.
+        let column = [weights, &[0; 9]].concat();
         let depthwise = of_weights(if weights[0] == weights[1] { weights } else { &column }, true);
         depthwise.equals_bits().unwrap_or_else(|e| panic!("depthwise {weights:?}: {e}"));
         for tier in tiers() {
