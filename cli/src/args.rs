@@ -5,7 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
-    Calibrator, Precision,
+    Calibrator, Precision, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
 };
@@ -70,6 +70,11 @@ pub(crate) struct CompileOptions {
     /// Scales for each output channel of weights, or one for the tensor.
     #[arg(long, value_name = "GRID", default_value = "per-channel", value_parser = ["per-channel", "per-tensor"])]
     pub(crate) weights: String,
+
+    /// Bits of quantized weights. 7, which ONNX Runtime calls `reduce_range`, is for CPUs without VNNI: less accurate, and
+    /// faster there, as two products of such weights have a sum of 16 bits.
+    #[arg(long, value_name = "BITS", default_value = "8", value_parser = weight_bits)]
+    pub(crate) weight_bits: WeightBits,
 
     /// Run a node on a device: int8-jit, float-jit or interpreter.
     #[arg(long, value_name = "NODE=DEVICE", value_parser = parse_pin)]
@@ -467,6 +472,11 @@ fn calibrator(text: &str) -> Result<Calibrator, String> {
         },
         _ => Err("there are min-max and percentile:P, such as percentile:99.99".into()),
     }
+}
+
+fn weight_bits(text: &str) -> Result<WeightBits, String> {
+    let bits = WeightBits::ALL.into_iter().find(|bits| bits.count().to_string() == text);
+    bits.ok_or_else(|| "there are 7 and 8".into())
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -283,6 +283,25 @@ fn graphs_can_be_written_on_the_way() {
 }
 
 #[test]
+fn weights_of_7_bits_are_kept_in_the_file_and_multiplied_as_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("narrow.qcc").display().to_string();
+    let m = model();
+    let narrow = ["compile", &m, "--weight-bits", "7", "-qq"];
+    assert!(stdout(&qcc(&[&narrow[..], &["-o", &file]].concat())).contains("weights of 7 bits"));
+    assert!(stdout(&qcc(&["inspect", &file])).contains("weights of 7 bits"));
+    assert!(
+        stdout(&qcc(&[&narrow[..], &["-o", &file, "--explain"]].concat())).contains("by weights of 7 bits")
+    );
+    let asm = |bits: &str| {
+        let words = ["compile", &m, "--weight-bits", bits, "--emit", "asm", "--isa", "x86-64-v2", "-qq"];
+        stdout(&qcc(&words))
+    };
+    assert!(asm("7").contains("pmaddubsw") && !asm("8").contains("pmaddubsw"));
+    assert!(error(&["compile", &m, "--weight-bits", "6"], 2).contains("there are 7 and 8"));
+}
+
+#[test]
 fn compiling_twice_gives_the_same_bytes() {
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let [a, b] = folders.each_ref().map(|f| std::fs::read(compiled(f.path())).unwrap());

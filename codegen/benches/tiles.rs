@@ -41,7 +41,7 @@ fn shapes(isa: Isa, product: Product) -> &'static [(usize, usize)] {
     match (isa, product) {
         (Isa::AmxInt8, _) => &[(32, 32), (28, 32), (64, 16), (16, 64), (14, 64), (56, 16), (14, 32)],
         (Isa::Avx512Vnni, _) => &[(14, 32), (12, 32), (6, 64), (4, 64), (28, 16), (9, 48)],
-        (Isa::Avx2, Product::U8S8) => &[(6, 16), (4, 16), (12, 8), (3, 24)],
+        (Isa::Avx2, Product::U8S8 | Product::U8S7) => &[(6, 16), (4, 16), (12, 8), (3, 24)],
         (Isa::AvxVnni | Isa::Avx2, _) => &[(6, 16), (4, 16), (4, 24), (12, 8), (2, 32)],
         (Isa::XmmVnni | Isa::Xmm, _) => &[],
     }
@@ -140,9 +140,13 @@ fn prepare(
         configured,
     };
     let layout = ParamLayout::new(format, spec.epilogue);
+    let weight = |c: usize, i: usize| match product {
+        Product::U8S7 => ((c * 37 + i * 11) % 129) as i8 - 64,
+        _ => ((c * 37 + i * 11) % 255) as u8 as i8,
+    };
     let (weights, params) = match product {
-        Product::U8S8 => (
-            pack_weights(format, 0..N, 1, K, |c, _, i| ((c * 37 + i * 11) % 255) as u8 as i8),
+        Product::U8S8 | Product::U8S7 => (
+            pack_weights(format, 0..N, 1, K, |c, _, i| weight(c, i)),
             match epilogue {
                 Epilogue::Requantize(q) => pack_params(format, Some(q), 0..N, &[1000; N]),
                 _ => pack_params(format, None, 0..N, &[1000; N]),
@@ -236,7 +240,7 @@ fn with_epilogues(
 
 fn tiles(criterion: &mut Criterion) {
     for tier in Tier::available() {
-        for product in [Product::U8S8, Product::F32] {
+        for product in [Product::U8S8, Product::U8S7, Product::F32] {
             let Some(isa) = tier.isas(product).next() else { continue };
             // The vector form of a tier with a matrix form is that of the tier below.
             if tier.matrix.is_some_and(|own| own != isa) {

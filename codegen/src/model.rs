@@ -87,6 +87,8 @@ pub enum ListingKind {
 pub struct Work {
     /// Multiply-accumulates.
     pub macs: u64,
+    /// Whether they are those of [`U8S7`](crate::dense::spec::Product::U8S7).
+    pub by_narrow_weights: bool,
     /// Bytes of operands, constants included.
     pub bytes_read: u64,
     /// The constants' part of `bytes_read`.

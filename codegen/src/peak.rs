@@ -52,6 +52,8 @@ pub fn measure(tier: &Tier, product: Product) -> Result<f64, PeakError> {
     if !tier.is_available() {
         return Err(PeakError::Unavailable(tier.name));
     }
+    // A tier without a form of its own for narrow weights multiplies them as any others.
+    let product = if product == Product::U8S7 { tier.product_of_codes(true) } else { product };
     let isa = tier.isas(product).next().unwrap_or(tier.isa);
     let (code, macs) = match isa {
         Isa::AmxInt8 => emit_matrix()?,
@@ -82,13 +84,14 @@ fn emit(isa: Isa, product: Product) -> Result<(Vec<u8>, usize), IcedError> {
     };
     let mut asm = CodeAssembler::new(64)?;
     asm.set_prefer_vex(vector_bytes != 64);
-    let [a, b, t] = [0, 1, 2].map(|i| Reg(accumulators + i));
+    let [a, b, t, ones] = [0, 1, 2, 3].map(|i| Reg(accumulators + i));
     // Not zeros: they take less power, so the clock would be higher than real data let it be.
     let (x, y) = match product {
-        Product::U8S8 => (CODES[0], CODES[1]),
+        Product::U8S8 | Product::U8S7 => (CODES[0], CODES[1]),
         Product::F32 => (1.25f32.to_bits(), (-0.7f32).to_bits()),
     };
-    for (register, bits) in (0..accumulators).map(|i| (Reg(i), 0)).chain([(a, x), (b, y), (t, 0)]) {
+    let operands = [(a, x), (b, y), (t, 0), (ones, 0x0001_0001)];
+    for (register, bits) in (0..accumulators).map(|i| (Reg(i), 0)).chain(operands) {
         fill(&mut asm, isa, register, bits)?;
     }
     let mut top = asm.create_label();
@@ -96,6 +99,7 @@ fn emit(isa: Isa, product: Product) -> Result<(Vec<u8>, usize), IcedError> {
     for accumulator in (0..accumulators).map(Reg) {
         match product {
             Product::U8S8 => multiply_codes(&mut asm, isa, accumulator, a, b, t)?,
+            Product::U8S7 => multiply_narrow_codes(&mut asm, isa, accumulator, [a, b, t, ones])?,
             Product::F32 => multiply_floats(&mut asm, isa, accumulator, a, b, t)?,
         }
     }
@@ -107,7 +111,7 @@ fn emit(isa: Isa, product: Product) -> Result<(Vec<u8>, usize), IcedError> {
     asm.ret()?;
     let per_vector = match (product, isa) {
         (Product::U8S8, Isa::Avx2 | Isa::Xmm) => vector_bytes / 2,
-        (Product::U8S8, _) => vector_bytes,
+        (Product::U8S8 | Product::U8S7, _) => vector_bytes,
         (Product::F32, _) => vector_bytes / 4,
     };
     Ok((asm.assemble(0)?, accumulators * per_vector))
@@ -181,6 +185,24 @@ fn multiply_codes(
     }
 }
 
+/// By weights that need no widening. Only of instruction sets without a dot product.
+fn multiply_narrow_codes(
+    asm: &mut CodeAssembler,
+    isa: Isa,
+    x: Reg,
+    [a, b, t, ones]: [Reg; 4],
+) -> Result<(), IcedError> {
+    if isa == Isa::Xmm {
+        asm.movdqa(t.xmm(), a.xmm())?;
+        asm.pmaddubsw(t.xmm(), b.xmm())?;
+        asm.pmaddwd(t.xmm(), ones.xmm())?;
+        return asm.paddd(x.xmm(), t.xmm());
+    }
+    asm.vpmaddubsw(t.ymm(), a.ymm(), b.ymm())?;
+    asm.vpmaddwd(t.ymm(), t.ymm(), ones.ymm())?;
+    asm.vpaddd(x.ymm(), x.ymm(), t.ymm())
+}
+
 fn multiply_floats(
     asm: &mut CodeAssembler,
     isa: Isa,
@@ -209,7 +231,7 @@ mod tests {
     #[test]
     fn every_tier_of_this_cpu_has_a_plausible_peak() {
         for tier in &TIERS {
-            for product in [Product::U8S8, Product::F32] {
+            for product in [Product::U8S8, Product::U8S7, Product::F32] {
                 match measure(tier, product) {
                     // From a quarter of a vector a cycle at 1 GHz to far more than any CPU does.
                     Ok(peak) => assert!((0.5..20000.0).contains(&peak), "{tier} {product:?}: {peak}"),

@@ -12,7 +12,8 @@ pub enum Isa {
     Avx512Vnni,
     /// ymm, VEX-encoded VNNI dot products, 16 registers.
     AvxVnni,
-    /// ymm, products widened to 16 bits (`pmaddwd`), 16 registers.
+    /// ymm, 16 registers; products of codes by `pmaddubsw` where their sums fit 16 bits, and else widened to 16 bits for
+    /// `pmaddwd`.
     Avx2,
     /// Cranelift's 128-bit vectors with the VNNI dot product.
     XmmVnni,
@@ -114,6 +115,14 @@ fn is_v3() -> bool {
 }
 
 impl Isa {
+    /// Whether one instruction multiplies u8 by s8 and sums in s32.
+    pub fn has_dot_product(self) -> bool {
+        match self {
+            Isa::AmxInt8 | Isa::Avx512Vnni | Isa::AvxVnni | Isa::XmmVnni => true,
+            Isa::Avx2 | Isa::Xmm => false,
+        }
+    }
+
     /// The tier whose best form this is.
     pub fn name(self) -> &'static str {
         match self {
@@ -141,8 +150,26 @@ impl Tier {
 
     /// The forms of microkernels that compute a product, the one with the highest peak first.
     pub fn isas(&self, product: Product) -> impl Iterator<Item = Isa> {
-        let matrix = if product == Product::U8S8 { self.matrix } else { None };
-        matrix.into_iter().chain([self.isa])
+        let (matrix, vector) = match product {
+            Product::U8S8 => (self.matrix, Some(self.isa)),
+            Product::U8S7 => (None, Some(self.isa).filter(|isa| !isa.has_dot_product())),
+            Product::F32 => (None, Some(self.isa)),
+        };
+        matrix.into_iter().chain(vector)
+    }
+
+    /// The product as which this tier multiplies codes by weights, of which it is known whether
+    /// [`U8S7`](Product::U8S7) holds them.
+    pub(crate) fn product_of_codes(&self, is_in_16_bits: bool) -> Product {
+        match is_in_16_bits && self.has_faster_narrow_products() {
+            true => Product::U8S7,
+            false => Product::U8S8,
+        }
+    }
+
+    /// Whether products of codes by weights of 7 bits, [`U8S7`](Product::U8S7), are faster than by those of 8 bits.
+    pub fn has_faster_narrow_products(&self) -> bool {
+        self.isas(Product::U8S7).next().is_some()
     }
 
     /// About how many multiply-accumulates of floats a core makes in a nanosecond, in layers of middling size.

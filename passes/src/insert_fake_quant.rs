@@ -3,7 +3,7 @@
 //! Which ops those are is decided first, in [`regions`]. Values joined by moves share one grid.
 
 use crate::{
-    Context, Pass, PassError, Range, Record, WeightGrid,
+    Context, Pass, PassError, Range, Record, WeightBits, WeightGrid,
     calibrate::value_name,
     classes::Classes,
     edit::{Product, activations, clamp_of, f32_constant, has_weights, is_move},
@@ -46,7 +46,9 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         quantize_activation(graph, value, grid, &chosen)?;
     }
     for node in nodes {
-        record.applied(&graph.node(node).name, "computes on its grid");
+        let narrow = ctx.options.weight_bits == WeightBits::Seven && has_weights(graph, node);
+        let with = if narrow { ", by weights of 7 bits" } else { "" };
+        record.applied(&graph.node(node).name, format!("computes on its grid{with}"));
     }
     graph.stage = Stage::FakeQuant;
     Ok(())
@@ -263,8 +265,12 @@ fn quantize_parameters(
         true => f32_constant(graph, operands[2]).unwrap_or_default().to_vec(),
         false => vec![0.0; largest.len()],
     };
-    let mut scales: Vec<f64> =
-        largest.iter().zip(&bias).map(|(&w, &b)| weight_scale(w.into(), b.into(), s_x, s_y)).collect();
+    let codes = ctx.options.weight_bits.largest();
+    let mut scales: Vec<f64> = largest
+        .iter()
+        .zip(&bias)
+        .map(|(&w, &b)| weight_scale(f64::from(w) / f64::from(codes), b.into(), s_x, s_y))
+        .collect();
     if ctx.options.weights == WeightGrid::PerTensor {
         scales = vec![scales.iter().copied().fold(0.0, f64::max)];
     }
@@ -281,8 +287,8 @@ fn quantize_parameters(
     };
     let weight_scales: Vec<f32> = scales.iter().map(|&s| narrow(s)).collect();
     let bias_scales = weight_scales.iter().map(|&s| narrow(s_x * f64::from(s))).collect();
-    let op =
-        FakeQuant { dtype: DType::S8, lo: -127, hi: 127, params: params(axis, weight_scales).map_err(fail)? };
+    let weight_params = params(axis, weight_scales).map_err(fail)?;
+    let op = FakeQuant { dtype: DType::S8, lo: -codes, hi: codes, params: weight_params };
     let rounded = graph.add(&format!("{name}_weight_fq"), op, &[operands[1]])?;
     graph.set_operand(node, 1, rounded.out())?;
     if has_bias {
@@ -344,11 +350,12 @@ fn largest_by_channel(weights: &[f32], shape: &[usize], axis: usize) -> Vec<f32>
     largest
 }
 
-/// The scale of a channel's symmetric weights: its largest magnitude at ±127, but not so fine that the bias, in units
-/// of s_x·s_w, needs more than 24 bits, nor that S = s_x·s_w/s_y is below 2^−22. Finer weights would change no result,
-/// and the zero point, in units of S, would leave 32 bits; a channel of zeros gets that scale, too.
-fn weight_scale(largest: f64, bias: f64, s_x: f64, s_y: f64) -> f64 {
-    (largest / 127.0).max(bias.abs() / (s_x * MOST_BIAS)).max(LEAST_FACTOR * s_y / s_x)
+/// The scale of a channel's symmetric weights: `finest`, which has the largest magnitude at the largest code, but not so
+/// fine that the bias, in units of s_x·s_w, needs more than 24 bits, nor that S = s_x·s_w/s_y is below 2^−22. Finer
+/// weights would change no result, and the zero point, in units of S, would leave 32 bits; a channel of zeros gets that
+/// scale, too.
+fn weight_scale(finest: f64, bias: f64, s_x: f64, s_y: f64) -> f64 {
+    finest.max(bias.abs() / (s_x * MOST_BIAS)).max(LEAST_FACTOR * s_y / s_x)
 }
 
 /// The next scale up for which S = s_x·s_w/s_y is a power of two; S above 1 is left alone, as no shift expresses it.
@@ -376,7 +383,7 @@ mod tests {
 
     #[test]
     fn weight_scales_leave_room_for_the_bias_and_never_vanish() {
-        assert_eq!(weight_scale(127.0, 0.0, 1.0, 1.0), 1.0);
+        assert_eq!(weight_scale(1.0, 0.0, 1.0, 1.0), 1.0);
         let s = weight_scale(1e-30, 5.0, 0.1, 0.02);
         assert!(5.0 / (0.1 * s) <= MOST_BIAS);
         for dead in [0.0, 1e-30] {

@@ -40,7 +40,7 @@ mod take_pixels;
 
 pub use calibrate::{Calibrator, Collector, Range, Ranges, observed_values};
 pub use capability::int8_capability;
-pub use options::{Capability, ImageInput, Options, Precision, WeightGrid};
+pub use options::{Capability, ImageInput, Options, Precision, WeightBits, WeightGrid};
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
 

@@ -42,6 +42,39 @@ pub enum WeightGrid {
     PerTensor,
 }
 
+/// Bits of quantized weights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightBits {
+    /// From −64 to 64: the products of two of them with u8 activations have a sum within 16 bits, 255·128 = 32,640, as the
+    /// instructions want it that multiply bytes on CPUs without VNNI. What ONNX Runtime calls `reduce_range`.
+    Seven,
+    /// From −127 to 127.
+    #[default]
+    Eight,
+}
+
+impl WeightBits {
+    /// All of them.
+    pub const ALL: [WeightBits; 2] = [WeightBits::Seven, WeightBits::Eight];
+
+    /// How many.
+    pub const fn count(self) -> u8 {
+        match self {
+            WeightBits::Seven => 7,
+            WeightBits::Eight => 8,
+        }
+    }
+
+    /// The largest magnitude of a code.
+    pub const fn largest(self) -> i32 {
+        match self {
+            WeightBits::Seven => 64,
+            WeightBits::Eight => 127,
+        }
+    }
+}
+
 /// How the pixels of an image become what a model was trained on: y = (x − mean)/std, all in units of a pixel.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ImageInput {
@@ -56,7 +89,7 @@ pub struct ImageInput {
 /// Whether the code generator can lower a node, or why not.
 pub type Capability = fn(&Graph, NodeId) -> Result<(), String>;
 
-/// What a caller chooses; [`Options::default`] is int8 with per-channel weights and Q15 requantization.
+/// What a caller chooses; [`Options::default`] is int8 with per-channel weights of 8 bits and Q15 requantization.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// What to compute with.
@@ -65,6 +98,8 @@ pub struct Options {
     pub requant: RequantMode,
     /// Scales of weights.
     pub weights: WeightGrid,
+    /// Codes of weights.
+    pub weight_bits: WeightBits,
     /// Lets the model take pixels, u8 and channels last, and normalise them itself.
     pub image_input: Option<ImageInput>,
     /// Leaves means and deviations in an op of their own where they could go into a convolution: slower, but the codes
@@ -84,6 +119,7 @@ impl Default for Options {
             precision: Precision::default(),
             requant: RequantMode::Q15,
             weights: WeightGrid::default(),
+            weight_bits: WeightBits::default(),
             image_input: None,
             keep_normalize: false,
             pins: BTreeMap::new(),

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Host, JitOptions, Layer, LoadPhase, Losses, Model, Precision, Preprocess, Program, ProgramError,
-    Samples, Score, Session, TensorView, container::ContainerError, layers::Profiles, memory,
+    Samples, Score, Session, TensorView, WeightBits, container::ContainerError, layers::Profiles, memory,
     model::output_views, quantile::Sorted,
 };
 use qcc_ir::{Tensor, numerics::RequantMode};
@@ -37,8 +37,10 @@ pub struct Run {
     pub latency_ms: Latency,
     /// 10⁹ multiply-accumulates a second, by the median.
     pub gmacs: f64,
-    /// The same as a share of the measured peak of the threads in use, in the program's arithmetic.
+    /// The same as a share of the measured peak of the threads in use, of each layer in its arithmetic.
     pub peak_fraction: f64,
+    /// Whether this CPU multiplied the weights, which were quantized to 8 bits, faster if they had 7.
+    pub gains_by_narrow_weights: bool,
     /// Share of the time that goes into requantization (in fake-quant: into rounding to grids). Integers: by the
     /// difference to the same code that narrows its accumulators without requantizing them, the fastest run of each;
     /// noise may make it 0.
@@ -225,10 +227,13 @@ impl Loaded {
         let bare = bare.filter(|_| info.precision == Precision::Int8);
         let layers = contestant.profiles.layers(bare.map(|b| &b.profiles), host, footprint, threads);
         let gmacs = self.model.macs() as f64 / 1e6 / latency.median;
-        let peak = match info.precision {
-            Precision::Int8 => host.peaks.int8,
-            Precision::Float | Precision::FakeQuant => host.peaks.float,
-        };
+        let at_peak: f64 = layers.iter().map(|l| l.compute_ms).sum();
+        // Weights that the model brought as codes stay as they are.
+        let are_quantized = info.precision == Precision::Int8 && info.calibration.is_some();
+        let gains_by_narrow_weights = host.peaks.int8_narrow > host.peaks.int8
+            && are_quantized
+            && info.weight_bits == WeightBits::Eight
+            && layers.iter().any(|l| l.is_product_of_codes() && !l.by_narrow_weights);
         let fastest: f64 = layers.iter().map(|l| l.min_ms).sum();
         let differences: f64 = layers.iter().filter_map(|l| l.requant_ms).sum();
         let (requant_share, requant_share_of_layers) = match info.precision {
@@ -248,7 +253,8 @@ impl Loaded {
             requant: Some(info.requant).filter(|_| info.precision == Precision::Int8),
             latency_ms: latency,
             gmacs,
-            peak_fraction: gmacs * 1e9 / (peak * threads as f64),
+            peak_fraction: at_peak / latency.median,
+            gains_by_narrow_weights,
             requant_share,
             requant_share_of_layers,
             load_ms: milliseconds(self.load),

@@ -9,7 +9,7 @@ use qcc_ir::{
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
-use qcc_passes::{Calibrator, Collector, Options, Precision, Ranges, Report, WeightGrid};
+use qcc_passes::{Calibrator, Collector, Options, Precision, Ranges, Report, WeightBits, WeightGrid};
 use std::{fmt, path::Path, sync::Arc};
 
 /// What a compiler tells while it works.
@@ -129,6 +129,12 @@ impl Compiler {
     /// How many scales a tensor of weights has.
     pub fn weights(mut self, grid: WeightGrid) -> Compiler {
         self.options.weights = grid;
+        self
+    }
+
+    /// Codes of weights. Those of 7 bits are less accurate, and faster on tiers without VNNI.
+    pub fn weight_bits(mut self, bits: WeightBits) -> Compiler {
+        self.options.weight_bits = bits;
         self
     }
 
@@ -442,6 +448,7 @@ impl Compiler {
             qcc: env!("CARGO_PKG_VERSION").into(),
             precision: self.options.precision,
             requant: self.options.requant,
+            weight_bits: self.options.weight_bits,
             calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
             preprocess: self.preprocess.clone(),
             pixels: self.takes_pixels.then(|| pixels_of(graph, report)),

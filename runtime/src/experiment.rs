@@ -159,6 +159,7 @@ mod tests {
             latency_ms: Latency { median: ms, min: ms, p90: ms },
             gmacs: 1.0,
             peak_fraction: 0.5,
+            gains_by_narrow_weights: false,
             requant_share: requant.map(|m| if m == RequantMode::Shift { 0.25 } else { 0.125 }),
             requant_share_of_layers: None,
             load_ms: 1.0,

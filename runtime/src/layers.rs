@@ -22,6 +22,8 @@ pub struct Layer {
     pub kernel: String,
     /// Multiply-accumulates.
     pub macs: u64,
+    /// Whether they are by weights that are multiplied as those of 7 bits: only on tiers that do this faster.
+    pub by_narrow_weights: bool,
     /// Bytes that go through it.
     pub bytes: Traffic,
     /// Median time.
@@ -67,6 +69,11 @@ impl Traffic {
 }
 
 impl Layer {
+    /// Whether it multiplies codes by constant weights.
+    pub(crate) fn is_product_of_codes(&self) -> bool {
+        self.device == Device::Int8Jit.name() && self.macs > 0 && self.bytes.weights > 0
+    }
+
     /// Whether moving its bytes takes longer, at best, than its arithmetic.
     pub fn is_memory_bound(&self) -> bool {
         self.bound().is_memory()
@@ -144,6 +151,7 @@ impl Profiles {
                 device: device.name(),
                 kernel: kernel.clone(),
                 macs: work.macs,
+                by_narrow_weights: work.by_narrow_weights,
                 bytes,
                 ms,
                 min_ms,
@@ -268,7 +276,7 @@ mod tests {
         Host {
             cpu: String::new(),
             isa: String::new(),
-            peaks: Peaks { int8: 100e9, float: 10e9 },
+            peaks: Peaks { int8: 100e9, int8_narrow: 100e9, float: 10e9 },
             memory: vec![MemoryLevel {
                 name: "memory".into(),
                 capacity_bytes: None,
@@ -286,7 +294,7 @@ mod tests {
             op: "QConv",
             device: Device::Int8Jit,
             kernel: "k".into(),
-            work: Work { macs, bytes_read: bytes, weight_bytes: bytes / 2, bytes_written: 0 },
+            work: Work { macs, bytes_read: bytes, weight_bytes: bytes / 2, ..Work::default() },
             time: Duration::from_micros(micros),
         }
     }

@@ -86,7 +86,7 @@ pub use program::{Calibration, Difference, FileTimes, Pixels, Program, ProgramEr
 pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, TIERS, Tier, Tiling, Work};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
-pub use qcc_passes::{Calibrator, Precision};
+pub use qcc_passes::{Calibrator, Precision, WeightBits};
 pub use roofline::{Bound, Host, MemoryLevel, Peaks};
 pub use threads::{Threads, ThreadsError};
 pub use tier::{TIER_VARIABLE, TierError, choose_tier};

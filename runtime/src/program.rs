@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use qcc_codegen::Release;
 use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
-use qcc_passes::{Calibrator, Precision};
+use qcc_passes::{Calibrator, Precision, WeightBits};
 use serde::{Deserialize, Serialize};
 use std::{
     path::Path,
@@ -46,6 +46,8 @@ pub struct ProgramInfo {
     pub precision: Precision,
     /// The requantization that was asked for; means nothing without integers.
     pub requant: RequantMode,
+    /// Bits of weights that were quantized; means nothing without integers, nor of weights that the model brought as codes.
+    pub weight_bits: WeightBits,
     /// Where the ranges of activations come from; `None` for float.
     pub calibration: Option<Calibration>,
     /// How images become inputs, so that who runs it need not say it again.

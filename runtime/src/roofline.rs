@@ -12,6 +12,8 @@ use std::time::Instant;
 pub struct Peaks {
     /// u8 by s8 into s32.
     pub int8: f64,
+    /// u8 by s8 of 7 bits: more only where a tier has no instruction for the whole product.
+    pub int8_narrow: f64,
     /// f32.
     pub float: f64,
 }
@@ -59,7 +61,9 @@ impl Host {
     /// Where the CPU lacks the tier, or no memory can be had for code or buffers.
     pub fn measure(tier: &Tier, footprint: u64) -> Result<Host, Error> {
         let arithmetic = |product| Ok::<f64, Error>(1e9 * peak::measure(tier, product)?);
-        let peaks = Peaks { int8: arithmetic(Product::U8S8)?, float: arithmetic(Product::F32)? };
+        let int8 = arithmetic(Product::U8S8)?;
+        let int8_narrow = if tier.has_faster_narrow_products() { arithmetic(Product::U8S7)? } else { int8 };
+        let peaks = Peaks { int8, int8_narrow, float: arithmetic(Product::F32)? };
         let mut memory = Vec::new();
         let mut held = 0;
         for (name, capacity_bytes, buffer_bytes) in buffers(&bandwidth::caches()) {
@@ -87,6 +91,7 @@ impl Host {
     /// layer can be faster, unless the caches replace more cleverly than by the share that fits.
     pub fn bound(&self, work: &Work, device: Device, footprint: u64, threads: usize) -> Bound {
         let peak = match device {
+            Device::Int8Jit if work.by_narrow_weights => self.peaks.int8_narrow,
             Device::Int8Jit => self.peaks.int8,
             Device::FloatJit | Device::Interpreter => self.peaks.float,
         };
@@ -167,7 +172,7 @@ mod tests {
         Host {
             cpu: String::new(),
             isa: String::new(),
-            peaks: Peaks { int8: 100e9, float: 10e9 },
+            peaks: Peaks { int8: 100e9, int8_narrow: 125e9, float: 10e9 },
             memory: vec![
                 level("L1", Some(1 << 10), 100.0),
                 level("L2", Some(1 << 20), 10.0),
@@ -190,12 +195,20 @@ mod tests {
     #[test]
     fn a_bound_is_the_longer_of_arithmetic_and_memory() {
         let host = host();
-        let work = Work { macs: 1_000_000, bytes_read: 1 << 10, weight_bytes: 512, bytes_written: 512 };
+        let work = Work {
+            macs: 1_000_000,
+            bytes_read: 1 << 10,
+            weight_bytes: 512,
+            bytes_written: 512,
+            ..Work::default()
+        };
         let bound = host.bound(&work, Device::Int8Jit, 1 << 30, 1);
         assert!((bound.compute_ms - 0.01).abs() < 1e-9 && !bound.is_memory());
         // 512 bytes of weights, all but a thousandth from main memory, and 1,024 of values from L1.
         assert!((bound.memory_ms - 1e-6 * (512.0 + 10.24)).abs() < 1e-6, "{bound:?}");
         assert_eq!(bound.ms(), bound.compute_ms);
+        let narrow = Work { by_narrow_weights: true, ..work };
+        assert!((host.bound(&narrow, Device::Int8Jit, 1 << 30, 1).compute_ms - 0.008).abs() < 1e-9);
         let float = host.bound(&work, Device::FloatJit, 1 << 30, 2);
         assert!((float.compute_ms - 0.05).abs() < 1e-9);
         let copy = Work { macs: 0, ..work };

@@ -2,8 +2,8 @@
 
 use ndarray::{Array2, Array4};
 use qcc_runtime::{
-    Compiler, Error, Event, Model, Precision, Preprocess, Samples, Session, TensorView, Threads, bundled,
-    evaluate,
+    Compiler, Error, Event, Model, Precision, Preprocess, Samples, Session, TensorView, Threads, WeightBits,
+    bundled, evaluate,
 };
 use std::sync::{Arc, Mutex};
 
@@ -99,15 +99,19 @@ fn int8_keeps_the_accuracy_of_float_and_threads_do_not_change_what_is_counted() 
         Compiler::new().calibration(bundled::calibration().unwrap()).preprocess(bundled::preprocess());
     let float = compiler.clone().precision(Precision::Float).compile_onnx(bundled::FASHION_RESNET8).unwrap();
     let int8 = compiler.compile_onnx(bundled::FASHION_RESNET8).unwrap();
+    let narrow = compiler.weight_bits(WeightBits::Seven).compile_onnx(bundled::FASHION_RESNET8).unwrap();
     let feed = bundled::test_images().unwrap().bind(float.inputs(), &bundled::preprocess()).unwrap();
-    let models = [float, int8];
+    let models = [float, int8, narrow];
     let found = evaluate(&models, &feed, &Threads::one(), &|_, _| {}).unwrap();
     assert_eq!(evaluate(&models, &feed, &Threads::new(3).unwrap(), &|_, _| {}).unwrap(), found);
-    let [float, int8] = &found.scores[..] else { panic!("two models") };
+    let [float, int8, narrow] = &found.scores[..] else { panic!("three models") };
     // ONNX Runtime gets 92.7 % of these images right.
     assert_eq!(float.top1, Some(0.927));
     assert!((int8.top1.unwrap() - 0.927).abs() <= 0.004 && int8.agreement >= 0.99, "{int8:?}");
     assert!(float.sqnr_db.is_infinite() && int8.sqnr_db > 25.0, "{int8:?}");
+    // Steps of weights of 7 bits are twice as wide.
+    assert!((narrow.top1.unwrap() - 0.927).abs() <= 0.006 && narrow.agreement >= 0.985, "{narrow:?}");
+    assert!(narrow.sqnr_db > 25.0 && narrow.sqnr_db < int8.sqnr_db, "{narrow:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! ; test run                 the graph on the interpreter and, compiled, on every tier with one and two threads
 //! ; test pass NAME           the graph after one pass of `prepare`; same results as before it
 //! ; test quantize MODE       the whole int8 pipeline, calibrated on the test's inputs; same bits on every tier
+//! ; test quantize MODE 7     the same with weights of 7 bits
 //! ; test image mean=M std=S bgr   the int8 pipeline for a model that takes pixels; as far from the float model on
 //!                            normalised images as `quantize` allows, same bits on every tier
 //! ; test error               the graph is refused, with the text of a `check:` in the message
@@ -19,7 +20,7 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use qcc_ir::{DType, Graph, Stage, Tensor, TensorType, interpreter, numerics::RequantMode, text, verify};
-use qcc_passes::{Calibrator, Collector, ImageInput, Options, Precision, Report};
+use qcc_passes::{Calibrator, Collector, ImageInput, Options, Precision, Report, WeightBits};
 use std::path::{Path, PathBuf};
 
 fn main() {
@@ -128,9 +129,12 @@ fn run_file(file: &Path) -> Result<(), Failed> {
         match command.split_once(' ').unwrap_or((command, "")) {
             ("run", "") => run(&test, &graph)?,
             ("pass", name) => pass(&test, &graph, name)?,
-            ("quantize", mode) => {
+            ("quantize", given) => {
+                let (mode, bits) = given.split_once(' ').unwrap_or((given, "8"));
                 let mode = RequantMode::from_name(mode).ok_or_else(|| format!("no mode `{mode}`"))?;
-                quantize(&test, &graph, &options(Precision::Int8, mode))?;
+                let weight_bits = WeightBits::ALL.into_iter().find(|b| b.count().to_string() == bits);
+                let weight_bits = weight_bits.ok_or_else(|| format!("no weights of {bits} bits"))?;
+                quantize(&test, &graph, &Options { weight_bits, ..options(Precision::Int8, mode) })?;
             }
             ("image", given) => {
                 let image_input = Some(image_input(given)?);

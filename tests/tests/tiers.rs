@@ -1,10 +1,10 @@
 //! Generated code has no instruction beyond its tier: the code of real models for every tier, those that this CPU lacks
 //! too, is disassembled along every path, and each instruction's CPUID features are held against the tier's.
 
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use qcc_codegen::{Options, TIERS, Tier, assemble};
 use qcc_ir::numerics::RequantMode;
-use qcc_runtime::{Compiler, Precision, Program, Samples, bundled, experiment, zoo};
+use qcc_runtime::{Compiler, Precision, Program, Samples, WeightBits, bundled, experiment, zoo};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What an x86-64-v2 CPU has. Names are those of the psABI's levels: System V ABI, AMD64 supplement, table 3.1.
@@ -103,7 +103,8 @@ fn jump_table(code: &[u8], table: u64) -> Vec<u64> {
     targets
 }
 
-/// The bundled model in every precision and requantization mode, and a network with depthwise convolutions.
+/// The bundled model in every precision and requantization mode, and a network with depthwise convolutions, also with
+/// weights of 7 bits.
 fn programs() -> Vec<Program> {
     let trained = Compiler::new()
         .calibration(bundled::calibration().unwrap().limit(2))
@@ -114,7 +115,9 @@ fn programs() -> Vec<Program> {
     let graph = zoo::build("mobilenetv2").unwrap();
     let precisions = [Precision::Float, Precision::Int8];
     let modes = [RequantMode::Q15, RequantMode::Shift];
-    programs.extend(experiment::programs(&random, graph, &precisions, &modes).unwrap());
+    programs.extend(experiment::programs(&random, graph.clone(), &precisions, &modes).unwrap());
+    let narrow = random.weight_bits(WeightBits::Seven);
+    programs.extend(experiment::programs(&narrow, graph, &[Precision::Int8], &modes[..1]).unwrap());
     programs
 }
 
@@ -137,6 +140,30 @@ fn no_instruction_is_beyond_its_tier() {
                         info.requant
                     );
                 }
+            }
+        }
+    }
+}
+
+/// `vpmaddubsw` and `pmaddubsw` saturate: only weights of 7 bits may be multiplied by them, and those are, where there is
+/// no dot product.
+#[test]
+fn bytes_are_multiplied_where_that_is_exact() {
+    let is_of_bytes = |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Pmaddubsw | Mnemonic::Vpmaddubsw);
+    for program in programs().iter().filter(|p| p.info().precision == Precision::Int8) {
+        let is_narrow = program.info().weight_bits == WeightBits::Seven;
+        for tier in &TIERS {
+            let functions = assemble(program.graph(), &Options::new(tier)).unwrap();
+            let count = |of: &str| {
+                let of_kind = functions.iter().filter(|(name, _)| name.contains(of));
+                of_kind
+                    .flat_map(|(name, code)| reachable(name, code).into_values())
+                    .filter(is_of_bytes)
+                    .count()
+            };
+            let is_used = is_narrow && tier.has_faster_narrow_products();
+            for kind in ["_conv_", "_dwconv_"] {
+                assert_eq!(count(kind) > 0, is_used, "{tier}, {kind} with weights of 7 bits: {is_narrow}");
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::{
     terminal::Terminal,
 };
 use qcc_runtime::{
-    Compiler, Event, ListingKind, Precision, Program, TuneReport,
+    Compiler, Event, ListingKind, Precision, Program, TuneReport, WeightBits,
     ir::{Graph, onnx, text},
     is_program, tune,
 };
@@ -112,6 +112,9 @@ fn describe(program: &Program) -> String {
     let mut parts = vec![info.precision.name().to_string()];
     if info.precision == Precision::Int8 {
         parts.push(info.requant.name().into());
+        if info.weight_bits == WeightBits::Seven {
+            parts.push("weights of 7 bits".into());
+        }
     }
     match &info.calibration {
         Some(c) if c.synthetic => parts.push("ranges of synthetic noise (for timing only)".into()),

@@ -49,10 +49,11 @@ fn describe_program(program: &Program, out: &mut impl Write) -> Result<(), Failu
     let info = program.info();
     writeln!(
         out,
-        "compiled by qcc {} to {}, requantization {}",
+        "compiled by qcc {} to {}, requantization {}, weights of {} bits",
         info.qcc,
         info.precision.name(),
-        info.requant.name()
+        info.requant.name(),
+        info.weight_bits.count()
     )?;
     if let Some(pixels) = &info.pixels {
         writeln!(out, "{}", super::pixels(pixels))?;

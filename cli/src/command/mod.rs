@@ -42,6 +42,7 @@ fn compiler(
     for (node, device) in &options.pin {
         compiler = compiler.pin(node, *device);
     }
+    compiler = compiler.weight_bits(options.weight_bits);
     if options.weights == "per-tensor" {
         compiler = compiler.weights(passes::WeightGrid::PerTensor);
     }

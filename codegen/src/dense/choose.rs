@@ -154,6 +154,10 @@ struct Unit {
     rate: f64,
     /// Cycles from one multiplication to the next into the same accumulator.
     latency: f64,
+    /// Cycles of the ports that multiply and sum, for a group of an activation and for a vector of weights: to broadcast
+    /// the one where loads do not, and to widen the other.
+    broadcast: f64,
+    widen: f64,
 }
 
 /// Cycles that a tile takes besides its loops over K: to be called, to finish an accumulator, to store a pixel.
@@ -205,17 +209,34 @@ const MATRIX_LEVEL1: usize = 32 << 10;
 const CONFIGURE: f64 = 180.0;
 
 fn unit(isa: Isa, product: Product) -> Unit {
-    let wide = Unit { isa, product, lanes: 16, widths: &[4, 3, 2, 1], rate: 2.0, latency: 5.0 };
+    let wide = Unit {
+        isa,
+        product,
+        lanes: 16,
+        widths: &[4, 3, 2, 1],
+        rate: 2.0,
+        latency: 5.0,
+        broadcast: 0.0,
+        widen: 0.0,
+    };
     let half = Unit { lanes: 8, widths: &[2, 1], ..wide };
     let narrow = Unit { lanes: 4, ..half };
     match (isa, product) {
         (Isa::AmxInt8 | Isa::Avx512Vnni, _) => wide,
         (Isa::AvxVnni, _) | (Isa::Avx2, Product::F32) => half,
-        // Pairs are multiplied apart, and summed by an instruction of their own.
+        // Three ports: pairs are multiplied apart, and summed by an instruction of their own.
         (Isa::Avx2, Product::U8S8) => Unit { rate: 0.75, ..half },
+        // Two multiplications one after the other, and a sum.
+        (Isa::Avx2, Product::U8S7) => Unit { rate: 1.0, ..half },
         (Isa::XmmVnni, _) => narrow,
-        (Isa::Xmm, Product::F32) => Unit { rate: 1.0, latency: 4.0, ..narrow },
-        (Isa::Xmm, Product::U8S8) => Unit { rate: 0.75, ..narrow },
+        // A product and a sum, on three ports; SSE broadcasts by a shuffle.
+        (Isa::Xmm, Product::F32) => {
+            Unit { rate: 1.5, latency: 4.0, broadcast: 1.0 / 3.0, widths: wide.widths, ..narrow }
+        }
+        (Isa::Xmm, Product::U8S8) => {
+            Unit { rate: 0.75, broadcast: 2.0 / 3.0, widen: 2.0 / 3.0, widths: wide.widths, ..narrow }
+        }
+        (Isa::Xmm, Product::U8S7) => Unit { rate: 1.0, broadcast: 1.0 / 3.0, widths: wide.widths, ..narrow },
     }
 }
 
@@ -283,7 +304,9 @@ impl Unit {
 
     fn vector_tile(&self, block: Block, vectors: usize, groups: f64, weights: Source) -> f64 {
         let pixels = block.rows * block.cols;
-        let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency);
+        let multiply = ((pixels * vectors) as f64 / self.rate).max(self.latency)
+            + pixels as f64 * self.broadcast
+            + vectors as f64 * self.widen;
         let load = (pixels + vectors + block.crowded) as f64 / LOADS;
         let bytes = (vectors * self.lanes * 4) as f64;
         let stream = if pixels == 1 { weights.undisturbed_cycles(bytes) } else { weights.cycles(bytes) };

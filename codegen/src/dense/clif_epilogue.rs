@@ -525,7 +525,7 @@ pub(crate) fn splat_f32(b: &mut FunctionBuilder<'_>, x: f32) -> Value {
 }
 
 /// Four bytes in the lowest lanes of a vector, zeros above.
-pub(crate) fn load_4_bytes(b: &mut FunctionBuilder<'_>, base: Value, offset: i32) -> Value {
+fn load_4_bytes(b: &mut FunctionBuilder<'_>, base: Value, offset: i32) -> Value {
     let scalar = b.ins().load(F32, MEM, base, offset);
     let vector = b.ins().scalar_to_vector(F32X4, scalar);
     cast(b, I8X16, vector)

@@ -25,8 +25,10 @@ use cranelift_frontend::FunctionBuilder;
 pub(crate) enum Dot {
     /// `vpdpbusd`: four products of u8 by s8.
     Vnni,
-    /// Two `pmaddwd`: even and odd bytes widened to 16 bits.
+    /// Two `pmaddwd`: pairs of codes that are widened to 16 bits.
     Madd,
+    /// `pmaddubsw` and a `pmaddwd` by ones: four products of u8 by s8 of which pairs fit 16 bits.
+    Bytes,
     /// One fused multiply-add.
     Fma,
     /// A product and a sum.
@@ -37,9 +39,10 @@ impl Dot {
     /// The instructions of the tiles of an instruction set; `None` where they are not Cranelift's.
     pub(crate) fn of_isa(product: Product, isa: Isa) -> Option<Dot> {
         match (isa, product) {
-            (Isa::XmmVnni, Product::U8S8) => Some(Dot::Vnni),
+            (Isa::XmmVnni, Product::U8S8 | Product::U8S7) => Some(Dot::Vnni),
             (Isa::XmmVnni, Product::F32) => Some(Dot::Fma),
             (Isa::Xmm, Product::U8S8) => Some(Dot::Madd),
+            (Isa::Xmm, Product::U8S7) => Some(Dot::Bytes),
             (Isa::Xmm, Product::F32) => Some(Dot::MulAdd),
             (Isa::AmxInt8 | Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2, _) => None,
         }
@@ -49,16 +52,22 @@ impl Dot {
     pub(crate) fn of_tier(product: Product, tier: &Tier) -> Dot {
         let has = |flag: &str| tier.cranelift_flags().any(|f| f == flag);
         match product {
-            Product::U8S8 if has("has_avx_vnni") || has("has_avx512vnni") => Dot::Vnni,
+            Product::U8S8 | Product::U8S7 if has("has_avx_vnni") || has("has_avx512vnni") => Dot::Vnni,
             Product::U8S8 => Dot::Madd,
+            Product::U8S7 => Dot::Bytes,
             Product::F32 if has("has_fma") => Dot::Fma,
             Product::F32 => Dot::MulAdd,
         }
     }
 
+    /// Dwords of an activation's group, which are multiplied one after the other.
+    fn parts(self) -> i32 {
+        if self == Dot::Madd { 2 } else { 1 }
+    }
+
     pub(crate) fn accumulator(self) -> Type {
         match self {
-            Dot::Vnni | Dot::Madd => I32X4,
+            Dot::Vnni | Dot::Madd | Dot::Bytes => I32X4,
             Dot::Fma | Dot::MulAdd => F32X4,
         }
     }
@@ -87,11 +96,11 @@ impl TileArguments {
 
 /// The most pixels of a tile with panels of `vectors` vectors, in 16 registers.
 pub(crate) fn max_pixels(dot: Dot, vectors: usize) -> usize {
-    // Besides accumulators: weights (even and odd bytes apart for `pmaddwd`), an activation, a product.
+    // Besides accumulators: weights, an activation, a product, and ones.
     let others = match dot {
         Dot::Vnni | Dot::Fma => vectors + 1,
-        Dot::Madd => 2 * vectors + 3,
-        Dot::MulAdd => vectors + 2,
+        Dot::MulAdd | Dot::Madd => vectors + 2,
+        Dot::Bytes => vectors + 3,
     };
     (16 - others) / vectors
 }
@@ -101,7 +110,7 @@ const UNROLL: u32 = 4;
 
 /// Emits the body of one tile and its return; the builder stands in the entry block.
 ///
-/// Weights are `[groups][panel][4]` bytes, or `[groups][panel]` floats; `params` describes the constants.
+/// Weights are `[groups][panel][4]` bytes, `[groups][2][panel][2]` where codes are widened, or `[groups][panel]` floats; `params` describes the constants.
 pub(crate) fn emit_tile(
     b: &mut FunctionBuilder<'_>,
     spec: &TileSpec,
@@ -112,20 +121,19 @@ pub(crate) fn emit_tile(
     let vectors = spec.panel / LANES;
     let TileArguments { a, mut w, params: p, y, r } = arguments;
     let from = if spec.start == Start::Weights { w } else { p };
-    let start: Vec<Value> =
+    let first: Vec<Value> =
         (0..vectors).map(|v| b.ins().load(dot.accumulator(), MEM, from, (v * LANES * 4) as i32)).collect();
     if spec.start == Start::Weights {
         w = b.ins().iadd_imm_s(w, spec.panel as i64 * 4);
     }
     let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r };
-    let accumulators = (0..spec.pixels()).flat_map(|_| start.iter().copied()).collect();
+    let accumulators = (0..spec.pixels()).flat_map(|_| first.iter().copied()).collect();
     let state = State { a, w, accumulators };
-    let state = Sum { b: &mut *finisher.b, spec, dot, vectors }.over(&spec.loops, state);
-    let done: Vec<Accumulator> = state
-        .accumulators
-        .iter()
+    let sums = Sum::new(&mut *finisher.b, spec, dot).over(&spec.loops, state).accumulators;
+    let done: Vec<Accumulator> = sums
+        .into_iter()
         .enumerate()
-        .map(|(i, &value)| {
+        .map(|(i, value)| {
             let pixel = i / vectors;
             let r_offset = spec.r_offsets.get(pixel).copied().unwrap_or(0);
             Accumulator { value, channel: i % vectors * LANES, y_offset: spec.y_offsets[pixel], r_offset }
@@ -155,9 +163,17 @@ struct Sum<'s, 'f, 'a> {
     spec: &'s TileSpec,
     dot: Dot,
     vectors: usize,
+    /// 16-bit ones, by which sums of pairs are summed.
+    ones: Value,
 }
 
-impl Sum<'_, '_, '_> {
+impl<'s, 'f, 'a> Sum<'s, 'f, 'a> {
+    fn new(b: &'f mut FunctionBuilder<'a>, spec: &'s TileSpec, dot: Dot) -> Sum<'s, 'f, 'a> {
+        // One value for all: a constant of its own for each product would be loaded for each. Unused, it has no code.
+        let ones = splat_i16(b, 1);
+        Sum { b, spec, dot, vectors: spec.panel / LANES, ones }
+    }
+
     /// Runs the loops, the outermost first, and in them the contiguous run.
     fn over(&mut self, loops: &[(u32, i32)], state: State) -> State {
         let Some((&(trips, stride), inner)) = loops.split_first() else { return self.run(state) };
@@ -220,79 +236,66 @@ impl Sum<'_, '_, '_> {
 
     /// `count` groups that follow each other.
     fn groups(&mut self, count: u32, mut state: State) -> State {
+        let parts = self.dot.parts();
         for g in 0..count as i32 {
-            self.group(g, &mut state);
+            for part in 0..parts {
+                self.part_of_group(parts * g + part, &mut state);
+            }
         }
-        let step = (self.spec.panel * 4) as i64;
+        let count = i64::from(count);
         State {
-            a: self.advance(state.a, i64::from(count) * 4),
-            w: self.advance(state.w, i64::from(count) * step),
+            a: self.advance(state.a, 4 * count * i64::from(parts)),
+            w: self.advance(state.w, count * (self.spec.panel * 4) as i64),
             accumulators: state.accumulators,
         }
     }
 
-    fn group(&mut self, g: i32, state: &mut State) {
-        let ty = if self.dot.accumulator() == F32X4 { F32X4 } else { I8X16 };
-        let first = g * self.spec.panel as i32 * 4;
-        let weights: Vec<Value> =
-            (0..self.vectors as i32).map(|v| self.b.ins().load(ty, MEM, state.w, first + v * 16)).collect();
+    /// The 4 bytes of every pixel at dword `at`, by the weights that stand over them.
+    fn part_of_group(&mut self, at: i32, state: &mut State) {
+        let bytes = (self.spec.panel * 4) as i32 / self.dot.parts();
+        let weights: Vec<Value> = (0..self.vectors as i32)
+            .map(|v| {
+                let vector = at * bytes + v * bytes / self.vectors as i32;
+                match self.dot {
+                    Dot::Madd => self.b.ins().sload8x8(MEM, state.w, vector),
+                    Dot::Vnni | Dot::Bytes => self.b.ins().load(I8X16, MEM, state.w, vector),
+                    Dot::Fma | Dot::MulAdd => self.b.ins().load(F32X4, MEM, state.w, vector),
+                }
+            })
+            .collect();
         let spec = self.spec;
-        let operands = self.split(&weights);
         for (pixel, rows) in spec.a_offsets.iter().zip(state.accumulators.chunks_mut(self.vectors)) {
             // A scalar load of f32 and a splat stay in vector registers; an integer one would not.
-            let scalar = self.b.ins().load(F32, MEM, state.a, pixel + g * 4);
+            let scalar = self.b.ins().load(F32, MEM, state.a, pixel + at * 4);
             let splat = self.b.ins().splat(F32X4, scalar);
-            self.multiply(splat, &operands, rows);
+            self.multiply(splat, &weights, rows);
         }
     }
 
-    /// The weights as the multiplication wants them: even and odd bytes apart for `pmaddwd`.
-    fn split(&mut self, weights: &[Value]) -> Vec<[Value; 2]> {
-        weights
-            .iter()
-            .map(|&w| match self.dot {
+    /// Adds the products of one pixel's bytes with every vector of the panel.
+    fn multiply(&mut self, splat: Value, weights: &[Value], accumulators: &mut [Value]) {
+        let operand = match self.dot {
+            Dot::Vnni | Dot::Bytes => cast(self.b, I8X16, splat),
+            Dot::Madd => cast(self.b, I16X8, splat),
+            Dot::Fma | Dot::MulAdd => splat,
+        };
+        for (acc, &w) in accumulators.iter_mut().zip(weights) {
+            *acc = match self.dot {
+                Dot::Vnni => dot_accumulate(self.b, operand, w, *acc),
+                Dot::Bytes => {
+                    let products = multiply_add_bytes(self.b, operand, w, self.ones);
+                    self.b.ins().iadd(*acc, products)
+                }
                 Dot::Madd => {
-                    let pairs = cast(self.b, I16X8, w);
-                    let raised = self.b.ins().ishl_imm_u(pairs, 8);
-                    [self.b.ins().sshr_imm_u(raised, 8), self.b.ins().sshr_imm_u(pairs, 8)]
+                    let products = multiply_add_pairs(self.b, operand, w);
+                    self.b.ins().iadd(*acc, products)
                 }
-                _ => [w, w],
-            })
-            .collect()
-    }
-
-    /// Adds the products of one pixel's group with every vector of the panel.
-    fn multiply(&mut self, splat: Value, weights: &[[Value; 2]], accumulators: &mut [Value]) {
-        match self.dot {
-            Dot::Vnni => {
-                let codes = cast(self.b, I8X16, splat);
-                for (acc, [w, _]) in accumulators.iter_mut().zip(weights) {
-                    *acc = dot_accumulate(self.b, codes, *w, *acc);
+                Dot::Fma => self.b.ins().fma(operand, w, *acc),
+                Dot::MulAdd => {
+                    let product = self.b.ins().fmul(operand, w);
+                    self.b.ins().fadd(*acc, product)
                 }
-            }
-            Dot::Madd => {
-                let pairs = cast(self.b, I16X8, splat);
-                let low = splat_i16(self.b, 0xff);
-                let even = self.b.ins().band(pairs, low);
-                let odd = self.b.ins().ushr_imm_u(pairs, 8);
-                for (acc, [w_even, w_odd]) in accumulators.iter_mut().zip(weights) {
-                    let products = multiply_add_pairs(self.b, even, *w_even);
-                    *acc = self.b.ins().iadd(*acc, products);
-                    let products = multiply_add_pairs(self.b, odd, *w_odd);
-                    *acc = self.b.ins().iadd(*acc, products);
-                }
-            }
-            Dot::Fma => {
-                for (acc, [w, _]) in accumulators.iter_mut().zip(weights) {
-                    *acc = self.b.ins().fma(splat, *w, *acc);
-                }
-            }
-            Dot::MulAdd => {
-                for (acc, [w, _]) in accumulators.iter_mut().zip(weights) {
-                    let product = self.b.ins().fmul(splat, *w);
-                    *acc = self.b.ins().fadd(*acc, product);
-                }
-            }
+            };
         }
     }
 }
@@ -304,6 +307,18 @@ pub(crate) fn multiply_add_pairs(b: &mut FunctionBuilder<'_>, x: Value, y: Value
     let low = b.ins().imul(x0, y0);
     let high = b.ins().imul(x1, y1);
     b.ins().iadd_pairwise(low, high)
+}
+
+/// The sum of the four products u8·s8 of each 32-bit lane, of which pairs fit 16 bits: a `pmaddubsw`, and a `pmaddwd` by
+/// 16-bit ones.
+pub(crate) fn multiply_add_bytes(
+    b: &mut FunctionBuilder<'_>,
+    codes: Value,
+    weights: Value,
+    ones: Value,
+) -> Value {
+    let pairs = b.ins().x86_pmaddubsw(weights, codes);
+    multiply_add_pairs(b, pairs, ones)
 }
 
 /// acc + the four products u8·s8 of each 32-bit lane: one `vpdpbusd` where the CPU has it.

@@ -2,20 +2,22 @@
 //! vectors, which every tier can run.
 //!
 //! A tile of Cranelift's is a run of output pixels of one row by 8 channels (4 at the end). Taps that lie above each
-//! other share a vector: their codes are interleaved, so that one `pmaddwd` (two rows) or `vpdpbusd` (four rows) multiplies and sums
+//! other share a vector: their codes are interleaved, so that one `pmaddwd` (two rows), or `vpdpbusd` or `pmaddubsw` (four rows), multiplies and sums
 //! them for four channels. An interleaved input column serves every output pixel of a block that a tap of it reaches,
 //! so several neighbouring pixels are computed at once.
 
 use super::{
     Problem, Weights,
     choose::{Cut, Order, Panel, Share},
-    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast},
-    clif_tile::{Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_pairs},
+    clif_epilogue::{Accumulator, Finisher, LANES, Params, cast, splat_i16},
+    clif_tile::{
+        Dot, TILE_PARAMETERS, TileArguments, dot_accumulate, multiply_add_bytes, multiply_add_pairs,
+    },
     driver::{
         Class, Coefficients, Elements, Operands, class_index, class_of, classes, for_each_part, kernel_name,
     },
     pack,
-    spec::Epilogue,
+    spec::{Epilogue, Product},
     strip::{self, StripSpec, Strips},
     walk::{PanelEntry, Walk},
 };
@@ -29,7 +31,7 @@ use crate::{
 use cranelift_codegen::ir::{
     BlockArg, ConstantData, InstBuilder, Value,
     condcodes::IntCC,
-    types::{F32X4, F64, F64X2, I8X16, I16X8, I64},
+    types::{F32X4, I8X16, I16X8, I64},
 };
 use cranelift_frontend::FunctionBuilder;
 use std::{collections::BTreeSet, ops::Range};
@@ -60,9 +62,10 @@ pub(crate) struct Taps {
     pub(crate) pixel: usize,
 }
 
-/// Whether a panel's loads reach beyond the last channel of a pixel, and so beyond the last pixel of the input.
-pub(crate) fn overreads(channels: usize) -> bool {
-    !channels.is_multiple_of(LANES)
+/// Whether a panel's loads reach beyond the last channel of a pixel, and so beyond the last pixel of the input: those of
+/// codes are always of 16 bytes.
+pub(crate) fn overreads(product: Product, channels: usize) -> bool {
+    product.is_of_codes() || !channels.is_multiple_of(LANES)
 }
 
 /// Lowers a depthwise convolution to one step: a problem whose groups are single channels, as one group. A run of K
@@ -218,7 +221,7 @@ fn cut(problem: &Problem, isa: Isa) -> Cut {
 /// Rows of taps that one multiplication takes.
 fn rows_at_once(dot: Dot) -> usize {
     match dot {
-        Dot::Vnni => 4,
+        Dot::Vnni | Dot::Bytes => 4,
         Dot::Madd => 2,
         Dot::Fma | Dot::MulAdd => 1,
     }
@@ -244,7 +247,7 @@ fn pack_codes(panel: &Panel, taps: &Taps, dot: Dot, weights: &Weights<'_, i8>) -
     pack_in_order(panel, taps, rows_at_once(dot), |at| {
         let w = at.map_or(0, |(channel, tap)| weights.at(channel, tap, 0));
         match dot {
-            Dot::Vnni => bytes.extend(w.to_le_bytes()),
+            Dot::Vnni | Dot::Bytes => bytes.extend(w.to_le_bytes()),
             _ => bytes.extend(i16::from(w).to_le_bytes()),
         }
     });
@@ -320,14 +323,24 @@ impl Tile<'_> {
         let reach = |pixel: usize, tap: usize| pixel * taps.stride + tap * taps.dilation;
         let columns: BTreeSet<usize> =
             (0..pixels).flat_map(|p| (0..taps.cols).map(move |t| reach(p, t))).collect();
-        for (group, first) in (0..taps.rows).step_by(rows_at_once(self.dot)).enumerate() {
-            for &column in &columns {
-                let at = (first * taps.row_stride + column * taps.pixel) as i32;
-                let inputs = self.load(finisher.b, a, at, taps.rows - first);
-                for (pixel, sums) in sums.chunks_mut(vectors).enumerate() {
-                    for tap in (0..taps.cols).filter(|&t| reach(pixel, t) == column) {
-                        let weights = ((group * taps.cols + tap) * vectors * 16) as i32;
-                        self.multiply(finisher.b, &inputs, w, weights, sums);
+        // Floats of one vector after the other: so the weights of a row of taps stay in registers. Interleaved codes are of
+        // all vectors.
+        let parts = if self.dot.accumulator() == F32X4 { vectors } else { 1 };
+        let ones = splat_i16(finisher.b, 1);
+        for part in 0..parts {
+            let own = part * vectors / parts..(part + 1) * vectors / parts;
+            for (group, first) in (0..taps.rows).step_by(rows_at_once(self.dot)).enumerate() {
+                let mut weights = RowOfTaps { tile: self, group, w, loaded: vec![None; taps.cols * vectors] };
+                for &column in &columns {
+                    let at = (first * taps.row_stride + column * taps.pixel) as i32;
+                    let inputs = self.load(finisher.b, a, at, taps.rows - first, own.clone());
+                    for (pixel, sums) in sums.chunks_mut(vectors).enumerate() {
+                        for tap in (0..taps.cols).filter(|&t| reach(pixel, t) == column) {
+                            for (&x, v) in inputs.iter().zip(own.clone()) {
+                                let weight = weights.get(finisher.b, tap, v);
+                                sums[v] = self.multiply(finisher.b, x, weight, ones, sums[v]);
+                            }
+                        }
                     }
                 }
             }
@@ -344,13 +357,18 @@ impl Tile<'_> {
         finisher.finish(&done);
     }
 
-    /// One input column of as many rows as are multiplied at once and exist, by vector.
-    fn load(&self, b: &mut FunctionBuilder, a: Value, at: i32, rows_left: usize) -> Vec<Value> {
+    /// These vectors of one input column, of as many rows as are multiplied at once and exist; of codes all vectors.
+    fn load(
+        &self,
+        b: &mut FunctionBuilder,
+        a: Value,
+        at: i32,
+        rows_left: usize,
+        own: Range<usize>,
+    ) -> Vec<Value> {
         let row = |i: usize| at + (i * self.taps.row_stride) as i32;
         match self.dot {
-            Dot::Fma | Dot::MulAdd => {
-                (0..self.vectors()).map(|v| b.ins().load(F32X4, MEM, a, at + v as i32 * 16)).collect()
-            }
+            Dot::Fma | Dot::MulAdd => own.map(|v| b.ins().load(F32X4, MEM, a, at + v as i32 * 16)).collect(),
             Dot::Madd => {
                 let pairs = match rows_left {
                     1 => {
@@ -368,7 +386,7 @@ impl Tile<'_> {
                 };
                 pairs[..self.vectors()].iter().map(|&v| cast(b, I16X8, v)).collect()
             }
-            Dot::Vnni => {
+            Dot::Vnni | Dot::Bytes => {
                 let zero = b.func.dfg.constants.insert(ConstantData::from(vec![0; 16]));
                 let zero = b.ins().vconst(I8X16, zero);
                 let rows = [0, 1, 2, 3].map(|i| match i < rows_left {
@@ -383,40 +401,54 @@ impl Tile<'_> {
         }
     }
 
-    /// The codes of one pixel: as many as the panel is wide, and anything above.
+    /// The codes of one pixel: as many as the panel is wide, and anything above. A load of so few would be followed by
+    /// instructions that clear the rest.
     fn load_codes(&self, b: &mut FunctionBuilder, a: Value, at: i32) -> Value {
-        if self.vectors() == 1 {
-            return super::clif_epilogue::load_4_bytes(b, a, at);
-        }
-        let scalar = b.ins().load(F64, MEM, a, at);
-        let vector = b.ins().scalar_to_vector(F64X2, scalar);
-        cast(b, I8X16, vector)
+        b.ins().load(I8X16, MEM, a, at)
     }
 
-    fn multiply(&self, b: &mut FunctionBuilder, inputs: &[Value], w: Value, at: i32, sums: &mut [Value]) {
-        for (v, (sum, &x)) in sums.iter_mut().zip(inputs).enumerate() {
-            let at = at + v as i32 * 16;
-            *sum = match self.dot {
-                Dot::Vnni => {
-                    let weights = b.ins().load(I8X16, MEM, w, at);
-                    dot_accumulate(b, x, weights, *sum)
-                }
-                Dot::Madd => {
-                    let weights = b.ins().load(I16X8, MEM, w, at);
-                    let products = multiply_add_pairs(b, x, weights);
-                    b.ins().iadd(*sum, products)
-                }
-                Dot::Fma => {
-                    let weights = b.ins().load(F32X4, MEM, w, at);
-                    b.ins().fma(x, weights, *sum)
-                }
-                Dot::MulAdd => {
-                    let weights = b.ins().load(F32X4, MEM, w, at);
-                    let product = b.ins().fmul(x, weights);
-                    b.ins().fadd(*sum, product)
-                }
-            };
+    /// A sum with the products of one vector of inputs added.
+    fn multiply(&self, b: &mut FunctionBuilder, x: Value, weights: Value, ones: Value, sum: Value) -> Value {
+        let products = match self.dot {
+            Dot::Vnni => return dot_accumulate(b, x, weights, sum),
+            Dot::Fma => return b.ins().fma(x, weights, sum),
+            Dot::Bytes => multiply_add_bytes(b, x, weights, ones),
+            Dot::Madd => multiply_add_pairs(b, x, weights),
+            Dot::MulAdd => {
+                let product = b.ins().fmul(x, weights);
+                return b.ins().fadd(sum, product);
+            }
+        };
+        b.ins().iadd(sum, products)
+    }
+}
+
+/// The weights of a row of taps, or of as many rows as are multiplied at once.
+struct RowOfTaps<'t> {
+    tile: &'t Tile<'t>,
+    group: usize,
+    /// Where the panel's weights lie.
+    w: Value,
+    /// By tap and vector: those that have been loaded already.
+    loaded: Vec<Option<Value>>,
+}
+
+impl RowOfTaps<'_> {
+    /// Loads a vector when it is first asked for. Floats are kept; the interleaved columns of codes take the registers
+    /// for that.
+    fn get(&mut self, b: &mut FunctionBuilder, tap: usize, vector: usize) -> Value {
+        let (vectors, taps) = (self.tile.vectors(), self.tile.taps.cols);
+        let (ty, is_kept) = match self.tile.dot {
+            Dot::Vnni | Dot::Bytes => (I8X16, false),
+            Dot::Madd => (I16X8, false),
+            Dot::Fma | Dot::MulAdd => (F32X4, true),
+        };
+        let slot = &mut self.loaded[tap * vectors + vector];
+        if let Some(kept) = slot.filter(|_| is_kept) {
+            return kept;
         }
+        let at = ((self.group * taps + tap) * vectors + vector) * 16;
+        *slot.insert(b.ins().load(ty, MEM, self.w, at as i32))
     }
 }
 

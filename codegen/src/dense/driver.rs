@@ -238,11 +238,11 @@ pub(crate) fn for_each_part(
 pub(crate) fn kernel_name(kernel: &str, product: Product, cut: &Cut, pixels: usize) -> String {
     let width = cut.panels.first().map_or(0, |p| p.width);
     let (isa, shape) = (cut.isa, format!("{kernel}_{pixels}x{width}"));
+    let format = PanelFormat { product, isa, panel: width };
+    let step = product.group() * format.step_groups();
     match product {
-        Product::U8S8 => {
-            let format = PanelFormat { product, isa, panel: width };
-            format!("qu8qs8_{shape}c{}__{isa}", product.group() * format.step_groups())
-        }
+        Product::U8S8 => format!("qu8qs8_{shape}c{step}__{isa}"),
+        Product::U8S7 => format!("qu8qs7_{shape}c{step}__{isa}"),
         Product::F32 => format!("f32_{shape}__{isa}"),
     }
 }

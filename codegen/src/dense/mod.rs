@@ -19,6 +19,7 @@ pub(crate) mod widen;
 
 use crate::Tier;
 use pack::PanelFormat;
+use rayon::prelude::*;
 use spec::Product;
 
 /// Byte strides of an operand or a result.
@@ -127,6 +128,41 @@ impl<T: Copy> Weights<'_, T> {
         }
         room
     }
+}
+
+/// Weights that are checked at a time.
+const CHECKED: usize = 256;
+
+impl Weights<'_, i8> {
+    /// Whether [`Product::U8S7`] holds dense tiles of these weights: the sum of any two that follow each other in a run,
+    /// from its start on, is [in 16 bits](Product::is_in_16_bits). Reads all of them, on all threads, until one pair
+    /// is not.
+    pub(crate) fn pairs_fit_16_bits(&self, channels: usize, runs: usize) -> bool {
+        let of_run = |channel: usize, run: usize| {
+            (0..self.run).step_by(CHECKED).all(|start| {
+                let mut room = [0; CHECKED];
+                let room = &mut room[..CHECKED.min(self.run - start)];
+                let (pairs, last) = self.take(channel, run, start, room).as_chunks::<2>();
+                // The last one of an odd run stands beside a zero.
+                let last = last.iter().map(|&w| [w, 0]);
+                pairs.iter().copied().chain(last).all(Product::is_in_16_bits)
+            })
+        };
+        (0..channels).into_par_iter().all(|channel| (0..runs).all(|run| of_run(channel, run)))
+    }
+}
+
+/// Whether [`Product::U8S7`] holds depthwise kernels of these weights, `taps` of each channel: the sum of any two of a
+/// channel is [in 16 bits](Product::is_in_16_bits), however kernels put rows of taps together.
+pub(crate) fn taps_fit_16_bits(weights: &[i8], taps: usize) -> bool {
+    weights.chunks(taps).all(|taps| {
+        let (mut largest, mut smallest) = ([0; 2], [0; 2]);
+        for &w in taps {
+            largest = [largest[0].max(w), largest[1].max(w.min(largest[0]))];
+            smallest = [smallest[0].min(w), smallest[1].min(w.max(smallest[0]))];
+        }
+        Product::is_in_16_bits(largest) && Product::is_in_16_bits(smallest)
+    })
 }
 
 impl Problem {

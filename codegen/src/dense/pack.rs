@@ -85,7 +85,7 @@ impl PanelFormat {
     pub fn channel_of_column(self, column: usize) -> usize {
         match self.product {
             Product::F32 => column,
-            Product::U8S8 => {
+            Product::U8S8 | Product::U8S7 => {
                 let (v, l, i) = (column / self.lanes(), column % self.lanes() / 4, column % 4);
                 4 * self.vectors() * l + 4 * v + i
             }
@@ -122,21 +122,24 @@ impl PanelFormat {
         }
     }
 
-    /// Bytes of an activation as tiles read it. AVX2 multiplies 16-bit numbers, to which codes are widened before.
+    /// Whether codes are multiplied as 16-bit numbers, to which activations are widened before: where weights leave no
+    /// exact product of bytes.
+    pub fn is_widened(self) -> bool {
+        self.product == Product::U8S8 && !self.isa.has_dot_product()
+    }
+
+    /// Bytes of an activation as tiles read it.
     pub fn activation_bytes(self) -> usize {
-        match (self.product, self.isa) {
-            (Product::U8S8, Isa::Avx2) => 2,
-            (product, _) => product.element(),
-        }
+        if self.is_widened() { 2 } else { self.product.element() }
     }
 
     /// Where code `t` of column `column` lies in a group of int8 weights.
     ///
-    /// Dot products take the 4 codes of a channel as a dword: `[NR][4]`. AVX2 multiplies pairs of them: `[2][NR][2]`.
+    /// Products of bytes take the 4 codes of a channel as a dword, `[NR][4]`; widened ones are of pairs: `[2][NR][2]`.
     fn code_offset(self, column: usize, t: usize) -> usize {
-        match self.isa {
-            Isa::Avx2 => t / 2 * self.panel * 2 + column * 2 + t % 2,
-            _ => column * 4 + t,
+        match self.is_widened() {
+            true => t / 2 * self.panel * 2 + column * 2 + t % 2,
+            false => column * 4 + t,
         }
     }
 
@@ -148,14 +151,16 @@ impl PanelFormat {
 
 /// A weight as it is packed: `i8` or `f32`.
 pub trait Weight: Copy + Default {
-    /// The product whose panels hold it.
-    const PRODUCT: Product;
+    /// Whether panels of a product hold it.
+    fn is_of(product: Product) -> bool;
     /// Writes the weights of one column into groups that follow each other. The last group may get fewer than it holds.
     fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[Self]);
 }
 
 impl Weight for i8 {
-    const PRODUCT: Product = Product::U8S8;
+    fn is_of(product: Product) -> bool {
+        product.is_of_codes()
+    }
 
     fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[i8]) {
         // This loop is most of what loading a large model takes: whole groups are numbers of constant size.
@@ -180,7 +185,9 @@ impl Weight for i8 {
 }
 
 impl Weight for f32 {
-    const PRODUCT: Product = Product::F32;
+    fn is_of(product: Product) -> bool {
+        product == Product::F32
+    }
 
     fn put(format: PanelFormat, groups: &mut [u8], column: usize, weights: &[f32]) {
         for (group, weight) in groups.chunks_exact_mut(4 * format.panel).zip(weights) {
@@ -255,7 +262,7 @@ pub fn pack_weights_into<W: Weight>(
     bytes: &mut [u8],
     weights: &impl WeightSource<W>,
 ) {
-    assert_eq!(W::PRODUCT, format.product, "weights of another product");
+    assert!(W::is_of(format.product), "weights of another product");
     assert_eq!(bytes.len(), packed_bytes(format, channels.len(), runs, run_len), "bytes of other weights");
     let step = format.product.group();
     let group_bytes = 4 * format.panel;
@@ -520,7 +527,7 @@ fn residual_shuffles(format: PanelFormat, rescale: RescaleForm) -> usize {
 impl ParamLayout {
     /// The regions that a tile of this format with this epilogue reads.
     pub fn new(format: PanelFormat, epilogue: EpilogueForm) -> ParamLayout {
-        let codes = format.product == Product::U8S8;
+        let codes = format.product.is_of_codes();
         let mut regions = Regions { format, end: 0 };
         let bias = regions.columns();
         let permutation = regions.splat_if(codes && format.is_wide());

@@ -301,7 +301,7 @@ impl Packer<'_, '_, '_> {
             let at = b.ins().imul_imm_s(column, bytes);
             b.ins().iadd(base, at)
         };
-        let weights = of_column(b, target, if format.isa == Isa::Avx2 { 2 } else { 4 });
+        let weights = of_column(b, target, if format.is_widened() { 2 } else { 4 });
         let weights = b.ins().iadd_imm_s(weights, format.weight_bytes(1) as i64);
         let starts = [of_column(b, starts, 4), of_column(b, target, 4)];
         let sums = b.declare_var(I32X4);
@@ -428,7 +428,7 @@ impl Packer<'_, '_, '_> {
     fn place(&mut self, chunk: &Chunk, at: Value, codes: Value) {
         let b = &mut *self.b;
         let to = b.ins().iadd(chunk.weights, at);
-        if self.kind.format.isa != Isa::Avx2 {
+        if !self.kind.format.is_widened() {
             b.ins().store(MEM, codes, to, 0);
             return;
         }

@@ -40,6 +40,10 @@ pub const SLACK: usize = 64;
 pub enum Product {
     /// u8 activations by s8 weights into s32.
     U8S8,
+    /// The same of weights of which the two that an instruction sums in 16 bits never leave them:
+    /// [`is_in_16_bits`](Product::is_in_16_bits). Weights of 7 bits, −64 to 64, are such. CPUs without a fused dot product
+    /// multiply them faster.
+    U8S7,
     /// f32 by f32.
     F32,
 }
@@ -48,7 +52,7 @@ impl Product {
     /// Elements of K that one step of the innermost loop takes.
     pub fn group(self) -> usize {
         match self {
-            Product::U8S8 => 4,
+            Product::U8S8 | Product::U8S7 => 4,
             Product::F32 => 1,
         }
     }
@@ -56,9 +60,21 @@ impl Product {
     /// Bytes of an activation element.
     pub fn element(self) -> usize {
         match self {
-            Product::U8S8 => 1,
+            Product::U8S8 | Product::U8S7 => 1,
             Product::F32 => 4,
         }
+    }
+
+    /// Whether it is one of codes, summed in s32.
+    pub fn is_of_codes(self) -> bool {
+        matches!(self, Product::U8S8 | Product::U8S7)
+    }
+
+    /// Whether the products of two weights with any u8 activations have a sum within 16 bits. It is largest where the
+    /// activations of positive weights are 255 and those of negative ones 0, and smallest the other way round.
+    pub fn is_in_16_bits(weights: [i8; 2]) -> bool {
+        let sum = |part: fn(i32) -> i32| weights.iter().map(|&w| 255 * part(w.into())).sum::<i32>();
+        sum(|w| w.max(0)) <= i16::MAX.into() && sum(|w| w.min(0)) >= i16::MIN.into()
     }
 }
 

@@ -10,7 +10,7 @@
 //! is `row | column << 32`: with it the strip knows which taps lie outside the image.
 //!
 //! A strip of codes works in two phases. The first *interleaves*: the rows that the strip reads are taken in groups of
-//! 4 (2 without a fused dot product), and for every input column the codes of a group that belong to one channel become
+//! 4 (2 where codes have to be widened), and for every input column the codes of a group that belong to one channel become
 //! one dword of a scratch line on the stack; what lies outside the image becomes the zero point there. The second
 //! phase multiplies: a dword of the line by a dword of weights is all taps of a group in one column. An interleaved
 //! column serves all output columns that reach it, and several output rows: the weights of the second row are those of
@@ -154,18 +154,15 @@ impl StripSpec {
 
     /// Byte offset of weights behind the [`Header`].
     pub(crate) fn weights_at(&self) -> usize {
-        match self.product {
-            Product::U8S8 => Header::BYTES,
-            Product::F32 => 0,
-        }
+        if self.product.is_of_codes() { Header::BYTES } else { 0 }
     }
 
     /// Output columns whose accumulators are held at once.
     pub(crate) fn block(&self) -> usize {
-        match self.product {
+        match self.product.is_of_codes() {
             // Whole blocks, and one smaller one behind them.
-            Product::U8S8 => block(self.isa, self.planned_rows, self.format().vectors()).min(self.cols),
-            Product::F32 => balanced(self.cols, MAX_BLOCK),
+            true => block(self.isa, self.planned_rows, self.format().vectors()).min(self.cols),
+            false => balanced(self.cols, MAX_BLOCK),
         }
     }
 
@@ -187,9 +184,9 @@ impl StripSpec {
         zero_point: u8,
     ) -> Vec<u8> {
         let (format, groups) = (self.format(), self.groups());
-        let mut bytes = match self.product {
-            Product::U8S8 => Header::pack(zero_point, self.rows_at_once()),
-            Product::F32 => Vec::new(),
+        let mut bytes = match self.product.is_of_codes() {
+            true => Header::pack(zero_point, self.rows_at_once()),
+            false => Vec::new(),
         };
         let channels: Vec<usize> = (0..self.panel).map(|column| format.channel_of_column(column)).collect();
         let at_once = self.rows_at_once();
@@ -248,7 +245,7 @@ pub(crate) struct Header;
 impl Header {
     /// The zero point as codes: what a row outside the image holds. Strips take it for such a row, so it is the first.
     pub(crate) const CODES: usize = 0;
-    /// The zero point as elements of the scratch line, which are words without a fused dot product.
+    /// The zero point as elements of the scratch line, which are words where codes are widened.
     pub(crate) const ELEMENTS: usize = 64;
     /// Dwords that bring together the codes of four channels in four rows, for one vector of a panel...
     pub(crate) const GATHER_ONE: usize = 128;
@@ -278,7 +275,7 @@ fn rows_at_once(product: Product, isa: Isa) -> usize {
     match (product, isa) {
         (Product::F32, _) => 1,
         (Product::U8S8, Isa::Avx2) => 2,
-        (Product::U8S8, _) => 4,
+        (Product::U8S8 | Product::U8S7, _) => 4,
     }
 }
 
@@ -304,9 +301,9 @@ fn is_zmm(isa: Isa) -> bool {
 pub(crate) fn panel_vectors(isa: Isa, product: Product) -> &'static [usize] {
     match (product, is_zmm(isa)) {
         (Product::F32, _) => &[1],
-        (Product::U8S8, true) => &[4, 2, 1],
+        (Product::U8S8 | Product::U8S7, true) => &[4, 2, 1],
         // 8 channels take as many shuffles as 16.
-        (Product::U8S8, false) => &[4, 2],
+        (Product::U8S8 | Product::U8S7, false) => &[4, 2],
     }
 }
 
@@ -360,7 +357,7 @@ impl Strips {
             return None;
         }
         let [rows, cols] = match product {
-            Product::U8S8 => cut_codes(isa, &window, outputs)?,
+            Product::U8S8 | Product::U8S7 => cut_codes(product, isa, &window, outputs)?,
             Product::F32 => cut_floats(&window, outputs)?,
         };
         Some(Strips { window, padding, rows, cols })
@@ -368,11 +365,11 @@ impl Strips {
 }
 
 /// As many rows as cost least, and as many columns as the scratch line holds, in equal strips.
-fn cut_codes(isa: Isa, window: &[Axis; 2], outputs: [usize; 2]) -> Option<[usize; 2]> {
-    let widest = panel_vectors(isa, Product::U8S8)[0];
+fn cut_codes(product: Product, isa: Isa, window: &[Axis; 2], outputs: [usize; 2]) -> Option<[usize; 2]> {
+    let widest = panel_vectors(isa, product)[0];
     let possible = (1..=outputs[0]).take_while(|&r| block(isa, r, widest) > 0);
-    let rows = possible.min_by_key(|&r| strip_cost(isa, window, r, outputs[0]))?;
-    let groups = groups(&window[0], rows, rows_at_once(Product::U8S8, isa)).len();
+    let rows = possible.min_by_key(|&r| strip_cost(product, isa, window, r, outputs[0]))?;
+    let groups = groups(&window[0], rows, rows_at_once(product, isa)).len();
     let column = groups * widest * if is_zmm(isa) { 64 } else { 32 };
     let most = (1..=outputs[1]).take_while(|&n| window[1].span(n) * column <= SCRATCH).last()?;
     Some([rows, balanced(outputs[1], most)])
@@ -402,11 +399,15 @@ fn is_interior(axis: &Axis, first: usize, count: usize) -> bool {
 /// Every input column is interleaved; every tap column of a group is multiplied once for each output row that it
 /// meets. 512-bit shuffles have one port where multiplications have two. Weights are loaded once for a block of pixels,
 /// and so are the columns that it reaches.
-fn strip_cost(isa: Isa, window: &[Axis; 2], rows: usize, outputs: usize) -> usize {
-    let vectors = panel_vectors(isa, Product::U8S8)[0];
-    let at_once = rows_at_once(Product::U8S8, isa);
-    // A product that is not fused is summed by an instruction of its own.
-    let instructions = if at_once == 2 { 2 } else { 1 };
+fn strip_cost(product: Product, isa: Isa, window: &[Axis; 2], rows: usize, outputs: usize) -> usize {
+    let vectors = panel_vectors(isa, product)[0];
+    let at_once = rows_at_once(product, isa);
+    // A product that is not fused is summed by an instruction of its own, or by two.
+    let instructions = match (isa.has_dot_product(), product) {
+        (true, _) => 1,
+        (false, Product::U8S7) => 3,
+        (false, _) => 2,
+    };
     let pixels = block(isa, rows, vectors);
     let [of_rows, of_cols] = window;
     let strip = |own: usize| {

@@ -15,6 +15,7 @@ use crate::{
         pad::{self, Border},
         spec::Product,
         strip::{self, Axis, Strips},
+        taps_fit_16_bits,
     },
     kernels::map::View,
     module::Location,
@@ -191,6 +192,16 @@ impl<'g> Convolution<'g> {
         Strips::new(self.product, isa, window, padding, [e.out_rows, e.out_cols])
     }
 
+    /// The product of a depthwise convolution with its weights on the tier.
+    fn depthwise_product(&self, cx: &Lowering, node: NodeId) -> Result<Product, OpError> {
+        let tier = cx.options.tier;
+        if self.product != Product::U8S8 || !tier.has_faster_narrow_products() {
+            return Ok(self.product);
+        }
+        let weights = product::constant(cx.graph, node, 1)?.as_slice::<i8>()?;
+        Ok(tier.product_of_codes(taps_fit_16_bits(weights, self.window.taps())))
+    }
+
     /// The taps of a depthwise convolution in an input with this border.
     fn depthwise_taps(&self, border: &Border) -> Option<Taps> {
         let (e, w) = (&self.extents, self.window);
@@ -254,7 +265,10 @@ pub(super) fn margins(graph: &Graph, node: NodeId) -> Option<Margins> {
 }
 
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let conv = Convolution::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
+    let mut conv = Convolution::of(cx.graph, node).map_err(|e| cx.refuse(node, OpError::Unsupported(e)))?;
+    if conv.is_depthwise() {
+        conv.product = conv.depthwise_product(cx, node).map_err(|e| cx.refuse(node, e))?;
+    }
     // Padding holds the code of zero.
     let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z);
     let isa = cx.options.tier.isa;
@@ -275,7 +289,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         Some(taps) => {
             let problem = conv.depthwise_problem(&border);
             let problem = conv.placed(cx, node, problem)?;
-            (problem, depthwise::overreads(conv.extents.channels), Kernel::Depthwise(taps))
+            (problem, depthwise::overreads(conv.product, conv.extents.channels), Kernel::Depthwise(taps))
         }
         None => {
             let problem = conv.placed(cx, node, conv.problem(&border))?.flattened();

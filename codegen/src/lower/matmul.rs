@@ -138,7 +138,7 @@ impl Batch {
     fn dtype(&self) -> DType {
         match self.product {
             Product::F32 => DType::F32,
-            Product::U8S8 => DType::U8,
+            Product::U8S8 | Product::U8S7 => DType::U8,
         }
     }
 
@@ -169,8 +169,8 @@ impl Batch {
         let value = cx.graph.operand(node, slot);
         let location = match (self.product, cx.plan.fused_into.get(&value.node)) {
             (Product::F32, _) => view.location,
-            (Product::U8S8, Some(&into)) if into == node => with_slack(cx, cx.graph.operand(value.node, 0))?,
-            (Product::U8S8, _) => with_slack(cx, value)?,
+            (_, Some(&into)) if into == node => with_slack(cx, cx.graph.operand(value.node, 0))?,
+            (_, _) => with_slack(cx, value)?,
         };
         Ok(View { location, ..view })
     }
@@ -180,7 +180,7 @@ impl Batch {
         // A panel is padded to at most 64 channels, and K to 64 codes; of these there are up to three runs and a start.
         let column = match self.product {
             Product::F32 => 4 * self.inner as u64,
-            Product::U8S8 => 3 * (self.inner as u64 + 64) + 4,
+            Product::U8S8 | Product::U8S7 => 3 * (self.inner as u64 + 64) + 4,
         };
         (self.matrices as u64).saturating_mul(column.saturating_mul(self.columns as u64 + 64))
     }
@@ -191,7 +191,7 @@ impl Batch {
         let [a, b] = [0, 1].map(|slot| cx.graph.operand(node, slot));
         let zero_points = match self.product {
             Product::F32 => None,
-            Product::U8S8 => {
+            Product::U8S8 | Product::U8S7 => {
                 let zero = |v| cx.graph.ty(v).per_tensor().map_or(0, |(_, z)| z);
                 Some([zero(a), zero(b)])
             }

@@ -688,6 +688,7 @@ impl<'w, 's> Lowering<'w, 's> {
         let constants = reads.iter().filter(|&&v| is_constant(self.graph, v));
         Work {
             macs: self.graph.macs(node),
+            by_narrow_weights: false,
             bytes_read: total_bytes(reads.iter().map(|&v| self.graph.ty(v))),
             weight_bytes: total_bytes(constants.map(|&v| self.graph.ty(v))),
             bytes_written: total_bytes(self.graph.node(node).outputs()),

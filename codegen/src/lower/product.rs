@@ -235,7 +235,7 @@ pub(super) fn lower(
     let work = cx.work(node);
     let refuse = |cx: &Lowering, e: TensorError| cx.refuse(node, e.into());
     match problem.product {
-        Product::U8S8 => {
+        Product::U8S8 | Product::U8S7 => {
             let elements = tensor.as_slice::<i8>().map_err(|e| refuse(cx, e))?;
             let own = match cx.products.get(&node) {
                 Some(Ok(own)) => own,
@@ -246,7 +246,19 @@ pub(super) fn lower(
                 true => Epilogue::PackOnly,
                 false => Epilogue::Requantize(&own.requantizer),
             };
-            let weights = Elements::Codes(Weights { elements, order, run });
+            let weights = Weights { elements, order, run };
+            let tier = cx.options.tier;
+            let product = match kernel {
+                Kernel::Dense(_) if tier.has_faster_narrow_products() => {
+                    let channels = problem.groups * problem.channels;
+                    tier.product_of_codes(weights.pairs_fit_16_bits(channels, problem.runs()))
+                }
+                // Those of depthwise convolutions are cut by their product, so that it is chosen before.
+                _ => problem.product,
+            };
+            let problem = &Problem { product, ..problem.clone() };
+            let work = Work { by_narrow_weights: product == Product::U8S7, ..work };
+            let weights = Elements::Codes(weights);
             let starts = Starts::Codes(&own.starts, own.reach);
             let coefficients = Coefficients { tensor, weights, starts };
             emit(cx, problem, kernel, epilogue, operands, &coefficients, work)

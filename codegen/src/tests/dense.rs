@@ -53,8 +53,23 @@ fn u8_tensor(r: &mut Random, s: &Shape) -> Tensor {
     Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.code(0, 255) as u8).collect()).unwrap()
 }
 
-fn s8_tensor(r: &mut Random, s: &Shape) -> Tensor {
-    Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.code(-128, 127) as i8).collect()).unwrap()
+/// Weights: of the whole range, or of 7 bits, which some tiers multiply by other instructions.
+fn s8_tensor(r: &mut Random, s: &Shape, bits: WeightBits) -> Tensor {
+    let (lo, hi) = match bits {
+        WeightBits::Eight => (-128, 127),
+        WeightBits::Seven => (-64, 64),
+    };
+    Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.code(lo, hi) as i8).collect()).unwrap()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum WeightBits {
+    Seven,
+    Eight,
+}
+
+fn weight_bits() -> impl Strategy<Value = WeightBits> {
+    prop::sample::select(vec![WeightBits::Seven, WeightBits::Eight])
 }
 
 fn f32_tensor(r: &mut Random, s: &Shape) -> Tensor {
@@ -250,12 +265,16 @@ impl ConvCase {
     }
 
     fn quantized(&self, mode: RequantMode) -> Option<Case> {
+        self.quantized_to(WeightBits::Eight, mode)
+    }
+
+    fn quantized_to(&self, bits: WeightBits, mode: RequantMode) -> Option<Case> {
         let [x, w, y] = self.shapes()?;
         let mut r = Random::new(self.seed);
         let mut b = Builder::new();
         let grids = Grids::random(&mut r, mode, self.terms(), w[0]);
         b.input(u8_tensor(&mut r, &x), Some(grids.x.clone()));
-        b.constant(s8_tensor(&mut r, &w), Some(grids.weights(0)));
+        b.constant(s8_tensor(&mut r, &w, bits), Some(grids.weights(0)));
         if self.bias {
             b.constant(grids.bias(&mut r), None);
         }
@@ -388,12 +407,16 @@ impl MatMulCase {
     }
 
     fn quantized(&self, mode: RequantMode) -> Option<Case> {
+        self.quantized_to(WeightBits::Eight, mode)
+    }
+
+    fn quantized_to(&self, bits: WeightBits, mode: RequantMode) -> Option<Case> {
         let [x, w, y] = self.shapes();
         let mut r = Random::new(self.seed);
         let mut b = Builder::new();
         let grids = Grids::random(&mut r, mode, self.inner, self.columns);
         b.input(u8_tensor(&mut r, &x), Some(grids.x.clone()));
-        b.constant(s8_tensor(&mut r, &w), Some(grids.weights(1)));
+        b.constant(s8_tensor(&mut r, &w, bits), Some(grids.weights(1)));
         if self.bias {
             b.constant(grids.bias(&mut r), None);
         }
@@ -518,18 +541,30 @@ proptest! {
     #![proptest_config(config(300))]
 
     #[test]
-    fn quantized_convolutions_equal_their_definition(case in conv_case(), mode in any_mode()) {
-        exists(case.quantized(mode))?.equals_bits()?;
+    fn quantized_convolutions_equal_their_definition(
+        case in conv_case(),
+        bits in weight_bits(),
+        mode in any_mode(),
+    ) {
+        exists(case.quantized_to(bits, mode))?.equals_bits()?;
     }
 
     #[test]
-    fn quantized_depthwise_convolutions_equal_their_definition(case in depthwise_case(), mode in any_mode()) {
-        exists(case.quantized(mode))?.equals_bits()?;
+    fn quantized_depthwise_convolutions_equal_their_definition(
+        case in depthwise_case(),
+        bits in weight_bits(),
+        mode in any_mode(),
+    ) {
+        exists(case.quantized_to(bits, mode))?.equals_bits()?;
     }
 
     #[test]
-    fn quantized_matrix_products_equal_their_definition(case in matmul_case(), mode in any_mode()) {
-        exists(case.quantized(mode))?.equals_bits()?;
+    fn quantized_matrix_products_equal_their_definition(
+        case in matmul_case(),
+        bits in weight_bits(),
+        mode in any_mode(),
+    ) {
+        exists(case.quantized_to(bits, mode))?.equals_bits()?;
     }
 
     #[test]
@@ -646,8 +681,12 @@ fn large_cases() -> Vec<ConvCase> {
 #[test]
 fn large_convolutions_are_right_on_any_number_of_threads() {
     for case in large_cases() {
-        for mode in [RequantMode::Shift, RequantMode::Q15] {
-            let built = case.quantized(mode).expect("the window fits");
+        for (mode, bits) in [
+            (RequantMode::Shift, WeightBits::Eight),
+            (RequantMode::Q15, WeightBits::Seven),
+            (RequantMode::Q15, WeightBits::Eight),
+        ] {
+            let built = case.quantized_to(bits, mode).expect("the window fits");
             built.equals_bits().unwrap_or_else(|e| panic!("{case:?} in {mode}: {e}"));
         }
         let built = case.float().expect("the window fits");
@@ -783,7 +822,7 @@ fn extreme_windows_are_computed_or_refused() {
 }
 
 /// Listing of the one tile that a tier compiles for a 1x1 convolution of 64 to 8 channels on so many pixels.
-fn tile_listing(tier: &'static Tier, pixels: usize) -> String {
+fn tile_listing(tier: &'static Tier, pixels: usize, bits: WeightBits) -> String {
     let case = ConvCase {
         seed: 7,
         batch: 1,
@@ -798,16 +837,16 @@ fn tile_listing(tier: &'static Tier, pixels: usize) -> String {
         bias: false,
         residual: false,
     };
-    let case = case.quantized(RequantMode::Shift).expect("the window fits");
+    let case = case.quantized_to(bits, RequantMode::Shift).expect("the window fits");
     let text = compiled(&case.graph, tier).listing(ListingKind::Asm);
     text.split("; ").filter(|f| f.contains("_tile_")).collect()
 }
 
 /// Listing of the strips that a tier assembles for a depthwise 3x3 convolution of 64 channels on 8x8 pixels.
-fn strip_listing(tier: &'static Tier) -> String {
+fn strip_listing(tier: &'static Tier, bits: WeightBits) -> String {
     let mut case = large_cases().remove(0);
     case = ConvCase { spatial: [8, 8], groups: 64, inputs: 1, outputs: 1, residual: false, ..case };
-    let case = case.quantized(RequantMode::Q15).expect("the window fits");
+    let case = case.quantized_to(bits, RequantMode::Q15).expect("the window fits");
     let text = compiled(&case.graph, tier).listing(ListingKind::Asm);
     text.split("; ").filter(|f| f.contains("_strip_")).collect()
 }
@@ -817,7 +856,7 @@ fn strip_listing(tier: &'static Tier) -> String {
 fn depthwise_strips_use_the_instructions_of_their_tier() {
     let count = |name: &str, what: &str| {
         let tier = Tier::from_name(name).filter(|t| tiers().contains(t));
-        tier.map(|t| strip_listing(t).matches(what).count())
+        tier.map(|t| strip_listing(t, WeightBits::Eight).matches(what).count())
     };
     // 8 columns are two blocks of 3, which are a loop, and one of 2; four vectors.
     assert!([None, Some((3 + 2) * 2 * 3 * 4)].contains(&count("avx512vnni", "vpdpbusd zmm")));
@@ -830,6 +869,10 @@ fn depthwise_strips_use_the_instructions_of_their_tier() {
     assert!([None, Some(2 * 3 * 4)].contains(&count("avxvnni", "vpdpbusd ymm")));
     // Two groups of two rows.
     assert!([None, Some(2 * 2 * 3 * 4)].contains(&count("avx2", "vpmaddwd ymm")));
+    // Of weights of 7 bits one group of four rows.
+    let tier = Tier::from_name("avx2").filter(|t| tiers().contains(t));
+    let narrow = tier.map(|t| strip_listing(t, WeightBits::Seven).matches("vpmaddubsw ymm").count());
+    assert!([None, Some(2 * 3 * 4)].contains(&narrow));
 }
 
 /// Cranelift selects the dot product by its pattern; a tree that is disturbed would still be right, and slow.
@@ -839,7 +882,7 @@ fn the_dot_product_is_one_instruction() {
     if !tiers().contains(&tier) {
         return;
     }
-    let text = tile_listing(tier, 6);
+    let text = tile_listing(tier, 6, WeightBits::Eight);
     // Two vectors, 4 groups unrolled.
     assert_eq!(text.matches("vpdpbusd xmm").count(), 6 * 2 * 4, "{text}");
     assert!(!text.contains("pmaddwd"), "{text}");
@@ -848,11 +891,85 @@ fn the_dot_product_is_one_instruction() {
 #[test]
 fn the_tier_for_every_cpu_multiplies_pairs_and_uses_no_later_instructions() {
     let tier = Tier::from_name("x86-64-v2").expect("the tier exists");
-    let text = tile_listing(tier, 4);
-    // Even and odd bytes, two vectors, 4 groups unrolled.
+    let all = WeightBits::Eight;
+    let [text, narrow] = [all, WeightBits::Seven].map(|bits| tile_listing(tier, 4, bits));
+    // First and second pairs of a group, two vectors, 4 groups unrolled; a broadcast for each pair of each pixel.
     assert_eq!(text.matches("pmaddwd").count(), 4 * 2 * 2 * 4, "{text}");
+    let broadcasts = text.lines().filter(|l| l.contains("shufps") && l.ends_with(",0"));
+    assert_eq!(broadcasts.count(), 4 * 2 * 4, "{text}");
+    assert_eq!(narrow.matches("pmaddubsw").count(), 4 * 2 * 4, "{narrow}");
+    assert_eq!(narrow.matches("pmaddwd").count(), 4 * 2 * 4, "{narrow}");
     // VEX and EVEX instructions begin with a v. Constants stand behind the return.
     let code = text.split_once("ret").map_or("", |(code, _)| code);
     let later = code.lines().filter_map(|l| l.split(": ").nth(1)).find(|i| i.starts_with('v'));
     assert_eq!(later, None, "{text}");
+}
+
+/// A convolution of a batch of 3x3 images of which every channel has these weights in turn, over the pixels that make its
+/// sums largest and smallest.
+fn of_weights(weights: &[i8], depthwise: bool) -> Case {
+    const SIDE: usize = 3;
+    let channels = 16;
+    let (inputs, groups, kernel) = if depthwise { (1, channels, [3, 3]) } else { (channels, 1, [1, 1]) };
+    let taps = inputs * kernel[0] * kernel[1];
+    // Weights of 1x1 kernels lie along the channels of a pixel, those of depthwise ones down its columns.
+    let in_turn = |i: usize| weights[i % weights.len()];
+    let tap = |i: usize| if depthwise { i % SIDE * SIDE + i / SIDE } else { i };
+    let of_channel: Vec<i8> = (0..taps).map(|i| in_turn(tap(i))).collect();
+    let w = shape(&[channels, inputs, kernel[0], kernel[1]]);
+    let at = |y: usize, x: usize, c: usize| of_channel[if depthwise { SIDE * y + x } else { c }];
+    let x = shape(&[2, SIDE, SIDE, channels]);
+    let codes = (0..x.elements()).map(|i| {
+        let (image, y, column, c) =
+            (i / (SIDE * SIDE * channels), i / (SIDE * channels) % SIDE, i / channels % SIDE, i % channels);
+        if (at(y, column, c) > 0) == (image == 0) { 255u8 } else { 0 }
+    });
+    let mut b = Builder::new();
+    b.input(
+        Tensor::from_vec(x.clone(), codes.collect()).unwrap(),
+        Some(QuantParams::per_tensor(1.0, 0).unwrap()),
+    );
+    let all = (0..channels).flat_map(|_| of_channel.iter().copied()).collect();
+    b.constant(
+        Tensor::from_vec(w, all).unwrap(),
+        Some(QuantParams::per_axis(0, vec![1.0; channels], vec![0; channels]).unwrap()),
+    );
+    let largest = 255 * of_channel.iter().map(|w| i32::from(*w).abs()).sum::<i32>();
+    let output = OutputGrid::full(DType::U8, 2.0 * largest as f32 / 255.0, 128).unwrap();
+    let window = Window::new(kernel);
+    let (bias, residual, requant) = (false, false, RequantMode::Shift);
+    let layout = Layout::ChannelsLast;
+    b.finish(QConv { window, groups, layout, bias, residual, requant, output }).expect("the op takes them")
+}
+
+/// The names of the kernels of a case on a tier.
+fn kernels(case: &Case, tier: &'static Tier) -> Vec<String> {
+    compiled(&case.graph, tier).steps().iter().map(|s| s.kernel.clone()).collect()
+}
+
+/// `pmaddubsw` sums two products in 16 bits, and saturates: with weights of which pairs may leave them, another form
+/// must be taken.
+#[test]
+fn only_weights_of_which_pairs_fit_16_bits_are_multiplied_as_bytes() {
+    let fit: [&[i8]; 6] = [&[64, 64], &[-64, -64], &[127, 1], &[-128, 0], &[-128, 127], &[-127, -1, 5, 90]];
+    let do_not: [&[i8]; 6] = [&[65, 64], &[-65, -64], &[127, 2], &[-128, -1], &[1, 2, 100, 29], &[127, 127]];
+    for (weights, fits) in fit.map(|w| (w, true)).into_iter().chain(do_not.map(|w| (w, false))) {
+        let dense = of_weights(weights, false);
+        dense.equals_bits().unwrap_or_else(|e| panic!("{weights:?}: {e}"));
+        // Any two taps of a channel may meet: all are alike, or these few are alone with zeros.
+        let column = [weights, &[0; 9]].concat();
+        let depthwise = of_weights(if weights[0] == weights[1] { weights } else { &column }, true);
+        depthwise.equals_bits().unwrap_or_else(|e| panic!("depthwise {weights:?}: {e}"));
+        for tier in tiers() {
+            let form = if fits && tier.has_faster_narrow_products() { "qu8qs7_" } else { "qu8qs8_" };
+            for case in [&dense, &depthwise] {
+                let names = kernels(case, tier);
+                let products: Vec<_> = names.iter().filter(|n| n.starts_with("qu8")).collect();
+                assert!(
+                    products.len() == 1 && products[0].starts_with(form),
+                    "{tier} has {names:?} for {weights:?}"
+                );
+            }
+        }
+    }
 }

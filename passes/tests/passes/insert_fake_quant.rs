@@ -1,9 +1,10 @@
 use crate::common::*;
 use qcc_ir::{
     Graph, Op, Stage, ValueId,
+    numerics::RequantMode,
     ops::{BinaryKind, FakeQuant, UnaryKind},
 };
-use qcc_passes::{Options, Report, WeightGrid, int8_capability, quantize};
+use qcc_passes::{Options, Report, WeightBits, WeightGrid, int8_capability, quantize};
 
 fn quantized_with(graph: &Graph, options: &Options) -> (Graph, Report) {
     let (mut graph, _) = prepared_with(graph, options);
@@ -71,6 +72,33 @@ fn weights_are_symmetric_per_channel_and_the_bias_in_their_units() {
     let (after, _) =
         quantized_with(&graph, &Options { weights: WeightGrid::PerTensor, ..Options::default() });
     assert!(fake_quant(&after, "conv_weight_fq").params.as_per_tensor().is_some());
+}
+
+#[test]
+fn weights_of_7_bits_have_their_largest_at_64() {
+    let graph = behind_conv(|_, y| y);
+    for grid in [WeightGrid::PerAxis, WeightGrid::PerTensor] {
+        let options = |weight_bits| Options {
+            weights: grid,
+            weight_bits,
+            requant: RequantMode::Shift,
+            ..Options::default()
+        };
+        let [(wide, _), (narrow, report)] =
+            [WeightBits::Eight, WeightBits::Seven].map(|bits| quantized_with(&graph, &options(bits)));
+        let [wide, of_narrow] = [&wide, &narrow].map(|g| fake_quant(g, "conv_weight_fq"));
+        assert_eq!((of_narrow.lo, of_narrow.hi), (-64, 64));
+        for (w, n) in wide.params.scales().iter().zip(of_narrow.params.scales()) {
+            assert!((n / w * 64.0 / 127.0 - 1.0).abs() < 1e-6, "{w} {n}");
+        }
+        let note = report.record("insert_fake_quant").unwrap().notes.iter().find(|n| n.node == "conv");
+        assert!(note.is_some_and(|n| n.text.contains("weights of 7 bits")), "{report}");
+        let mut placed = narrow.clone();
+        qcc_passes::lower(&mut placed, &options(WeightBits::Seven), &mut |_, _| {}).unwrap();
+        let conv = find(&placed, "conv");
+        let codes = placed.constant_value(placed.operand(conv, 1)).unwrap().as_slice::<i8>().unwrap();
+        assert_eq!(codes.iter().map(|c| c.unsigned_abs()).max(), Some(64));
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use qcc_ir::{
     numerics::RequantMode,
     ops::{BinaryKind, UnaryKind, Window},
 };
-use qcc_passes::{Options, PassError, Precision, WeightGrid, plan};
+use qcc_passes::{Options, PassError, Precision, WeightBits, WeightGrid, plan};
 
 /// A residual network with what makes them hard: strides, a downsampling branch, depthwise convolutions, hard-swish,
 /// ReLU6, a concatenation, squeeze and excite, a classifier.
@@ -77,15 +77,20 @@ fn int8_agrees_with_fake_quant_within_steps_and_with_float_closely() {
 }
 
 #[test]
-fn every_requantization_mode_and_weight_grid_works() {
+fn every_requantization_mode_and_grid_of_weights_works() {
     let float = residual_net(4);
     let x = inputs(&float, 60);
-    for weights in [WeightGrid::PerAxis, WeightGrid::PerTensor] {
+    let grids = [
+        (WeightGrid::PerAxis, WeightBits::Eight),
+        (WeightGrid::PerTensor, WeightBits::Eight),
+        (WeightGrid::PerAxis, WeightBits::Seven),
+    ];
+    for (weights, weight_bits) in grids {
         for requant in RequantMode::ALL {
-            let options = Options { requant, weights, ..Options::default() };
+            let options = Options { requant, weights, weight_bits, ..Options::default() };
             let (fake, placed, report) = compiled(&float, &options);
             let d = distance(&run(&fake, &x), &run(&placed, &x));
-            assert!(d < 0.05, "{requant} {weights:?}: {d}\n{report}");
+            assert!(d < 0.05, "{requant} {weights:?} {weight_bits:?}: {d}\n{report}");
             let used = placed.nodes().filter(|(_, n)| match n.op() {
                 Some(qcc_ir::Op::QConv(c)) => c.requant == requant,
                 _ => false,

@@ -2,7 +2,7 @@
 
 use super::{
     EmitError, Tile, displaced, matrix,
-    vector::{Assembler, Emit, Reg},
+    vector::{Assembler, Emit, Operand, Reg},
 };
 use crate::{
     dense::spec::{Product, Start},
@@ -28,6 +28,8 @@ enum Step {
     DotProduct,
     /// The first or the second 2 of 4 widened codes by 2 weights, summed in a temporary.
     Pairs { second: bool },
+    /// Dword of 4 codes by 4 weights of which pairs fit 16 bits, summed in a temporary.
+    Bytes,
     /// One float.
     MultiplyAdd,
 }
@@ -41,6 +43,7 @@ impl Step {
 
 pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     start_from_bias(asm, tile)?;
+    set_ones(asm, tile)?;
     if tile.spec.start == Start::Weights {
         advance(asm, rsi, tile.format.weight_bytes(1) as i64)?;
     }
@@ -161,12 +164,29 @@ fn step(asm: &mut Assembler, tile: &Tile, g: usize) -> Result<(), EmitError> {
     }
     match (tile.format.product, tile.format.isa) {
         (Product::F32, _) => half_group(asm, tile, g, Step::MultiplyAdd),
+        (Product::U8S7, _) => half_group(asm, tile, g, Step::Bytes),
         (Product::U8S8, Isa::Avx2) => {
             half_group(asm, tile, g, Step::Pairs { second: false })?;
             half_group(asm, tile, g, Step::Pairs { second: true })
         }
         (Product::U8S8, _) => half_group(asm, tile, g, Step::DotProduct),
     }
+}
+
+/// Whether sums of pairs are summed in 32 bits by products with ones.
+pub(super) fn has_ones(tile: &Tile) -> bool {
+    tile.spec.product == Product::U8S7
+}
+
+/// The register of 16-bit ones: the last one, which is the same in tiles of any shape.
+pub(super) fn ones(tile: &Tile) -> Reg {
+    tile.temporary(tile.temporaries() - 1)
+}
+
+/// Sets them where they are used. Overwrites eax.
+pub(super) fn set_ones(asm: &mut Assembler, tile: &Tile) -> Emit {
+    const TWO_WORDS: u32 = 0x0001_0001;
+    if has_ones(tile) { asm.splat(ones(tile), TWO_WORDS) } else { Ok(()) }
 }
 
 fn half_group(asm: &mut Assembler, tile: &Tile, g: usize, step: Step) -> Result<(), EmitError> {
@@ -177,9 +197,12 @@ fn half_group(asm: &mut Assembler, tile: &Tile, g: usize, step: Step) -> Result<
         prefetch_weights(asm, tile, g, step, v)?;
     }
     // Several registers in turn: the next activation can be loaded while the last one is used.
-    let product = tile.temporary(vectors);
-    let first = if matches!(step, Step::Pairs { .. }) { vectors + 1 } else { vectors };
-    let in_turn = (tile.temporaries() - first).min(4);
+    let (product, first) = match step {
+        Step::Bytes => (tile.temporary(0), 1),
+        Step::Pairs { .. } => (tile.temporary(vectors), vectors + 1),
+        Step::DotProduct | Step::MultiplyAdd => (tile.temporary(vectors), vectors),
+    };
+    let in_turn = (tile.temporaries() - usize::from(has_ones(tile)) - first).min(4);
     for (pixel, &offset) in tile.spec.a_offsets.iter().enumerate() {
         let a = tile.temporary(first + pixel % in_turn);
         load_activation(asm, a, displaced(rdi, offset, activation_bytes(tile) * g)?, step)?;
@@ -189,6 +212,10 @@ fn half_group(asm: &mut Assembler, tile: &Tile, g: usize, step: Step) -> Result<
             match step {
                 Step::DotProduct => asm.vpdpbusd(accumulator, a, weights(v))?,
                 Step::MultiplyAdd => asm.vfmadd231ps(accumulator, a, weights(v))?,
+                Step::Bytes => {
+                    let weights = displaced(rsi, 0, whole_vector(tile, g, v))?;
+                    multiply_add_bytes(asm, accumulator, a, weights, [product, ones(tile)])?;
+                }
                 Step::Pairs { .. } => {
                     asm.vpmaddwd(product, a, weights(v))?;
                     asm.vpaddd(accumulator, accumulator, product)?;
@@ -199,15 +226,36 @@ fn half_group(asm: &mut Assembler, tile: &Tile, g: usize, step: Step) -> Result<
     Ok(())
 }
 
+/// Adds four products of each 32-bit lane, of codes by weights of which pairs fit 16 bits.
+pub(super) fn multiply_add_bytes(
+    asm: &mut Assembler,
+    sum: Reg,
+    codes: Reg,
+    weights: impl Into<Operand>,
+    [product, ones]: [Reg; 2],
+) -> Emit {
+    asm.vpmaddubsw(product, codes, weights)?;
+    asm.vpmaddwd(product, product, ones)?;
+    asm.vpaddd(sum, sum, product)
+}
+
+/// Byte offset of weights in vector `v` of group `g`, where a group is one row of vectors.
+fn whole_vector(tile: &Tile, g: usize, v: usize) -> usize {
+    tile.format.weight_bytes(g) + v * tile.format.vector_bytes()
+}
+
 fn load_weights(asm: &mut Assembler, tile: &Tile, g: usize, step: Step, v: usize) -> Result<(), EmitError> {
-    let group = g * tile.format.weight_bytes(1);
-    let vector = tile.format.vector_bytes();
     let to = tile.temporary(v);
     match step {
-        Step::DotProduct | Step::MultiplyAdd => asm.vmovups(to, displaced(rsi, 0, group + v * vector)?)?,
+        // Pixels read them from memory: with the ones, a register each would leave fewer pixels.
+        Step::Bytes => {}
+        Step::DotProduct | Step::MultiplyAdd => {
+            asm.vmovups(to, displaced(rsi, 0, whole_vector(tile, g, v))?)?
+        }
         Step::Pairs { second } => {
             let half = if second { 2 * tile.format.panel } else { 0 };
-            asm.load_bytes_as_words(to, displaced(rsi, 0, group + half + v * vector / 2)?)?;
+            let at = tile.format.weight_bytes(g) + half + v * tile.format.vector_bytes() / 2;
+            asm.load_bytes_as_words(to, displaced(rsi, 0, at)?)?;
         }
     }
     Ok(())
@@ -215,7 +263,7 @@ fn load_weights(asm: &mut Assembler, tile: &Tile, g: usize, step: Step, v: usize
 
 fn load_activation(asm: &mut Assembler, a: Reg, from: AsmMemoryOperand, step: Step) -> Emit {
     match step {
-        Step::DotProduct | Step::Pairs { second: false } => asm.vpbroadcastd(a, from),
+        Step::DotProduct | Step::Bytes | Step::Pairs { second: false } => asm.vpbroadcastd(a, from),
         Step::Pairs { second: true } => asm.vpbroadcastd(a, from + 4),
         Step::MultiplyAdd => asm.vbroadcastss(a, from),
     }
@@ -236,7 +284,7 @@ fn prefetch_weights(
     v: usize,
 ) -> Result<(), EmitError> {
     let ahead = tile.spec.prefetch.weights as usize;
-    let at = tile.format.weight_bytes(g) + v * tile.format.vector_bytes();
+    let at = whole_vector(tile, g, v);
     if ahead > 0 && at.is_multiple_of(LINE) && step.is_first() {
         asm.asm.prefetcht1(byte_ptr(displaced(rsi, 0, at + ahead)?))?;
     }

@@ -20,9 +20,9 @@ pub(crate) fn emit_strip(spec: &StripSpec) -> Result<Vec<u8>, EmitError> {
     let tiles = tiles.iter().map(|t| Tile::new(spec.isa, t)).collect::<Result<Vec<_>, _>>()?;
     let width = tiles.first().ok_or(EmitError::EmptySum)?.width();
     let mut strip = Strip { asm: Assembler::new(width)?, spec };
-    match spec.product {
-        Product::U8S8 => strip.codes(&tiles)?,
-        Product::F32 => strip.floats(&blocks, &tiles)?,
+    match spec.product.is_of_codes() {
+        true => strip.codes(&tiles)?,
+        false => strip.floats(&blocks, &tiles)?,
     }
     Ok(strip.asm.finish()?)
 }
@@ -73,7 +73,7 @@ impl Blocks {
             // Codes have their border in the scratch line, so all blocks are alike.
             let is_like = |run: &Run| {
                 run.cols == cols
-                    && (spec.product == Product::U8S8
+                    && (spec.product.is_of_codes()
                         || (spec.is_interior(run.first, cols) && spec.is_interior(first, cols)))
             };
             match runs.last_mut().filter(|run| is_like(run)) {
@@ -110,6 +110,9 @@ impl Strip<'_> {
         let line = i32::try_from(line).map_err(|_| EmitError::Displacement)?;
         self.enter(line)?;
         self.interleave(line)?;
+        if let Some(tile) = tiles.first() {
+            accumulate::set_ones(&mut self.asm, tile)?;
+        }
         self.asm.asm.mov(rdi, rsp)?;
         let blocks = Blocks::new(self.spec);
         for (run, tile) in blocks.0.iter().zip(tiles) {
@@ -481,12 +484,17 @@ impl Strip<'_> {
             let x = columns.get(&mut self.asm, pixel * axis.stride + first.col * axis.dilation, first)?;
             for ((_, w), operand) in weights.iter().zip(&operands) {
                 let sum = tile.accumulator(w.row * cols + pixel, w.vector);
-                if self.spec.rows_at_once() == 4 {
-                    self.asm.vpdpbusd(sum, x, *operand)?;
-                } else {
-                    let product = tile.temporary(0);
-                    self.asm.vpmaddwd(product, x, *operand)?;
-                    self.asm.vpaddd(sum, sum, product)?;
+                let product = tile.temporary(0);
+                match (self.spec.isa.has_dot_product(), self.spec.product) {
+                    (true, _) => self.asm.vpdpbusd(sum, x, *operand)?,
+                    (false, Product::U8S7) => {
+                        let temporaries = [product, accumulate::ones(tile)];
+                        accumulate::multiply_add_bytes(&mut self.asm, sum, x, *operand, temporaries)?;
+                    }
+                    (false, _) => {
+                        self.asm.vpmaddwd(product, x, *operand)?;
+                        self.asm.vpaddd(sum, sum, product)?;
+                    }
                 }
             }
         }
@@ -598,11 +606,13 @@ struct Columns {
 impl Columns {
     fn new(spec: &StripSpec, tile: &Tile, cols: usize) -> Columns {
         let weights = if cols > 1 { spec.rows } else { 0 };
+        // The last one holds ones.
+        let reserved = usize::from(accumulate::has_ones(tile));
         Columns {
             pitch: spec.line_column(),
             vector_bytes: tile.format.vector_bytes(),
             group_bytes: spec.panel * 4,
-            registers: (1 + weights..tile.temporaries()).map(|i| tile.temporary(i)).collect(),
+            registers: (1 + weights..tile.temporaries() - reserved).map(|i| tile.temporary(i)).collect(),
             held: Vec::new(),
         }
     }

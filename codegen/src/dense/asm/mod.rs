@@ -141,11 +141,19 @@ pub fn max_pixels(isa: Isa, product: Product, panel: usize) -> usize {
     if isa == Isa::AmxInt8 {
         return if product == Product::U8S8 { matrix::max_pixels(vectors) } else { 0 };
     }
-    // While summing: the weights of a group, an activation and, without a fused dot product, its product.
-    let summing = vectors + if (product, isa) == (Product::U8S8, Isa::Avx2) { 2 } else { 1 };
-    let epilogue = match product {
-        Product::U8S8 => requantize::TEMPORARIES,
-        Product::F32 => store::FLOAT_TEMPORARIES,
+    if product == Product::U8S7 && isa.has_dot_product() {
+        return 0;
+    }
+    let summing = match (product, isa.has_dot_product()) {
+        // An activation, its product, and ones; weights come from memory.
+        (Product::U8S7, _) => 3,
+        // The weights of a group, an activation and its product.
+        (Product::U8S8, false) => vectors + 2,
+        _ => vectors + 1,
+    };
+    let epilogue = match product.is_of_codes() {
+        true => requantize::TEMPORARIES,
+        false => store::FLOAT_TEMPORARIES,
     };
     (registers - summing.max(epilogue)) / vectors
 }
@@ -154,9 +162,10 @@ pub fn max_pixels(isa: Isa, product: Product, panel: usize) -> usize {
 pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
     let (mr, nr) = (spec.pixels(), spec.panel);
     let shape = match spec.product {
-        Product::U8S8 => {
+        Product::U8S8 | Product::U8S7 => {
             let step = 4 * PanelFormat { product: spec.product, isa, panel: nr }.step_groups();
-            format!("qu8s8_gemm_{mr}x{nr}c{step}__{isa}")
+            let weights = if spec.product == Product::U8S7 { "s7" } else { "s8" };
+            format!("qu8{weights}_gemm_{mr}x{nr}c{step}__{isa}")
         }
         Product::F32 => format!("f32_gemm_{mr}x{nr}__{isa}"),
     };
@@ -242,10 +251,10 @@ impl<'a> Tile<'a> {
             return Err(EmitError::Columns { columns: spec.columns, panel });
         }
         match (spec.product, spec.epilogue) {
-            (Product::U8S8, EpilogueForm::Requantize(q)) if q.dtype != DType::U8 => {
+            (Product::U8S8 | Product::U8S7, EpilogueForm::Requantize(q)) if q.dtype != DType::U8 => {
                 return Err(EmitError::Grid(q.dtype));
             }
-            (Product::U8S8, EpilogueForm::Requantize(_) | EpilogueForm::PackOnly)
+            (Product::U8S8 | Product::U8S7, EpilogueForm::Requantize(_) | EpilogueForm::PackOnly)
             | (Product::F32, EpilogueForm::Float { .. }) => {}
             (product, _) => return Err(EmitError::Epilogue(product)),
         }

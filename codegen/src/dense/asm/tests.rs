@@ -411,19 +411,51 @@ fn code(rng: &mut Random, fill: Fill) -> u8 {
     }
 }
 
+fn weight_of(rng: &mut Random, fill: Fill) -> i8 {
+    match fill {
+        Fill::Any => rng.next() as i8,
+        Fill::Least => -127,
+        Fill::Most => 127,
+        Fill::Tiny => rng.within(-1, 1) as i8,
+    }
+}
+
+/// Runs of weights of which pairs fit 16 bits, by a hair where they are the least or the most.
+fn narrow_weights(rng: &mut Random, runs: usize, run_len: usize, fill: Fill) -> Vec<i8> {
+    let mut weights = Vec::with_capacity(runs * run_len);
+    let mut pair = || loop {
+        let pair = match fill {
+            Fill::Any | Fill::Tiny => [(); 2].map(|()| weight_of(rng, fill)),
+            Fill::Least => [[-64, -64], [-128, 0], [-1, -127]][rng.within(0, 2) as usize],
+            Fill::Most => [[64, 64], [127, 1], [1, 127]][rng.within(0, 2) as usize],
+        };
+        if Product::is_in_16_bits(pair) {
+            return pair;
+        }
+    };
+    for _ in 0..runs {
+        let pairs: Vec<i8> = (0..run_len.div_ceil(2)).flat_map(|_| pair()).collect();
+        weights.extend(&pairs[..run_len]);
+    }
+    weights
+}
+
 /// Runs one int8 case; `None` where the mode refuses the factors.
-fn run_codes(isa: Isa, geometry: &Geometry, c: Content) -> Result<Option<bool>, TestCaseError> {
-    let mut p = Problem::new(isa, Product::U8S8, geometry);
+fn run_codes(
+    (isa, product): (Isa, Product),
+    geometry: &Geometry,
+    c: Content,
+) -> Result<Option<bool>, TestCaseError> {
+    let mut p = Problem::new(isa, product, geometry);
     let channels = p.channels;
     let k = p.runs() * p.run_len;
-    let weights: Vec<i8> = (0..channels * k)
-        .map(|_| match c.weights {
-            Fill::Any => p.rng.next() as i8,
-            Fill::Least => -127,
-            Fill::Most => 127,
-            Fill::Tiny => p.rng.within(-1, 1) as i8,
-        })
-        .collect();
+    let weights: Vec<i8> = match product {
+        Product::U8S7 => {
+            let runs = channels * p.runs();
+            narrow_weights(&mut p.rng, runs, p.run_len, c.weights)
+        }
+        _ => (0..channels * k).map(|_| weight_of(&mut p.rng, c.weights)).collect(),
+    };
     let input_zero_point = p.rng.within(0, 255) as i32;
     let mut biases = vec![];
     let mut bounds: Vec<ChannelBounds> = vec![];
@@ -497,16 +529,22 @@ fn run_codes(isa: Isa, geometry: &Geometry, c: Content) -> Result<Option<bool>, 
     Ok(Some(!saturated))
 }
 
+/// The forms of products of codes that this CPU can run.
+fn forms_of_codes() -> Vec<(Isa, Product)> {
+    let of = |product| isas(product).into_iter().map(move |isa| (isa, product));
+    of(Product::U8S8).chain(of(Product::U8S7)).collect()
+}
+
 #[test]
 fn codes_equal_the_reference_in_every_mode() {
-    for isa in isas(Product::U8S8) {
+    for form in forms_of_codes() {
         // Cases, and those with a result within the bounds, for each mode.
         let counts = RefCell::new([(0, 0); RequantMode::ALL.len()]);
         let mut runner =
             TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) });
         runner
             .run(&(geometry(), content()), |(g, c)| {
-                if let Some(telling) = run_codes(isa, &g, c)? {
+                if let Some(telling) = run_codes(form, &g, c)? {
                     let mode = RequantMode::ALL.iter().position(|m| *m == c.mode).unwrap_or(0);
                     let count = &mut counts.borrow_mut()[mode];
                     count.0 += 1;
@@ -518,7 +556,7 @@ fn codes_equal_the_reference_in_every_mode() {
         for (mode, (ran, telling)) in RequantMode::ALL.iter().zip(counts.into_inner()) {
             assert!(
                 ran >= 20 && telling >= 8,
-                "{isa:?} {mode}: {ran} cases, {telling} of them within the bounds"
+                "{form:?} {mode}: {ran} cases, {telling} of them within the bounds"
             );
         }
     }
@@ -527,11 +565,11 @@ fn codes_equal_the_reference_in_every_mode() {
 #[test]
 fn every_shape_of_tile_is_right() {
     // What random shapes may miss: each panel, each number of pixels, and each number of columns of the smallest.
-    for isa in isas(Product::U8S8) {
+    for (isa, product) in forms_of_codes() {
         for vectors in 1..=MAX_VECTORS {
-            let lanes = PanelFormat { product: Product::U8S8, isa, panel: 1 }.lanes();
+            let lanes = PanelFormat { product, isa, panel: 1 }.lanes();
             let panel = vectors * lanes;
-            let most = max_pixels(isa, Product::U8S8, panel);
+            let most = max_pixels(isa, product, panel);
             let shapes = (1..=most).map(|p| (p, panel)).chain((1..=panel).map(|c| (most.min(5), c)));
             for (i, (pixels, columns)) in shapes.enumerate() {
                 let g = Geometry {
@@ -555,7 +593,10 @@ fn every_shape_of_tile_is_right() {
                     spread: 2.0,
                     residual_factor: -1.0,
                 };
-                assert!(run_codes(isa, &g, c).unwrap().is_some(), "{isa:?} {g:?} {c:?} refused");
+                assert!(
+                    run_codes((isa, product), &g, c).unwrap().is_some(),
+                    "{isa:?} {product:?} {g:?} {c:?} refused"
+                );
             }
         }
     }
@@ -792,9 +833,9 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
         (0..window[0].extent * window[1].extent * channels).map(|_| rng.next() as u8).collect();
     // Small integers: float sums of them are exact in any order.
     let float = |x: f32| x.to_le_bytes();
-    let a_bytes: Vec<u8> = match product {
-        Product::U8S8 => image.clone(),
-        Product::F32 => image.iter().flat_map(|x| float(f32::from(*x))).collect(),
+    let a_bytes: Vec<u8> = match product.is_of_codes() {
+        true => image.clone(),
+        false => image.iter().flat_map(|x| float(f32::from(*x))).collect(),
     };
     let order = WeightOrder { channel: taps, inputs: 1, input: taps };
     let [y_row, y_col] = [outputs[1] * channels * element, channels * element];
@@ -813,21 +854,21 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
             window,
             y_row,
             y_col,
-            epilogue: match product {
-                Product::U8S8 => EpilogueForm::PackOnly,
-                Product::F32 => Epilogue::Float { clamp, residual: false }.form(),
+            epilogue: match product.is_of_codes() {
+                true => EpilogueForm::PackOnly,
+                false => Epilogue::Float { clamp, residual: false }.form(),
             },
         };
         let whole = spec(strips.rows, strips.cols);
         let own = panel.first..panel.first + panel.columns;
         let reals: Vec<f32> = weights.iter().map(|w| f32::from(*w)).collect();
         let real_bias: Vec<f32> = bias.iter().map(|b| *b as f32).collect();
-        let (w, params) = match product {
-            Product::U8S8 => (
+        let (w, params) = match product.is_of_codes() {
+            true => (
                 whole.pack(panel.first, &Weights { elements: &weights, order, run: 1 }, zero_point),
                 pack_params(whole.format(), None, own, &bias),
             ),
-            Product::F32 => (
+            false => (
                 whole.pack(panel.first, &Weights { elements: &reals, order, run: 1 }, 0),
                 pack_bias(whole.format(), clamp, own, &real_bias),
             ),
@@ -854,7 +895,7 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
             }
         }
     }
-    let outside = if product == Product::U8S8 { i32::from(zero_point) } else { 0 };
+    let outside = if product.is_of_codes() { i32::from(zero_point) } else { 0 };
     let mut expected = Vec::new();
     for (row, col) in (0..outputs[0]).flat_map(|row| (0..outputs[1]).map(move |col| (row, col))) {
         for channel in 0..channels {
@@ -869,9 +910,9 @@ fn run_strips(isa: Isa, product: Product, window: [Axis; 2], outputs: [usize; 2]
                 };
                 sum += x * i32::from(weights[channel * taps + tap]);
             }
-            match product {
-                Product::U8S8 => expected.push(sum.clamp(0, 255) as u8),
-                Product::F32 => expected.extend(float(sum as f32)),
+            match product.is_of_codes() {
+                true => expected.push(sum.clamp(0, 255) as u8),
+                false => expected.extend(float(sum as f32)),
             }
         }
     }
@@ -889,7 +930,7 @@ fn strips_read_and_write_nothing_but_their_buffers() {
         ([axis(3, 1, 2, 0, 9), axis(2, 3, 1, 0, 11)], [5, 4]),
         ([axis(2, 1, 1, 0, 3), axis(3, 1, 1, 1, 130)], [2, 130]),
     ];
-    for product in [Product::U8S8, Product::F32] {
+    for product in [Product::U8S8, Product::U8S7, Product::F32] {
         for isa in isas(product).into_iter().filter(|isa| *isa != Isa::AmxInt8) {
             for channels in [2, 16, 40, 64, 101] {
                 for (mut window, outputs) in windows {

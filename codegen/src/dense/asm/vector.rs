@@ -215,7 +215,7 @@ impl Assembler {
     one_source! { vmovaps vmovups vcvtdq2ps vcvtps2dq vcvttps2dq vsqrtps vpabsd }
 
     two_sources! {
-        vpdpbusd vpmaddwd vfmadd231ps vfmadd132ps vfnmadd231ps
+        vpdpbusd vpmaddwd vpmaddubsw vfmadd231ps vfmadd132ps vfnmadd231ps
         vpaddd vpaddq vpaddsw vpsubd vpsubw vpmulld vpmuldq vpmulhrsw
         vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
         vmulps vaddps vsubps vdivps vmaxps vminps vpermps
