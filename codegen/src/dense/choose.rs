@@ -131,6 +131,11 @@ impl Cut {
         Tiling { rows: self.rows, cols: self.cols, panel, order: self.order }
     }
 
+    /// Blocks of pixels of a problem.
+    fn blocks(&self, problem: &Problem) -> usize {
+        problem.images * problem.rows.div_ceil(self.rows) * problem.cols.div_ceil(self.cols)
+    }
+
     /// The same tiles in the other order.
     fn reordered(&self) -> Cut {
         let order = match self.order {
@@ -485,8 +490,7 @@ impl Cheapest {
 
 /// Whether the order makes a difference.
 fn has_both_orders(problem: &Problem, cut: &Cut) -> bool {
-    let blocks = problem.images * problem.rows.div_ceil(cut.rows) * problem.cols.div_ceil(cut.cols);
-    blocks > 1 && problem.groups * cut.panels.len() > 1
+    cut.blocks(problem) > 1 && problem.groups * cut.panels.len() > 1
 }
 
 /// The channels as panels of at most `widest` vectors, as few as there can be and as equal as they can be.
@@ -578,8 +582,7 @@ pub(crate) struct Sharing {
 /// need what the other ones have written of the input, and leave results of which the next step needs what others wrote.
 /// That is the dearer one where weights are not much more than activations: cores write to each other slowly.
 pub(crate) fn share(problem: &Problem, cut: &Cut, sharing: &Sharing) -> Share {
-    let blocks = problem.images * problem.rows.div_ceil(cut.rows) * problem.cols.div_ceil(cut.cols);
-    match (blocks, problem.groups * cut.panels.len()) {
+    match (cut.blocks(problem), problem.groups * cut.panels.len()) {
         (1, _) => return Share::Panels,
         (_, 1) => return Share::Pixels,
         _ => {}
@@ -647,13 +650,20 @@ fn crowded(problem: &Problem, rows: usize, cols: usize) -> usize {
 }
 
 /// What the tiles of a problem prefetch: the weights if they come from memory, activations and results if they do.
-pub(crate) fn prefetch(problem: &Problem, cut: &Cut, weights: usize, residual: bool) -> Prefetch {
-    // Sums in matrix registers are too short to hide it.
+pub(crate) fn prefetch(
+    problem: &Problem,
+    cut: &Cut,
+    share: Share,
+    weights: usize,
+    residual: bool,
+) -> Prefetch {
+    let far = |bytes: usize| Source::of(bytes) == Source::Memory;
     if cut.isa == Isa::AmxInt8 {
-        return Prefetch::default();
+        // Sums in matrix registers are too short to hide anything of their own.
+        let next_weights = if far(weights) { next_weights(problem, cut, share) } else { 0 };
+        return Prefetch { next_weights, ..Prefetch::default() };
     }
     let unit = unit(cut.isa, problem.product);
-    let far = |bytes: usize| Source::of(bytes) == Source::Memory;
     let blocks_follow = problem.loops.is_empty() && problem.rows == 1;
     let results = problem.images * problem.y.image * if residual { 2 } else { 1 };
     let Tiling { rows, cols, panel, .. } = cut.tiling();
@@ -664,7 +674,20 @@ pub(crate) fn prefetch(problem: &Problem, cut: &Cut, weights: usize, residual: b
         activations: if far(problem.a_bytes()) && blocks_follow { next } else { 0 },
         // Input and results share the caches.
         results: far(problem.a_bytes() + results) && summing >= LATENCY,
+        next_weights: 0,
     }
+}
+
+/// Lines of the next panel's weights that each tile of a panel asks for, where one panel is done before the next.
+fn next_weights(problem: &Problem, cut: &Cut, share: Share) -> u32 {
+    let blocks = cut.blocks(problem);
+    if cut.order == Order::PixelsOuter && blocks > 1 {
+        return 0;
+    }
+    // Two threads that share pixels have half of a panel's tiles each.
+    let tiles = if share == Share::Pixels { blocks.div_ceil(2) } else { blocks };
+    let width = cut.panels.iter().map(|p| p.width).max().unwrap_or(0);
+    u32::try_from((width * 4 * k_groups(problem, cut.isa)).div_ceil(LINE).div_ceil(tiles)).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     Problem, Weights, asm,
-    choose::{self, Cut, Panel, Sharing, Tiling},
+    choose::{self, Cut, Panel, Share, Sharing, Tiling},
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
     pack::{self, PanelFormat},
@@ -280,6 +280,8 @@ struct Tiles<'t, 'a> {
     cut: Cut,
     /// All cuts that there were to choose from.
     tilings: Vec<Tiling>,
+    /// How threads divide them.
+    share: Share,
     /// Bytes of weights that are read between two uses of its own.
     weights: usize,
     name: String,
@@ -301,7 +303,14 @@ impl<'t, 'a> Tiles<'t, 'a> {
         residual: bool,
     ) -> Result<Option<Tiles<'t, 'a>>, CodegenError> {
         let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(None) };
-        let prefetch = choose::prefetch(problem, &cut, weights, residual);
+        let sharing = Sharing {
+            input: cx.share_of_operand(0),
+            residual: residual.then(|| cx.share_of_residual()),
+            reads_all_channels: problem.groups == 1,
+            weights,
+        };
+        let share = choose::share(problem, &cut, &sharing);
+        let prefetch = choose::prefetch(problem, &cut, share, weights, residual);
         let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
         let classes = classes(&cut);
         let mut tiles = Tiles {
@@ -311,6 +320,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
             start,
             cut,
             tilings,
+            share,
             weights,
             name,
             classes,
@@ -375,14 +385,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
         work: Work,
     ) -> Result<(), CodegenError> {
         let around = around(cx, &self.name, self.cut.configured());
-        let sharing = Sharing {
-            input: cx.share_of_operand(0),
-            residual: operands.r.is_some().then(|| cx.share_of_residual()),
-            reads_all_channels: self.problem.groups == 1,
-            weights: self.weights,
-        };
-        let share = choose::share(self.problem, &self.cut, &sharing);
-        let walk = Walk::new(self.problem, &self.cut, share, operands, panels, self.functions, around);
+        let walk = Walk::new(self.problem, &self.cut, self.share, operands, panels, self.functions, around);
         let nanoseconds = choose::nanoseconds(self.problem, &self.cut, self.weights);
         cx.walk_step(&self.name, walk, work, nanoseconds);
         cx.offer_tilings(self.tilings);

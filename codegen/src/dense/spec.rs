@@ -13,7 +13,8 @@
 //! * `params`: the panel's epilogue constants (bias, multipliers…), packed likewise,
 //! * `y`: the first channel of the panel of the tile's first pixel; pixel i writes to `y + y_offsets[i]`,
 //! * `r`: the same for the residual, with `r_offsets`; anything where none is fused,
-//! * `at`: row | column << 32 of the first pixel in the image of results, which only depthwise strips ask for.
+//! * `at`: of depthwise strips, row | column << 32 of the first pixel in the image of results; of matrix forms, how many
+//!   tiles of the panel have been computed before, which tells what they [prefetch](Prefetch::next_weights).
 //!
 //! The sum over K runs through `loops` (outer to inner) of contiguous runs of `inner` groups: a group is 4 codes
 //! of an int8 product and 1 number of a float one. A run whose length is no multiple of a group reads beyond its end:
@@ -256,6 +257,9 @@ pub struct Prefetch {
     pub activations: i32,
     /// The tile's own results and residuals, while it sums.
     pub results: bool,
+    /// Lines behind the panel's weights, the part of a tile of matrix registers; 0: none. The tile that is called behind n
+    /// others of the panel takes the n-th such part, so that one panel's weights come while the last one's are used.
+    pub next_weights: u32,
 }
 
 impl TileSpec {

@@ -11,6 +11,7 @@ use super::{
     choose::{Cut, Order, Share},
     driver::Operands,
 };
+use crate::tier::Isa;
 use std::ops::Range;
 
 /// A microkernel; [`spec`](super::spec) has its contract.
@@ -89,10 +90,21 @@ pub(crate) struct Walk<T, A> {
     outer: Share,
     /// Which loop threads divide.
     share: Share,
+    /// What tiles are told last.
+    told: Told,
     panels: Vec<PanelEntry>,
     /// By class.
     tiles: Vec<PartFunctions<T>>,
     around: Option<Around<A>>,
+}
+
+/// The last argument of a tile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Told {
+    /// Row | column << 32 of its first pixel.
+    Position,
+    /// How many tiles of its panel have been called before, since another panel's.
+    TilesBefore,
 }
 
 /// Addresses of a walk's operands and of the model's weights.
@@ -149,6 +161,7 @@ impl<T, A> Walk<T, A> {
                 Order::PixelsOuter => Share::Pixels,
             },
             share,
+            told: if cut.isa == Isa::AmxInt8 { Told::TilesBefore } else { Told::Position },
             panels,
             tiles,
             around,
@@ -163,7 +176,7 @@ impl<T, A> Walk<T, A> {
     /// The same walk with other functions.
     pub(crate) fn map<T2, A2>(self, tile: impl Fn(T) -> T2, around: impl Fn(A) -> A2) -> Walk<T2, A2> {
         let Walk { operands, axes, order, lower_edge, right_edge, block, extents, .. } = self;
-        let Walk { outer, share, panels, tiles, around: all, .. } = self;
+        let Walk { outer, share, told, panels, tiles, around: all, .. } = self;
         Walk {
             operands,
             axes,
@@ -174,6 +187,7 @@ impl<T, A> Walk<T, A> {
             extents,
             outer,
             share,
+            told,
             panels,
             tiles: tiles.into_iter().map(|parts| parts.map(|f| f.map(&tile))).collect(),
             around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave) }),
@@ -294,6 +308,7 @@ impl Walk<TileFunction, AroundFunction> {
         let inner = self.order[AXES - 1];
         let step = self.axes[inner];
         // Mostly there is one range, and always one that begins here: multiplications would be much of its price.
+        let mut before = 0;
         let [mut a, mut y, mut r] = if begin == 0 { [0; 3] } else { self.offsets(&index) };
         loop {
             let here = left.min(step.count - index[inner]);
@@ -303,16 +318,23 @@ impl Walk<TileFunction, AroundFunction> {
                     + if index[COL] == self.right_edge { RIGHT } else { 0 };
                 // Every part that occurs has a function.
                 if let Some(tile) = self.tiles[panel.class as usize][part] {
-                    let [row, col] = [index[ROW] * self.block[0], index[COL] * self.block[1]];
+                    let told = match self.told {
+                        Told::Position => {
+                            let [row, col] = [index[ROW] * self.block[0], index[COL] * self.block[1]];
+                            row as u64 | (col as u64) << 32
+                        }
+                        Told::TilesBefore => before,
+                    };
                     tile(
                         bases.a.wrapping_add(a + panel.a as usize),
                         bases.w.wrapping_add(panel.weights as usize),
                         bases.weights.wrapping_add(panel.params as usize),
                         bases.y.wrapping_add(y + panel.y as usize),
                         bases.r.wrapping_add(r + panel.y as usize),
-                        row as u64 | (col as u64) << 32,
+                        told,
                     );
                 }
+                before += 1;
                 index[inner] += 1;
                 (a, y, r) = (a + step.a, y + step.y, r + step.r);
             }
@@ -321,12 +343,16 @@ impl Walk<TileFunction, AroundFunction> {
                 return;
             }
             index[inner] = 0;
+            let panel = index[PANEL];
             for &axis in self.order[..AXES - 1].iter().rev() {
                 index[axis] += 1;
                 if index[axis] < self.axes[axis].count {
                     break;
                 }
                 index[axis] = 0;
+            }
+            if index[PANEL] != panel {
+                before = 0;
             }
             [a, y, r] = self.offsets(&index);
         }
@@ -347,7 +373,6 @@ mod tests {
     use crate::{
         dense::{Strides, choose::Panel, spec::Product},
         module::Location,
-        tier::Isa,
     };
     use std::{cell::RefCell, ptr};
 

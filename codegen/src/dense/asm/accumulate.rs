@@ -5,7 +5,10 @@ use super::{
     vector::{Assembler, Emit, Reg},
 };
 use crate::{
-    dense::spec::{Product, Start},
+    dense::{
+        pack::ALIGN,
+        spec::{Product, Start},
+    },
     tier::Isa,
 };
 use iced_x86::code_asm::*;
@@ -48,10 +51,8 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     if loops.len() > COUNTERS.len() {
         return Err(EmitError::Loops(loops.len()));
     }
-    let results = Results::of(tile, &loops);
-    if let Some(results) = &results {
-        results.start(asm, tile)?;
-    }
+    let ahead = Ahead { results: Results::of(tile, &loops), weights: NextWeights::of(tile, &loops)? };
+    ahead.start(asm, tile)?;
     let mut tops = vec![];
     for (&(trips, _), counter) in loops.iter().zip(COUNTERS) {
         asm.asm.mov(counter, trips)?;
@@ -59,7 +60,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
         asm.asm.set_label(&mut top)?;
         tops.push(top);
     }
-    let mut moved = i64::from(run(asm, tile, !loops.is_empty(), results.as_ref())?);
+    let mut moved = i64::from(run(asm, tile, !loops.is_empty(), &ahead)?);
     for ((&(trips, stride), top), counter) in loops.iter().zip(tops).zip(COUNTERS).rev() {
         advance(asm, rdi, i64::from(stride) - moved)?;
         asm.asm.dec(counter)?;
@@ -85,7 +86,7 @@ pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
 }
 
 /// One contiguous run. Returns how far it moved rdi; rsi is moved to the next run's weights if there is one.
-fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) -> Result<i32, EmitError> {
+fn run(asm: &mut Assembler, tile: &Tile, more: bool, ahead: &Ahead) -> Result<i32, EmitError> {
     let (unroll, trips) = body(tile);
     let rest = steps(tile) % unroll;
     let step_groups = tile.format.step_groups();
@@ -93,20 +94,18 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
     let weight_bytes = tile.format.weight_bytes(step_groups);
     let mut moved = 0;
     let mut straight = rest;
-    let steps_and_results = |asm: &mut Assembler, steps: usize| -> Result<(), EmitError> {
+    let steps_and_prefetches = |asm: &mut Assembler, steps: usize| -> Result<(), EmitError> {
         for s in 0..steps {
             step(asm, tile, s)?;
-            if let Some(results) = results {
-                results.prefetch(asm, s, steps)?;
-            }
+            ahead.prefetch(asm, s, steps)?;
         }
-        results.map_or(Ok(()), |r| r.advance(asm))
+        ahead.advance(asm)
     };
     if trips > 1 {
         asm.asm.mov(eax, trips as u32)?;
         let mut top = asm.asm.create_label();
         asm.asm.set_label(&mut top)?;
-        steps_and_results(asm, unroll)?;
+        steps_and_prefetches(asm, unroll)?;
         advance(asm, rdi, (unroll * step_bytes) as i64)?;
         advance(asm, rsi, (unroll * weight_bytes) as i64)?;
         asm.asm.dec(eax)?;
@@ -117,7 +116,7 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
         }
     } else {
         straight += trips * unroll;
-        steps_and_results(asm, straight)?;
+        steps_and_prefetches(asm, straight)?;
     }
     if more {
         advance(asm, rsi, (straight * weight_bytes) as i64)?;
@@ -263,6 +262,88 @@ fn prefetch_activations(
 /// Lines of cache, in which memory comes.
 const LINE: usize = 64;
 
+/// What is prefetched a part at a time in each run of the loop's body.
+struct Ahead {
+    results: Option<Results>,
+    weights: Option<NextWeights>,
+}
+
+impl Ahead {
+    fn start(&self, asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
+        self.results.as_ref().map_or(Ok(()), |r| r.start(asm, tile))?;
+        self.weights.as_ref().map_or(Ok(()), |w| w.start(asm, tile))
+    }
+
+    /// Behind group `g` of a body of so many.
+    fn prefetch(&self, asm: &mut Assembler, g: usize, groups: usize) -> Result<(), EmitError> {
+        self.results.as_ref().map_or(Ok(()), |r| r.prefetch(asm, g, groups))?;
+        self.weights.as_ref().map_or(Ok(()), |w| w.prefetch(asm, g, groups))
+    }
+
+    fn advance(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        self.results.as_ref().map_or(Ok(()), |r| r.advance(asm))?;
+        self.weights.as_ref().map_or(Ok(()), |w| w.advance(asm))
+    }
+}
+
+/// Runs of the innermost loop's body in a tile.
+fn bodies(tile: &Tile, loops: &[(u32, i32)]) -> usize {
+    body(tile).1.max(1) * loops.iter().map(|l| l.0 as usize).product::<usize>()
+}
+
+/// Prefetching of the weights that lie behind the panel's, of which each tile of the panel asks for its part: while
+/// one panel is multiplied, the next one comes to the second level. Of matrix forms.
+struct NextWeights {
+    /// From the panel's first weight to the first that lies behind them.
+    panel_bytes: i32,
+    /// Bytes that the whole tile asks for.
+    tile_bytes: i32,
+    /// Lines for each run of the loop's body.
+    lines: usize,
+}
+
+/// The line that is prefetched next. The innermost one of the counters, which is free where at most two loops are around
+/// the innermost.
+const NEXT_WEIGHTS: AsmRegister64 = r11;
+/// Of which so many tiles of the panel have been computed before: the lower half of the last argument.
+const TILES_BEFORE: AsmRegister32 = r9d;
+
+impl NextWeights {
+    /// `None` where the tile is not asked to, or has no registers for it.
+    fn of(tile: &Tile, loops: &[(u32, i32)]) -> Result<Option<NextWeights>, EmitError> {
+        let lines = tile.spec.prefetch.next_weights as usize;
+        if lines == 0 || loops.len() > 2 || tile.bands.is_none() {
+            return Ok(None);
+        }
+        let bytes = |n: usize| i32::try_from(n).map_err(|_| EmitError::Displacement);
+        let panel = tile.format.weight_bytes(tile.spec.groups()).next_multiple_of(ALIGN);
+        let lines_of_body = lines.div_ceil(bodies(tile, loops));
+        let tile_bytes = bytes(lines * LINE)?;
+        Ok(Some(NextWeights { panel_bytes: bytes(panel)?, tile_bytes, lines: lines_of_body }))
+    }
+
+    /// While rsi stands before the panel's weights.
+    fn start(&self, asm: &mut Assembler, _: &Tile) -> Result<(), EmitError> {
+        asm.asm.mov(r11d, TILES_BEFORE)?;
+        asm.asm.imul_3(NEXT_WEIGHTS, NEXT_WEIGHTS, self.tile_bytes)?;
+        asm.asm.lea(NEXT_WEIGHTS, rsi + NEXT_WEIGHTS + self.panel_bytes)?;
+        Ok(())
+    }
+
+    /// Behind group `g` of a body of so many.
+    fn prefetch(&self, asm: &mut Assembler, g: usize, groups: usize) -> Result<(), EmitError> {
+        let at = |g: usize| (g * self.lines).div_ceil(groups);
+        for line in at(g)..at(g + 1) {
+            asm.asm.prefetcht1(byte_ptr(displaced(NEXT_WEIGHTS, 0, line * LINE)?))?;
+        }
+        Ok(())
+    }
+
+    fn advance(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        advance(asm, NEXT_WEIGHTS, (self.lines * LINE) as i64)
+    }
+}
+
 /// Prefetching of the tile's results and residuals, pixel by pixel while it sums: results are written in parts of lines,
 /// so their lines are fetched first. All at once would take every buffer of outstanding misses and stop the sum.
 ///
@@ -292,12 +373,11 @@ impl Results {
         if !spec.prefetch.results || loops.len() > 1 || tile.bands.is_some() {
             return None;
         }
-        let bodies = body(tile).1.max(1) * loops.iter().map(|l| l.0 as usize).product::<usize>();
         let offset = |i: usize| spec.y_offsets.get(i).copied().unwrap_or(0);
         Some(Results {
             stride: offset(1).checked_sub(offset(0))?,
             bytes: spec.columns * spec.product.element(),
-            pixels: spec.pixels().div_ceil(bodies),
+            pixels: spec.pixels().div_ceil(bodies(tile, loops)),
             residual: !spec.r_offsets.is_empty(),
         })
     }

@@ -10,7 +10,7 @@
 //! multiple, bands overlap, and what is computed twice is used once.
 
 use super::{
-    EmitError, Tile, displacement,
+    EmitError, Reg, Tile, displacement,
     vector::{Assembler, Emit},
 };
 use iced_x86::{IcedError, code_asm::*};
@@ -156,14 +156,21 @@ fn accumulator(tile: &Tile, band: usize, vector: usize) -> AsmRegisterTmm {
     ACCUMULATORS[band * tile.format.vectors() + vector]
 }
 
-/// Every row of an accumulator starts from the same constants: a load without a stride.
+/// Accumulators start from zero. What they should have started from is kept in vectors and added when they are fetched:
+/// to load it into them would take sixteen loads each.
 pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
-    for band in 0..bands.starts.len() {
-        for v in 0..tile.format.vectors() {
-            asm.asm.tileloadd(accumulator(tile, band, v), ptr(tile.start(v)))?;
+    for v in 0..tile.format.vectors() {
+        asm.vmovups(start(tile, v), tile.start(v))?;
+        for band in 0..bands.starts.len() {
+            asm.asm.tilezero(accumulator(tile, band, v))?;
         }
     }
     Ok(())
+}
+
+/// What the accumulators of a vector of the panel start from: the last registers, which the epilogue leaves alone.
+fn start(tile: &Tile, vector: usize) -> Reg {
+    tile.temporary(tile.temporaries() - 1 - vector)
 }
 
 /// Step `s` of 64 elements of K behind rdi and rsi.
@@ -202,7 +209,7 @@ pub(super) fn fetch(asm: &mut Assembler, tile: &Tile, bands: &Bands, pixel: usiz
     let vectors = tile.format.vectors();
     for v in 0..vectors {
         let from = rsp + ((bands.slot(pixel) * vectors + v) * ROW_BYTES) as i32;
-        asm.vmovups(tile.accumulator(pixel, v), from)?;
+        asm.vpaddd(tile.accumulator(pixel, v), start(tile, v), from)?;
     }
     Ok(())
 }

@@ -227,8 +227,8 @@ impl Problem {
     fn prefetch(&self) -> Prefetch {
         match self.columns % 3 {
             0 => Prefetch::default(),
-            1 => Prefetch { weights: 1 << 20, activations: -(1 << 20), results: true },
-            _ => Prefetch { weights: 64, activations: 0, results: true },
+            1 => Prefetch { weights: 1 << 20, activations: -(1 << 20), results: true, next_weights: 1000 },
+            _ => Prefetch { weights: 64, activations: 0, results: true, next_weights: 5 },
         }
     }
 
