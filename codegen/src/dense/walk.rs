@@ -10,6 +10,7 @@ use super::{
     Problem, Strides,
     choose::{Cut, Order, Share},
     driver::Operands,
+    spec::Next,
 };
 use crate::tier::Isa;
 use std::ops::Range;
@@ -92,6 +93,9 @@ pub(crate) struct Walk<T, A> {
     share: Share,
     /// What tiles are told last.
     told: Told,
+    /// The tiles that make a run with each panel's and follow it, itself among them, where panels are the innermost
+    /// loop; and otherwise whether the tiles of a line make runs. `None` where a call computes one tile.
+    runs: Option<Runs>,
     panels: Vec<PanelEntry>,
     /// By class.
     tiles: Vec<PartFunctions<T>>,
@@ -103,8 +107,17 @@ pub(crate) struct Walk<T, A> {
 enum Told {
     /// Row | column << 32 of its first pixel.
     Position,
-    /// How many tiles of its panel have been called before, since another panel's.
-    TilesBefore,
+    /// How many tiles of its panel have been called before, since another panel's, | tiles of the call << 32.
+    Tiles,
+}
+
+/// Which tiles one call computes, where it computes more than one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Runs {
+    /// Those of a panel inside of the image.
+    Pixels,
+    /// Those of so many panels from this one on.
+    Panels(Vec<u32>),
 }
 
 /// Addresses of a walk's operands and of the model's weights.
@@ -119,8 +132,56 @@ pub(crate) struct Bases {
     pub(crate) w: *const u8,
 }
 
+/// The loops over all tiles of a cut with so many panels in all groups, and their order.
+fn loops(problem: &Problem, cut: &Cut, panels: usize) -> ([Axis; AXES], [usize; AXES]) {
+    let axis = |count: usize, stride: fn(&Strides) -> usize, pace: usize| {
+        let [a, y, r] = [&problem.a, &problem.y, &problem.r].map(|s| stride(s) * pace);
+        Axis { count, a, y, r }
+    };
+    let mut axes = [Axis { count: panels, a: 0, y: 0, r: 0 }; AXES];
+    axes[IMAGE] = axis(problem.images, |s| s.image, 1);
+    axes[ROW] = axis(problem.rows.div_ceil(cut.rows), |s| s.row, cut.rows);
+    axes[COL] = axis(problem.cols.div_ceil(cut.cols), |s| s.col, cut.cols);
+    let mut order = match cut.order {
+        Order::PanelsOuter => [PANEL, IMAGE, ROW, COL],
+        Order::PixelsOuter => [IMAGE, ROW, COL, PANEL],
+    };
+    // So that the innermost loop has more than one round, if any has.
+    order.sort_by_key(|&axis| axes[axis].count > 1);
+    (axes, order)
+}
+
+/// From one tile of the innermost loop to the next: bytes in input, result and residual, where that is a loop over
+/// pixels; `None` where it is the one over panels.
+pub(crate) fn pixels_to_next(problem: &Problem, cut: &Cut) -> Option<[usize; 3]> {
+    let (axes, order) = loops(problem, cut, problem.groups * cut.panels.len());
+    let inner = order[AXES - 1];
+    let Axis { a, y, r, .. } = axes[inner];
+    (inner != PANEL).then_some([a, y, r])
+}
+
+/// How many panels from each one on have their tiles where `next` says.
+fn runs_of_panels(panels: &[PanelEntry], next: &Next) -> Vec<u32> {
+    let moved = |to: u32, from: u32, by: i32| i64::from(to) - i64::from(from) == i64::from(by);
+    let mut runs = vec![1; panels.len()];
+    for i in (1..panels.len()).rev() {
+        let (from, to) = (&panels[i - 1], &panels[i]);
+        let follows = from.class == to.class
+            && moved(to.a, from.a, next.a)
+            && moved(to.weights, from.weights, next.w)
+            && moved(to.params, from.params, next.params)
+            && moved(to.y, from.y, next.y);
+        if follows {
+            runs[i - 1] = runs[i] + 1;
+        }
+    }
+    runs
+}
+
 impl<T, A> Walk<T, A> {
-    /// The walk over all tiles of a cut. `panels` are those of all groups, `tiles` the functions of their classes.
+    /// The walk over all tiles of a cut. `panels` are those of all groups, `tiles` the functions of their classes, which
+    /// compute runs of tiles that are `next` to each other, if any.
+    #[allow(clippy::too_many_arguments, reason = "all that a walk is made of")]
     pub(crate) fn new(
         problem: &Problem,
         cut: &Cut,
@@ -128,22 +189,14 @@ impl<T, A> Walk<T, A> {
         operands: Operands,
         panels: Vec<PanelEntry>,
         tiles: Vec<PartFunctions<T>>,
+        next: Option<Next>,
         around: Option<Around<A>>,
     ) -> Walk<T, A> {
-        let axis = |count: usize, stride: fn(&Strides) -> usize, pace: usize| {
-            let [a, y, r] = [&problem.a, &problem.y, &problem.r].map(|s| stride(s) * pace);
-            Axis { count, a, y, r }
-        };
-        let mut axes = [Axis { count: panels.len(), a: 0, y: 0, r: 0 }; AXES];
-        axes[IMAGE] = axis(problem.images, |s| s.image, 1);
-        axes[ROW] = axis(problem.rows.div_ceil(cut.rows), |s| s.row, cut.rows);
-        axes[COL] = axis(problem.cols.div_ceil(cut.cols), |s| s.col, cut.cols);
-        let mut order = match cut.order {
-            Order::PanelsOuter => [PANEL, IMAGE, ROW, COL],
-            Order::PixelsOuter => [IMAGE, ROW, COL, PANEL],
-        };
-        // So that the innermost loop has more than one round, if any has.
-        order.sort_by_key(|&axis| axes[axis].count > 1);
+        let (axes, order) = loops(problem, cut, panels.len());
+        let runs = next.map(|next| match order[AXES - 1] {
+            PANEL => Runs::Panels(runs_of_panels(&panels, &next)),
+            _ => Runs::Pixels,
+        });
         let edge = |extent: usize, block: usize| match extent.is_multiple_of(block) {
             true => usize::MAX,
             false => extent / block,
@@ -161,7 +214,8 @@ impl<T, A> Walk<T, A> {
                 Order::PixelsOuter => Share::Pixels,
             },
             share,
-            told: if cut.isa == Isa::AmxInt8 { Told::TilesBefore } else { Told::Position },
+            told: if cut.isa == Isa::AmxInt8 { Told::Tiles } else { Told::Position },
+            runs,
             panels,
             tiles,
             around,
@@ -176,7 +230,7 @@ impl<T, A> Walk<T, A> {
     /// The same walk with other functions.
     pub(crate) fn map<T2, A2>(self, tile: impl Fn(T) -> T2, around: impl Fn(A) -> A2) -> Walk<T2, A2> {
         let Walk { operands, axes, order, lower_edge, right_edge, block, extents, .. } = self;
-        let Walk { outer, share, told, panels, tiles, around: all, .. } = self;
+        let Walk { outer, share, told, runs, panels, tiles, around: all, .. } = self;
         Walk {
             operands,
             axes,
@@ -188,6 +242,7 @@ impl<T, A> Walk<T, A> {
             outer,
             share,
             told,
+            runs,
             panels,
             tiles: tiles.into_iter().map(|parts| parts.map(|f| f.map(&tile))).collect(),
             around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave) }),
@@ -312,19 +367,21 @@ impl Walk<TileFunction, AroundFunction> {
         let [mut a, mut y, mut r] = if begin == 0 { [0; 3] } else { self.offsets(&index) };
         loop {
             let here = left.min(step.count - index[inner]);
-            for _ in 0..here {
+            let end = index[inner] + here;
+            while index[inner] < end {
                 let panel = &self.panels[index[PANEL]];
                 let part = if index[ROW] == self.lower_edge { LOWER } else { 0 }
                     + if index[COL] == self.right_edge { RIGHT } else { 0 };
+                let run = self.run_at(&index, inner, end);
+                let told = match self.told {
+                    Told::Position => {
+                        let [row, col] = [index[ROW] * self.block[0], index[COL] * self.block[1]];
+                        row as u64 | (col as u64) << 32
+                    }
+                    Told::Tiles => before | (run as u64) << 32,
+                };
                 // Every part that occurs has a function.
                 if let Some(tile) = self.tiles[panel.class as usize][part] {
-                    let told = match self.told {
-                        Told::Position => {
-                            let [row, col] = [index[ROW] * self.block[0], index[COL] * self.block[1]];
-                            row as u64 | (col as u64) << 32
-                        }
-                        Told::TilesBefore => before,
-                    };
                     tile(
                         bases.a.wrapping_add(a + panel.a as usize),
                         bases.w.wrapping_add(panel.weights as usize),
@@ -334,9 +391,9 @@ impl Walk<TileFunction, AroundFunction> {
                         told,
                     );
                 }
-                before += 1;
-                index[inner] += 1;
-                (a, y, r) = (a + step.a, y + step.y, r + step.r);
+                before += run as u64;
+                index[inner] += run;
+                (a, y, r) = (a + run * step.a, y + run * step.y, r + run * step.r);
             }
             left -= here;
             if left == 0 {
@@ -355,6 +412,24 @@ impl Walk<TileFunction, AroundFunction> {
                 before = 0;
             }
             [a, y, r] = self.offsets(&index);
+        }
+    }
+
+    /// How many tiles from this one on, before `end` in the innermost loop, one call computes.
+    fn run_at(&self, index: &[usize; AXES], inner: usize, end: usize) -> usize {
+        let most = end - index[inner];
+        match &self.runs {
+            None => 1,
+            Some(Runs::Panels(runs)) => most.min(runs[index[PANEL]] as usize),
+            Some(Runs::Pixels) => {
+                let edge = match inner {
+                    ROW => self.lower_edge,
+                    COL => self.right_edge,
+                    _ => usize::MAX,
+                };
+                // One that is an edge itself stands at the end.
+                most.min(edge.wrapping_sub(index[inner])).max(1)
+            }
         }
     }
 
@@ -450,7 +525,7 @@ mod tests {
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
         let around = Around { enter: enter as AroundFunction, leave: leave as AroundFunction };
-        Walk::new(&problem, &cut, share, operands, entries.collect(), vec![tiles], Some(around))
+        Walk::new(&problem, &cut, share, operands, entries.collect(), vec![tiles], None, Some(around))
     }
 
     fn calls_of(walk: &Walk<TileFunction, AroundFunction>, part: usize, parts: usize) -> Vec<Call> {

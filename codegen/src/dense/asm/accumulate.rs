@@ -12,6 +12,7 @@ use crate::{
     tier::Isa,
 };
 use iced_x86::code_asm::*;
+use std::ops::Range;
 
 /// Vector instructions in the unrolled body of the innermost loop, about: enough to hide the loop's own, which take
 /// slots of the multipliers' ports, and few enough for the decoded instruction cache.
@@ -51,7 +52,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     if loops.len() > COUNTERS.len() {
         return Err(EmitError::Loops(loops.len()));
     }
-    let ahead = Ahead { results: Results::of(tile, &loops), weights: NextWeights::of(tile, &loops)? };
+    let ahead = Ahead { results: Results::of(tile, &loops), weights: NextWeights::of(tile, loops.len())? };
     ahead.start(asm, tile)?;
     let mut tops = vec![];
     for (&(trips, _), counter) in loops.iter().zip(COUNTERS) {
@@ -72,7 +73,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
 
 pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
     if let Some(bands) = &tile.bands {
-        return matrix::start_from_bias(asm, tile, bands);
+        return matrix::start_from_zero(asm, tile, bands);
     }
     for v in 0..tile.format.vectors() {
         asm.vmovups(tile.accumulator(0, v), tile.start(v))?;
@@ -125,7 +126,7 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, ahead: &Ahead) -> Result<i3
 }
 
 /// Steps of a run: groups, or as many of them as a matrix register takes.
-fn steps(tile: &Tile) -> usize {
+pub(super) fn steps(tile: &Tile) -> usize {
     tile.spec.inner as usize / tile.format.step_groups()
 }
 
@@ -271,7 +272,7 @@ struct Ahead {
 impl Ahead {
     fn start(&self, asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
         self.results.as_ref().map_or(Ok(()), |r| r.start(asm, tile))?;
-        self.weights.as_ref().map_or(Ok(()), |w| w.start(asm, tile))
+        self.weights.as_ref().map_or(Ok(()), |w| w.start(asm))
     }
 
     /// Behind group `g` of a body of so many.
@@ -287,59 +288,69 @@ impl Ahead {
 }
 
 /// Runs of the innermost loop's body in a tile.
-fn bodies(tile: &Tile, loops: &[(u32, i32)]) -> usize {
-    body(tile).1.max(1) * loops.iter().map(|l| l.0 as usize).product::<usize>()
+fn bodies(tile: &Tile) -> usize {
+    body(tile).1.max(1) * tile.spec.loops.iter().map(|l| l.0 as usize).product::<usize>()
 }
 
 /// Prefetching of the weights that lie behind the panel's, of which each tile of the panel asks for its part: while
 /// one panel is multiplied, the next one comes to the second level. Of matrix forms.
-struct NextWeights {
+pub(super) struct NextWeights {
     /// From the panel's first weight to the first that lies behind them.
     panel_bytes: i32,
-    /// Bytes that the whole tile asks for.
-    tile_bytes: i32,
-    /// Lines for each run of the loop's body.
+    /// Lines that the whole tile asks for.
     lines: usize,
+    /// Lines for each run of the loop's body.
+    body_lines: usize,
 }
 
 /// The line that is prefetched next. The innermost one of the counters, which is free where at most two loops are around
 /// the innermost.
 const NEXT_WEIGHTS: AsmRegister64 = r11;
-/// Of which so many tiles of the panel have been computed before: the lower half of the last argument.
-const TILES_BEFORE: AsmRegister32 = r9d;
 
 impl NextWeights {
     /// `None` where the tile is not asked to, or has no registers for it.
-    fn of(tile: &Tile, loops: &[(u32, i32)]) -> Result<Option<NextWeights>, EmitError> {
+    pub(super) fn of(tile: &Tile, loops: usize) -> Result<Option<NextWeights>, EmitError> {
         let lines = tile.spec.prefetch.next_weights as usize;
-        if lines == 0 || loops.len() > 2 || tile.bands.is_none() {
+        if lines == 0 || loops > 2 || tile.bands.is_none() {
             return Ok(None);
         }
-        let bytes = |n: usize| i32::try_from(n).map_err(|_| EmitError::Displacement);
         let panel = tile.format.weight_bytes(tile.spec.groups()).next_multiple_of(ALIGN);
-        let lines_of_body = lines.div_ceil(bodies(tile, loops));
-        let tile_bytes = bytes(lines * LINE)?;
-        Ok(Some(NextWeights { panel_bytes: bytes(panel)?, tile_bytes, lines: lines_of_body }))
+        let panel_bytes = i32::try_from(panel).map_err(|_| EmitError::Displacement)?;
+        Ok(Some(NextWeights { panel_bytes, lines, body_lines: lines.div_ceil(bodies(tile)) }))
     }
 
-    /// While rsi stands before the panel's weights.
-    fn start(&self, asm: &mut Assembler, _: &Tile) -> Result<(), EmitError> {
-        asm.asm.mov(r11d, TILES_BEFORE)?;
-        asm.asm.imul_3(NEXT_WEIGHTS, NEXT_WEIGHTS, self.tile_bytes)?;
+    pub(super) fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// While rsi stands before the panel's weights, and the lower half of r9 is the number of tiles before.
+    fn start(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        let tile_bytes = i32::try_from(self.lines * LINE).map_err(|_| EmitError::Displacement)?;
+        asm.asm.mov(r11d, r9d)?;
+        asm.asm.imul_3(NEXT_WEIGHTS, NEXT_WEIGHTS, tile_bytes)?;
         asm.asm.lea(NEXT_WEIGHTS, rsi + NEXT_WEIGHTS + self.panel_bytes)?;
         Ok(())
     }
 
     /// Behind group `g` of a body of so many.
     fn prefetch(&self, asm: &mut Assembler, g: usize, groups: usize) -> Result<(), EmitError> {
-        let at = |g: usize| (g * self.lines).div_ceil(groups);
-        for line in at(g)..at(g + 1) {
+        let at = |g: usize| (g * self.body_lines).div_ceil(groups);
+        self.lines_of_tile(asm, at(g)..at(g + 1))
+    }
+
+    /// These of the next lines.
+    pub(super) fn lines_of_tile(&self, asm: &mut Assembler, lines: Range<usize>) -> Result<(), EmitError> {
+        for line in lines {
             asm.asm.prefetcht1(byte_ptr(displaced(NEXT_WEIGHTS, 0, line * LINE)?))?;
         }
         Ok(())
     }
 
     fn advance(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        advance(asm, NEXT_WEIGHTS, (self.body_lines * LINE) as i64)
+    }
+
+    pub(super) fn advance_by_tile(&self, asm: &mut Assembler) -> Result<(), EmitError> {
         advance(asm, NEXT_WEIGHTS, (self.lines * LINE) as i64)
     }
 }
@@ -377,7 +388,7 @@ impl Results {
         Some(Results {
             stride: offset(1).checked_sub(offset(0))?,
             bytes: spec.columns * spec.product.element(),
-            pixels: spec.pixels().div_ceil(bodies(tile, loops)),
+            pixels: spec.pixels().div_ceil(bodies(tile)),
             residual: !spec.r_offsets.is_empty(),
         })
     }

@@ -14,6 +14,7 @@ mod accumulate;
 mod depthwise;
 mod matrix;
 mod requantize;
+mod run;
 mod store;
 pub(crate) mod vector;
 
@@ -32,6 +33,7 @@ use iced_x86::{
 };
 use matrix::Bands;
 pub(crate) use matrix::configure;
+pub(crate) use run::MOST_STEPS;
 use qcc_ir::DType;
 pub(crate) use vector::Reg;
 use vector::{Assembler, Width};
@@ -179,13 +181,18 @@ pub fn emit_tile(isa: Isa, spec: &TileSpec) -> Result<Vec<u8>, EmitError> {
     if let Some(bands) = &tile.bands {
         matrix::begin(&mut asm, &tile, bands)?;
     }
-    accumulate::emit(&mut asm, &tile)?;
-    if let Some(bands) = &tile.bands {
-        matrix::spill(&mut asm, &tile, bands)?;
-    }
-    match spec.epilogue {
-        EpilogueForm::Float { .. } => store::floats(&mut asm, &tile)?,
-        EpilogueForm::Requantize(_) | EpilogueForm::PackOnly => store::codes(&mut asm, &tile)?,
+    match (&tile.bands, spec.next) {
+        (Some(bands), Some(next)) => run::emit(&mut asm, &tile, bands, next)?,
+        (bands, _) => {
+            accumulate::emit(&mut asm, &tile)?;
+            if let Some(bands) = bands {
+                matrix::spill(&mut asm, &tile, bands)?;
+            }
+            match spec.epilogue {
+                EpilogueForm::Float { .. } => store::floats(&mut asm, &tile)?,
+                EpilogueForm::Requantize(_) | EpilogueForm::PackOnly => store::codes(&mut asm, &tile)?,
+            }
+        }
     }
     if let Some(bands) = &tile.bands {
         matrix::end(&mut asm, &tile, bands)?;

@@ -220,6 +220,7 @@ impl Problem {
             epilogue: epilogue.form(),
             prefetch: self.prefetch(),
             configured: self.configured,
+            next: None,
         }
     }
 
@@ -729,6 +730,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec {
         epilogue: epilogue.form(),
         prefetch: Prefetch::default(),
         configured: 0,
+        next: None,
     }
 }
 
@@ -918,6 +920,7 @@ fn matrix_spec() -> TileSpec {
         epilogue: EpilogueForm::PackOnly,
         prefetch: Prefetch::default(),
         configured: 14,
+        next: None,
     }
 }
 
