@@ -13,7 +13,6 @@ use super::{
     spec::Next,
 };
 use crate::tier::Isa;
-use std::ops::Range;
 
 /// A microkernel; [`spec`](super::spec) has its contract.
 pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
@@ -337,20 +336,13 @@ impl Walk<TileFunction, AroundFunction> {
         if self.share == self.outer {
             return self.tiles(bases, begin[0] * other + begin[1], end[0] * other + end[1]);
         }
-        // A box of tiles, each of whose lines in the other loop is a range of units.
-        let lines = |of_shared: Range<u64>, of_other: Range<u64>| {
-            for i in of_other {
-                self.tiles(bases, i * shared + of_shared.start, i * shared + of_shared.end);
-            }
-        };
-        if begin[0] == end[0] {
-            return lines(begin[0]..begin[0] + 1, begin[1]..end[1]);
+        // The first and the last index of the shared loop may be divided: then only some lines of the other loop, which
+        // is the outer one here, begin or end with it.
+        for i in 0..other {
+            let first = begin[0] + u64::from(i < begin[1]);
+            let last = end[0] + u64::from(i < end[1]);
+            self.tiles(bases, i * shared + first, i * shared + last);
         }
-        if begin[1] > 0 {
-            lines(begin[0]..begin[0] + 1, begin[1]..other);
-        }
-        lines(begin[0] + u64::from(begin[1] > 0)..end[0], 0..other);
-        lines(end[0]..end[0] + 1, 0..end[1]);
     }
 
     /// The tiles of a range of units.
