@@ -42,6 +42,9 @@ pub enum Order {
     PanelsOuter,
     /// All panels of one block, then the next block: activations are read once.
     PixelsOuter,
+    /// All panels of as many blocks as stay in the second level, then the next ones: activations come from beyond it
+    /// once, and weights are read once a round. For batches, and for large images.
+    RoundsOuter,
 }
 
 /// Which loop over tiles threads divide among themselves.
@@ -79,6 +82,7 @@ impl fmt::Display for Tiling {
         let order = match self.order {
             Order::PanelsOuter => "panels",
             Order::PixelsOuter => "pixels",
+            Order::RoundsOuter => "rounds",
         };
         write!(f, "{}x{}x{}/{order}", self.rows, self.cols, self.panel)
     }
@@ -86,7 +90,7 @@ impl fmt::Display for Tiling {
 
 /// A text that is no [`Tiling`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("`{0}` is no tiling; write one as ROWSxCOLSxPANEL/panels or ROWSxCOLSxPANEL/pixels")]
+#[error("`{0}` is no tiling; write one as ROWSxCOLSxPANEL/ and panels, pixels or rounds")]
 pub struct ParseTilingError(String);
 
 impl FromStr for Tiling {
@@ -101,6 +105,7 @@ impl FromStr for Tiling {
             let order = match order {
                 "panels" => Order::PanelsOuter,
                 "pixels" => Order::PixelsOuter,
+                "rounds" => Order::RoundsOuter,
                 _ => return None,
             };
             extents.next().is_none().then_some(Tiling { rows, cols, panel, order })
@@ -136,12 +141,20 @@ impl Cut {
         problem.images * problem.rows.div_ceil(self.rows) * problem.cols.div_ceil(self.cols)
     }
 
-    /// The same tiles in the other order.
-    fn reordered(&self) -> Cut {
-        let order = match self.order {
-            Order::PanelsOuter => Order::PixelsOuter,
-            Order::PixelsOuter => Order::PanelsOuter,
-        };
+    /// Blocks of a round: of all panels of which activations and results stay in the second level.
+    pub(crate) fn round(&self, problem: &Problem) -> usize {
+        let blocks = self.blocks(problem);
+        match self.order {
+            Order::RoundsOuter => {
+                let bytes = problem.a_bytes() + problem.images * problem.y.image;
+                (LEVEL2 / 2 * blocks / bytes.max(1)).clamp(1, blocks)
+            }
+            Order::PanelsOuter | Order::PixelsOuter => blocks,
+        }
+    }
+
+    /// The same tiles in another order.
+    fn reordered(&self, order: Order) -> Cut {
         Cut { order, ..self.clone() }
     }
 }
@@ -342,16 +355,22 @@ impl Matrix {
         // What one panel after the other reads and writes of a block stays in the first level if that holds it; from
         // memory it comes only once, which `cost` counts.
         let near = |all: usize, of_block: usize| {
-            let bytes = if cut.order == Order::PanelsOuter { all } else { of_block };
+            let bytes = if cut.order == Order::PixelsOuter { of_block } else { all };
             if bytes <= MATRIX_LEVEL1 { Source::Level1 } else { Source::Level2 }
         };
         let loops = problem.loops.iter().map(|l| l.1 as usize);
         let mut steps = [problem.a.row, problem.a.col].into_iter().chain(loops);
+        let all_results = problem.images * problem.y.image;
+        let results = match cut.order {
+            // Each panel writes some lines of every page, and reads those of a residual: nobody foresees that.
+            Order::PanelsOuter | Order::RoundsOuter if all_results > 2 * LEVEL2 => Source::Memory,
+            _ => near(all_results, cut.rows * cut.cols * problem.y.col),
+        };
         Some(Matrix {
             configured: cut.configured(),
             activations: near(problem.a_bytes(), block_bytes(problem, cut.rows, cut.cols)),
             splits: !steps.all(|step| step.is_multiple_of(LINE)),
-            results: near(problem.images * problem.y.image, cut.rows * cut.cols * problem.y.col),
+            results,
         })
     }
 
@@ -403,10 +422,10 @@ impl Cut {
     }
 }
 
-/// Shapes of tiles that [`candidates`] offers, each in both orders where there is more than one order.
+/// Shapes of tiles that [`candidates`] offers, each in all orders that make a difference.
 const SHAPES: usize = 6;
 
-/// The ways to cut a problem that are worth timing on a tier: never empty, at most twice [`SHAPES`], the cheapest by the
+/// The ways to cut a problem that are worth timing on a tier: never empty, at most three times [`SHAPES`], the cheapest by the
 /// model first. Of blocks with as many pixels, only the cheapest is offered, in the form that computes it fastest.
 ///
 /// `weights` is what the whole model's weights take: if no cache of a core holds them, every problem's come from memory.
@@ -426,8 +445,10 @@ pub(crate) fn candidates(problem: &Problem, tier: &Tier, weights: usize) -> Vec<
     }
     let mut cuts = cheapest.into_sorted();
     cuts.truncate(SHAPES);
-    let others: Vec<Cut> = cuts.iter().filter(|c| has_both_orders(problem, c)).map(Cut::reordered).collect();
-    cuts.extend(others);
+    let others = |c: &Cut| orders(problem, c).into_iter().filter(|o| *o != c.order).collect::<Vec<_>>();
+    let reordered: Vec<Cut> =
+        cuts.iter().flat_map(|c| others(c).into_iter().map(|order| c.reordered(order))).collect();
+    cuts.extend(reordered);
     cuts
 }
 
@@ -460,6 +481,7 @@ impl Cheapest {
             Source::Level1 => [Order::PixelsOuter, Order::PanelsOuter],
             _ => [Order::PanelsOuter, Order::PixelsOuter],
         };
+        let rounds = has_rounds(problem).then_some(Order::RoundsOuter);
         // By pixels: where the shape stands. Another form may have had the same panels.
         let mut shapes: Vec<Option<usize>> = vec![None; most + 1];
         for (at, other) in self.of_shape.iter().enumerate().filter(|(_, o)| o.cut.panels == *panels) {
@@ -471,7 +493,7 @@ impl Cheapest {
             Cut { isa: unit.isa, rows: 0, cols: 0, panels: panels.clone(), order: Order::PanelsOuter };
         for cols in 1..=most.min(problem.cols) {
             for rows in 1..=(most / cols).min(problem.rows) {
-                for order in orders {
+                for order in orders.into_iter().chain(rounds) {
                     (cut.rows, cut.cols, cut.order) = (rows, cols, order);
                     if let Some(cost) = cost(problem, unit, &cut, Source::of(weights)) {
                         self.keep(cost, &cut, &mut shapes[rows * cols]);
@@ -502,9 +524,18 @@ impl Cheapest {
     }
 }
 
-/// Whether the order makes a difference.
-fn has_both_orders(problem: &Problem, cut: &Cut) -> bool {
-    cut.blocks(problem) > 1 && problem.groups * cut.panels.len() > 1
+/// The orders that differ for a cut.
+fn orders(problem: &Problem, cut: &Cut) -> Vec<Order> {
+    if cut.blocks(problem) == 1 || problem.groups * cut.panels.len() == 1 {
+        return vec![cut.order];
+    }
+    let rounds = has_rounds(problem).then_some(Order::RoundsOuter);
+    [Order::PanelsOuter, Order::PixelsOuter].into_iter().chain(rounds).collect()
+}
+
+/// Whether activations come from memory, so that to read them once pays.
+fn has_rounds(problem: &Problem) -> bool {
+    Source::of(problem.a_bytes()) == Source::Memory
 }
 
 /// The channels as panels of at most `widest` vectors, as few as there can be and as equal as they can be.
@@ -538,7 +569,8 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
     let along = |extent: usize, block: usize| {
         [(extent / block, block), (usize::from(!extent.is_multiple_of(block)), extent % block)]
     };
-    let streams = Source::of(problem.a_bytes()) == Source::Memory;
+    let streams = Source::of(problem.a_bytes()) == Source::Memory && cut.order != Order::RoundsOuter;
+    let rounds = cut.blocks(problem).div_ceil(cut.round(problem));
     let block = |rows, cols, run| {
         let crowded = if matrix.is_some() { 0 } else { crowded(problem, rows, cols) };
         Block { rows, cols, crowded, streams, run }
@@ -550,7 +582,7 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
         let vectors = panel.width / unit.lanes;
         let mut of_panel = 0.0;
         let again = match cut.order {
-            Order::PanelsOuter => Source::of(bytes(panel)),
+            Order::PanelsOuter | Order::RoundsOuter => Source::of(bytes(panel)),
             Order::PixelsOuter => Source::of(all_weights),
         };
         for (n_rows, tile_rows) in along(problem.rows, cut.rows) {
@@ -576,12 +608,17 @@ fn cost(problem: &Problem, unit: &Unit, cut: &Cut, first: Source) -> Option<f64>
             let tile = |source| unit.tile(matrix.as_ref(), block, vectors, groups, source);
             of_panel += tile(first.max(again))? - tile(again)?;
         }
+        // In the other rounds they come from where all of them are.
+        let block = block(cut.rows, cut.cols, 1);
+        let tile = |source| unit.tile(matrix.as_ref(), block, vectors, groups, source);
+        let of_round = tile(Source::of(all_weights + LEVEL2 / 2).max(again))? - tile(again)?;
+        of_panel += (rounds - 1) as f64 * of_round;
         cycles += same.len() as f64 * of_panel;
     }
     let activations = problem.a_bytes();
     let times = match cut.order {
         Order::PanelsOuter => cut.panels.len(),
-        Order::PixelsOuter => 1,
+        Order::PixelsOuter | Order::RoundsOuter => 1,
     };
     let source = Source::of(activations);
     // Those of the second level come while others are used; from memory, about half are waited for.
@@ -711,7 +748,7 @@ fn next_weights(problem: &Problem, cut: &Cut, share: Share) -> u32 {
         return 0;
     }
     // Two threads that share pixels have half of a panel's tiles each.
-    let tiles = if share == Share::Pixels { blocks.div_ceil(2) } else { blocks };
+    let tiles = if share == Share::Pixels { blocks.div_ceil(2) } else { blocks }.min(cut.round(problem));
     let width = cut.panels.iter().map(|p| p.width).max().unwrap_or(0);
     u32::try_from((width * 4 * k_groups(problem, cut.isa)).div_ceil(LINE).div_ceil(tiles)).unwrap_or(0)
 }
@@ -754,7 +791,7 @@ mod tests {
             for tier in &TIERS {
                 let tilings: Vec<Tiling> =
                     candidates(&problem(7, 3, 16, channels), tier, 0).iter().map(Cut::tiling).collect();
-                assert!((1..=2 * SHAPES).contains(&tilings.len()), "{tilings:?}");
+                assert!((1..=3 * SHAPES).contains(&tilings.len()), "{tilings:?}");
                 for (i, t) in tilings.iter().enumerate() {
                     assert!(!tilings[..i].contains(t), "{t} twice in {tilings:?}");
                     assert_eq!(t.to_string().parse(), Ok(*t));

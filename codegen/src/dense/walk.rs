@@ -13,6 +13,7 @@ use super::{
     spec::Next,
 };
 use crate::tier::Isa;
+use std::cmp::Ordering;
 
 /// A microkernel; [`spec`](super::spec) has its contract.
 pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
@@ -88,6 +89,8 @@ pub(crate) struct Walk<T, A> {
     extents: [usize; 2],
     /// Which loop is the outer one of `order`.
     outer: Share,
+    /// Blocks of pixels whose tiles of all panels come before those of the next ones.
+    round: usize,
     /// Which loop threads divide.
     share: Share,
     /// What tiles are told last.
@@ -142,7 +145,7 @@ fn loops(problem: &Problem, cut: &Cut, panels: usize) -> ([Axis; AXES], [usize; 
     axes[ROW] = axis(problem.rows.div_ceil(cut.rows), |s| s.row, cut.rows);
     axes[COL] = axis(problem.cols.div_ceil(cut.cols), |s| s.col, cut.cols);
     let mut order = match cut.order {
-        Order::PanelsOuter => [PANEL, IMAGE, ROW, COL],
+        Order::PanelsOuter | Order::RoundsOuter => [PANEL, IMAGE, ROW, COL],
         Order::PixelsOuter => [IMAGE, ROW, COL, PANEL],
     };
     // So that the innermost loop has more than one round, if any has.
@@ -209,9 +212,10 @@ impl<T, A> Walk<T, A> {
             block: [cut.rows, cut.cols],
             extents: [problem.rows, problem.cols],
             outer: match cut.order {
-                Order::PanelsOuter => Share::Panels,
+                Order::PanelsOuter | Order::RoundsOuter => Share::Panels,
                 Order::PixelsOuter => Share::Pixels,
             },
+            round: cut.round(problem),
             share,
             told: if cut.isa == Isa::AmxInt8 { Told::Tiles } else { Told::Position },
             runs,
@@ -229,7 +233,7 @@ impl<T, A> Walk<T, A> {
     /// The same walk with other functions.
     pub(crate) fn map<T2, A2>(self, tile: impl Fn(T) -> T2, around: impl Fn(A) -> A2) -> Walk<T2, A2> {
         let Walk { operands, axes, order, lower_edge, right_edge, block, extents, .. } = self;
-        let Walk { outer, share, told, runs, panels, tiles, around: all, .. } = self;
+        let Walk { outer, round, share, told, runs, panels, tiles, around: all, .. } = self;
         Walk {
             operands,
             axes,
@@ -239,6 +243,7 @@ impl<T, A> Walk<T, A> {
             block,
             extents,
             outer,
+            round,
             share,
             told,
             runs,
@@ -315,10 +320,9 @@ impl Walk<TileFunction, AroundFunction> {
         if let Some(around) = &self.around {
             (around.enter)();
         }
-        if parts == 1 {
-            self.tiles(bases, 0, self.units());
-        } else {
-            self.between(bases, self.bound(part, parts), self.bound(part + 1, parts));
+        match parts {
+            1 if self.round >= self.blocks() => self.tiles(bases, 0, self.units()),
+            _ => self.between(bases, self.bound(part, parts), self.bound(part + 1, parts)),
         }
         if let Some(around) = &self.around {
             (around.leave)();
@@ -328,20 +332,32 @@ impl Walk<TileFunction, AroundFunction> {
     /// The tiles between two positions in the loop that threads divide and the other one.
     fn between(&self, bases: &Bases, begin: [usize; 2], end: [usize; 2]) {
         let (blocks, panels) = (self.blocks() as u64, self.panels.len() as u64);
-        let (shared, other) = match self.share {
-            Share::Pixels => (blocks, panels),
-            Share::Panels => (panels, blocks),
-        };
+        let other = if self.share == Share::Pixels { panels } else { blocks };
         let [begin, end] = [begin, end].map(|at| at.map(|i| i as u64));
-        if self.share == self.outer {
+        if self.share == self.outer && self.round as u64 >= blocks {
             return self.tiles(bases, begin[0] * other + begin[1], end[0] * other + end[1]);
         }
-        // The first and the last index of the shared loop may be divided: then only some lines of the other loop, which
-        // is the outer one here, begin or end with it.
-        for i in 0..other {
-            let first = begin[0] + u64::from(i < begin[1]);
-            let last = end[0] + u64::from(i < end[1]);
-            self.tiles(bases, i * shared + first, i * shared + last);
+        // The part of line `i` of the inner loop, be it the shared one or the other. The first and the last index of
+        // the shared loop may be divided: only some lines of the other one begin or end with it.
+        let line = |i: u64| match self.share == self.outer {
+            false => (begin[0] + u64::from(i < begin[1]), end[0] + u64::from(i < end[1])),
+            true => {
+                let at = |bound: [u64; 2]| match i.cmp(&bound[0]) {
+                    Ordering::Less => other,
+                    Ordering::Equal => bound[1],
+                    Ordering::Greater => 0,
+                };
+                (at(begin), at(end))
+            }
+        };
+        let (lines, length) = if self.outer == Share::Panels { (panels, blocks) } else { (blocks, panels) };
+        let round = if self.outer == Share::Panels { self.round as u64 } else { length };
+        for start in (0..length).step_by(round as usize) {
+            for i in 0..lines {
+                let (first, last) = line(i);
+                let (first, last) = (first.max(start), last.min(start + round));
+                self.tiles(bases, i * length + first, i * length + last);
+            }
         }
     }
 
@@ -482,6 +498,9 @@ mod tests {
         log("leave", [0; 6]);
     }
 
+    const ORDERS: [Order; 3] = [Order::PanelsOuter, Order::PixelsOuter, Order::RoundsOuter];
+    /// Blocks of a round, where there are rounds.
+    const ROUND: usize = 3;
     const IMAGES: usize = 2;
     const ROWS: usize = 5;
     const COLS: usize = 7;
@@ -517,7 +536,12 @@ mod tests {
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
         let around = Around { enter: enter as AroundFunction, leave: leave as AroundFunction };
-        Walk::new(&problem, &cut, share, operands, entries.collect(), vec![tiles], None, Some(around))
+        let mut walk =
+            Walk::new(&problem, &cut, share, operands, entries.collect(), vec![tiles], None, Some(around));
+        if order == Order::RoundsOuter {
+            walk.round = ROUND;
+        }
+        walk
     }
 
     fn calls_of(walk: &Walk<TileFunction, AroundFunction>, part: usize, parts: usize) -> Vec<Call> {
@@ -544,17 +568,20 @@ mod tests {
             let (w, p) = ((5 << 20) + 64 * panel, (4 << 20) + 7 * panel);
             calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + r, row | col << 32]));
         };
-        let outer_panels = if order == Order::PanelsOuter { panels } else { 1 };
-        for outer in 0..outer_panels {
-            for image in 0..IMAGES {
-                for row in (0..ROWS).step_by(rows) {
-                    for col in (0..COLS).step_by(cols) {
-                        match order {
-                            Order::PanelsOuter => tile(image, row, col, outer),
-                            Order::PixelsOuter => (0..panels).for_each(|panel| tile(image, row, col, panel)),
-                        }
-                    }
-                }
+        let mut blocks = Vec::new();
+        for image in 0..IMAGES {
+            for row in (0..ROWS).step_by(rows) {
+                blocks.extend((0..COLS).step_by(cols).map(|col| (image, row, col)));
+            }
+        }
+        let round = match order {
+            Order::PanelsOuter => blocks.len(),
+            Order::PixelsOuter => 1,
+            Order::RoundsOuter => ROUND,
+        };
+        for round in blocks.chunks(round) {
+            for panel in 0..panels {
+                round.iter().for_each(|&(image, row, col)| tile(image, row, col, panel));
             }
         }
         calls
@@ -565,7 +592,7 @@ mod tests {
 
     #[test]
     fn a_walk_is_its_tiles_in_order_between_enter_and_leave() {
-        for order in [Order::PanelsOuter, Order::PixelsOuter] {
+        for order in ORDERS {
             for (rows, cols, panels) in SHAPES {
                 let walk = walk(rows, cols, order, Share::Pixels, panels);
                 let expected = expected(rows, cols, order, panels as usize);
@@ -580,9 +607,8 @@ mod tests {
 
     #[test]
     fn parts_are_all_tiles_once_and_equal_up_to_two_tiles() {
-        for (order, share) in [Order::PanelsOuter, Order::PixelsOuter]
-            .into_iter()
-            .flat_map(|order| [Share::Panels, Share::Pixels].map(|share| (order, share)))
+        for (order, share) in
+            ORDERS.into_iter().flat_map(|order| [Share::Panels, Share::Pixels].map(|share| (order, share)))
         {
             for (rows, cols, panels) in SHAPES {
                 let walk = walk(rows, cols, order, share, panels);
@@ -620,7 +646,7 @@ mod tests {
 
     #[test]
     fn threads_that_share_pixels_read_and_write_halves_of_the_image() {
-        for order in [Order::PanelsOuter, Order::PixelsOuter] {
+        for order in ORDERS {
             let walk = walk(1, 7, order, Share::Pixels, 3);
             let calls = calls_of(&walk, 0, 2);
             // Half of ten rows of both images.

@@ -71,6 +71,9 @@ pub enum EmitError {
         /// Bands that the registers hold.
         most: usize,
     },
+    /// A run of tiles of another form.
+    #[error("runs of tiles are those of matrix registers, with starts among the constants of a panel")]
+    Run,
     /// No columns or more than the panel has.
     #[error("{columns} columns of a panel of {panel}")]
     Columns {
@@ -255,6 +258,9 @@ impl<'a> Tile<'a> {
             (Product::U8S8, EpilogueForm::Requantize(_) | EpilogueForm::PackOnly)
             | (Product::F32, EpilogueForm::Float { .. }) => {}
             (product, _) => return Err(EmitError::Epilogue(product)),
+        }
+        if spec.next.is_some() && (isa != Isa::AmxInt8 || spec.start == Start::Weights) {
+            return Err(EmitError::Run);
         }
         let has_residual = spec.epilogue.has_residual();
         // Timing without requantization may leave the offsets of a residual in place.
