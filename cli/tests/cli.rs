@@ -234,9 +234,11 @@ fn bench_writes_the_figures_as_json() {
         let latency = &run["latency_ms"];
         let [min, median, p90] = ["min", "median", "p90"].map(|k| latency[k].as_f64().unwrap());
         assert!(0.0 < min && min <= median && median <= p90, "{latency}");
-        for figure in ["gmacs", "peak_fraction", "load_ms"] {
+        for figure in ["gmacs", "peak_fraction", "load_ms", "first_run_ms"] {
             assert!(run[figure].as_f64().unwrap() > 0.0, "{figure} of {run}");
         }
+        let phases = run["load"].as_array().unwrap();
+        assert!(phases.iter().any(|p| p["name"] == "lowering" && p["meanwhile"] == false), "{phases:?}");
         assert_eq!(run["requant_share"].is_null(), run["precision"] == "float");
         let layer = &run["layers"][0];
         assert!(

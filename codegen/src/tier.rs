@@ -29,6 +29,8 @@ pub struct Tier {
     pub isa: Isa,
     /// Matrix form of those of 8-bit codes: used where it is faster than the vector form.
     pub matrix: Option<Isa>,
+    /// Whether bytes can be picked out of several registers (AVX-512 VBMI).
+    pub(crate) permutes_bytes: bool,
     /// Whether this CPU has it.
     detect: fn() -> bool,
     /// Levels of Cranelift's feature flags for the code around the microkernels, on top of x86-64.
@@ -48,13 +50,15 @@ pub static TIERS: [Tier; 6] = [
         name: "amx",
         isa: Isa::Avx512Vnni,
         matrix: Some(Isa::AmxInt8),
-        detect: || is_avx512vnni() && amx::is_available(),
+        permutes_bytes: true,
+        detect: || is_avx512vnni() && is_x86_feature_detected!("avx512vbmi") && amx::is_available(),
         cranelift_flags: &[V2, V3, AVX512_VNNI],
     },
     Tier {
         name: "avx512vnni",
         isa: Isa::Avx512Vnni,
         matrix: None,
+        permutes_bytes: false,
         detect: is_avx512vnni,
         cranelift_flags: &[V2, V3, AVX512_VNNI],
     },
@@ -62,14 +66,23 @@ pub static TIERS: [Tier; 6] = [
         name: "avxvnni",
         isa: Isa::AvxVnni,
         matrix: None,
+        permutes_bytes: false,
         detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
         cranelift_flags: &[V2, V3, AVX_VNNI],
     },
-    Tier { name: "avx2", isa: Isa::Avx2, matrix: None, detect: is_v3, cranelift_flags: &[V2, V3] },
+    Tier {
+        name: "avx2",
+        isa: Isa::Avx2,
+        matrix: None,
+        permutes_bytes: false,
+        detect: is_v3,
+        cranelift_flags: &[V2, V3],
+    },
     Tier {
         name: "xmm-vnni",
         isa: Isa::XmmVnni,
         matrix: None,
+        permutes_bytes: false,
         detect: || is_v3() && is_x86_feature_detected!("avxvnni"),
         cranelift_flags: &[V2, V3, AVX_VNNI],
     },
@@ -77,6 +90,7 @@ pub static TIERS: [Tier; 6] = [
         name: "x86-64-v2",
         isa: Isa::Xmm,
         matrix: None,
+        permutes_bytes: false,
         detect: || is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("popcnt"),
         cranelift_flags: &[V2],
     },

@@ -65,6 +65,11 @@ impl DType {
         !self.is_float() && !matches!(self, DType::Bool)
     }
 
+    /// Whether this is an integer type with negative values.
+    pub const fn is_signed(self) -> bool {
+        matches!(self, DType::S4 | DType::S8 | DType::S16 | DType::S32 | DType::S64)
+    }
+
     /// Smallest and largest value of an integer type of at most 32 bits, the range a quantized value may take.
     pub const fn integer_range(self) -> Option<(i64, i64)> {
         Some(match self {

@@ -1,9 +1,9 @@
 //! Timing: programs of one model next to each other.
 
 use crate::{
-    Error, Host, JitOptions, Layer, Losses, Model, Precision, Preprocess, Program, ProgramError, Samples,
-    Score, Session, TensorView, container::ContainerError, layers::Profiles, memory, model::output_views,
-    quantile::Sorted,
+    Error, Host, JitOptions, Layer, LoadPhase, Losses, Model, Precision, Preprocess, Program, ProgramError,
+    Samples, Score, Session, TensorView, container::ContainerError, layers::Profiles, memory,
+    model::output_views, quantile::Sorted,
 };
 use qcc_ir::{Tensor, numerics::RequantMode};
 use serde::Serialize;
@@ -47,6 +47,10 @@ pub struct Run {
     pub requant_share_of_layers: Option<f64>,
     /// From a `.qcc` file to a session that is ready.
     pub load_ms: f64,
+    /// Where that time went.
+    pub load: Vec<LoadPhase>,
+    /// The first run, which fills caches and pages.
+    pub first_run_ms: f64,
     /// Memory that loading and the first run took at their peak, in MiB; `None` where the system does not tell.
     pub memory_mib: Option<f64>,
     /// Bytes that a run touches: weights, intermediate values, inputs and outputs.
@@ -189,6 +193,7 @@ pub(crate) fn noise(model: &Model) -> Result<Vec<Tensor>, Error> {
 struct Loaded {
     model: Model,
     load: Duration,
+    first_run: Duration,
     memory: Option<u64>,
 }
 
@@ -204,9 +209,11 @@ fn load(program: &Program, jit: &JitOptions) -> Result<Loaded, Error> {
     let mut session = Session::new(&model);
     let load = start.elapsed();
     let inputs = noise(&model)?;
+    let start = Instant::now();
     session.run(&inputs.iter().map(TensorView::from).collect::<Vec<_>>())?;
+    let first_run = start.elapsed();
     let memory = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
-    Ok(Loaded { model, load, memory })
+    Ok(Loaded { model, load, first_run, memory })
 }
 
 impl Loaded {
@@ -245,6 +252,8 @@ impl Loaded {
             requant_share,
             requant_share_of_layers,
             load_ms: milliseconds(self.load),
+            load: self.model.load_phases(),
+            first_run_ms: milliseconds(self.first_run),
             memory_mib: self.memory.map(|m| m as f64 / f64::from(1 << 20)),
             footprint_bytes: footprint,
             accuracy: None,

@@ -162,6 +162,8 @@ mod tests {
             requant_share: requant.map(|m| if m == RequantMode::Shift { 0.25 } else { 0.125 }),
             requant_share_of_layers: None,
             load_ms: 1.0,
+            load: Vec::new(),
+            first_run_ms: 1.0,
             memory_mib: None,
             footprint_bytes: 0,
             lost: Losses::default(),

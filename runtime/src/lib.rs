@@ -61,6 +61,7 @@ mod error;
 mod eval;
 pub mod experiment;
 mod layers;
+mod load;
 mod memory;
 mod model;
 mod program;
@@ -79,6 +80,7 @@ pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_n
 pub use error::Error;
 pub use eval::{Evaluation, Score, evaluate, top};
 pub use layers::{Layer, Loss, Losses, Traffic};
+pub use load::LoadPhase;
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
 pub use program::{Calibration, Difference, FileTimes, Pixels, Program, ProgramError, ProgramInfo};
 pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, TIERS, Tier, Tiling, Work};

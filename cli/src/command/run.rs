@@ -7,8 +7,8 @@ use crate::{
 };
 use comfy_table::Table;
 use qcc_runtime::{
-    Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads, ir::Tensor, read_npy, top,
-    write_npy,
+    LoadPhase, Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads, ir::Tensor, read_npy,
+    top, write_npy,
 };
 use std::{
     collections::BTreeSet,
@@ -53,24 +53,15 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
 
 /// Where the time to the first output went.
 fn timings(model: &Model, first_run: Duration) -> Table {
-    let code = model.compile_times();
-    let file = model.file_times().map(|t| {
-        [("map the file and check it", t.check), ("make its graph", t.graph), ("verify the graph", t.verify)]
-    });
-    let code_and_run = [
-        ("constants of products", code.constants),
-        ("lowering", code.lowering),
-        ("waiting for packing and code", code.waiting),
-        ("placing the code", code.sealing),
-        ("the first run", first_run),
-    ];
-    let phases: Vec<_> = file.into_iter().flatten().chain(code_and_run).collect();
-    let total = phases.iter().map(|(_, time)| *time).sum();
-    let meanwhile =
-        [("meanwhile: packing weights", code.packing), ("meanwhile: making code", code.generating)];
+    let (beside, following): (Vec<_>, Vec<_>) = model.load_phases().into_iter().partition(|p| p.meanwhile);
+    let first_run = first_run.as_secs_f64() * 1e3;
+    let total = following.iter().map(|p| p.ms).sum::<f64>() + first_run;
+    let named = |p: LoadPhase| (p.name.to_string(), p.ms);
+    let beside = beside.into_iter().map(|p| (format!("meanwhile: {}", p.name), p.ms));
+    let first_and_total = [("the first run".to_string(), first_run), ("together".to_string(), total)];
     let mut table = table(vec!["phase", "ms"], 1);
-    for (phase, time) in phases.into_iter().chain([("together", total)]).chain(meanwhile) {
-        table.add_row(vec![phase.to_string(), decimal(Some(time.as_secs_f64() * 1e3), 2)]);
+    for (phase, ms) in following.into_iter().map(named).chain(first_and_total).chain(beside) {
+        table.add_row(vec![phase, decimal(Some(ms), 2)]);
     }
     table
 }

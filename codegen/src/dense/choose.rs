@@ -361,9 +361,10 @@ impl Matrix {
         let loops = problem.loops.iter().map(|l| l.1 as usize);
         let mut steps = [problem.a.row, problem.a.col].into_iter().chain(loops);
         let all_results = problem.images * problem.y.image;
+        let fills_lines = cut.panels.iter().all(|p| (p.width * problem.product.element()).is_multiple_of(LINE));
         let results = match cut.order {
-            // Each panel writes some lines of every page, and reads those of a residual: nobody foresees that.
-            Order::PanelsOuter | Order::RoundsOuter if all_results > 2 * LEVEL2 => Source::Memory,
+            // Each panel writes some lines of every page, and reads those of a residual: nobody foresees which.
+            Order::PanelsOuter | Order::RoundsOuter if fills_lines && all_results > 2 * LEVEL2 => Source::Memory,
             _ => near(all_results, cut.rows * cut.cols * problem.y.col),
         };
         Some(Matrix {

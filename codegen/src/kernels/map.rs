@@ -6,7 +6,11 @@
 //! 16 elements. A block of `k`-byte elements is `k` vectors. Rows of 16 elements or more end with a block that overlaps
 //! the one before; shorter rows pass through a buffer on the stack, so that the function is emitted only once.
 
-use super::vector::{constant, load, load_splat, raw_type, vector_type};
+use super::{
+    lanes::Elementwise,
+    vector::{self, constant, from_i32, i8x16, load, load_splat, to_i32, vector_type},
+    wide,
+};
 use crate::{
     CodegenError,
     lower::Lowering,
@@ -23,7 +27,7 @@ use qcc_ir::DType;
 const BLOCK: u64 = 16;
 
 /// Elements of one unit of work where rows are long.
-const CHUNK: u64 = 1024;
+pub(crate) const CHUNK: u64 = 1024;
 
 /// How an operand or the result lies under the index space.
 #[derive(Clone, Debug)]
@@ -31,8 +35,7 @@ pub(crate) struct View {
     pub(crate) location: Location,
     /// Bytes from the location to the element at index 0.
     pub(crate) offset: i64,
-    /// Vector type whose lanes hold the elements.
-    pub(crate) ty: Type,
+    pub(crate) dtype: DType,
     /// Bytes between neighbours along each dimension: 0 broadcasts, negative runs backwards.
     pub(crate) strides: Vec<i64>,
 }
@@ -46,7 +49,7 @@ impl View {
             *s = stride;
             stride *= d as i64;
         }
-        View { location, offset: 0, ty: vector_type(dtype), strides }
+        View { location, offset: 0, dtype, strides }
     }
 
     /// This view of a tensor of shape `from`, broadcast to `dims` by NumPy's rules.
@@ -67,7 +70,7 @@ impl View {
         if let Some(axis) = axis {
             strides[axis] = dtype.size() as i64;
         }
-        View { location, offset: 0, ty: vector_type(dtype), strides }
+        View { location, offset: 0, dtype, strides }
     }
 
     /// The view whose dimension `i` is dimension `perm[i]` of this one.
@@ -81,29 +84,29 @@ impl View {
             Location::Arena(at) => (Location::Arena(0), at as i64 + v.offset),
             location => (location, v.offset),
         };
-        start(self) == start(other) && self.ty == other.ty && self.strides == other.strides
+        start(self) == start(other) && self.dtype == other.dtype && self.strides == other.strides
     }
 
     /// Bytes of an element.
     pub(crate) fn size(&self) -> i64 {
-        i64::from(self.ty.lane_bits() / 8)
+        self.dtype.size() as i64
     }
 }
 
 /// The loop nest: outer dimensions, and a row of `len` elements that is cut into `chunks`.
-struct Nest {
-    outer: Vec<u64>,
+pub(crate) struct Nest {
+    pub(crate) outer: Vec<u64>,
     /// Extents of the row.
-    len: u64,
-    chunks: u64,
+    pub(crate) len: u64,
+    pub(crate) chunks: u64,
     /// Byte strides of each view (operands, then the result): of the outer dimensions and of the row.
-    outer_strides: Vec<Vec<i64>>,
-    row_strides: Vec<i64>,
+    pub(crate) outer_strides: Vec<Vec<i64>>,
+    pub(crate) row_strides: Vec<i64>,
 }
 
 impl Nest {
     /// `None` for an empty index space.
-    fn new(dims: &[usize], views: &[&View]) -> Option<Nest> {
+    pub(crate) fn new(dims: &[usize], views: &[&View]) -> Option<Nest> {
         let mut merged = merged(dims, views)?;
         if merged.is_empty() {
             merged.push((1, views.iter().map(|v| v.size()).collect()));
@@ -120,7 +123,7 @@ impl Nest {
         })
     }
 
-    fn units(&self) -> u64 {
+    pub(crate) fn units(&self) -> u64 {
         self.outer.iter().product::<u64>() * self.chunks
     }
 }
@@ -176,8 +179,18 @@ fn widen(nest: &mut Nest, views: &mut [View]) {
     }
     if contiguous {
         nest.row_strides.fill(size);
-        views.iter_mut().for_each(|v| v.ty = raw_type(size as usize));
+        views.iter_mut().for_each(|v| v.dtype = raw(size));
         nest.chunks = (nest.len / CHUNK).max(1);
+    }
+}
+
+/// A type of this many bytes.
+fn raw(size: i64) -> DType {
+    match size {
+        1 => DType::U8,
+        2 => DType::U16,
+        4 => DType::S32,
+        _ => DType::S64,
     }
 }
 
@@ -197,22 +210,75 @@ pub(crate) fn copy(
     add_step(cx, kernel, &nest, &views, work, |_, operands| operands[0].clone())
 }
 
-/// Adds a step that computes `function` of the operands' elements.
-///
-/// `function` gets the vectors of one block for each operand and returns those of the result. An operand that is
-/// broadcast along the row comes as equal vectors. Lanes may hold anything that memory holds, so it must not trap.
-pub(crate) fn map(
+/// Adds a step that computes a function of the operands' elements, of at most 32 bits each.
+pub(crate) fn elementwise(
     cx: &mut Lowering,
     kernel: &str,
     dims: &[usize],
     operands: &[View],
     result: &View,
     work: Work,
-    function: impl FnOnce(&mut FunctionBuilder, &[Vec<Value>]) -> Vec<Value>,
+    function: impl Elementwise,
 ) -> Result<(), CodegenError> {
     let views: Vec<View> = operands.iter().chain([result]).cloned().collect();
+    if wide::elementwise(cx, kernel, dims, &views, work, &function)? {
+        return Ok(());
+    }
     let Some(nest) = Nest::new(dims, &views.iter().collect::<Vec<_>>()) else { return Ok(()) };
-    add_step(cx, kernel, &nest, &views, work, function)
+    add_step(cx, kernel, &nest, &views, work, |b, loaded| {
+        let lanes: Vec<Vec<Value>> =
+            loaded.iter().zip(&views).map(|(block, view)| to_lanes(b, block, view.dtype)).collect();
+        let results: Vec<Value> = (0..BLOCK as usize / LANES)
+            .map(|v| {
+                let operands: Vec<Value> = lanes.iter().map(|x| x[v]).collect();
+                function.apply(b, &operands)
+            })
+            .collect();
+        from_lanes(b, &results, result.dtype)
+    })
+}
+
+/// Adds a step that looks each byte up in a table.
+pub(crate) fn lookup(
+    cx: &mut Lowering,
+    kernel: &str,
+    dims: &[usize],
+    operand: View,
+    result: &View,
+    work: Work,
+    table: &[u8; 256],
+) -> Result<(), CodegenError> {
+    let views = [operand, result.clone()];
+    if wide::lookup(cx, kernel, dims, &views, work, table)? {
+        return Ok(());
+    }
+    let Some(nest) = Nest::new(dims, &views.iter().collect::<Vec<_>>()) else { return Ok(()) };
+    add_step(cx, kernel, &nest, &views, work, |b, loaded| vec![vector::lookup(b, loaded[0][0], table)])
+}
+
+/// Lanes of 32 bits of Cranelift's vectors.
+const LANES: usize = 4;
+
+/// A block of elements in lanes of 32 bits.
+fn to_lanes(b: &mut FunctionBuilder, block: &[Value], dtype: DType) -> Vec<Value> {
+    match dtype {
+        DType::F32 | DType::S32 => block.to_vec(),
+        DType::Bool => {
+            // Any byte but 0 is true.
+            let one = i8x16(b, 1);
+            let truth = b.ins().umin(block[0], one);
+            to_i32(b, &[truth], DType::U8)
+        }
+        _ => to_i32(b, block, dtype),
+    }
+}
+
+/// A block of elements from lanes; those of 8 and 16 bits saturate.
+fn from_lanes(b: &mut FunctionBuilder, lanes: &[Value], dtype: DType) -> Vec<Value> {
+    match dtype {
+        DType::F32 | DType::S32 => lanes.to_vec(),
+        _ => from_i32(b, lanes, dtype),
+    }
 }
 
 fn add_step(
@@ -430,7 +496,7 @@ impl<'a> Row<'a> {
         let mut loaded = Vec::with_capacity(operands.len());
         for (i, view) in operands.iter().enumerate() {
             let pointer = b.use_var(self.pointers[i]);
-            loaded.push(load_block(b, view.ty, pointer, self.stride(i)));
+            loaded.push(load_block(b, vector_type(view.dtype), pointer, self.stride(i)));
         }
         let values = function(b, &loaded);
         let pointer = b.use_var(self.pointers[result]);
@@ -468,7 +534,7 @@ impl<'a> Row<'a> {
     }
 
     fn move_row(&self, b: &mut FunctionBuilder, view: usize, from: (Value, i64), to: (Value, i64)) {
-        let lane = self.views[view].ty.lane_type();
+        let lane = vector_type(self.views[view].dtype).lane_type();
         for i in 0..self.len as i64 {
             let (p, at) = place(b, from.0, i * from.1);
             let x = b.ins().load(lane, MEM, p, at);

@@ -132,14 +132,6 @@ pub(crate) fn smaller(b: &mut FunctionBuilder, x: Value, y: Value) -> Value {
     select(b, mask, x, y)
 }
 
-/// First the lower bound, then the upper; NaN stays. A bound that is infinite bounds nothing.
-pub(crate) fn within(b: &mut FunctionBuilder, x: Value, lo: f32, hi: f32) -> Value {
-    let lo = f32x4(b, lo);
-    let above = larger(b, lo, x);
-    let hi = f32x4(b, hi);
-    smaller(b, hi, above)
-}
-
 /// 16 lanes of 8 bits as two vectors of 16 bits.
 pub(crate) fn widen8(b: &mut FunctionBuilder, x: Value, signed: bool) -> [Value; 2] {
     match signed {
@@ -155,7 +147,7 @@ pub(crate) fn widen16(b: &mut FunctionBuilder, x: Value, signed: bool) -> [Value
 
 /// 16 integers of at most 16 bits, or s32, as four vectors of s32.
 pub(crate) fn to_i32(b: &mut FunctionBuilder, x: &[Value], dtype: DType) -> Vec<Value> {
-    let signed = matches!(dtype, DType::S8 | DType::S4 | DType::S16);
+    let signed = dtype.is_signed();
     let mut vectors = x.to_vec();
     let mut size = dtype.size();
     while size < 4 {
@@ -168,7 +160,7 @@ pub(crate) fn to_i32(b: &mut FunctionBuilder, x: &[Value], dtype: DType) -> Vec<
 /// Four vectors of s32 within the range of `dtype` (of at most 16 bits) as its lanes; values beyond it saturate at 8
 /// or 16 bits.
 pub(crate) fn from_i32(b: &mut FunctionBuilder, x: &[Value], dtype: DType) -> Vec<Value> {
-    let signed = matches!(dtype, DType::S8 | DType::S4 | DType::S16);
+    let signed = dtype.is_signed();
     match (dtype.size(), signed) {
         (2, true) => x.chunks(2).map(|p| b.ins().snarrow(p[0], p[1])).collect(),
         (2, false) => x.chunks(2).map(|p| b.ins().unarrow(p[0], p[1])).collect(),
@@ -248,12 +240,4 @@ pub(crate) fn lookup(b: &mut FunctionBuilder, x: Value, table: &[u8; 256]) -> Va
         });
     }
     y.unwrap_or(x)
-}
-
-/// Truth values 0 and 1 as bytes, from four masks of 32-bit lanes.
-pub(crate) fn truth(b: &mut FunctionBuilder, masks: &[Value]) -> Value {
-    let halves: Vec<Value> = masks.chunks(2).map(|p| b.ins().snarrow(p[0], p[1])).collect();
-    let bytes = b.ins().snarrow(halves[0], halves[1]);
-    let one = i8x16(b, 1);
-    b.ins().band(bytes, one)
 }

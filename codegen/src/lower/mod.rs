@@ -163,7 +163,7 @@ pub(crate) fn reads_with_margins(graph: &Graph, node: NodeId, slot: usize) -> Op
 /// Nodes that are computed within the step of another one, and that other one: a transpose before or behind an
 /// elementwise op of one operand is only the order in which that op reads or writes. Every int8 model begins with such
 /// a pair (f32 channels first to u8 channels last). Before a product of two values, as the heads of attention are, it is
-/// the order in which operands are packed and read.
+/// the order in which operands are packed and read. Functions of elements are chained: [`elementwise::chains`].
 pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
     let mut fused: BTreeMap<NodeId, NodeId> = BTreeMap::new();
     let mut into = BTreeSet::new();
@@ -198,6 +198,8 @@ pub(crate) fn fuse(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
             }
         }
     }
+    let chains = elementwise::chains(graph, |node| fused.contains_key(&node) || into.contains(&node));
+    fused.extend(chains);
     fused
 }
 

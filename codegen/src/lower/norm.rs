@@ -1,50 +1,48 @@
 //! Normalisations. Batch normalisation never comes here: it is folded into weights or made a sum and a product.
 
-use super::{Lowerer, Lowering, shape::attributes};
+use super::{Lowerer, Lowering, elementwise, shape::attributes};
 use crate::{
     CodegenError,
     kernels::{
+        lanes::{Elementwise, Lanes},
         line::{self, Line},
         map::{self, View},
-        math,
-        vector::{f32x4, to_i32},
-        wide,
+        math, wide,
     },
     model::Work,
     module::Location,
 };
-use cranelift_codegen::ir::{InstBuilder, types::F32X4};
-use qcc_ir::{DType, Graph, NodeId, Op};
+use qcc_ir::{DType, Graph, NodeId, Op, ops::Normalize};
 
-pub(super) const NORMALIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: normalize };
+pub(super) const NORMALIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: elementwise::chain };
 pub(super) const SOFTMAX: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: softmax };
 pub(super) const LRN: Lowerer = Lowerer { supported: lrn_supported, lower: lrn };
 
-/// `ir::numerics::normalize`: a subtraction and a division, with the constants of each channel as operands.
-fn normalize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let op = attributes!(cx, node, Normalize);
-    let dims = cx.graph.shape(node.out()).to_vec();
-    let mut operands = vec![cx.operand_view(node, 0)?];
-    for constants in [&op.mean, &op.std] {
-        let bytes: Vec<u8> = constants.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let at = Location::Weights(cx.weights(&bytes, 16)?);
-        operands.push(View::along(at, DType::F32, Some(op.axis), dims.len()));
+/// How many [`constants`] there are.
+pub(super) const CONSTANTS: usize = 2;
+
+/// Mean and standard deviation of each channel, as operands of the elementwise kernel.
+pub(super) fn constants(cx: &mut Lowering, op: &Normalize, rank: usize) -> Result<Vec<View>, CodegenError> {
+    let tables: [_; CONSTANTS] = [&op.mean, &op.std];
+    tables
+        .into_iter()
+        .map(|constants| {
+            let bytes: Vec<u8> = constants.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let at = Location::Weights(cx.weights(&bytes, 16)?);
+            Ok(View::along(at, DType::F32, Some(op.axis), rank))
+        })
+        .collect()
+}
+
+/// `ir::numerics::normalize`: (pixel − mean) / std, of a channel.
+pub(super) struct Normalized;
+
+impl Elementwise for Normalized {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let x = l.to_f32(operands[0]);
+        let x = l.fsub(x, operands[1]);
+        l.fdiv(x, operands[2])
     }
-    let result = cx.result_view(node)?;
-    let work = cx.current_work();
-    map::map(cx, "normalize", &dims, &operands, &result, work, |b, loaded| {
-        let pixels = to_i32(b, &loaded[0], DType::U8);
-        let channel = loaded[1].iter().zip(&loaded[2]);
-        pixels
-            .into_iter()
-            .zip(channel)
-            .map(|(p, (&mean, &std))| {
-                let x = b.ins().fcvt_from_sint(F32X4, p);
-                let x = b.ins().fsub(x, mean);
-                b.ins().fdiv(x, std)
-            })
-            .collect()
-    })
 }
 
 fn softmax(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
@@ -94,25 +92,39 @@ fn lrn(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let (x, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
     let work = cx.current_work();
     let pass = Work { bytes_written: work.bytes_read, ..work };
-    map::map(cx, "lrn_squares", &dims, std::slice::from_ref(&x), &shifted(before), pass, |b, loaded| {
-        loaded[0].iter().map(|&x| b.ins().fmul(x, x)).collect()
-    })?;
+    let squared = shifted(before);
+    map::elementwise(cx, "lrn_squares", &dims, std::slice::from_ref(&x), &squared, pass, Square)?;
 
     let mut operands = vec![x];
     operands.extend((0..op.size).map(shifted));
-    map::map(cx, "lrn", &dims, &operands, &result, work, |b, loaded| {
-        let (bias, factor) = (f32x4(b, op.bias), f32x4(b, op.alpha / op.size as f32));
-        let exponent = f32x4(b, -op.beta);
-        (0..4)
-            .map(|v| {
-                let sum = loaded[2..].iter().fold(loaded[1][v], |sum, s| b.ins().fadd(sum, s[v]));
-                let scaled = b.ins().fmul(factor, sum);
-                let base = b.ins().fadd(bias, scaled);
-                let log = math::ln(b, base);
-                let log = b.ins().fmul(exponent, log);
-                let power = math::exp(b, log);
-                b.ins().fmul(loaded[0][v], power)
-            })
-            .collect()
-    })
+    let function = Response { bias: op.bias, factor: op.alpha / op.size as f32, beta: op.beta };
+    map::elementwise(cx, "lrn", &dims, &operands, &result, work, function)
+}
+
+struct Square;
+
+impl Elementwise for Square {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        l.fmul(operands[0], operands[0])
+    }
+}
+
+/// x·(bias + factor·Σ squares)^−beta.
+struct Response {
+    bias: f32,
+    factor: f32,
+    beta: f32,
+}
+
+impl Elementwise for Response {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let sum = operands[2..].iter().fold(operands[1], |sum, &s| l.fadd(sum, s));
+        let (bias, factor, exponent) = (l.f32(self.bias), l.f32(self.factor), l.f32(-self.beta));
+        let scaled = l.fmul(factor, sum);
+        let base = l.fadd(bias, scaled);
+        let log = math::ln(l, base);
+        let log = l.fmul(exponent, log);
+        let power = math::exp(l, log);
+        l.fmul(operands[0], power)
+    }
 }

@@ -1,76 +1,134 @@
 //! Between real numbers and the integers of a grid.
 
-use super::{Lowerer, Lowering, shape::attributes};
+use super::{Lowerer, Lowering, elementwise};
 use crate::{
     CodegenError,
     kernels::{
-        map::{self, View},
+        lanes::{Elementwise, Lanes},
+        map::View,
         math::Grid,
-        vector::{self, f32x4, from_i32, i32x4, to_i32},
         wide::{self, CodeGrid, Planes},
     },
     module::Location,
 };
-use cranelift_codegen::ir::{
-    InstBuilder, Value,
-    types::{F32X4, I32X4},
-};
-use cranelift_frontend::FunctionBuilder;
 use qcc_ir::{DType, Graph, NodeId, Op, QuantParams};
 
 pub(super) const QUANTIZE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: quantize };
-pub(super) const DEQUANTIZE: Lowerer = Lowerer { supported: dequantize_supported, lower: dequantize };
-pub(super) const FAKE_QUANT: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: fake_quant };
+pub(super) const DEQUANTIZE: Lowerer = Lowerer { supported: dequantize_supported, lower: elementwise::chain };
+pub(super) const FAKE_QUANT: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: elementwise::chain };
 
-/// A grid as operands of the elementwise kernel: none for one grid for all, else one view for each constant.
-struct GridViews {
+/// A grid and the bounds of its codes.
+struct GridConstants {
     params: QuantParams,
     lo: i32,
     hi: i32,
-    views: Vec<View>,
 }
 
-impl GridViews {
-    fn new(
-        cx: &mut Lowering,
-        params: &QuantParams,
-        (lo, hi): (i32, i32),
-        rank: usize,
-    ) -> Result<GridViews, CodegenError> {
-        let mut views = Vec::new();
-        if params.axis().is_some() {
-            let zeros = params.zero_points();
-            let bound = |bound: i32| -> Vec<u8> {
-                zeros.iter().flat_map(|&z| ((bound - z) as f32).to_le_bytes()).collect()
-            };
-            let tables = [
-                (DType::F32, params.scales().iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
-                (DType::S32, zeros.iter().flat_map(|z| z.to_le_bytes()).collect()),
-                (DType::F32, bound(lo)),
-                (DType::F32, bound(hi)),
-            ];
-            for (dtype, bytes) in tables {
-                let at = Location::Weights(cx.weights(&bytes, 16)?);
-                views.push(View::along(at, dtype, params.axis(), rank));
-            }
+impl GridConstants {
+    /// Of a grid for each channel.
+    const VIEWS: usize = 4;
+
+    /// Those of a grid for each channel, as operands of the elementwise kernel; none of one grid for all.
+    fn views(&self, cx: &mut Lowering, rank: usize) -> Result<Vec<View>, CodegenError> {
+        if self.params.axis().is_none() {
+            return Ok(vec![]);
         }
-        Ok(GridViews { params: params.clone(), lo, hi, views })
+        let (scales, zeros) = (self.params.scales(), self.params.zero_points());
+        let bound = |bound: i32| -> Vec<u8> {
+            zeros.iter().flat_map(|&z| ((bound - z) as f32).to_le_bytes()).collect()
+        };
+        let tables: [_; GridConstants::VIEWS] = [
+            (DType::F32, scales.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>()),
+            (DType::S32, zeros.iter().flat_map(|z| z.to_le_bytes()).collect()),
+            (DType::F32, bound(self.lo)),
+            (DType::F32, bound(self.hi)),
+        ];
+        let axis = self.params.axis();
+        tables
+            .into_iter()
+            .map(|(dtype, bytes)| {
+                let at = Location::Weights(cx.weights(&bytes, 16)?);
+                Ok(View::along(at, dtype, axis, rank))
+            })
+            .collect()
     }
 
-    /// The grid of vector `v` of a block, given the loaded views.
-    fn at(&self, b: &mut FunctionBuilder, loaded: &[Vec<Value>], v: usize) -> Grid {
-        match loaded {
-            [scale, zero, least, most] => {
-                Grid { scale: scale[v], zero_point: Some(zero[v]), least: least[v], most: most[v] }
-            }
+    /// The grid as lanes, given the loaded views.
+    fn at<L: Lanes>(&self, l: &mut L, loaded: &[L::Value]) -> Grid<L::Value> {
+        match *loaded {
+            [scale, zero, least, most] => Grid { scale, zero_point: Some(zero), least, most },
             _ => {
                 let (scale, zero) = self.params.at(0);
                 Grid {
-                    scale: f32x4(b, scale),
-                    zero_point: (zero != 0).then(|| i32x4(b, zero)),
-                    least: f32x4(b, (self.lo - zero) as f32),
-                    most: f32x4(b, (self.hi - zero) as f32),
+                    scale: l.f32(scale),
+                    zero_point: (zero != 0).then(|| l.i32(zero)),
+                    least: l.f32((self.lo - zero) as f32),
+                    most: l.f32((self.hi - zero) as f32),
                 }
+            }
+        }
+    }
+}
+
+/// From a real number to its code, back, or both.
+enum Conversion {
+    Quantize,
+    Dequantize,
+    FakeQuant,
+}
+
+/// A conversion by a grid: operands are the element, and the views of the grid.
+pub(super) struct ByGrid {
+    conversion: Conversion,
+    grid: GridConstants,
+}
+
+impl ByGrid {
+    /// `None` of a node that is no such conversion.
+    pub(super) fn of(graph: &Graph, node: NodeId) -> Option<ByGrid> {
+        let (conversion, params, (lo, hi)) = match graph.op(node)? {
+            Op::Quantize(op) => (Conversion::Quantize, &op.params, range(op.dtype)),
+            Op::FakeQuant(op) => (Conversion::FakeQuant, &op.params, (op.lo, op.hi)),
+            Op::Dequantize(_) => {
+                (Conversion::Dequantize, graph.ty(graph.operand(node, 0)).quant.as_ref()?, (0, 0))
+            }
+            _ => return None,
+        };
+        let grid = GridConstants { params: params.clone(), lo, hi };
+        Some(ByGrid { conversion, grid })
+    }
+
+    /// Of the kernel of this conversion alone.
+    pub(super) fn name(&self) -> &'static str {
+        match self.conversion {
+            Conversion::Quantize => "quantize",
+            Conversion::Dequantize => "dequantize",
+            Conversion::FakeQuant => "fake_quant",
+        }
+    }
+
+    /// How many [`views`](Self::views) there are.
+    pub(super) fn constants(&self) -> usize {
+        if self.grid.params.axis().is_some() { GridConstants::VIEWS } else { 0 }
+    }
+
+    /// See [`GridConstants::views`].
+    pub(super) fn views(&self, cx: &mut Lowering, rank: usize) -> Result<Vec<View>, CodegenError> {
+        self.grid.views(cx, rank)
+    }
+}
+
+impl Elementwise for ByGrid {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let x = operands[0];
+        let grid = self.grid.at(l, &operands[1..]);
+        match self.conversion {
+            Conversion::Quantize => grid.quantize(l, x),
+            Conversion::Dequantize => grid.dequantize(l, x),
+            // Through an integer: a step of −0.0 becomes 0.
+            Conversion::FakeQuant => {
+                let steps = grid.steps(l, x);
+                grid.real(l, steps)
             }
         }
     }
@@ -81,27 +139,21 @@ fn range(dtype: DType) -> (i32, i32) {
 }
 
 fn quantize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let op = attributes!(cx, node, Quantize);
+    if elementwise::linked(cx, node, 0).is_none() && planes_to_codes(cx, node)? {
+        return Ok(());
+    }
+    elementwise::chain(cx, node)
+}
+
+/// Adds the step of planes that become pixels of codes; `false` where it is nothing of the kind.
+fn planes_to_codes(cx: &mut Lowering, node: NodeId) -> Result<bool, CodegenError> {
+    let Some(Op::Quantize(op)) = cx.graph.op(node) else { return Ok(false) };
+    let Some(grid) = CodeGrid::new(&op.params, op.dtype) else { return Ok(false) };
     let dims = cx.graph.shape(node.out()).to_vec();
     let (operand, result) = (cx.operand_view(node, 0)?, cx.result_view(node)?);
-    let (dtype, work) = (op.dtype, cx.current_work());
-    if let Some(grid) = CodeGrid::new(&op.params, dtype)
-        && let Some(planes) = Planes::new(cx, &dims, &operand, &result)
-    {
-        return wide::quantize(cx, &planes, (&operand, &result), &grid, work);
-    }
-    let grid = GridViews::new(cx, &op.params, range(dtype), dims.len())?;
-    let mut operands = vec![operand];
-    operands.extend(grid.views.iter().cloned());
-    map::map(cx, "quantize", &dims, &operands, &result, work, |b, loaded| {
-        let codes: Vec<Value> = (0..4)
-            .map(|v| {
-                let at = grid.at(b, &loaded[1..], v);
-                at.quantize(b, loaded[0][v])
-            })
-            .collect();
-        from_i32(b, &codes, dtype)
-    })
+    let Some(planes) = Planes::new(cx, &dims, &operand, &result) else { return Ok(false) };
+    let work = cx.current_work();
+    wide::quantize(cx, &planes, (&operand, &result), &grid, work).map(|()| true)
 }
 
 fn dequantize_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
@@ -112,52 +164,6 @@ fn dequantize_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
         DType::S32 if zeros.clone().all(|&z| z == 0) => Ok(()),
         _ => Err(format!("dequantizes 8 and 16 bits, and s32 with zero points 0, not {x}")),
     }
-}
-
-fn dequantize(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let x = cx.operand_types(node)[0];
-    let Some(params) = &x.quant else { return Ok(()) };
-    let dims = x.shape.to_vec();
-    let grid = GridViews::new(cx, params, (0, 0), dims.len())?;
-    let mut operands = vec![cx.operand_view(node, 0)?];
-    operands.extend(grid.views.iter().cloned());
-    let result = cx.result_view(node)?;
-    let (dtype, work) = (x.dtype, cx.current_work());
-    map::map(cx, "dequantize", &dims, &operands, &result, work, |b, loaded| {
-        let codes = to_i32(b, &loaded[0], dtype);
-        codes
-            .into_iter()
-            .enumerate()
-            .map(|(v, q)| {
-                let at = grid.at(b, &loaded[1..], v);
-                let steps = at.zero_point.map_or(q, |z| b.ins().isub(q, z));
-                let steps = b.ins().fcvt_from_sint(F32X4, steps);
-                b.ins().fmul(steps, at.scale)
-            })
-            .collect()
-    })
-}
-
-fn fake_quant(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
-    let op = attributes!(cx, node, FakeQuant);
-    let dims = cx.graph.shape(node.out()).to_vec();
-    let grid = GridViews::new(cx, &op.params, (op.lo, op.hi), dims.len())?;
-    let mut operands = vec![cx.operand_view(node, 0)?];
-    operands.extend(grid.views.iter().cloned());
-    let result = cx.result_view(node)?;
-    let work = cx.current_work();
-    map::map(cx, "fake_quant", &dims, &operands, &result, work, |b, loaded| {
-        (0..4)
-            .map(|v| {
-                let at = grid.at(b, &loaded[1..], v);
-                let steps = at.steps(b, loaded[0][v]);
-                // Through an integer: a step of −0.0 becomes 0.
-                let steps = b.ins().x86_cvtt2dq(I32X4, steps);
-                let steps = b.ins().fcvt_from_sint(vector::vector_type(DType::F32), steps);
-                b.ins().fmul(steps, at.scale)
-            })
-            .collect()
-    })
 }
 
 /// Whether the op maps each element of one operand, so that a transpose before or behind it can be part of its step.

@@ -9,7 +9,6 @@ use crate::{
     },
     module::Location,
 };
-use cranelift_codegen::ir::types::F32X4;
 use qcc_ir::{
     DType, Graph, NodeId, Op,
     ops::{Concat, Pad, PadMode, Slice},
@@ -62,7 +61,7 @@ fn transpose(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let dims = cx.graph.shape(node.out()).to_vec();
     let from = cx.operand_view(node, 0)?.permuted(&t.perm);
     let to = cx.result_view(node)?;
-    if to.ty == F32X4
+    if to.dtype == DType::F32
         && let Some(planes) = Planes::new(cx, &dims, &from, &to).filter(|p| p.channels() > 1)
     {
         let work = cx.current_work();

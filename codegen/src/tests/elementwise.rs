@@ -10,7 +10,7 @@ use qcc_ir::{
     },
 };
 
-const UNARY: [UnaryKind; 29] = [
+pub(crate) const UNARY: [UnaryKind; 29] = [
     UnaryKind::Relu,
     UnaryKind::LeakyRelu { alpha: 0.1 },
     UnaryKind::Clip { lo: -1.5, hi: 6.0 },
@@ -221,4 +221,111 @@ fn s32_of_zero_point_zero_is_dequantized() {
     let params = QuantParams::per_axis(1, vec![0.5, 0.25, 3.0], vec![0, 0, 0]).unwrap();
     let x = TensorType::quantized(DType::S32, qcc_ir::Shape::new([7, 3]).unwrap(), params).unwrap();
     check(&graph_of(Dequantize {}, &[x]), 3);
+}
+
+/// What a random graph of functions of elements is grown by: the next node's kind, and which values it takes.
+#[derive(Clone, Copy, Debug)]
+struct Growth {
+    kind: usize,
+    first: usize,
+    second: usize,
+}
+
+/// A graph of functions of elements: floats, codes on a grid and truth values, of which some are used twice, some are
+/// broadcast, and the last one is the output.
+fn grown(dims: &[usize], per_channel: bool, growth: &[Growth]) -> Graph {
+    let mut g = Graph::new("grown");
+    let x = g.input("x", plain(DType::F32, dims)).unwrap();
+    let channels: Vec<usize> =
+        dims.iter().enumerate().map(|(i, &d)| if i + 1 == dims.len() { d } else { 1 }).collect();
+    let y = g.input("y", plain(DType::F32, &channels)).unwrap();
+    let c = g.input("c", quantized(DType::U8, dims, 0.05, 100)).unwrap();
+    let (mut floats, mut codes) = (vec![x, y], vec![c]);
+    let axis = dims.len() - 1;
+    let n = dims[axis];
+    let params = if per_channel && n > 0 {
+        let scales = (0..n).map(|i| 0.01 + 0.003 * (i % 7) as f32).collect();
+        QuantParams::per_axis(axis, scales, (0..n).map(|i| (90 + i % 60) as i32).collect()).unwrap()
+    } else {
+        QuantParams::per_tensor(0.04, 120).unwrap()
+    };
+    let mut last = x;
+    for (i, step) in growth.iter().enumerate() {
+        let name = format!("n{i}");
+        let (f, h) = (floats[step.first % floats.len()], floats[step.second % floats.len()]);
+        let code = codes[step.first % codes.len()];
+        last = match step.kind {
+            0..29 => g.add(&name, Unary { kind: UNARY[step.kind] }, &[f]).unwrap().out(),
+            29..35 => g.add(&name, Binary { kind: BINARY[step.kind - 29] }, &[f, h]).unwrap().out(),
+            35 => {
+                let truth = g.add(&name, Binary { kind: BinaryKind::Less }, &[f, h]).unwrap();
+                g.add(&format!("{name}_cast"), Cast { to: DType::F32 }, &[truth.out()]).unwrap().out()
+            }
+            36 => {
+                let params = QuantParams::per_tensor(0.1, 7).unwrap();
+                let op = FakeQuant { dtype: DType::U8, params, lo: 0, hi: 255 };
+                g.add(&name, op, &[f]).unwrap().out()
+            }
+            37 if **g.shape(f) == *dims => {
+                let op = Quantize { dtype: DType::U8, params: params.clone() };
+                let q = g.add(&name, op, &[f]).unwrap().out();
+                if !per_channel {
+                    codes.push(q);
+                }
+                q
+            }
+            38 => g.add(&name, Dequantize {}, &[code]).unwrap().out(),
+            _ => {
+                let other = codes[step.second % codes.len()];
+                let op = QBinary { kind: QBinaryKind::Add, output: grid(DType::U8, 0.07, 80, false) };
+                let sum = g.add(&name, op, &[code, other]).unwrap().out();
+                codes.push(sum);
+                sum
+            }
+        };
+        if g.ty(last).dtype == DType::F32 {
+            floats.push(last);
+        }
+    }
+    g.output("last", last);
+    g
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn chains_equal_their_definition(
+        d in dims(), per_channel: bool, seed in any::<u64>(),
+        growth in prop::collection::vec((0usize..40, 0usize..8, 0usize..8), 1..16),
+    ) {
+        let dims = [&d[..], &[1 + seed as usize % 70]].concat();
+        // Mostly the last value is used, as in chains.
+        let growth: Vec<Growth> = growth
+            .iter()
+            .enumerate()
+            .map(|(i, &(kind, a, b))| Growth {
+                kind,
+                first: if a < 6 { i + 1 } else { a },
+                second: if b < 2 { i + 1 } else { b },
+            })
+            .collect();
+        check(&grown(&dims, per_channel, &growth), seed);
+    }
+}
+
+#[test]
+fn a_chain_is_one_step_and_comes_to_no_memory() {
+    let mut g = Graph::new("chain");
+    let x = g.input("x", plain(DType::F32, &[40, 70])).unwrap();
+    let b = g.input("b", plain(DType::F32, &[70])).unwrap();
+    let sum = g.add("sum", Binary { kind: BinaryKind::Add }, &[x, b]).unwrap();
+    let gelu = g.add("gelu", Unary { kind: UnaryKind::Gelu }, &[sum.out()]).unwrap();
+    let product = g.add("product", Binary { kind: BinaryKind::Mul }, &[gelu.out(), x]).unwrap();
+    let params = QuantParams::per_tensor(0.02, 120).unwrap();
+    let codes = g.add("codes", Quantize { dtype: DType::U8, params }, &[product.out()]).unwrap();
+    g.output("codes", codes.out());
+    check(&g, 5);
+    let model = super::compiled(&super::placed(&g), super::tiers()[0]);
+    assert_eq!((model.steps().len(), model.arena_bytes()), (1, 0));
 }

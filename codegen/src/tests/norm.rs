@@ -31,8 +31,9 @@ proptest! {
 
     /// Random bits are NaN somewhere in any long row, and then everywhere: these numbers are finite.
     #[test]
-    fn softmaxes_of_finite_rows(rows in 1usize..30, len in 1usize..150, scale in 1e-3f32..1.0, log: bool, seed: u64) {
-        let codes = quantized(DType::U8, &[rows, len], scale, 77);
+    fn softmaxes_of_finite_rows(rows in 1usize..30, len in 1usize..150, scale in -10f32..0.0, log: bool, seed: u64) {
+        // From all of about one size to some that vanish.
+        let codes = quantized(DType::U8, &[rows, len], scale.exp2(), 77);
         let mut g = graph_of(Dequantize {}, &[codes]);
         let x = g.outputs()[0].value;
         let y = g.add("softmax", Softmax { axis: 1, log }, &[x]).unwrap();

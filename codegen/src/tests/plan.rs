@@ -5,10 +5,10 @@ use crate::plan::Plan;
 use proptest::prelude::*;
 use qcc_ir::{
     DType, Graph, ValueId,
-    ops::{Binary, BinaryKind, Slice, SliceSpec, Unary, UnaryKind},
+    ops::{Binary, BinaryKind, Slice, SliceSpec, Softmax, Unary, UnaryKind},
 };
 
-/// A graph of random sums and functions of earlier values.
+/// A graph of random sums and functions of earlier values, some of which are chained.
 fn random_graph(choices: &[(u8, u8, u8)]) -> Graph {
     let mut g = Graph::new("random");
     let mut values: Vec<ValueId> = vec![g.input("x", plain(DType::F32, &[9, 1])).unwrap()];
@@ -16,10 +16,11 @@ fn random_graph(choices: &[(u8, u8, u8)]) -> Graph {
     for (i, &(op, a, b)) in choices.iter().enumerate() {
         let (a, b) = (values[usize::from(a) % values.len()], values[usize::from(b) % values.len()]);
         let name = format!("n{i}");
-        let y = match op % 3 {
+        let y = match op % 4 {
             0 => g.add(&name, Binary { kind: BinaryKind::Add }, &[a, b]),
             1 => g.add(&name, Unary { kind: UnaryKind::Abs }, &[a]),
-            _ => g.add(&name, Unary { kind: UnaryKind::Identity }, &[a]),
+            2 => g.add(&name, Unary { kind: UnaryKind::Identity }, &[a]),
+            _ => g.add(&name, Softmax { axis: 1, log: false }, &[a]),
         };
         values.push(y.unwrap().out());
     }
@@ -81,7 +82,7 @@ fn a_chain_takes_two_buffers() {
     let mut g = Graph::new("chain");
     let mut v = g.input("x", plain(DType::F32, &[1000])).unwrap();
     for i in 0..20 {
-        v = g.add(&format!("n{i}"), Unary { kind: UnaryKind::Abs }, &[v]).unwrap().out();
+        v = g.add(&format!("n{i}"), Softmax { axis: 0, log: false }, &[v]).unwrap().out();
     }
     g.output("y", v);
     let model = compiled(&placed(&g), tiers()[0]);

@@ -14,6 +14,57 @@ pub(crate) enum Width {
     Zmm,
 }
 
+impl Width {
+    /// Bytes of a vector.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Width::Ymm => 32,
+            Width::Zmm => 64,
+        }
+    }
+
+    /// Vector registers.
+    pub(crate) fn registers(self) -> usize {
+        match self {
+            Width::Ymm => 16,
+            Width::Zmm => 32,
+        }
+    }
+
+    /// Registers of masks that can select: none where comparisons give vectors.
+    pub(crate) fn masks(self) -> usize {
+        match self {
+            Width::Ymm => 0,
+            Width::Zmm => SELECTORS.len(),
+        }
+    }
+}
+
+/// A register of masks that can select: k1 and on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Mask(pub(crate) usize);
+
+const SELECTORS: [AsmRegisterK; 7] = [k1, k2, k3, k4, k5, k6, k7];
+
+impl Mask {
+    pub(crate) fn k(self) -> AsmRegisterK {
+        SELECTORS[self.0]
+    }
+
+    /// The register, of which an instruction writes the elements in this mask.
+    fn of(self, reg: AsmRegisterZmm) -> AsmRegisterZmm {
+        match self.0 {
+            0 => reg.k1(),
+            1 => reg.k2(),
+            2 => reg.k3(),
+            3 => reg.k4(),
+            4 => reg.k5(),
+            5 => reg.k6(),
+            _ => reg.k7(),
+        }
+    }
+}
+
 /// A vector register, whatever its width.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Reg(pub(crate) usize);
@@ -46,6 +97,15 @@ impl Reg {
     pub(crate) fn zmm(self) -> AsmRegisterZmm {
         ZMM[self.0]
     }
+}
+
+/// To which integer a float is rounded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rounding {
+    /// Half to even.
+    Nearest = 0,
+    Down = 1,
+    Up = 2,
 }
 
 /// A register or a vector in memory.
@@ -152,7 +212,7 @@ impl Assembler {
         self.asm.assemble(0)
     }
 
-    one_source! { vmovaps vmovups vcvtdq2ps vcvtps2dq vcvttps2dq vpabsd }
+    one_source! { vmovaps vmovups vcvtdq2ps vcvtps2dq vcvttps2dq vsqrtps vpabsd }
 
     two_sources! {
         vpdpbusd vpmaddwd vfmadd231ps vfmadd132ps vfnmadd231ps
@@ -160,29 +220,42 @@ impl Assembler {
         vpsllvd vpsllvq vpsravd vpsrlvd vpsrlvq
         vmulps vaddps vsubps vdivps vmaxps vminps vpermps
         vpaddw vpmaxsw vpminsw vpunpcklbw vpunpckhbw vpunpcklwd vpunpckhwd
-        vpackssdw vpacksswb vpackuswb vpmaxub vpmaxsb vpminub vpshufb vpermd
+        vpackssdw vpacksswb vpackuswb vpmaxub vpmaxsb vpminub vpmaxsd vpminsd vpaddusb vpshufb vpermd
     }
 
     immediate_shift! { vpslld vpsllq vpsrlq vpsllw vpsraw vpsrad }
 
     broadcast! { vpbroadcastd vbroadcastss }
 
-    pub(crate) fn bitor(&mut self, d: Reg, a: Reg, b: Reg) -> Emit {
-        match self.width {
-            Width::Ymm => self.asm.vpor(d.ymm(), a.ymm(), b.ymm()),
-            Width::Zmm => self.asm.vpord(d.zmm(), a.zmm(), b.zmm()),
+    pub(crate) fn bitand(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
+        match (self.width, b.into()) {
+            (Width::Ymm, Operand::Reg(b)) => self.asm.vpand(d.ymm(), a.ymm(), b.ymm()),
+            (Width::Ymm, Operand::Mem(b)) => self.asm.vpand(d.ymm(), a.ymm(), ymmword_ptr(b)),
+            (Width::Zmm, Operand::Reg(b)) => self.asm.vpandd(d.zmm(), a.zmm(), b.zmm()),
+            (Width::Zmm, Operand::Mem(b)) => self.asm.vpandd(d.zmm(), a.zmm(), zmmword_ptr(b)),
         }
     }
 
-    pub(crate) fn bitxor(&mut self, d: Reg, a: Reg, b: AsmMemoryOperand) -> Emit {
-        match self.width {
-            Width::Ymm => self.asm.vpxor(d.ymm(), a.ymm(), ymmword_ptr(b)),
-            Width::Zmm => self.asm.vpxord(d.zmm(), a.zmm(), zmmword_ptr(b)),
+    pub(crate) fn bitor(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
+        match (self.width, b.into()) {
+            (Width::Ymm, Operand::Reg(b)) => self.asm.vpor(d.ymm(), a.ymm(), b.ymm()),
+            (Width::Ymm, Operand::Mem(b)) => self.asm.vpor(d.ymm(), a.ymm(), ymmword_ptr(b)),
+            (Width::Zmm, Operand::Reg(b)) => self.asm.vpord(d.zmm(), a.zmm(), b.zmm()),
+            (Width::Zmm, Operand::Mem(b)) => self.asm.vpord(d.zmm(), a.zmm(), zmmword_ptr(b)),
+        }
+    }
+
+    pub(crate) fn bitxor(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
+        match (self.width, b.into()) {
+            (Width::Ymm, Operand::Reg(b)) => self.asm.vpxor(d.ymm(), a.ymm(), b.ymm()),
+            (Width::Ymm, Operand::Mem(b)) => self.asm.vpxor(d.ymm(), a.ymm(), ymmword_ptr(b)),
+            (Width::Zmm, Operand::Reg(b)) => self.asm.vpxord(d.zmm(), a.zmm(), b.zmm()),
+            (Width::Zmm, Operand::Mem(b)) => self.asm.vpxord(d.zmm(), a.zmm(), zmmword_ptr(b)),
         }
     }
 
     /// A whole vector to `m`.
-    pub(super) fn store_vector(&mut self, m: AsmMemoryOperand, a: Reg) -> Emit {
+    pub(crate) fn store_vector(&mut self, m: AsmMemoryOperand, a: Reg) -> Emit {
         match self.width {
             Width::Ymm => self.asm.vmovups(ymmword_ptr(m), a.ymm()),
             Width::Zmm => self.asm.vmovups(zmmword_ptr(m), a.zmm()),
@@ -228,6 +301,83 @@ impl Assembler {
         }
     }
 
+    /// A quarter of a vector of bytes at `m` as 32-bit elements.
+    pub(crate) fn load_bytes_as_dwords(&mut self, d: Reg, m: AsmMemoryOperand, signed: bool) -> Emit {
+        match (self.width, signed) {
+            (Width::Ymm, true) => self.asm.vpmovsxbd(d.ymm(), qword_ptr(m)),
+            (Width::Ymm, false) => self.asm.vpmovzxbd(d.ymm(), qword_ptr(m)),
+            (Width::Zmm, true) => self.asm.vpmovsxbd(d.zmm(), xmmword_ptr(m)),
+            (Width::Zmm, false) => self.asm.vpmovzxbd(d.zmm(), xmmword_ptr(m)),
+        }
+    }
+
+    /// Half a vector of 16-bit elements at `m` as 32-bit ones.
+    pub(crate) fn load_words_as_dwords(&mut self, d: Reg, m: AsmMemoryOperand, signed: bool) -> Emit {
+        match (self.width, signed) {
+            (Width::Ymm, true) => self.asm.vpmovsxwd(d.ymm(), xmmword_ptr(m)),
+            (Width::Ymm, false) => self.asm.vpmovzxwd(d.ymm(), xmmword_ptr(m)),
+            (Width::Zmm, true) => self.asm.vpmovsxwd(d.zmm(), ymmword_ptr(m)),
+            (Width::Zmm, false) => self.asm.vpmovzxwd(d.zmm(), ymmword_ptr(m)),
+        }
+    }
+
+    /// Stores half a vector of 16-bit elements: the 32-bit ones of `a`, saturated. Overwrites `a` and `t`.
+    pub(crate) fn store_dwords_as_words(
+        &mut self,
+        m: AsmMemoryOperand,
+        a: Reg,
+        signed: bool,
+        t: Reg,
+    ) -> Emit {
+        match (self.width, signed) {
+            (Width::Ymm, _) => {
+                self.asm.vextracti128(t.xmm(), a.ymm(), 1)?;
+                match signed {
+                    true => self.asm.vpackssdw(a.xmm(), a.xmm(), t.xmm())?,
+                    false => self.asm.vpackusdw(a.xmm(), a.xmm(), t.xmm())?,
+                }
+                self.asm.vmovdqu(xmmword_ptr(m), a.xmm())
+            }
+            (Width::Zmm, true) => self.asm.vpmovsdw(ymmword_ptr(m), a.zmm()),
+            (Width::Zmm, false) => {
+                self.not_negative(a, t)?;
+                self.asm.vpmovusdw(ymmword_ptr(m), a.zmm())
+            }
+        }
+    }
+
+    /// Stores a quarter of a vector of bytes: the 32-bit elements of `a`, saturated. Overwrites `a` and `t`.
+    pub(crate) fn store_dwords_as_bytes(
+        &mut self,
+        m: AsmMemoryOperand,
+        a: Reg,
+        signed: bool,
+        t: Reg,
+    ) -> Emit {
+        match (self.width, signed) {
+            (Width::Ymm, _) => {
+                self.asm.vextracti128(t.xmm(), a.ymm(), 1)?;
+                self.asm.vpackssdw(a.xmm(), a.xmm(), t.xmm())?;
+                match signed {
+                    true => self.asm.vpacksswb(a.xmm(), a.xmm(), a.xmm())?,
+                    false => self.asm.vpackuswb(a.xmm(), a.xmm(), a.xmm())?,
+                }
+                self.asm.vmovq(qword_ptr(m), a.xmm())
+            }
+            (Width::Zmm, true) => self.asm.vpmovsdb(xmmword_ptr(m), a.zmm()),
+            (Width::Zmm, false) => {
+                self.not_negative(a, t)?;
+                self.asm.vpmovusdb(xmmword_ptr(m), a.zmm())
+            }
+        }
+    }
+
+    /// a = max(a, 0), on 512 bits. Overwrites `t`.
+    fn not_negative(&mut self, a: Reg, t: Reg) -> Emit {
+        self.asm.vpxord(t.zmm(), t.zmm(), t.zmm())?;
+        self.asm.vpmaxsd(a.zmm(), a.zmm(), t.zmm())
+    }
+
     /// Every 64-bit element of `d` = that at `m`.
     pub(crate) fn broadcast_wide(&mut self, d: Reg, m: AsmMemoryOperand) -> Emit {
         match self.width {
@@ -262,11 +412,78 @@ impl Assembler {
         }
     }
 
-    /// Floats rounded to integers, half to even.
-    pub(crate) fn round_to_even(&mut self, d: Reg, a: Reg) -> Emit {
-        match self.width {
-            Width::Ymm => self.asm.vroundps(d.ymm(), a.ymm(), 0),
-            Width::Zmm => self.asm.vrndscaleps(d.zmm(), a.zmm(), 0),
+    /// Floats rounded to integers.
+    pub(crate) fn round(&mut self, d: Reg, a: impl Into<Operand>, how: Rounding) -> Emit {
+        // Without an exception for what is lost.
+        let how = 8 | how as u32;
+        match (self.width, a.into()) {
+            (Width::Ymm, Operand::Reg(a)) => self.asm.vroundps(d.ymm(), a.ymm(), how),
+            (Width::Ymm, Operand::Mem(a)) => self.asm.vroundps(d.ymm(), ymmword_ptr(a), how),
+            (Width::Zmm, Operand::Reg(a)) => self.asm.vrndscaleps(d.zmm(), a.zmm(), how),
+            (Width::Zmm, Operand::Mem(a)) => self.asm.vrndscaleps(d.zmm(), zmmword_ptr(a), how),
+        }
+    }
+
+    /// A mask of the floats of which the comparison with this number is true: a register of masks on 512 bits.
+    pub(crate) fn compare_f32(&mut self, d: Mask, a: Reg, b: impl Into<Operand>, predicate: u32) -> Emit {
+        match b.into() {
+            Operand::Reg(b) => self.asm.vcmpps(d.k(), a.zmm(), b.zmm(), predicate),
+            Operand::Mem(b) => self.asm.vcmpps(d.k(), a.zmm(), zmmword_ptr(b), predicate),
+        }
+    }
+
+    /// The same on 256 bits: all bits of an element, or none.
+    pub(crate) fn compare_f32_to_vector(
+        &mut self,
+        d: Reg,
+        a: Reg,
+        b: impl Into<Operand>,
+        predicate: u32,
+    ) -> Emit {
+        match b.into() {
+            Operand::Reg(b) => self.asm.vcmpps(d.ymm(), a.ymm(), b.ymm(), predicate),
+            Operand::Mem(b) => self.asm.vcmpps(d.ymm(), a.ymm(), ymmword_ptr(b), predicate),
+        }
+    }
+
+    /// A mask of the integers that are greater than this number, or else equal it.
+    pub(crate) fn compare_i32(&mut self, d: Mask, a: Reg, b: impl Into<Operand>, greater: bool) -> Emit {
+        let predicate = if greater { 6 } else { 0 };
+        match b.into() {
+            Operand::Reg(b) => self.asm.vpcmpd(d.k(), a.zmm(), b.zmm(), predicate),
+            Operand::Mem(b) => self.asm.vpcmpd(d.k(), a.zmm(), zmmword_ptr(b), predicate),
+        }
+    }
+
+    /// The same on 256 bits.
+    pub(crate) fn compare_i32_to_vector(
+        &mut self,
+        d: Reg,
+        a: Reg,
+        b: impl Into<Operand>,
+        greater: bool,
+    ) -> Emit {
+        match (b.into(), greater) {
+            (Operand::Reg(b), true) => self.asm.vpcmpgtd(d.ymm(), a.ymm(), b.ymm()),
+            (Operand::Mem(b), true) => self.asm.vpcmpgtd(d.ymm(), a.ymm(), ymmword_ptr(b)),
+            (Operand::Reg(b), false) => self.asm.vpcmpeqd(d.ymm(), a.ymm(), b.ymm()),
+            (Operand::Mem(b), false) => self.asm.vpcmpeqd(d.ymm(), a.ymm(), ymmword_ptr(b)),
+        }
+    }
+
+    /// Elements of `yes` in the mask, of `no` elsewhere, on 512 bits.
+    pub(crate) fn select(&mut self, d: Reg, mask: Mask, yes: impl Into<Operand>, no: Reg) -> Emit {
+        match yes.into() {
+            Operand::Reg(yes) => self.asm.vblendmps(mask.of(d.zmm()), no.zmm(), yes.zmm()),
+            Operand::Mem(yes) => self.asm.vblendmps(mask.of(d.zmm()), no.zmm(), zmmword_ptr(yes)),
+        }
+    }
+
+    /// The same on 256 bits, by the sign of the elements of `mask`.
+    pub(crate) fn select_by_vector(&mut self, d: Reg, mask: Reg, yes: impl Into<Operand>, no: Reg) -> Emit {
+        match yes.into() {
+            Operand::Reg(yes) => self.asm.vblendvps(d.ymm(), no.ymm(), yes.ymm(), mask.ymm()),
+            Operand::Mem(yes) => self.asm.vblendvps(d.ymm(), no.ymm(), ymmword_ptr(yes), mask.ymm()),
         }
     }
 

@@ -4,10 +4,16 @@
 //! kernels of the parent module for the shapes that real models are made of, and give the same bits; a shape or tier
 //! that they do not take is left to those.
 
+mod elementwise;
+mod lookup;
 mod planes;
 mod pool;
+mod program;
+mod rows;
 mod softmax;
 
+pub(crate) use elementwise::elementwise;
+pub(crate) use lookup::lookup;
 pub(crate) use planes::{CodeGrid, Planes, interleave, quantize};
 pub(crate) use pool::{CodeAverage, Kind as PoolKind, pool};
 pub(crate) use softmax::softmax;
@@ -22,14 +28,6 @@ fn width(isa: Isa) -> Option<Width> {
         Isa::AmxInt8 | Isa::Avx512Vnni => Some(Width::Zmm),
         Isa::AvxVnni | Isa::Avx2 => Some(Width::Ymm),
         Isa::XmmVnni | Isa::Xmm => None,
-    }
-}
-
-/// Bytes of a vector.
-fn bytes(width: Width) -> usize {
-    match width {
-        Width::Ymm => 32,
-        Width::Zmm => 64,
     }
 }
 

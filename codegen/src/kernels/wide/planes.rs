@@ -1,7 +1,7 @@
 //! From planes to pixels: the elements of up to four channels, each a plane of f32, side by side for every pixel, as
 //! they are or as codes of 8 bits. Every model that takes images channels first begins with it.
 
-use super::{bytes, define, width};
+use super::{define, width};
 use crate::{
     CodegenError,
     dense::asm::vector::{Assembler, Reg, Width},
@@ -82,7 +82,7 @@ impl Planes {
     }
 
     fn lanes(&self) -> usize {
-        bytes(self.width) / size_of::<f32>()
+        self.width.bytes() / size_of::<f32>()
     }
 
     /// Vectors of neighbouring pixels of one channel in a block.
@@ -255,7 +255,7 @@ impl Planes {
         // With three channels the last slot is never stored.
         let (plane, vector) = (i % self.channels, i / self.channels);
         let vector = vector % self.vectors();
-        rdi + (plane as i32 * self.plane + (vector * bytes(self.width)) as i32)
+        rdi + (plane as i32 * self.plane + (vector * self.width.bytes()) as i32)
     }
 
     /// `fn(planes, pixels, count, constants)`: clamps far enough out that rounding cannot tell, divides, rounds, packs
@@ -263,7 +263,7 @@ impl Planes {
     fn quantize_row(&self, grid: &CodeGrid, has_reciprocal: bool) -> Result<Vec<u8>, IcedError> {
         let mut asm = Assembler::new(self.width)?;
         for (i, reg) in [LEAST, MOST, FACTOR, SCALE, ZERO, PICK, ORDER].into_iter().enumerate() {
-            asm.vmovups(reg, rcx + i * bytes(self.width))?;
+            asm.vmovups(reg, rcx + i * self.width.bytes())?;
         }
         asm.set_masks(self.stored() / size_of::<u32>())?;
         self.row(&mut asm, |asm| {
@@ -383,7 +383,7 @@ impl Planes {
         let (sum, own, order) = (Reg(0), Reg(1), Reg(2));
         self.row(&mut asm, |asm| {
             for vector in 0..self.channels {
-                let at = |v: usize| rcx + v * bytes(self.width);
+                let at = |v: usize| rcx + v * self.width.bytes();
                 asm.vmovups(order, at(vector))?;
                 asm.vpermps(sum, order, rdi + 0)?;
                 for channel in 1..self.channels {
@@ -400,7 +400,7 @@ impl Planes {
                         }
                     }
                 }
-                let all = bytes(self.width);
+                let all = self.width.bytes();
                 asm.store(rsi + vector * all, sum, 0, all, size_of::<f32>(), own)?;
             }
             Ok(())

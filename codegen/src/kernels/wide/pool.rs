@@ -4,7 +4,7 @@
 //! and a few at the borders. A function walks a run; it is emitted for the number of taps in a row, and gets the number
 //! of rows.
 
-use super::{bytes, define, width};
+use super::{define, width};
 use crate::{
     CodegenError,
     dense::asm::vector::{Assembler, Emit, Reg, Width},
@@ -208,8 +208,8 @@ impl Walk {
     /// Bytes of the channels that one accumulator has.
     fn span(&self) -> usize {
         match self.kind {
-            Kind::CodeAverage(_) => bytes(self.width) / 2,
-            _ => bytes(self.width),
+            Kind::CodeAverage(_) => self.width.bytes() / 2,
+            _ => self.width.bytes(),
         }
     }
 
@@ -312,7 +312,7 @@ impl Walk {
             if self.kind == Kind::Average {
                 asm.vdivps(Reg(v), Reg(v), COUNT)?;
             }
-            let vector = bytes(self.width);
+            let vector = self.width.bytes();
             asm.store(rsi + r9 + at, Reg(v), 0, vector, self.kind.dtype().size(), TAPS[0])?;
         }
         Ok(())

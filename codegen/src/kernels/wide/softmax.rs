@@ -4,11 +4,16 @@
 //! sums, one element after the other as they are defined, but of several rows at once, since each sum waits for itself;
 //! quotients. The last vector of a row ends with it and overlaps the one before.
 
-use super::{bytes, define, width};
+use super::{define, elementwise::Function, rows::Body, width};
 use crate::{
     CodegenError,
     dense::asm::vector::{Assembler, Emit, Reg, Width},
-    kernels::{line::Line, map::counted_loop},
+    kernels::{
+        lanes::{Elementwise, Lanes},
+        line::Line,
+        map::counted_loop,
+        math,
+    },
     lower::Lowering,
     model::Work,
     module::Location,
@@ -16,9 +21,10 @@ use crate::{
 use cranelift_codegen::ir::{InstBuilder, condcodes::IntCC, types::I64};
 use iced_x86::{
     IcedError,
-    code_asm::{AsmMemoryOperand, dword_ptr, eax, r8, rax, rcx, rdi, rdx, rsi},
+    code_asm::{AsmMemoryOperand, dword_ptr, r8, r9d, rcx, rdi, rsi, rsp},
 };
-use qcc_ir::numerics::math;
+use qcc_ir::DType;
+use std::sync::Arc;
 
 /// Rows whose sums are taken together: each addition takes a few cycles, and there are two every cycle.
 const ROWS: usize = 8;
@@ -35,13 +41,16 @@ pub(crate) fn softmax(
     let len = line.len as usize;
     let row = len * SIZE;
     let spans = i32::try_from(ROWS * row).is_ok();
-    if line.inner != 1 || len < bytes(width) / SIZE || !spans {
+    if line.inner != 1 || len < width.bytes() / SIZE || !spans {
         return Ok(false);
     }
-    let rows = Rows { width, bytes: row };
-    let table = constants(width);
-    let table = Location::Weights(cx.weights(&table, 64)?);
-    let whole = define(cx, "softmax_rows", 3, move || rows.function(ROWS));
+    let operands = vec![(DType::F32, true), (DType::F32, false)];
+    let exponential = Function::new(&Exponential, operands, DType::F32, width, len as u64);
+    let Some(exponential) = exponential.filter(|f| f.lanes() <= len) else { return Ok(false) };
+    let table = Location::Weights(cx.weights(&exponential.constants(), 64)?);
+    let rows = Arc::new(Rows { width, bytes: row, exponential });
+    let own = rows.clone();
+    let whole = define(cx, "softmax_rows", 3, move || own.function(ROWS));
     let rest = match line.outer as usize % ROWS {
         0 => None,
         rest => Some(define(cx, "softmax_rest", 3, move || rows.function(rest))),
@@ -75,36 +84,24 @@ pub(crate) fn softmax(
     Ok(true)
 }
 
-/// The constants of the exponential function, in the order of the table that the kernel reads: a vector each.
-#[derive(Clone, Copy)]
-enum Constant {
-    Log2E,
-    Ln2High,
-    Ln2Low,
-    One,
-    /// The bias of exponents, an integer.
-    Bias,
-    /// The first of the polynomial's coefficients; the others follow.
-    Polynomial,
+/// e^(x − max).
+struct Exponential;
+
+impl Elementwise for Exponential {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let x = l.fsub(operands[0], operands[1]);
+        math::exp(l, x)
+    }
 }
 
-fn constants(width: Width) -> Vec<u8> {
-    let first = [math::LOG2_E, math::LN_2_HI, math::LN_2_LO, 1.0].map(f32::to_bits);
-    let polynomial = math::EXP_POLYNOMIAL.map(f32::to_bits);
-    let all = first.into_iter().chain([127]).chain(polynomial);
-    all.flat_map(|bits| bits.to_le_bytes().repeat(bytes(width) / SIZE)).collect()
-}
-
-/// Registers of exponentials.
+/// The largest element of a row.
 const MAX: Reg = Reg(0);
-const LEAST: Reg = Reg(1);
-const MOST: Reg = Reg(2);
-const X: Reg = Reg(3);
-const N: Reg = Reg(4);
-const LOW: Reg = Reg(5);
-const R: Reg = Reg(6);
-const P: Reg = Reg(7);
-const T: Reg = Reg(8);
+const T: Reg = Reg(1);
+
+/// Where the largest element is kept: below the stack, which no call or signal takes.
+fn max_place() -> AsmMemoryOperand {
+    rsp - 8
+}
 
 /// Registers of quotients; sums are in the first ones.
 const SUM: Reg = Reg(ROWS);
@@ -112,27 +109,27 @@ const QUOTIENT: Reg = Reg(ROWS + 1);
 const LAST: Reg = Reg(ROWS + 2);
 
 /// Rows that are computed together: `fn(elements, results, constants)`.
-#[derive(Clone, Copy)]
 struct Rows {
     width: Width,
     /// Bytes of a row: at least a vector.
     bytes: usize,
+    exponential: Function,
 }
 
 impl Rows {
     fn function(&self, rows: usize) -> Result<Vec<u8>, IcedError> {
         let mut asm = Assembler::new(self.width)?;
-        asm.splat(LEAST, math::EXP_MIN.to_bits())?;
-        asm.splat(MOST, math::EXP_MAX.to_bits())?;
         asm.asm.mov(r8, rsi)?;
-        asm.asm.mov(eax, rows as u32)?;
+        asm.asm.mov(r9d, rows as u32)?;
         let mut row = asm.asm.create_label();
         asm.asm.set_label(&mut row)?;
         self.max(&mut asm)?;
-        self.each(&mut asm, |asm, x, y| self.exponential(asm, x, y))?;
+        asm.asm.vmovss(dword_ptr(max_place()), MAX.xmm())?;
+        let block = self.exponential.lanes() * SIZE;
+        self.each(&mut asm, block, |asm, x, y| self.exponential.vector(asm, &[x, max_place(), y]))?;
         asm.asm.add(rdi, self.bytes as i32)?;
         asm.asm.add(r8, self.bytes as i32)?;
-        asm.asm.dec(rax)?;
+        asm.asm.dec(r9d)?;
         asm.asm.jnz(row)?;
         self.sums(&mut asm, rows)?;
         asm.asm.mov(r8, rsi)?;
@@ -143,30 +140,29 @@ impl Rows {
         asm.finish()
     }
 
-    /// Where the last vector begins if it overlaps the one before.
-    fn last(&self) -> Option<i32> {
-        let vector = bytes(self.width);
-        (!self.bytes.is_multiple_of(vector)).then_some((self.bytes - vector) as i32)
+    /// Where the last block of so many bytes begins if it overlaps the one before.
+    fn last(&self, block: usize) -> Option<i32> {
+        (!self.bytes.is_multiple_of(block)).then_some((self.bytes - block) as i32)
     }
 
-    /// Calls `body` with the places of each vector of the row at rdi and r8, in a loop that counts in rcx.
+    /// Calls `body` with the places of each block of the row at rdi and r8, in a loop that counts in rcx.
     fn each(
         &self,
         asm: &mut Assembler,
+        block: usize,
         body: impl Fn(&mut Assembler, AsmMemoryOperand, AsmMemoryOperand) -> Emit,
     ) -> Emit {
-        self.whole_vectors(asm, |asm| body(asm, rdi + rcx, r8 + rcx))?;
-        self.last().map_or(Ok(()), |at| body(asm, rdi + at, r8 + at))
+        self.whole_blocks(asm, block, |asm| body(asm, rdi + rcx, r8 + rcx))?;
+        self.last(block).map_or(Ok(()), |at| body(asm, rdi + at, r8 + at))
     }
 
-    fn whole_vectors(&self, asm: &mut Assembler, body: impl Fn(&mut Assembler) -> Emit) -> Emit {
-        let vector = bytes(self.width);
+    fn whole_blocks(&self, asm: &mut Assembler, block: usize, body: impl Fn(&mut Assembler) -> Emit) -> Emit {
         asm.asm.xor(rcx, rcx)?;
         let mut next = asm.asm.create_label();
         asm.asm.set_label(&mut next)?;
         body(asm)?;
-        asm.asm.add(rcx, vector as i32)?;
-        asm.asm.cmp(rcx, (self.bytes / vector * vector) as i32)?;
+        asm.asm.add(rcx, block as i32)?;
+        asm.asm.cmp(rcx, (self.bytes / block * block) as i32)?;
         asm.asm.jb(next)
     }
 
@@ -174,7 +170,7 @@ impl Rows {
     /// sum is NaN then.
     fn max(&self, asm: &mut Assembler) -> Emit {
         asm.vmovups(MAX, rdi + 0)?;
-        self.each(asm, |asm, x, _| asm.vmaxps(MAX, MAX, x))?;
+        self.each(asm, self.width.bytes(), |asm, x, _| asm.vmaxps(MAX, MAX, x))?;
         let (x, t) = (MAX, T);
         if self.width == Width::Zmm {
             asm.asm.vextractf64x4(t.ymm(), x.zmm(), 1)?;
@@ -187,46 +183,6 @@ impl Rows {
             asm.asm.vmaxps(x.xmm(), x.xmm(), t.xmm())?;
         }
         asm.splat_first(x, x)
-    }
-
-    fn constant(&self, constant: Constant, i: usize) -> AsmMemoryOperand {
-        rdx + ((constant as usize + i) * bytes(self.width)) as i32
-    }
-
-    /// `math::exp(x − max)`, but for the payload of a NaN: the operations of its definition in their order.
-    fn exponential(&self, asm: &mut Assembler, x: AsmMemoryOperand, y: AsmMemoryOperand) -> Emit {
-        let c = |constant| self.constant(constant, 0);
-        asm.vmovups(X, x)?;
-        asm.vsubps(X, X, MAX)?;
-        // The second source where one is NaN.
-        asm.vmaxps(X, LEAST, X)?;
-        asm.vminps(X, MOST, X)?;
-        asm.vmulps(N, X, c(Constant::Log2E))?;
-        asm.round_to_even(N, N)?;
-        asm.vmulps(T, N, c(Constant::Ln2High))?;
-        asm.vsubps(X, X, T)?;
-        asm.vmulps(LOW, N, c(Constant::Ln2Low))?;
-        asm.vsubps(R, X, LOW)?;
-        asm.vmovups(P, c(Constant::Polynomial))?;
-        for i in 1..math::EXP_POLYNOMIAL.len() {
-            asm.vmulps(P, P, R)?;
-            asm.vaddps(P, P, self.constant(Constant::Polynomial, i))?;
-        }
-        asm.vmulps(T, R, R)?;
-        asm.vmulps(P, P, T)?;
-        asm.vsubps(P, P, LOW)?;
-        asm.vaddps(P, P, X)?;
-        asm.vaddps(P, P, c(Constant::One))?;
-        // 2ⁿ in two factors.
-        asm.vcvttps2dq(N, N)?;
-        asm.vpsrad(T, N, 1)?;
-        asm.vpsubd(N, N, T)?;
-        for exponent in [T, N] {
-            asm.vpaddd(exponent, exponent, c(Constant::Bias))?;
-            asm.vpslld(exponent, exponent, 23)?;
-            asm.vmulps(P, P, exponent)?;
-        }
-        asm.store(y, P, 0, bytes(self.width), SIZE, T)
     }
 
     /// The sum of each row from rsi on, one element after the other, in registers 0 to `rows`.
@@ -249,17 +205,17 @@ impl Rows {
 
     /// Divides the row at r8 by its sum. The last vector is read before the ones that it overlaps are written.
     fn quotients(&self, asm: &mut Assembler, row: usize) -> Emit {
+        let vector = self.width.bytes();
         asm.splat_first(SUM, Reg(row))?;
-        if let Some(at) = self.last() {
+        if let Some(at) = self.last(vector) {
             asm.vmovups(LAST, r8 + at)?;
             asm.vdivps(LAST, LAST, SUM)?;
         }
-        let vector = bytes(self.width);
-        self.whole_vectors(asm, |asm| {
+        self.whole_blocks(asm, vector, |asm| {
             asm.vmovups(QUOTIENT, r8 + rcx)?;
             asm.vdivps(QUOTIENT, QUOTIENT, SUM)?;
-            asm.store(r8 + rcx, QUOTIENT, 0, vector, SIZE, T)
+            asm.store_vector(r8 + rcx, QUOTIENT)
         })?;
-        self.last().map_or(Ok(()), |at| asm.store(r8 + at, LAST, 0, vector, SIZE, T))
+        self.last(vector).map_or(Ok(()), |at| asm.store_vector(r8 + at, LAST))
     }
 }
