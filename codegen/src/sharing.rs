@@ -123,7 +123,8 @@ mod tests {
             let add = |(i, step): (usize, &Cost)| {
                 let is = choice >> i & 1 == 1;
                 // Before the first step nobody has anything.
-                let moved = if is == was || i == 0 { 0.0 } else { step.operands as f64 / 2.0 / FROM_OTHER_CORE };
+                let moved =
+                    if is == was || i == 0 { 0.0 } else { step.operands as f64 / 2.0 / FROM_OTHER_CORE };
                 was = is;
                 moved + if is { step.nanoseconds / 2.0 + HAND_OVER } else { step.nanoseconds }
             };

@@ -361,11 +361,15 @@ impl Matrix {
         let loops = problem.loops.iter().map(|l| l.1 as usize);
         let mut steps = [problem.a.row, problem.a.col].into_iter().chain(loops);
         let all_results = problem.images * problem.y.image;
-        let fills_lines = cut.panels.iter().all(|p| (p.width * problem.product.element()).is_multiple_of(LINE));
-        let results = match cut.order {
-            // Each panel writes some lines of every page, and reads those of a residual: nobody foresees which.
-            Order::PanelsOuter | Order::RoundsOuter if fills_lines && all_results > 2 * LEVEL2 => Source::Memory,
-            _ => near(all_results, cut.rows * cut.cols * problem.y.col),
+        let fills_lines =
+            cut.panels.iter().all(|p| (p.width * problem.product.element()).is_multiple_of(LINE));
+        let in_order = cut.order == Order::PixelsOuter && fills_lines;
+        let results = if all_results > 2 * LEVEL2 && !in_order {
+            // Each panel writes lines, or parts of them, that are far apart, and reads those of a residual: nobody
+            // foresees which.
+            Source::Memory
+        } else {
+            near(all_results, cut.rows * cut.cols * problem.y.col)
         };
         Some(Matrix {
             configured: cut.configured(),

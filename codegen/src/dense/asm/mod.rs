@@ -33,8 +33,8 @@ use iced_x86::{
 };
 use matrix::Bands;
 pub(crate) use matrix::configure;
-pub(crate) use run::MOST_STEPS;
 use qcc_ir::DType;
+pub(crate) use run::MOST_STEPS;
 pub(crate) use vector::Reg;
 use vector::{Assembler, Width};
 

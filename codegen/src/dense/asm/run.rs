@@ -7,11 +7,7 @@
 //! than the codes of a tile take.
 
 use super::{
-    EmitError, Tile, accumulate,
-    accumulate::NextWeights,
-    displacement, matrix,
-    matrix::Bands,
-    store,
+    EmitError, Tile, accumulate, accumulate::NextWeights, displacement, matrix, matrix::Bands, store,
     vector::Assembler,
 };
 use crate::dense::spec::Next;
