@@ -138,6 +138,7 @@ fn prepare(
         epilogue: epilogue.form(),
         prefetch: Prefetch::default(),
         configured,
+        next: None,
     };
     let layout = ParamLayout::new(format, spec.epilogue);
     let weight = |c: usize, i: usize| match product {

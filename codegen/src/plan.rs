@@ -307,7 +307,8 @@ impl Plan {
         }
     }
 
-    /// Greedy by size: the largest buffers first, each into the smallest gap left by those alive at the same time.
+    /// Greedy by size, the largest buffers first: around few centers, or, if that takes much more memory, wherever there
+    /// is room.
     fn place_buffers(
         &mut self,
         graph: &Graph,
@@ -321,20 +322,69 @@ impl Plan {
             }
             let is_output = self.output_copies.iter().any(|&i| self.root(graph.outputs()[i].value) == value);
             let last = if is_output { end } else { last };
-            let bytes = (self.buffer_bytes(graph, value) + SLACK as u64).next_multiple_of(64);
+            let bytes = (self.buffer_bytes(graph, value) + SLACK as u64).next_multiple_of(LINE);
             pending.push((value, Buffer { bytes, first, last, offset: 0 }));
         }
         pending.sort_by_key(|(value, b)| (std::cmp::Reverse(b.bytes), b.first, *value));
-        let mut placed: Vec<Buffer> = Vec::with_capacity(pending.len());
-        for (value, mut buffer) in pending {
-            buffer.offset = best_gap(&placed, &buffer);
-            self.arena_bytes = self.arena_bytes.max(buffer.offset + buffer.bytes);
-            let at = placed.partition_point(|p| p.offset < buffer.offset);
-            placed.insert(at, buffer.clone());
-            self.buffers.insert(value, buffer);
-        }
+        let mut centred: Vec<Buffer> = pending.iter().map(|(_, b)| b.clone()).collect();
+        let mut packed = centred.clone();
+        let (bytes, least) = (centre(&mut centred), pack(&mut packed));
+        let (bytes, placed) =
+            if bytes <= least + least / MOST_OVERHEAD { (bytes, centred) } else { (least, packed) };
+        self.arena_bytes = bytes;
+        self.buffers.extend(pending.into_iter().map(|(value, _)| value).zip(placed));
         check_arena(self.arena_bytes)
     }
+}
+
+/// Buffers begin at lines of cache.
+const LINE: u64 = 64;
+/// The part of the least memory that centred buffers may take more.
+const MOST_OVERHEAD: u64 = 4;
+
+/// Places buffers, the largest of which come first, in turn around the same few centers: in a part of the arena of
+/// which one is alive at a time. Returns the bytes of the arena.
+///
+/// Threads that share steps have the same part of each. So if the middles of buffers are the same address, the lines
+/// before it are always written and read by the same core, whatever the sizes; where a buffer lies over parts of others,
+/// many of its lines would be in another core's cache, from where they have to come even to be overwritten.
+fn centre(buffers: &mut [Buffer]) -> u64 {
+    struct Place {
+        offset: u64,
+        bytes: u64,
+        /// When it is taken.
+        taken: Vec<(usize, usize)>,
+    }
+    let mut places: Vec<Place> = Vec::new();
+    let mut end = 0;
+    for buffer in buffers {
+        let Buffer { bytes, first, last, .. } = *buffer;
+        let is_free = |place: &Place| place.taken.iter().all(|&(f, l)| l < first || last < f);
+        // The smallest one: they descend.
+        let at = places.iter().rposition(is_free).unwrap_or_else(|| {
+            places.push(Place { offset: end, bytes, taken: Vec::new() });
+            end += bytes;
+            places.len() - 1
+        });
+        let place = &mut places[at];
+        place.taken.push((first, last));
+        buffer.offset = place.offset + (place.bytes - bytes) / 2 / LINE * LINE;
+    }
+    end
+}
+
+/// Places buffers, the largest of which come first, each into the smallest gap left by those alive at the same time.
+/// Returns the bytes of the arena.
+fn pack(buffers: &mut [Buffer]) -> u64 {
+    let mut placed: Vec<Buffer> = Vec::with_capacity(buffers.len());
+    let mut end = 0;
+    for buffer in buffers {
+        buffer.offset = best_gap(&placed, buffer);
+        end = end.max(buffer.offset + buffer.bytes);
+        let at = placed.partition_point(|p| p.offset < buffer.offset);
+        placed.insert(at, buffer.clone());
+    }
+    end
 }
 
 /// Bytes between neighbours of a dense row-major tensor.

@@ -13,6 +13,9 @@ pub(crate) struct Cost {
     pub(crate) nanoseconds: f64,
     /// Bytes of operands that earlier steps have written.
     pub(crate) operands: u64,
+    /// Bytes of the model's inputs. Who has written them, and how long ago, is not known: no core has them before the
+    /// others.
+    pub(crate) inputs: u64,
     /// Whether it has more than one unit.
     pub(crate) is_divisible: bool,
 }
@@ -26,12 +29,12 @@ pub(crate) const FROM_OTHER_CORE: f64 = 7.0;
 /// Whether each of these steps, in their order, is worth sharing.
 pub(crate) fn shared(steps: &[Cost]) -> Vec<bool> {
     // The least time up to here if the last operands were read by one thread, and if they were by both; and where each
-    // comes from.
-    let mut least = [0.0, f64::INFINITY];
+    // comes from. Before the first step, nobody has anything.
+    let mut least = [0.0; 2];
     let mut before: Vec<[usize; 2]> = Vec::with_capacity(steps.len());
     for step in steps {
         let halves = step.halves();
-        if step.operands == 0 {
+        if step.operands + step.inputs == 0 {
             // Such as margins that are filled: nothing is moved, and the next step finds its operands where they were.
             least = [least[0] + step.nanoseconds, least[1] + halves.min(step.nanoseconds)];
             before.push([0, 1]);
@@ -50,7 +53,7 @@ pub(crate) fn shared(steps: &[Cost]) -> Vec<bool> {
     let mut state = usize::from(least[1] < least[0]);
     let mut shared = vec![false; steps.len()];
     for (i, step) in steps.iter().enumerate().rev() {
-        shared[i] = state == 1 && (step.operands > 0 || step.halves() < step.nanoseconds);
+        shared[i] = state == 1 && (step.operands + step.inputs > 0 || step.halves() < step.nanoseconds);
         state = before[i][state];
     }
     shared
@@ -67,8 +70,8 @@ impl Cost {
 mod tests {
     use super::*;
 
-    const SMALL: Cost = Cost { nanoseconds: 3_000.0, operands: 30_000, is_divisible: true };
-    const LARGE: Cost = Cost { nanoseconds: 40_000.0, operands: 100_000, is_divisible: true };
+    const SMALL: Cost = Cost { nanoseconds: 3_000.0, operands: 30_000, inputs: 0, is_divisible: true };
+    const LARGE: Cost = Cost { nanoseconds: 40_000.0, operands: 100_000, inputs: 0, is_divisible: true };
 
     #[test]
     fn a_model_of_tiny_steps_is_not_shared() {
@@ -96,11 +99,20 @@ mod tests {
 
     #[test]
     fn what_reads_nothing_does_not_say_where_operands_are() {
-        let margins = Cost { nanoseconds: 100.0, operands: 0, is_divisible: true };
+        let margins = Cost { nanoseconds: 100.0, operands: 0, inputs: 0, is_divisible: true };
         // Sharing the second gains less than moving its operands costs, however it is looked at.
         let steps = [Cost { is_divisible: false, ..LARGE }, margins, Cost { nanoseconds: 16_000.0, ..LARGE }];
         assert_eq!(shared(&steps), [false; 3]);
         assert_eq!(shared(&[LARGE, margins, LARGE]), [true, false, true]);
+    }
+
+    #[test]
+    fn inputs_of_the_model_are_as_far_from_every_thread() {
+        // What it reads would cost more to move than sharing gains.
+        let first = Cost { operands: 0, inputs: 600_000, nanoseconds: 20_000.0, is_divisible: true };
+        assert_eq!(shared(&[first, LARGE]), [true; 2]);
+        let later = Cost { operands: 600_000, inputs: 0, ..first };
+        assert_eq!(shared(&[Cost { is_divisible: false, ..LARGE }, later]), [false; 2]);
     }
 
     #[test]
@@ -110,7 +122,9 @@ mod tests {
             let mut was = false;
             let add = |(i, step): (usize, &Cost)| {
                 let is = choice >> i & 1 == 1;
-                let moved = if is == was { 0.0 } else { step.operands as f64 / 2.0 / FROM_OTHER_CORE };
+                // Before the first step nobody has anything.
+                let moved =
+                    if is == was || i == 0 { 0.0 } else { step.operands as f64 / 2.0 / FROM_OTHER_CORE };
                 was = is;
                 moved + if is { step.nanoseconds / 2.0 + HAND_OVER } else { step.nanoseconds }
             };
@@ -126,6 +140,7 @@ mod tests {
                 .map(|_| Cost {
                     nanoseconds: random(8_000) as f64,
                     operands: 1 + random(30_000),
+                    inputs: 0,
                     is_divisible: true,
                 })
                 .collect();

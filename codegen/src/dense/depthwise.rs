@@ -106,7 +106,7 @@ pub(crate) fn lower(
         (weights, starts.pack_clif(&constants(panel.width), channels(panel)))
     })?;
     let share = share(cx, entries.len());
-    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None);
+    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None, None);
     cx.walk_step(&name, walk, work, cx.nanoseconds(&work));
     Ok(())
 }
@@ -198,7 +198,7 @@ pub(crate) fn lower_strips(
         cut.order = Order::PanelsOuter;
     }
     let share = share(cx, entries.len());
-    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None);
+    let walk = Walk::new(problem, &cut, share, operands, entries, functions, None, None);
     cx.walk_step(&name, walk, work, cx.nanoseconds(&work));
     Ok(())
 }

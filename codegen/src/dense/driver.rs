@@ -2,13 +2,13 @@
 
 use super::{
     Problem, Weights, asm,
-    choose::{self, Cut, Panel, Sharing, Tiling},
+    choose::{self, Cut, Panel, Share, Sharing, Tiling},
     clif_epilogue::Params,
     clif_tile::{Dot, TILE_PARAMETERS, TileArguments, emit_tile},
-    pack::{self, PanelFormat},
+    pack::{self, PanelFormat, ParamLayout},
     repack::{self, SecondOperands},
-    spec::{Epilogue, Prefetch, Product, Start, TileSpec},
-    walk::{Around, LOWER, PARTS, PanelEntry, PartFunctions, RIGHT, Walk},
+    spec::{Epilogue, Next, Prefetch, Product, Start, TileSpec},
+    walk::{self, Around, LOWER, PARTS, PanelEntry, PartFunctions, RIGHT, Walk},
     widen,
 };
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     lower::Lowering,
     model::Work,
     module::{FunctionKind, Location},
+    tier::Isa,
 };
 use cranelift_module::FuncId;
 use qcc_ir::{Tensor, ops::Clamp};
@@ -280,6 +281,8 @@ struct Tiles<'t, 'a> {
     cut: Cut,
     /// All cuts that there were to choose from.
     tilings: Vec<Tiling>,
+    /// How threads divide them.
+    share: Share,
     /// Bytes of weights that are read between two uses of its own.
     weights: usize,
     name: String,
@@ -301,7 +304,14 @@ impl<'t, 'a> Tiles<'t, 'a> {
         residual: bool,
     ) -> Result<Option<Tiles<'t, 'a>>, CodegenError> {
         let Some((cut, tilings)) = cut(cx, problem, weights) else { return Ok(None) };
-        let prefetch = choose::prefetch(problem, &cut, weights, residual);
+        let sharing = Sharing {
+            input: cx.share_of_operand(0),
+            residual: residual.then(|| cx.share_of_residual()),
+            reads_all_channels: problem.groups == 1,
+            weights,
+        };
+        let share = choose::share(problem, &cut, &sharing);
+        let prefetch = choose::prefetch(problem, &cut, share, weights, residual);
         let name = kernel_name(kernel, problem.product, &cut, cut.rows * cut.cols);
         let classes = classes(&cut);
         let mut tiles = Tiles {
@@ -311,6 +321,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
             start,
             cut,
             tilings,
+            share,
             weights,
             name,
             classes,
@@ -352,7 +363,26 @@ impl<'t, 'a> Tiles<'t, 'a> {
             epilogue: self.epilogue.form(),
             prefetch,
             configured: self.cut.configured(),
+            next: self.next((width, columns)),
         }
+    }
+
+    /// Where the next tile of a run is, if tiles make runs: those of matrix registers whose sums are short.
+    fn next(&self, (width, columns): Class) -> Option<Next> {
+        let (p, format) = (self.problem, self.format(width));
+        let steps = choose::k_groups(p, self.cut.isa) / format.step_groups();
+        if self.cut.isa != Isa::AmxInt8 || steps > asm::MOST_STEPS || self.start != Start::Params {
+            return None;
+        }
+        let bytes = |n: usize| i32::try_from(n).ok();
+        if let Some([a, y, r]) = walk::pixels_to_next(p, &self.cut) {
+            return Some(Next { a: bytes(a)?, y: bytes(y)?, r: bytes(r)?, w: 0, params: 0 });
+        }
+        // Panels of one kind, one behind the other.
+        let weights = pack::packed_bytes(format, columns, p.runs(), p.run).next_multiple_of(pack::ALIGN);
+        let params = ParamLayout::new(format, self.epilogue.form()).size;
+        let columns = bytes(columns * p.product.element())?;
+        Some(Next { a: 0, w: bytes(weights)?, params: bytes(params)?, y: columns, r: columns })
     }
 
     fn emit(&self, cx: &mut Lowering, name: &str, spec: TileSpec) -> Result<FuncId, CodegenError> {
@@ -375,14 +405,9 @@ impl<'t, 'a> Tiles<'t, 'a> {
         work: Work,
     ) -> Result<(), CodegenError> {
         let around = around(cx, &self.name, self.cut.configured());
-        let sharing = Sharing {
-            input: cx.share_of_operand(0),
-            residual: operands.r.is_some().then(|| cx.share_of_residual()),
-            reads_all_channels: self.problem.groups == 1,
-            weights: self.weights,
-        };
-        let share = choose::share(self.problem, &self.cut, &sharing);
-        let walk = Walk::new(self.problem, &self.cut, share, operands, panels, self.functions, around);
+        let next = self.classes.first().and_then(|class| self.next(*class));
+        let (problem, cut) = (self.problem, &self.cut);
+        let walk = Walk::new(problem, cut, self.share, operands, panels, self.functions, next, around);
         let nanoseconds = choose::nanoseconds(self.problem, &self.cut, self.weights);
         cx.walk_step(&self.name, walk, work, nanoseconds);
         cx.offer_tilings(self.tilings);

@@ -13,7 +13,10 @@
 //! * `params`: the panel's epilogue constants (bias, multipliers…), packed likewise,
 //! * `y`: the first channel of the panel of the tile's first pixel; pixel i writes to `y + y_offsets[i]`,
 //! * `r`: the same for the residual, with `r_offsets`; anything where none is fused,
-//! * `at`: row | column << 32 of the first pixel in the image of results, which only depthwise strips ask for.
+//! * `at`: of depthwise strips, row | column << 32 of the first pixel in the image of results; of matrix forms, how many
+//!   tiles of the panel have been computed before, which tells what they [prefetch](Prefetch::next_weights), and << 32 how
+//!   many tiles this call computes: a tile that says where the [next](TileSpec::next) one is computes a run of them, of
+//!   which each is multiplied while the one before is finished.
 //!
 //! The sum over K runs through `loops` (outer to inner) of contiguous runs of `inner` groups: a group is 4 codes
 //! of an int8 product and 1 number of a float one. A run whose length is no multiple of a group reads beyond its end:
@@ -259,6 +262,23 @@ pub struct TileSpec {
     /// Rows of the matrix registers that hold pixels, as configured when the tile is called; 0 where none are
     /// configured. The tile leaves that configuration behind. Vector forms ignore it.
     pub configured: usize,
+    /// Where the next tile of a run is; `None` computes one tile a call, as vector forms always do.
+    pub next: Option<Next>,
+}
+
+/// From a tile to the next one of its run: what is added to each of its arguments, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Next {
+    /// The first tap.
+    pub a: i32,
+    /// The panel's weights.
+    pub w: i32,
+    /// The panel's constants.
+    pub params: i32,
+    /// The result.
+    pub y: i32,
+    /// The residual.
+    pub r: i32,
 }
 
 /// Lines that a tile prefetches. Nothing is computed from them, so they may lie beyond any buffer.
@@ -272,12 +292,27 @@ pub struct Prefetch {
     pub activations: i32,
     /// The tile's own results and residuals, while it sums.
     pub results: bool,
+    /// Lines behind the panel's weights, the part of a tile of matrix registers; 0: none. The tile that is called behind n
+    /// others of the panel takes the n-th such part, so that one panel's weights come while the last one's are used.
+    pub next_weights: u32,
 }
 
 impl TileSpec {
     /// MR: pixels of the tile.
     pub fn pixels(&self) -> usize {
         self.a_offsets.len()
+    }
+
+    /// Byte displacement of each contiguous run of K from the first one, in the order of the loops; `None` where one is
+    /// more than 31 bits hold.
+    pub fn run_starts(&self) -> Option<Vec<i32>> {
+        let mut starts = vec![0i32];
+        for &(trips, stride) in &self.loops {
+            let of_trip = |start: i32, i: u32| start.checked_add(i32::try_from(i).ok()?.checked_mul(stride)?);
+            starts =
+                starts.iter().flat_map(|&s| (0..trips).map(move |i| of_trip(s, i))).collect::<Option<_>>()?;
+        }
+        Some(starts)
     }
 
     /// Groups of K in all.

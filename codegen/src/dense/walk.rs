@@ -10,8 +10,10 @@ use super::{
     Problem, Strides,
     choose::{Cut, Order, Share},
     driver::Operands,
+    spec::Next,
 };
-use std::ops::Range;
+use crate::tier::Isa;
+use std::cmp::Ordering;
 
 /// A microkernel; [`spec`](super::spec) has its contract.
 pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
@@ -87,12 +89,37 @@ pub(crate) struct Walk<T, A> {
     extents: [usize; 2],
     /// Which loop is the outer one of `order`.
     outer: Share,
+    /// Blocks of pixels whose tiles of all panels come before those of the next ones.
+    round: usize,
     /// Which loop threads divide.
     share: Share,
+    /// What tiles are told last.
+    told: Told,
+    /// The tiles that make a run with each panel's and follow it, itself among them, where panels are the innermost
+    /// loop; and otherwise whether the tiles of a line make runs. `None` where a call computes one tile.
+    runs: Option<Runs>,
     panels: Vec<PanelEntry>,
     /// By class.
     tiles: Vec<PartFunctions<T>>,
     around: Option<Around<A>>,
+}
+
+/// The last argument of a tile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Told {
+    /// Row | column << 32 of its first pixel.
+    Position,
+    /// How many tiles of its panel have been called before, since another panel's, | tiles of the call << 32.
+    Tiles,
+}
+
+/// Which tiles one call computes, where it computes more than one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Runs {
+    /// Those of a panel inside of the image.
+    Pixels,
+    /// Those of so many panels from this one on.
+    Panels(Vec<u32>),
 }
 
 /// Addresses of a walk's operands and of the model's weights.
@@ -107,8 +134,56 @@ pub(crate) struct Bases {
     pub(crate) w: *const u8,
 }
 
+/// The loops over all tiles of a cut with so many panels in all groups, and their order.
+fn loops(problem: &Problem, cut: &Cut, panels: usize) -> ([Axis; AXES], [usize; AXES]) {
+    let axis = |count: usize, stride: fn(&Strides) -> usize, pace: usize| {
+        let [a, y, r] = [&problem.a, &problem.y, &problem.r].map(|s| stride(s) * pace);
+        Axis { count, a, y, r }
+    };
+    let mut axes = [Axis { count: panels, a: 0, y: 0, r: 0 }; AXES];
+    axes[IMAGE] = axis(problem.images, |s| s.image, 1);
+    axes[ROW] = axis(problem.rows.div_ceil(cut.rows), |s| s.row, cut.rows);
+    axes[COL] = axis(problem.cols.div_ceil(cut.cols), |s| s.col, cut.cols);
+    let mut order = match cut.order {
+        Order::PanelsOuter | Order::RoundsOuter => [PANEL, IMAGE, ROW, COL],
+        Order::PixelsOuter => [IMAGE, ROW, COL, PANEL],
+    };
+    // So that the innermost loop has more than one round, if any has.
+    order.sort_by_key(|&axis| axes[axis].count > 1);
+    (axes, order)
+}
+
+/// From one tile of the innermost loop to the next: bytes in input, result and residual, where that is a loop over
+/// pixels; `None` where it is the one over panels.
+pub(crate) fn pixels_to_next(problem: &Problem, cut: &Cut) -> Option<[usize; 3]> {
+    let (axes, order) = loops(problem, cut, problem.groups * cut.panels.len());
+    let inner = order[AXES - 1];
+    let Axis { a, y, r, .. } = axes[inner];
+    (inner != PANEL).then_some([a, y, r])
+}
+
+/// How many panels from each one on have their tiles where `next` says.
+fn runs_of_panels(panels: &[PanelEntry], next: &Next) -> Vec<u32> {
+    let moved = |to: u32, from: u32, by: i32| i64::from(to) - i64::from(from) == i64::from(by);
+    let mut runs = vec![1; panels.len()];
+    for i in (1..panels.len()).rev() {
+        let (from, to) = (&panels[i - 1], &panels[i]);
+        let follows = from.class == to.class
+            && moved(to.a, from.a, next.a)
+            && moved(to.weights, from.weights, next.w)
+            && moved(to.params, from.params, next.params)
+            && moved(to.y, from.y, next.y);
+        if follows {
+            runs[i - 1] = runs[i] + 1;
+        }
+    }
+    runs
+}
+
 impl<T, A> Walk<T, A> {
-    /// The walk over all tiles of a cut. `panels` are those of all groups, `tiles` the functions of their classes.
+    /// The walk over all tiles of a cut. `panels` are those of all groups, `tiles` the functions of their classes, which
+    /// compute runs of tiles that are `next` to each other, if any.
+    #[allow(clippy::too_many_arguments, reason = "all that a walk is made of")]
     pub(crate) fn new(
         problem: &Problem,
         cut: &Cut,
@@ -116,22 +191,14 @@ impl<T, A> Walk<T, A> {
         operands: Operands,
         panels: Vec<PanelEntry>,
         tiles: Vec<PartFunctions<T>>,
+        next: Option<Next>,
         around: Option<Around<A>>,
     ) -> Walk<T, A> {
-        let axis = |count: usize, stride: fn(&Strides) -> usize, pace: usize| {
-            let [a, y, r] = [&problem.a, &problem.y, &problem.r].map(|s| stride(s) * pace);
-            Axis { count, a, y, r }
-        };
-        let mut axes = [Axis { count: panels.len(), a: 0, y: 0, r: 0 }; AXES];
-        axes[IMAGE] = axis(problem.images, |s| s.image, 1);
-        axes[ROW] = axis(problem.rows.div_ceil(cut.rows), |s| s.row, cut.rows);
-        axes[COL] = axis(problem.cols.div_ceil(cut.cols), |s| s.col, cut.cols);
-        let mut order = match cut.order {
-            Order::PanelsOuter => [PANEL, IMAGE, ROW, COL],
-            Order::PixelsOuter => [IMAGE, ROW, COL, PANEL],
-        };
-        // So that the innermost loop has more than one round, if any has.
-        order.sort_by_key(|&axis| axes[axis].count > 1);
+        let (axes, order) = loops(problem, cut, panels.len());
+        let runs = next.map(|next| match order[AXES - 1] {
+            PANEL => Runs::Panels(runs_of_panels(&panels, &next)),
+            _ => Runs::Pixels,
+        });
         let edge = |extent: usize, block: usize| match extent.is_multiple_of(block) {
             true => usize::MAX,
             false => extent / block,
@@ -145,10 +212,13 @@ impl<T, A> Walk<T, A> {
             block: [cut.rows, cut.cols],
             extents: [problem.rows, problem.cols],
             outer: match cut.order {
-                Order::PanelsOuter => Share::Panels,
+                Order::PanelsOuter | Order::RoundsOuter => Share::Panels,
                 Order::PixelsOuter => Share::Pixels,
             },
+            round: cut.round(problem),
             share,
+            told: if cut.isa == Isa::AmxInt8 { Told::Tiles } else { Told::Position },
+            runs,
             panels,
             tiles,
             around,
@@ -163,7 +233,7 @@ impl<T, A> Walk<T, A> {
     /// The same walk with other functions.
     pub(crate) fn map<T2, A2>(self, tile: impl Fn(T) -> T2, around: impl Fn(A) -> A2) -> Walk<T2, A2> {
         let Walk { operands, axes, order, lower_edge, right_edge, block, extents, .. } = self;
-        let Walk { outer, share, panels, tiles, around: all, .. } = self;
+        let Walk { outer, round, share, told, runs, panels, tiles, around: all, .. } = self;
         Walk {
             operands,
             axes,
@@ -173,7 +243,10 @@ impl<T, A> Walk<T, A> {
             block,
             extents,
             outer,
+            round,
             share,
+            told,
+            runs,
             panels,
             tiles: tiles.into_iter().map(|parts| parts.map(|f| f.map(&tile))).collect(),
             around: all.map(|f| Around { enter: around(f.enter), leave: around(f.leave) }),
@@ -247,10 +320,9 @@ impl Walk<TileFunction, AroundFunction> {
         if let Some(around) = &self.around {
             (around.enter)();
         }
-        if parts == 1 {
-            self.tiles(bases, 0, self.units());
-        } else {
-            self.between(bases, self.bound(part, parts), self.bound(part + 1, parts));
+        match parts {
+            1 if self.round >= self.blocks() => self.tiles(bases, 0, self.units()),
+            _ => self.between(bases, self.bound(part, parts), self.bound(part + 1, parts)),
         }
         if let Some(around) = &self.around {
             (around.leave)();
@@ -260,28 +332,33 @@ impl Walk<TileFunction, AroundFunction> {
     /// The tiles between two positions in the loop that threads divide and the other one.
     fn between(&self, bases: &Bases, begin: [usize; 2], end: [usize; 2]) {
         let (blocks, panels) = (self.blocks() as u64, self.panels.len() as u64);
-        let (shared, other) = match self.share {
-            Share::Pixels => (blocks, panels),
-            Share::Panels => (panels, blocks),
-        };
+        let other = if self.share == Share::Pixels { panels } else { blocks };
         let [begin, end] = [begin, end].map(|at| at.map(|i| i as u64));
-        if self.share == self.outer {
+        if self.share == self.outer && self.round as u64 >= blocks {
             return self.tiles(bases, begin[0] * other + begin[1], end[0] * other + end[1]);
         }
-        // A box of tiles, each of whose lines in the other loop is a range of units.
-        let lines = |of_shared: Range<u64>, of_other: Range<u64>| {
-            for i in of_other {
-                self.tiles(bases, i * shared + of_shared.start, i * shared + of_shared.end);
+        // The part of line `i` of the inner loop, be it the shared one or the other. The first and the last index of
+        // the shared loop may be divided: only some lines of the other one begin or end with it.
+        let line = |i: u64| match self.share == self.outer {
+            false => (begin[0] + u64::from(i < begin[1]), end[0] + u64::from(i < end[1])),
+            true => {
+                let at = |bound: [u64; 2]| match i.cmp(&bound[0]) {
+                    Ordering::Less => other,
+                    Ordering::Equal => bound[1],
+                    Ordering::Greater => 0,
+                };
+                (at(begin), at(end))
             }
         };
-        if begin[0] == end[0] {
-            return lines(begin[0]..begin[0] + 1, begin[1]..end[1]);
+        let (lines, length) = if self.outer == Share::Panels { (panels, blocks) } else { (blocks, panels) };
+        let round = if self.outer == Share::Panels { self.round as u64 } else { length };
+        for start in (0..length).step_by(round as usize) {
+            for i in 0..lines {
+                let (first, last) = line(i);
+                let (first, last) = (first.max(start), last.min(start + round));
+                self.tiles(bases, i * length + first, i * length + last);
+            }
         }
-        if begin[1] > 0 {
-            lines(begin[0]..begin[0] + 1, begin[1]..other);
-        }
-        lines(begin[0] + u64::from(begin[1] > 0)..end[0], 0..other);
-        lines(end[0]..end[0] + 1, 0..end[1]);
     }
 
     /// The tiles of a range of units.
@@ -294,33 +371,44 @@ impl Walk<TileFunction, AroundFunction> {
         let inner = self.order[AXES - 1];
         let step = self.axes[inner];
         // Mostly there is one range, and always one that begins here: multiplications would be much of its price.
+        let mut before = 0;
         let [mut a, mut y, mut r] = if begin == 0 { [0; 3] } else { self.offsets(&index) };
         loop {
             let here = left.min(step.count - index[inner]);
-            for _ in 0..here {
+            let end = index[inner] + here;
+            while index[inner] < end {
                 let panel = &self.panels[index[PANEL]];
                 let part = if index[ROW] == self.lower_edge { LOWER } else { 0 }
                     + if index[COL] == self.right_edge { RIGHT } else { 0 };
+                let run = self.run_at(&index, inner, end);
+                let told = match self.told {
+                    Told::Position => {
+                        let [row, col] = [index[ROW] * self.block[0], index[COL] * self.block[1]];
+                        row as u64 | (col as u64) << 32
+                    }
+                    Told::Tiles => before | (run as u64) << 32,
+                };
                 // Every part that occurs has a function.
                 if let Some(tile) = self.tiles[panel.class as usize][part] {
-                    let [row, col] = [index[ROW] * self.block[0], index[COL] * self.block[1]];
                     tile(
                         bases.a.wrapping_add(a + panel.a as usize),
                         bases.w.wrapping_add(panel.weights as usize),
                         bases.weights.wrapping_add(panel.params as usize),
                         bases.y.wrapping_add(y + panel.y as usize),
                         bases.r.wrapping_add(r + panel.y as usize),
-                        row as u64 | (col as u64) << 32,
+                        told,
                     );
                 }
-                index[inner] += 1;
-                (a, y, r) = (a + step.a, y + step.y, r + step.r);
+                before += run as u64;
+                index[inner] += run;
+                (a, y, r) = (a + run * step.a, y + run * step.y, r + run * step.r);
             }
             left -= here;
             if left == 0 {
                 return;
             }
             index[inner] = 0;
+            let panel = index[PANEL];
             for &axis in self.order[..AXES - 1].iter().rev() {
                 index[axis] += 1;
                 if index[axis] < self.axes[axis].count {
@@ -328,7 +416,28 @@ impl Walk<TileFunction, AroundFunction> {
                 }
                 index[axis] = 0;
             }
+            if index[PANEL] != panel {
+                before = 0;
+            }
             [a, y, r] = self.offsets(&index);
+        }
+    }
+
+    /// How many tiles from this one on, before `end` in the innermost loop, one call computes.
+    fn run_at(&self, index: &[usize; AXES], inner: usize, end: usize) -> usize {
+        let most = end - index[inner];
+        match &self.runs {
+            None => 1,
+            Some(Runs::Panels(runs)) => most.min(runs[index[PANEL]] as usize),
+            Some(Runs::Pixels) => {
+                let edge = match inner {
+                    ROW => self.lower_edge,
+                    COL => self.right_edge,
+                    _ => usize::MAX,
+                };
+                // One that is an edge itself stands at the end.
+                most.min(edge.wrapping_sub(index[inner])).max(1)
+            }
         }
     }
 
@@ -347,7 +456,6 @@ mod tests {
     use crate::{
         dense::{Strides, choose::Panel, spec::Product},
         module::Location,
-        tier::Isa,
     };
     use std::{cell::RefCell, ptr};
 
@@ -390,6 +498,9 @@ mod tests {
         log("leave", [0; 6]);
     }
 
+    const ORDERS: [Order; 3] = [Order::PanelsOuter, Order::PixelsOuter, Order::RoundsOuter];
+    /// Blocks of a round, where there are rounds.
+    const ROUND: usize = 3;
     const IMAGES: usize = 2;
     const ROWS: usize = 5;
     const COLS: usize = 7;
@@ -425,7 +536,12 @@ mod tests {
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
         let around = Around { enter: enter as AroundFunction, leave: leave as AroundFunction };
-        Walk::new(&problem, &cut, share, operands, entries.collect(), vec![tiles], Some(around))
+        let mut walk =
+            Walk::new(&problem, &cut, share, operands, entries.collect(), vec![tiles], None, Some(around));
+        if order == Order::RoundsOuter {
+            walk.round = ROUND;
+        }
+        walk
     }
 
     fn calls_of(walk: &Walk<TileFunction, AroundFunction>, part: usize, parts: usize) -> Vec<Call> {
@@ -452,17 +568,20 @@ mod tests {
             let (w, p) = ((5 << 20) + 64 * panel, (4 << 20) + 7 * panel);
             calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + r, row | col << 32]));
         };
-        let outer_panels = if order == Order::PanelsOuter { panels } else { 1 };
-        for outer in 0..outer_panels {
-            for image in 0..IMAGES {
-                for row in (0..ROWS).step_by(rows) {
-                    for col in (0..COLS).step_by(cols) {
-                        match order {
-                            Order::PanelsOuter => tile(image, row, col, outer),
-                            Order::PixelsOuter => (0..panels).for_each(|panel| tile(image, row, col, panel)),
-                        }
-                    }
-                }
+        let mut blocks = Vec::new();
+        for image in 0..IMAGES {
+            for row in (0..ROWS).step_by(rows) {
+                blocks.extend((0..COLS).step_by(cols).map(|col| (image, row, col)));
+            }
+        }
+        let round = match order {
+            Order::PanelsOuter => blocks.len(),
+            Order::PixelsOuter => 1,
+            Order::RoundsOuter => ROUND,
+        };
+        for round in blocks.chunks(round) {
+            for panel in 0..panels {
+                round.iter().for_each(|&(image, row, col)| tile(image, row, col, panel));
             }
         }
         calls
@@ -473,7 +592,7 @@ mod tests {
 
     #[test]
     fn a_walk_is_its_tiles_in_order_between_enter_and_leave() {
-        for order in [Order::PanelsOuter, Order::PixelsOuter] {
+        for order in ORDERS {
             for (rows, cols, panels) in SHAPES {
                 let walk = walk(rows, cols, order, Share::Pixels, panels);
                 let expected = expected(rows, cols, order, panels as usize);
@@ -488,9 +607,8 @@ mod tests {
 
     #[test]
     fn parts_are_all_tiles_once_and_equal_up_to_two_tiles() {
-        for (order, share) in [Order::PanelsOuter, Order::PixelsOuter]
-            .into_iter()
-            .flat_map(|order| [Share::Panels, Share::Pixels].map(|share| (order, share)))
+        for (order, share) in
+            ORDERS.into_iter().flat_map(|order| [Share::Panels, Share::Pixels].map(|share| (order, share)))
         {
             for (rows, cols, panels) in SHAPES {
                 let walk = walk(rows, cols, order, share, panels);
@@ -528,7 +646,7 @@ mod tests {
 
     #[test]
     fn threads_that_share_pixels_read_and_write_halves_of_the_image() {
-        for order in [Order::PanelsOuter, Order::PixelsOuter] {
+        for order in ORDERS {
             let walk = walk(1, 7, order, Share::Pixels, 3);
             let calls = calls_of(&walk, 0, 2);
             // Half of ten rows of both images.

@@ -642,14 +642,27 @@ impl<'w, 's> Lowering<'w, 's> {
         }
     }
 
+    /// Bytes of a node's operands that are inputs of the model.
+    fn input_bytes(&self, node: NodeId) -> u64 {
+        let operands = self.graph.operands(node).into_iter();
+        let inputs = operands.filter(|v| matches!(self.plan.place(*v), Some(Location::Input(_))));
+        inputs.map(|v| self.graph.ty(v).bytes() as u64).sum()
+    }
+
     /// Decides which steps threads share, and how many of them.
     fn share_steps(&mut self) {
-        let cost = |pending: &PendingStep| Cost {
-            nanoseconds: pending.step.nanoseconds,
-            operands: pending.step.work.bytes_read - pending.step.work.weight_bytes,
-            is_divisible: pending.step.units > 1,
+        let mut before = None;
+        let mut cost = |PendingStep { step, .. }: &PendingStep| {
+            let read = step.work.bytes_read - step.work.weight_bytes;
+            // Of several steps of a node, the first that reads anything reads the node's operands.
+            let inputs = if before == Some(step.node) { 0 } else { self.input_bytes(step.node).min(read) };
+            if read > 0 {
+                before = Some(step.node);
+            }
+            let (operands, is_divisible) = (read - inputs, step.units > 1);
+            Cost { nanoseconds: step.nanoseconds, operands, inputs, is_divisible }
         };
-        let costs: Vec<Cost> = self.steps.iter().map(cost).collect();
+        let costs: Vec<Cost> = self.steps.iter().map(&mut cost).collect();
         for (pending, is_shared) in self.steps.iter_mut().zip(sharing::shared(&costs)) {
             let step = &mut pending.step;
             if is_shared || cfg!(test) {

@@ -5,7 +5,7 @@ use crate::plan::Plan;
 use proptest::prelude::*;
 use qcc_ir::{
     DType, Graph, ValueId,
-    ops::{Binary, BinaryKind, Softmax, Unary, UnaryKind},
+    ops::{Binary, BinaryKind, Slice, SliceSpec, Softmax, Unary, UnaryKind},
 };
 
 /// A graph of random sums and functions of earlier values, some of which are chained.
@@ -55,6 +55,26 @@ proptest! {
     fn planned_graphs_compute_what_they_should(choices in prop::collection::vec(any::<(u8, u8, u8)>(), 1..20), seed: u64) {
         check(&random_graph(&choices), seed);
     }
+}
+
+#[test]
+fn buffers_that_follow_each_other_have_one_middle() {
+    // Sums over ever shorter rows: every value is smaller than the one before.
+    let mut g = Graph::new("shrinking");
+    let mut v = g.input("x", plain(DType::F32, &[512, 64])).unwrap();
+    for i in 0..6 {
+        let length = 512 >> (i + 1);
+        let axes = [length, 64].map(|len| SliceSpec { start: 0, len, step: 1 }).to_vec();
+        let part = Slice { axes };
+        v = g.add(&format!("part{i}"), part, &[v]).unwrap().out();
+        v = g.add(&format!("abs{i}"), Unary { kind: UnaryKind::Abs }, &[v]).unwrap().out();
+    }
+    g.output("y", v);
+    let plan = Plan::new(&placed(&g)).unwrap();
+    let middles: std::collections::BTreeSet<u64> =
+        plan.buffers.values().map(|b| (b.offset + b.bytes / 2) / 128).collect();
+    assert!(plan.buffers.len() > 6, "{:?}", plan.buffers);
+    assert_eq!(middles.len(), 2, "{:?}", plan.buffers);
 }
 
 #[test]

@@ -5,10 +5,14 @@ use super::{
     vector::{Assembler, Emit, Operand, Reg},
 };
 use crate::{
-    dense::spec::{Product, Start},
+    dense::{
+        pack::ALIGN,
+        spec::{Product, Start},
+    },
     tier::Isa,
 };
 use iced_x86::code_asm::*;
+use std::ops::Range;
 
 /// Vector instructions in the unrolled body of the innermost loop, about: enough to hide the loop's own, which take
 /// slots of the multipliers' ports, and few enough for the decoded instruction cache.
@@ -51,10 +55,8 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
     if loops.len() > COUNTERS.len() {
         return Err(EmitError::Loops(loops.len()));
     }
-    let results = Results::of(tile, &loops);
-    if let Some(results) = &results {
-        results.start(asm, tile)?;
-    }
+    let ahead = Ahead { results: Results::of(tile, &loops), weights: NextWeights::of(tile, loops.len())? };
+    ahead.start(asm, tile)?;
     let mut tops = vec![];
     for (&(trips, _), counter) in loops.iter().zip(COUNTERS) {
         asm.asm.mov(counter, trips)?;
@@ -62,7 +64,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
         asm.asm.set_label(&mut top)?;
         tops.push(top);
     }
-    let mut moved = i64::from(run(asm, tile, !loops.is_empty(), results.as_ref())?);
+    let mut moved = i64::from(run(asm, tile, !loops.is_empty(), &ahead)?);
     for ((&(trips, stride), top), counter) in loops.iter().zip(tops).zip(COUNTERS).rev() {
         advance(asm, rdi, i64::from(stride) - moved)?;
         asm.asm.dec(counter)?;
@@ -74,7 +76,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
 
 pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
     if let Some(bands) = &tile.bands {
-        return matrix::start_from_bias(asm, tile, bands);
+        return matrix::start_from_zero(asm, tile, bands);
     }
     for v in 0..tile.format.vectors() {
         asm.vmovups(tile.accumulator(0, v), tile.start(v))?;
@@ -88,7 +90,7 @@ pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile) -> Emit {
 }
 
 /// One contiguous run. Returns how far it moved rdi; rsi is moved to the next run's weights if there is one.
-fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) -> Result<i32, EmitError> {
+fn run(asm: &mut Assembler, tile: &Tile, more: bool, ahead: &Ahead) -> Result<i32, EmitError> {
     let (unroll, trips) = body(tile);
     let rest = steps(tile) % unroll;
     let step_groups = tile.format.step_groups();
@@ -96,20 +98,18 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
     let weight_bytes = tile.format.weight_bytes(step_groups);
     let mut moved = 0;
     let mut straight = rest;
-    let steps_and_results = |asm: &mut Assembler, steps: usize| -> Result<(), EmitError> {
+    let steps_and_prefetches = |asm: &mut Assembler, steps: usize| -> Result<(), EmitError> {
         for s in 0..steps {
             step(asm, tile, s)?;
-            if let Some(results) = results {
-                results.prefetch(asm, s, steps)?;
-            }
+            ahead.prefetch(asm, s, steps)?;
         }
-        results.map_or(Ok(()), |r| r.advance(asm))
+        ahead.advance(asm)
     };
     if trips > 1 {
         asm.asm.mov(eax, trips as u32)?;
         let mut top = asm.asm.create_label();
         asm.asm.set_label(&mut top)?;
-        steps_and_results(asm, unroll)?;
+        steps_and_prefetches(asm, unroll)?;
         advance(asm, rdi, (unroll * step_bytes) as i64)?;
         advance(asm, rsi, (unroll * weight_bytes) as i64)?;
         asm.asm.dec(eax)?;
@@ -120,7 +120,7 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
         }
     } else {
         straight += trips * unroll;
-        steps_and_results(asm, straight)?;
+        steps_and_prefetches(asm, straight)?;
     }
     if more {
         advance(asm, rsi, (straight * weight_bytes) as i64)?;
@@ -129,7 +129,7 @@ fn run(asm: &mut Assembler, tile: &Tile, more: bool, results: Option<&Results>) 
 }
 
 /// Steps of a run: groups, or as many of them as a matrix register takes.
-fn steps(tile: &Tile) -> usize {
+pub(super) fn steps(tile: &Tile) -> usize {
     tile.spec.inner as usize / tile.format.step_groups()
 }
 
@@ -311,6 +311,98 @@ fn prefetch_activations(
 /// Lines of cache, in which memory comes.
 const LINE: usize = 64;
 
+/// What is prefetched a part at a time in each run of the loop's body.
+struct Ahead {
+    results: Option<Results>,
+    weights: Option<NextWeights>,
+}
+
+impl Ahead {
+    fn start(&self, asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
+        self.results.as_ref().map_or(Ok(()), |r| r.start(asm, tile))?;
+        self.weights.as_ref().map_or(Ok(()), |w| w.start(asm))
+    }
+
+    /// Behind group `g` of a body of so many.
+    fn prefetch(&self, asm: &mut Assembler, g: usize, groups: usize) -> Result<(), EmitError> {
+        self.results.as_ref().map_or(Ok(()), |r| r.prefetch(asm, g, groups))?;
+        self.weights.as_ref().map_or(Ok(()), |w| w.prefetch(asm, g, groups))
+    }
+
+    fn advance(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        self.results.as_ref().map_or(Ok(()), |r| r.advance(asm))?;
+        self.weights.as_ref().map_or(Ok(()), |w| w.advance(asm))
+    }
+}
+
+/// Runs of the innermost loop's body in a tile.
+fn bodies(tile: &Tile) -> usize {
+    body(tile).1.max(1) * tile.spec.loops.iter().map(|l| l.0 as usize).product::<usize>()
+}
+
+/// Prefetching of the weights that lie behind the panel's, of which each tile of the panel asks for its part: while
+/// one panel is multiplied, the next one comes to the second level. Of matrix forms.
+pub(super) struct NextWeights {
+    /// From the panel's first weight to the first that lies behind them.
+    panel_bytes: i32,
+    /// Lines that the whole tile asks for.
+    lines: usize,
+    /// Lines for each run of the loop's body.
+    body_lines: usize,
+}
+
+/// The line that is prefetched next. The innermost one of the counters, which is free where at most two loops are around
+/// the innermost.
+const NEXT_WEIGHTS: AsmRegister64 = r11;
+
+impl NextWeights {
+    /// `None` where the tile is not asked to, or has no registers for it.
+    pub(super) fn of(tile: &Tile, loops: usize) -> Result<Option<NextWeights>, EmitError> {
+        let lines = tile.spec.prefetch.next_weights as usize;
+        if lines == 0 || loops > 2 || tile.bands.is_none() {
+            return Ok(None);
+        }
+        let panel = tile.format.weight_bytes(tile.spec.groups()).next_multiple_of(ALIGN);
+        let panel_bytes = i32::try_from(panel).map_err(|_| EmitError::Displacement)?;
+        Ok(Some(NextWeights { panel_bytes, lines, body_lines: lines.div_ceil(bodies(tile)) }))
+    }
+
+    pub(super) fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// While rsi stands before the panel's weights, and the lower half of r9 is the number of tiles before.
+    fn start(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        let tile_bytes = i32::try_from(self.lines * LINE).map_err(|_| EmitError::Displacement)?;
+        asm.asm.mov(r11d, r9d)?;
+        asm.asm.imul_3(NEXT_WEIGHTS, NEXT_WEIGHTS, tile_bytes)?;
+        asm.asm.lea(NEXT_WEIGHTS, rsi + NEXT_WEIGHTS + self.panel_bytes)?;
+        Ok(())
+    }
+
+    /// Behind group `g` of a body of so many.
+    fn prefetch(&self, asm: &mut Assembler, g: usize, groups: usize) -> Result<(), EmitError> {
+        let at = |g: usize| (g * self.body_lines).div_ceil(groups);
+        self.lines_of_tile(asm, at(g)..at(g + 1))
+    }
+
+    /// These of the next lines.
+    pub(super) fn lines_of_tile(&self, asm: &mut Assembler, lines: Range<usize>) -> Result<(), EmitError> {
+        for line in lines {
+            asm.asm.prefetcht1(byte_ptr(displaced(NEXT_WEIGHTS, 0, line * LINE)?))?;
+        }
+        Ok(())
+    }
+
+    fn advance(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        advance(asm, NEXT_WEIGHTS, (self.body_lines * LINE) as i64)
+    }
+
+    pub(super) fn advance_by_tile(&self, asm: &mut Assembler) -> Result<(), EmitError> {
+        advance(asm, NEXT_WEIGHTS, (self.lines * LINE) as i64)
+    }
+}
+
 /// Prefetching of the tile's results and residuals, pixel by pixel while it sums: results are written in parts of lines,
 /// so their lines are fetched first. All at once would take every buffer of outstanding misses and stop the sum.
 ///
@@ -340,12 +432,11 @@ impl Results {
         if !spec.prefetch.results || loops.len() > 1 || tile.bands.is_some() {
             return None;
         }
-        let bodies = body(tile).1.max(1) * loops.iter().map(|l| l.0 as usize).product::<usize>();
         let offset = |i: usize| spec.y_offsets.get(i).copied().unwrap_or(0);
         Some(Results {
             stride: offset(1).checked_sub(offset(0))?,
             bytes: spec.columns * spec.product.element(),
-            pixels: spec.pixels().div_ceil(bodies),
+            pixels: spec.pixels().div_ceil(bodies(tile)),
             residual: !spec.r_offsets.is_empty(),
         })
     }

@@ -47,6 +47,7 @@ fn tile_spec(spec: &StripSpec, cols: usize) -> Result<TileSpec, EmitError> {
         epilogue: spec.epilogue,
         prefetch: Prefetch::default(),
         configured: 0,
+        next: None,
     })
 }
 

@@ -10,15 +10,16 @@
 //! multiple, bands overlap, and what is computed twice is used once.
 
 use super::{
-    EmitError, Tile, displacement,
+    EmitError, Reg, Tile, displacement, run,
     vector::{Assembler, Emit},
 };
+use crate::dense::spec::Start;
 use iced_x86::{IcedError, code_asm::*};
 
 /// Rows of a register.
 const MAX_ROWS: usize = 16;
 /// Bytes of a row: 64 codes, or 16 accumulators.
-const ROW_BYTES: usize = 64;
+pub(super) const ROW_BYTES: usize = 64;
 
 const ACCUMULATORS: [AsmRegisterTmm; 4] = [tmm0, tmm1, tmm2, tmm3];
 /// Two registers for each operand do, however many are loaded: they are renamed.
@@ -117,6 +118,14 @@ pub(crate) fn configure(asm: &mut CodeAssembler, at: AsmMemoryOperand, rows: usi
     asm.ldtilecfg(ptr(at))
 }
 
+/// Registers that a tile uses and its caller keeps: the last three by runs of tiles.
+const SAVED: [AsmRegister64; 5] = [PIXEL_STRIDE, PANEL_STRIDE, run::A, run::W, run::LEFT];
+
+/// Those that a tile saves.
+fn saved(tile: &Tile) -> &'static [AsmRegister64] {
+    if tile.spec.next.is_some() { &SAVED } else { &SAVED[..2] }
+}
+
 /// Makes room for accumulators on the stack, sets strides, and configures if the bands ask for it.
 pub(super) fn begin(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
     let panel_stride = tile.format.weight_bytes(1) as u32;
@@ -124,8 +133,9 @@ pub(super) fn begin(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
     let a = &mut asm.asm;
     a.push(rbp)?;
     a.mov(rbp, rsp)?;
-    a.push(PIXEL_STRIDE)?;
-    a.push(PANEL_STRIDE)?;
+    for &register in saved(tile) {
+        a.push(register)?;
+    }
     a.sub(rsp, scratch as i32)?;
     a.and(rsp, -(ROW_BYTES as i32))?;
     a.mov(PIXEL_STRIDE, i64::from(bands.stride))?;
@@ -143,11 +153,12 @@ pub(super) fn end(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
         0 => asm.asm.tilerelease()?,
         configured => configure(&mut asm.asm, rsp + 0, configured)?,
     }
-    let a = &mut asm.asm;
-    // Below rbp lie the two registers that were saved.
-    a.lea(rsp, rbp - 16)?;
-    a.pop(PANEL_STRIDE)?;
-    a.pop(PIXEL_STRIDE)?;
+    let (a, saved) = (&mut asm.asm, saved(tile));
+    // They lie below rbp.
+    a.lea(rsp, rbp - 8 * saved.len() as i32)?;
+    for &register in saved.iter().rev() {
+        a.pop(register)?;
+    }
     a.pop(rbp)
 }
 
@@ -156,18 +167,54 @@ fn accumulator(tile: &Tile, band: usize, vector: usize) -> AsmRegisterTmm {
     ACCUMULATORS[band * tile.format.vectors() + vector]
 }
 
-/// Every row of an accumulator starts from the same constants: a load without a stride.
-pub(super) fn start_from_bias(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
+/// Accumulators start from zero; what they should have started from is added when they are fetched. To load it into
+/// them would take sixteen loads each.
+pub(super) fn start_from_zero(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
     for band in 0..bands.starts.len() {
         for v in 0..tile.format.vectors() {
-            asm.asm.tileloadd(accumulator(tile, band, v), ptr(tile.start(v)))?;
+            asm.asm.tilezero(accumulator(tile, band, v))?;
         }
     }
-    Ok(())
+    match tile.spec.start {
+        Start::Params => Ok(()),
+        // While rsi stands before them.
+        Start::Weights => (0..tile.format.vectors()).try_for_each(|v| load_start(asm, tile, v)),
+    }
+}
+
+/// Loads what is added to accumulators when they are fetched, if it is not loaded yet.
+pub(super) fn load_starts(asm: &mut Assembler, tile: &Tile) -> Emit {
+    match tile.spec.start {
+        Start::Params => (0..tile.format.vectors()).try_for_each(|v| load_start(asm, tile, v)),
+        Start::Weights => Ok(()),
+    }
+}
+
+fn load_start(asm: &mut Assembler, tile: &Tile, v: usize) -> Emit {
+    asm.vmovups(start(tile, v), tile.start(v))
+}
+
+/// What the accumulators of a vector of the panel start from: the last registers, which the epilogue leaves alone.
+fn start(tile: &Tile, vector: usize) -> Reg {
+    tile.temporary(tile.temporaries() - 1 - vector)
 }
 
 /// Step `s` of 64 elements of K behind rdi and rsi.
 pub(super) fn step(asm: &mut Assembler, tile: &Tile, bands: &Bands, s: usize) -> Result<(), EmitError> {
+    let a = displacement(0, s * ROW_BYTES)?;
+    step_at(asm, tile, bands, a, s, &mut |_| Ok(()))
+}
+
+/// The step whose activations are at this displacement from rdi, and whose weights are those of step `s` behind rsi;
+/// with something between products.
+pub(super) fn step_at(
+    asm: &mut Assembler,
+    tile: &Tile,
+    bands: &Bands,
+    a: i32,
+    s: usize,
+    between: &mut dyn FnMut(&mut Assembler) -> Result<(), EmitError>,
+) -> Result<(), EmitError> {
     let weight_bytes = tile.format.weight_bytes(tile.format.step_groups());
     for v in 0..tile.format.vectors() {
         let weights = WEIGHTS[v % WEIGHTS.len()];
@@ -176,13 +223,19 @@ pub(super) fn step(asm: &mut Assembler, tile: &Tile, bands: &Bands, s: usize) ->
         for (band, &start) in bands.starts.iter().enumerate() {
             let pixels = PIXELS[band % PIXELS.len()];
             if v == 0 || bands.starts.len() > PIXELS.len() {
-                let at = rdi + PIXEL_STRIDE + displacement(tile.spec.a_offsets[start], s * ROW_BYTES)?;
-                asm.asm.tileloadd(pixels, ptr(at))?;
+                let offset = tile.spec.a_offsets[start].checked_add(a).ok_or(EmitError::Displacement)?;
+                asm.asm.tileloadd(pixels, ptr(rdi + PIXEL_STRIDE + offset))?;
             }
             asm.asm.tdpbusd(accumulator(tile, band, v), pixels, weights)?;
+            between(asm)?;
         }
     }
     Ok(())
+}
+
+/// Products of a step.
+pub(super) fn products(tile: &Tile, bands: &Bands) -> usize {
+    bands.starts.len() * tile.format.vectors()
 }
 
 /// Writes all accumulators to the stack: those of a pixel one behind the other.
@@ -202,7 +255,7 @@ pub(super) fn fetch(asm: &mut Assembler, tile: &Tile, bands: &Bands, pixel: usiz
     let vectors = tile.format.vectors();
     for v in 0..vectors {
         let from = rsp + ((bands.slot(pixel) * vectors + v) * ROW_BYTES) as i32;
-        asm.vmovups(tile.accumulator(pixel, v), from)?;
+        asm.vpaddd(tile.accumulator(pixel, v), start(tile, v), from)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod accumulate;
 mod depthwise;
 mod matrix;
 mod requantize;
+mod run;
 mod store;
 pub(crate) mod vector;
 
@@ -33,6 +34,7 @@ use iced_x86::{
 use matrix::Bands;
 pub(crate) use matrix::configure;
 use qcc_ir::DType;
+pub(crate) use run::MOST_STEPS;
 pub(crate) use vector::Reg;
 use vector::{Assembler, Width};
 
@@ -69,6 +71,9 @@ pub enum EmitError {
         /// Bands that the registers hold.
         most: usize,
     },
+    /// A run of tiles of another form.
+    #[error("runs of tiles are those of matrix registers, with starts among the constants of a panel")]
+    Run,
     /// No columns or more than the panel has.
     #[error("{columns} columns of a panel of {panel}")]
     Columns {
@@ -188,13 +193,18 @@ pub fn emit_tile(isa: Isa, spec: &TileSpec) -> Result<Vec<u8>, EmitError> {
     if let Some(bands) = &tile.bands {
         matrix::begin(&mut asm, &tile, bands)?;
     }
-    accumulate::emit(&mut asm, &tile)?;
-    if let Some(bands) = &tile.bands {
-        matrix::spill(&mut asm, &tile, bands)?;
-    }
-    match spec.epilogue {
-        EpilogueForm::Float { .. } => store::floats(&mut asm, &tile)?,
-        EpilogueForm::Requantize(_) | EpilogueForm::PackOnly => store::codes(&mut asm, &tile)?,
+    match (&tile.bands, spec.next) {
+        (Some(bands), Some(next)) => run::emit(&mut asm, &tile, bands, next)?,
+        (bands, _) => {
+            accumulate::emit(&mut asm, &tile)?;
+            if let Some(bands) = bands {
+                matrix::spill(&mut asm, &tile, bands)?;
+            }
+            match spec.epilogue {
+                EpilogueForm::Float { .. } => store::floats(&mut asm, &tile)?,
+                EpilogueForm::Requantize(_) | EpilogueForm::PackOnly => store::codes(&mut asm, &tile)?,
+            }
+        }
     }
     if let Some(bands) = &tile.bands {
         matrix::end(&mut asm, &tile, bands)?;
@@ -257,6 +267,9 @@ impl<'a> Tile<'a> {
             (Product::U8S8 | Product::U8S7, EpilogueForm::Requantize(_) | EpilogueForm::PackOnly)
             | (Product::F32, EpilogueForm::Float { .. }) => {}
             (product, _) => return Err(EmitError::Epilogue(product)),
+        }
+        if spec.next.is_some() && (isa != Isa::AmxInt8 || spec.start == Start::Weights) {
+            return Err(EmitError::Run);
         }
         let has_residual = spec.epilogue.has_residual();
         // Timing without requantization may leave the offsets of a residual in place.

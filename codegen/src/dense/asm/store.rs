@@ -12,27 +12,39 @@ pub(super) const FLOAT_TEMPORARIES: usize = 3;
 
 /// Codes: 4 vectors of accumulators become one of bytes, be they of one pixel, of two or of four.
 pub(super) fn codes(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
+    asm.set_masks(tile.spec.columns)?;
+    if tile.bands.is_some() {
+        matrix::load_starts(asm, tile)?;
+    }
+    (0..groups(tile)).try_for_each(|group| codes_of_group(asm, tile, group))
+}
+
+/// Pixels whose codes fill a vector are a group: so many groups are in a tile.
+pub(super) fn groups(tile: &Tile) -> usize {
+    tile.spec.pixels().div_ceil(4 / tile.format.vectors())
+}
+
+/// The codes of a group's pixels.
+pub(super) fn codes_of_group(asm: &mut Assembler, tile: &Tile, group: usize) -> Result<(), EmitError> {
     let (vectors, columns) = (tile.format.vectors(), tile.spec.columns);
-    asm.set_masks(columns)?;
-    let pixels: Vec<usize> = (0..tile.spec.pixels()).collect();
-    for together in pixels.chunks(4 / vectors) {
-        for &pixel in together {
-            if let Some(bands) = &tile.bands {
-                matrix::fetch(asm, tile, bands, pixel)?;
-            }
-            requantize::rescale(asm, tile, pixel)?;
+    let most = 4 / vectors;
+    let pixels: Vec<usize> = (group * most..tile.spec.pixels().min((group + 1) * most)).collect();
+    for &pixel in &pixels {
+        if let Some(bands) = &tile.bands {
+            matrix::fetch(asm, tile, bands, pixel)?;
         }
-        let packed = narrow(asm, tile, together)?;
-        let index = tile.temporary(0);
-        // One pixel of 4 vectors is in order already.
-        if vectors < 4 {
-            asm.vmovups(index, tile.param(tile.layout.permutation, 0))?;
-            asm.vpermd(packed, index, packed)?;
-        }
-        for (i, &pixel) in together.iter().enumerate() {
-            let to = displaced(rcx, tile.spec.y_offsets[pixel], 0)?;
-            asm.store(to, packed, i * tile.format.panel, columns, 1, index)?;
-        }
+        requantize::rescale(asm, tile, pixel)?;
+    }
+    let packed = narrow(asm, tile, &pixels)?;
+    let index = tile.temporary(0);
+    // One pixel of 4 vectors is in order already.
+    if vectors < 4 {
+        asm.vmovups(index, tile.param(tile.layout.permutation, 0))?;
+        asm.vpermd(packed, index, packed)?;
+    }
+    for (i, &pixel) in pixels.iter().enumerate() {
+        let to = displaced(rcx, tile.spec.y_offsets[pixel], 0)?;
+        asm.store(to, packed, i * tile.format.panel, columns, 1, index)?;
     }
     Ok(())
 }

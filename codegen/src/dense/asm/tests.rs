@@ -5,7 +5,7 @@ use crate::{
     dense::{
         WeightOrder, Weights,
         pack::{pack_bias, pack_params, pack_weights},
-        spec::{Epilogue, Prefetch, SLACK, Start},
+        spec::{Epilogue, Next, Prefetch, SLACK, Start},
         strip::{self, Axis, StripSpec, Strips},
     },
     executable::Executable,
@@ -70,7 +70,7 @@ impl Guarded {
     }
 }
 
-type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8);
+type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
 
 /// Marsaglia's xorshift64: data for a case from one number.
 struct Random(u64);
@@ -220,6 +220,7 @@ impl Problem {
             epilogue: epilogue.form(),
             prefetch: self.prefetch(),
             configured: self.configured,
+            next: None,
         }
     }
 
@@ -227,8 +228,8 @@ impl Problem {
     fn prefetch(&self) -> Prefetch {
         match self.columns % 3 {
             0 => Prefetch::default(),
-            1 => Prefetch { weights: 1 << 20, activations: -(1 << 20), results: true },
-            _ => Prefetch { weights: 64, activations: 0, results: true },
+            1 => Prefetch { weights: 1 << 20, activations: -(1 << 20), results: true, next_weights: 1000 },
+            _ => Prefetch { weights: 64, activations: 0, results: true, next_weights: 5 },
         }
     }
 
@@ -243,6 +244,19 @@ impl Problem {
 
     /// Runs the tile on guarded buffers; what `y`, filled with 0xc5, holds afterwards.
     fn execute(&self, spec: &TileSpec, a: &[u8], w: &[u8], params: &[u8], r: &[u8]) -> Vec<u8> {
+        self.execute_run(1, spec, a, w, params, r)
+    }
+
+    /// The same of a run of so many tiles, whose results follow each other.
+    fn execute_run(
+        &self,
+        tiles: usize,
+        spec: &TileSpec,
+        a: &[u8],
+        w: &[u8],
+        params: &[u8],
+        r: &[u8],
+    ) -> Vec<u8> {
         let code = emit_tile(self.format.isa, spec).unwrap();
         check_encoding(self.format.isa, &code);
         let code = Executable::new(&code).unwrap();
@@ -257,12 +271,14 @@ impl Problem {
         let mut a = Guarded::new(a, SLACK);
         let mut w = Guarded::new(w, 0);
         let mut params = Guarded::new(params, 0);
-        let mut y = Guarded::new(&vec![0xc5; self.y_bytes], 0);
+        let mut y = Guarded::new(&vec![0xc5; tiles * self.y_bytes], 0);
         let mut r = Guarded::new(r, SLACK);
         // SAFETY: the code is a tile of this signature for this CPU, and the buffers are those it was emitted for.
         let mut call = || unsafe {
             let tile: TileFn = std::mem::transmute(code.entry());
-            tile(a.at(self.a_origin * self.widening()), w.at(0), params.at(0), y.at(0), r.at(0));
+            let first = a.at(self.a_origin * self.widening());
+            // As if seven tiles of the panel had been computed before.
+            tile(first, w.at(0), params.at(0), y.at(0), r.at(0), 7 | (tiles as u64) << 32);
         };
         match self.format.isa {
             Isa::AmxInt8 => within_configuration(self.configured, call),
@@ -440,7 +456,8 @@ fn narrow_weights(rng: &mut Random, runs: usize, run_len: usize, fill: Fill) -> 
     weights
 }
 
-/// Runs one int8 case; `None` where the mode refuses the factors.
+/// Runs one int8 case, of matrix registers a run of up to three tiles, each with operands, weights and constants of its
+/// own; `None` where the mode refuses the factors.
 fn run_codes(
     (isa, product): (Isa, Product),
     geometry: &Geometry,
@@ -449,18 +466,26 @@ fn run_codes(
     let mut p = Problem::new(isa, product, geometry);
     let channels = p.channels;
     let k = p.runs() * p.run_len;
-    let weights: Vec<i8> = match product {
+    let tiles = if isa == Isa::AmxInt8 { 1 + geometry.seed as usize % 3 } else { 1 };
+    let of_first: Vec<i8> = match product {
         Product::U8S7 => {
             let runs = channels * p.runs();
             narrow_weights(&mut p.rng, runs, p.run_len, c.weights)
         }
         _ => (0..channels * k).map(|_| weight_of(&mut p.rng, c.weights)).collect(),
     };
+    let of_second = of_first.iter().map(|w| !w).collect();
+    let weights = [of_first, of_second];
     let input_zero_point = p.rng.within(0, 255) as i32;
     let mut biases = vec![];
     let mut bounds: Vec<ChannelBounds> = vec![];
-    for w in weights.chunks_exact(k) {
-        let free = WeightSums::of(w).bounds(0, input_zero_point);
+    for channel in 0..channels {
+        let [first, second] = [&weights[0], &weights[1]]
+            .map(|w| WeightSums::of(&w[channel * k..][..k]).bounds(0, input_zero_point));
+        let free = match tiles {
+            1 => first,
+            _ => ChannelBounds { min: first.min.min(second.min), max: first.max.max(second.max) },
+        };
         let bias = match c.bias {
             BiasFill::Zero => 0,
             BiasFill::Any => p.rng.within(-100_000, 100_000),
@@ -492,36 +517,52 @@ fn run_codes(
     let grid = OutputGrid { dtype: DType::U8, scale: 1.0, zero_point: c.zero_point, lo, hi };
     let Ok(q) = Requantizer::new(c.mode, &factors, grid, residual, &bounds) else { return Ok(None) };
 
-    let weight = |channel: usize, run: usize, i: usize| weights[channel * k + run * p.run_len + i];
+    let weight = |tile: usize, channel: usize, run: usize, i: usize| {
+        weights[tile % 2][channel * k + run * p.run_len + i]
+    };
     let own = p.before..channels;
-    let packed = pack_weights(p.format, own.clone(), p.runs(), p.run_len, weight);
-    let corrected: Vec<i32> = weights
-        .chunks_exact(k)
-        .zip(&biases)
-        .map(|(w, b)| b.wrapping_sub(input_zero_point * w.iter().map(|w| i32::from(*w)).sum::<i32>()))
-        .collect();
-    let params = pack_params(p.format, Some(&q), own.clone(), &corrected);
+    let (mut packed, mut params, mut corrected) = (vec![], vec![], vec![]);
+    for tile in 0..tiles {
+        let sum = |w: &[i8]| input_zero_point * w.iter().map(|w| i32::from(*w)).sum::<i32>();
+        let starts: Vec<i32> =
+            weights[tile % 2].chunks_exact(k).zip(&biases).map(|(w, b)| b.wrapping_sub(sum(w))).collect();
+        let of_tile = |channel, run, i| weight(tile, channel, run, i);
+        packed.push(pack_weights(p.format, own.clone(), p.runs(), p.run_len, of_tile));
+        params.push(pack_params(p.format, Some(&q), own.clone(), &starts));
+        corrected.push(starts);
+    }
     let mut rng = Random(geometry.seed ^ 0x5555);
-    let a: Vec<u8> = (0..p.a_bytes).map(|_| code(&mut rng, c.activations)).collect();
-    let r: Vec<u8> = (0..p.r_bytes).map(|_| code(&mut rng, c.residual.unwrap_or(Fill::Any))).collect();
-    let spec = p.spec(Epilogue::Requantize(&q), q.has_residual);
-    let y = p.execute(&spec, &a, &packed, &params, &r);
+    let a: Vec<u8> = (0..tiles * p.a_bytes).map(|_| code(&mut rng, c.activations)).collect();
+    let r: Vec<u8> =
+        (0..tiles * p.r_bytes).map(|_| code(&mut rng, c.residual.unwrap_or(Fill::Any))).collect();
+    let next = Next {
+        a: p.a_bytes as i32,
+        w: packed[0].len() as i32,
+        params: params[0].len() as i32,
+        y: p.y_bytes as i32,
+        r: p.r_bytes as i32,
+    };
+    let mut spec = p.spec(Epilogue::Requantize(&q), q.has_residual);
+    // One tile may be a run, too.
+    spec.next = (isa == Isa::AmxInt8 && !geometry.seed.is_multiple_of(5) || tiles > 1).then_some(next);
+    let y = p.execute_run(tiles, &spec, &a, &packed.concat(), &params.concat(), &r);
 
-    let mut expected = vec![0xc5u8; p.y_bytes];
+    let mut expected = vec![0xc5u8; tiles * p.y_bytes];
     let mut saturated = true;
-    for pixel in 0..p.a_offsets.len() {
+    for (tile, pixel) in (0..tiles).flat_map(|tile| (0..p.a_offsets.len()).map(move |pixel| (tile, pixel))) {
         let starts = p.run_starts(pixel);
         for (column, channel) in own.clone().enumerate() {
-            let mut acc = corrected[channel];
+            let mut acc = corrected[tile][channel];
             for (run, start) in starts.iter().enumerate() {
                 for i in 0..p.run_len {
-                    acc = acc.wrapping_add(i32::from(a[start + i]) * i32::from(weight(channel, run, i)));
+                    let x = a[tile * p.a_bytes + start + i];
+                    acc = acc.wrapping_add(i32::from(x) * i32::from(weight(tile, channel, run, i)));
                 }
             }
-            let res = r[p.r_offsets[pixel] as usize + column].into();
+            let res = r[tile * p.r_bytes + p.r_offsets[pixel] as usize + column].into();
             let code = q.apply(acc, channel, res);
             saturated &= code == lo || code == hi;
-            expected[p.y_offsets[pixel] as usize + column] = code as u8;
+            expected[tile * p.y_bytes + p.y_offsets[pixel] as usize + column] = code as u8;
         }
     }
     let name = tile_name(isa, &spec);
@@ -770,6 +811,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec {
         epilogue: epilogue.form(),
         prefetch: Prefetch::default(),
         configured: 0,
+        next: None,
     }
 }
 
@@ -959,6 +1001,7 @@ fn matrix_spec() -> TileSpec {
         epilogue: EpilogueForm::PackOnly,
         prefetch: Prefetch::default(),
         configured: 14,
+        next: None,
     }
 }
 
@@ -968,8 +1011,8 @@ fn matrix_tiles_are_of_few_instructions() {
     check_encoding(Isa::AmxInt8, &code);
     let instructions: Vec<_> = Decoder::new(64, &code, DecoderOptions::NONE).iter().collect();
     let count = |m: Mnemonic| instructions.iter().filter(|i| i.mnemonic() == m).count();
-    // A body of three steps, each with two registers of pixels and two of weights; four of bias before.
-    assert_eq!((count(Mnemonic::Tdpbusd), count(Mnemonic::Tileloadd)), (3 * 4, 4 + 3 * 4));
+    // A body of three steps, each with two registers of pixels and two of weights.
+    assert_eq!((count(Mnemonic::Tdpbusd), count(Mnemonic::Tileloadd)), (3 * 4, 3 * 4));
     assert_eq!((count(Mnemonic::Tilestored), count(Mnemonic::Ldtilecfg)), (4, 0));
     for i in instructions.iter().filter(|i| i.mnemonic() == Mnemonic::Tdpbusd) {
         let all = [i.op0_register(), i.op1_register(), i.op2_register()];
@@ -988,12 +1031,29 @@ fn matrix_tiles_are_of_few_instructions() {
 }
 
 #[test]
+fn codes_of_a_tile_stand_between_the_products_of_the_next() {
+    let spec = TileSpec { next: Some(Next { a: 2048, y: 896, ..Next::default() }), ..matrix_spec() };
+    let code = emit_tile(Isa::AmxInt8, &spec).unwrap();
+    let mnemonics: Vec<_> =
+        Decoder::new(64, &code, DecoderOptions::NONE).iter().map(|i| i.mnemonic()).collect();
+    let packs = |m: &[Mnemonic]| m.iter().filter(|m| **m == Mnemonic::Vpackuswb).count();
+    let products: Vec<usize> = (0..mnemonics.len()).filter(|i| mnemonics[*i] == Mnemonic::Tdpbusd).collect();
+    // Nine steps of four products behind the loop of the first tile, and half of the codes by the middle of them.
+    assert_eq!(products.len(), 3 * 4 + 9 * 4);
+    let groups = 28 / 2;
+    assert_eq!(packs(&mnemonics[products[12]..products[12 + 18]]), groups / 2);
+    assert_eq!(packs(&mnemonics), 2 * groups);
+}
+
+#[test]
 fn what_matrix_registers_cannot_do_is_refused() {
     let refuse = |change: &dyn Fn(&mut TileSpec)| {
         let mut spec = matrix_spec();
         change(&mut spec);
         emit_tile(Isa::AmxInt8, &spec).unwrap_err()
     };
+    let run_of_own_starts = |s: &mut TileSpec| (s.next, s.start) = (Some(Next::default()), Start::Weights);
+    assert_eq!(refuse(&run_of_own_starts), EmitError::Run);
     assert_eq!(refuse(&|s| s.inner = 47), EmitError::Steps { inner: 47, step: 16 });
     assert_eq!(refuse(&|s| s.a_offsets[3] += 1), EmitError::Bands { pixels: 28, most: 2 });
     let float = Epilogue::Float { clamp: Clamp::NONE, residual: false };
