@@ -406,10 +406,6 @@ impl MatMulCase {
         ]
     }
 
-    fn quantized(&self, mode: RequantMode) -> Option<Case> {
-        self.quantized_to(WeightBits::Eight, mode)
-    }
-
     fn quantized_to(&self, bits: WeightBits, mode: RequantMode) -> Option<Case> {
         let [x, w, y] = self.shapes();
         let mut r = Random::new(self.seed);
