@@ -1,7 +1,7 @@
 //! Reductions and softmax of f32 along one dimension of `[outer, len, inner]`.
 //!
-//! Sums are taken one element after the other, in the order of the dimension, whatever the tier and the threads: where
-//! `inner` is 1 the elements are lanes of vectors, but their sum is not. So results equal the interpreter's bit for bit.
+//! Totals are made in the order of [`qcc_ir::numerics::total`], whatever the tier and the threads: eight partial totals, which
+//! are the lanes of two vectors where `inner` is 1, and else of eight. So results equal the interpreter's bit for bit.
 
 use super::{
     map::counted_loop,
@@ -15,12 +15,12 @@ use crate::{
     module::{Location, MEM},
 };
 use cranelift_codegen::ir::{
-    InstBuilder, Value,
+    InstBuilder, StackSlotData, StackSlotKind, Value,
     condcodes::FloatCC,
     types::{F32, F32X4, I32X4, I64},
 };
-use cranelift_frontend::FunctionBuilder;
-use qcc_ir::ops::ReduceKind;
+use cranelift_frontend::{FunctionBuilder, Variable};
+use qcc_ir::{numerics::PARTIAL_TOTALS, ops::ReduceKind};
 
 /// The dimension that is reduced, with all before and behind it merged.
 #[derive(Clone, Copy, Debug)]
@@ -75,20 +75,20 @@ fn at(b: &mut FunctionBuilder, base: Value, elements: Value) -> Value {
     b.ins().iadd(base, bytes)
 }
 
-/// Calls `body` with `count` pointers from `p`, `stride` bytes apart.
+/// Calls `body` with `count` pointers from `p`, `stride` bytes apart, and with how many came before each.
 fn each(
     b: &mut FunctionBuilder,
     p: Value,
     count: i64,
     stride: i64,
-    body: impl FnOnce(&mut FunctionBuilder, Value),
+    body: impl FnOnce(&mut FunctionBuilder, Value, Value),
 ) {
     if count > 0 {
         let (zero, count) = (b.ins().iconst(I64, 0), b.ins().iconst(I64, count));
         counted_loop(b, zero, count, |b, i| {
             let bytes = b.ins().imul_imm_s(i, stride);
             let p = b.ins().iadd(p, bytes);
-            body(b, p);
+            body(b, p, i);
         });
     }
 }
@@ -103,7 +103,7 @@ fn fold(
 ) -> Value {
     let carried = b.declare_var(b.func.dfg.value_type(initial));
     b.def_var(carried, initial);
-    each(b, p, count, stride, |b, p| {
+    each(b, p, count, stride, |b, p, _| {
         let before = b.use_var(carried);
         let after = body(b, before, p);
         b.def_var(carried, after);
@@ -124,23 +124,25 @@ pub(crate) fn reduce(
     (from, to): (Location, Location),
     work: Work,
 ) -> Result<(), CodegenError> {
-    if line.inner == 1 && line.outer >= ROWS && i32::try_from(ROWS * line.len * SIZE).is_ok() {
+    if line.inner == 1 {
         return reduce_rows(cx, line, kind, (from, to), work);
     }
     let units = line.outer * line.blocks();
     cx.step("reduce", units as u64, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
         let width = line.width();
+        let totals = Totals::new(&mut e.b, PARTIAL_TOTALS);
         counted_loop(&mut e.b, begin, end, |b, unit| {
             let (outer, first) = line.block(b, unit);
             let row = b.ins().imul_imm_s(outer, line.len * line.inner);
             let element = b.ins().iadd(row, first);
             let p = at(b, source, element);
-            let initial = f32x4(b, initial(kind));
-            let total = fold(b, p, (line.len, line.inner * SIZE), initial, |b, total, p| {
+            totals.start(b, kind);
+            each(b, p, line.len, line.inner * SIZE, |b, p, i| {
                 let x = load_lanes(b, F32X4, p, 0, width);
-                combine(b, kind, total, x)
+                totals.take(b, kind, i, x);
             });
+            let total = totals.total(b, kind);
             let y = finish(b, kind, total, line.len);
             let row = b.ins().imul_imm_s(outer, line.inner);
             let element = b.ins().iadd(row, first);
@@ -151,8 +153,64 @@ pub(crate) fn reduce(
     })
 }
 
-/// Rows that are reduced together: their elements are lanes of two vectors, neither of which waits for the other.
-const ROWS: i64 = 2 * LANES;
+/// Partial totals in memory, a few vectors: lines take turns at them, so none waits for its own.
+struct Totals {
+    address: Value,
+    vectors: usize,
+}
+
+impl Totals {
+    fn new(b: &mut FunctionBuilder, vectors: usize) -> Totals {
+        let bytes = (vectors as i64 * VECTOR) as u32;
+        let slot = b.create_sized_stack_slot(StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 4));
+        Totals { address: b.ins().stack_addr(I64, slot, 0), vectors }
+    }
+
+    fn start(&self, b: &mut FunctionBuilder, kind: ReduceKind) {
+        let initial = f32x4(b, initial(kind));
+        for v in 0..self.vectors {
+            b.ins().store(MEM, initial, self.address, (v as i64 * VECTOR) as i32);
+        }
+    }
+
+    /// Takes in the `i`-th vector of a line.
+    fn take(&self, b: &mut FunctionBuilder, kind: ReduceKind, i: Value, x: Value) {
+        let turn = b.ins().band_imm_s(i, self.vectors as i64 - 1);
+        let bytes = b.ins().imul_imm_s(turn, VECTOR);
+        let place = b.ins().iadd(self.address, bytes);
+        let before = load(b, F32X4, place, 0);
+        let after = take(b, kind, before, x);
+        b.ins().store(MEM, after, place, 0);
+    }
+
+    /// What they come to, lane by lane.
+    fn total(&self, b: &mut FunctionBuilder, kind: ReduceKind) -> Value {
+        let t = (0..self.vectors).map(|v| load(b, F32X4, self.address, (v as i64 * VECTOR) as i32));
+        let t: Vec<Value> = t.collect();
+        combined(b, kind, t)
+    }
+}
+
+/// The total of partial ones, lane by lane: halves are combined.
+fn combined(b: &mut FunctionBuilder, kind: ReduceKind, mut t: Vec<Value>) -> Value {
+    while t.len() > 1 {
+        let half = t.split_off(t.len() / 2);
+        t = t.into_iter().zip(half).map(|(x, y)| join(b, kind, x, y)).collect();
+    }
+    t[0]
+}
+
+/// The total of four lanes, in all lanes.
+fn across_lanes(b: &mut FunctionBuilder, kind: ReduceKind, t: Value) -> Value {
+    [8, 4].into_iter().fold(t, |t, distance| {
+        let other = shuffle(b, t, t, std::array::from_fn(|i| (i as u8 + distance) % 16));
+        let other = cast(b, F32X4, other);
+        join(b, kind, t, other)
+    })
+}
+
+/// Rows that are reduced together, so that none waits for its own additions.
+const ROWS: i64 = 4;
 
 /// Rows of neighbours, a few at once. The last ones end with the rows, and may overlap those before.
 fn reduce_rows(
@@ -162,49 +220,68 @@ fn reduce_rows(
     (from, to): (Location, Location),
     work: Work,
 ) -> Result<(), CodegenError> {
-    let units = (line.outer as u64).div_ceil(ROWS as u64);
+    let row = line.len * SIZE;
+    let rows = if line.outer >= ROWS && i32::try_from(ROWS * row).is_ok() { ROWS } else { 1 };
+    let units = (line.outer as u64).div_ceil(rows as u64);
+    let group = VECTORS as i64 * LANES;
+    let (groups, rest) = (line.len / group, line.len % group);
     cx.step("reduce", units, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
         counted_loop(&mut e.b, begin, end, |b, unit| {
-            let first = b.ins().imul_imm_s(unit, ROWS);
-            let latest = b.ins().iconst(I64, line.outer - ROWS);
+            let first = b.ins().imul_imm_s(unit, rows);
+            let latest = b.ins().iconst(I64, line.outer - rows);
             let first = b.ins().umin(first, latest);
             let element = b.ins().imul_imm_s(first, line.len);
             let p = at(b, source, element);
-            let totals = [(); 2].map(|()| b.declare_var(F32X4));
-            for total in totals {
-                let initial = f32x4(b, initial(kind));
-                b.def_var(total, initial);
-            }
-            each(b, p, line.len, SIZE, |b, p| {
-                for (v, total) in totals.into_iter().enumerate() {
-                    let x = load_rows(b, p, v as i64 * LANES, line.len * SIZE);
-                    let before = b.use_var(total);
-                    let after = combine(b, kind, before, x);
-                    b.def_var(total, after);
+            let initial = f32x4(b, initial(kind));
+            let totals: Vec<[Variable; VECTORS]> =
+                (0..rows).map(|_| [(); VECTORS].map(|()| b.declare_var(F32X4))).collect();
+            totals.as_flattened().iter().for_each(|&t| b.def_var(t, initial));
+            let add = |b: &mut FunctionBuilder, p: Value, count: i64| {
+                for (r, totals) in totals.iter().enumerate() {
+                    for (v, &total) in totals.iter().enumerate() {
+                        let lanes = (count - v as i64 * LANES).clamp(0, LANES);
+                        if lanes > 0 {
+                            let place = (r as i64 * row + v as i64 * VECTOR) as i32;
+                            let x = load_filled(b, initial, p, place, lanes);
+                            let before = b.use_var(total);
+                            let after = take(b, kind, before, x);
+                            b.def_var(total, after);
+                        }
+                    }
                 }
-            });
+            };
+            each(b, p, groups, group * SIZE, |b, p, _| add(b, p, group));
+            let p = b.ins().iadd_imm_s(p, groups * group * SIZE);
+            add(b, p, rest);
             let q = at(b, target, first);
-            for (v, total) in totals.into_iter().enumerate() {
-                let total = b.use_var(total);
-                let y = finish(b, kind, total, line.len);
-                store_lanes(b, y, q, (v as i64 * VECTOR) as i32, LANES);
+            for (r, totals) in totals.iter().enumerate() {
+                let t = totals.iter().map(|&t| b.use_var(t)).collect();
+                let t = combined(b, kind, t);
+                let t = across_lanes(b, kind, t);
+                let y = finish(b, kind, t, line.len);
+                store_lanes(b, y, q, (r as i64 * SIZE) as i32, 1);
             }
         });
         Ok(())
     })
 }
 
-/// The elements at `p` of four rows from row `first` on.
-fn load_rows(b: &mut FunctionBuilder, p: Value, first: i64, stride: i64) -> Value {
-    let mut rows = f32x4(b, 0.0);
-    for lane in 0..LANES {
-        let x = b.ins().load(F32, MEM, p, ((first + lane) * stride) as i32);
-        rows = b.ins().insertlane(rows, x, lane as u8);
+/// Vectors of the partial totals of neighbours.
+const VECTORS: usize = PARTIAL_TOTALS / LANES as usize;
+
+/// `count` elements, and of what they are missing in a vector, `others`.
+fn load_filled(b: &mut FunctionBuilder, others: Value, p: Value, at: i32, count: i64) -> Value {
+    if count == LANES {
+        return load(b, F32X4, p, at);
     }
-    rows
+    (0..count as i32).fold(others, |vector, i| {
+        let x = b.ins().load(F32, MEM, p, at + i * SIZE as i32);
+        b.ins().insertlane(vector, x, i as u8)
+    })
 }
 
+/// What partial totals start from. To take it in again changes none.
 fn initial(kind: ReduceKind) -> f32 {
     match kind {
         ReduceKind::Max => f32::NEG_INFINITY,
@@ -214,7 +291,18 @@ fn initial(kind: ReduceKind) -> f32 {
     }
 }
 
-fn combine(b: &mut FunctionBuilder, kind: ReduceKind, total: Value, x: Value) -> Value {
+/// A partial total that takes in elements.
+fn take(b: &mut FunctionBuilder, kind: ReduceKind, total: Value, x: Value) -> Value {
+    let x = match kind {
+        ReduceKind::SumSquare | ReduceKind::L2 => b.ins().fmul(x, x),
+        ReduceKind::L1 => b.ins().fabs(x),
+        _ => x,
+    };
+    join(b, kind, total, x)
+}
+
+/// One total of two.
+fn join(b: &mut FunctionBuilder, kind: ReduceKind, total: Value, x: Value) -> Value {
     // A NaN stays: it is kept whatever it is compared with.
     let keep = |b: &mut FunctionBuilder, better: Value| {
         let nan = b.ins().fcmp(FloatCC::Unordered, total, total);
@@ -233,17 +321,7 @@ fn combine(b: &mut FunctionBuilder, kind: ReduceKind, total: Value, x: Value) ->
             keep(b, better)
         }
         ReduceKind::Product => b.ins().fmul(total, x),
-        ReduceKind::SumSquare | ReduceKind::L2 => {
-            let square = b.ins().fmul(x, x);
-            b.ins().fadd(total, square)
-        }
-        ReduceKind::L1 => {
-            let magnitude = b.ins().fabs(x);
-            b.ins().fadd(total, magnitude)
-        }
-        ReduceKind::Sum | ReduceKind::Mean | ReduceKind::LogSum | ReduceKind::LogSumExp => {
-            b.ins().fadd(total, x)
-        }
+        _ => b.ins().fadd(total, x),
     }
 }
 
@@ -273,17 +351,18 @@ pub(crate) fn softmax(
     let units = line.outer * line.blocks();
     cx.step("softmax", units as u64, work, |e, ctx, begin, end| {
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
+        let totals = Totals::new(&mut e.b, if line.inner == 1 { VECTORS } else { PARTIAL_TOTALS });
         counted_loop(&mut e.b, begin, end, |b, unit| {
             if line.inner == 1 {
                 let element = b.ins().imul_imm_s(unit, line.len);
                 let (p, q) = (at(b, source, element), at(b, target, element));
-                softmax_along(b, line.len, log, p, q);
+                softmax_along(b, &totals, line.len, log, (p, q));
             } else {
                 let (outer, first) = line.block(b, unit);
                 let row = b.ins().imul_imm_s(outer, line.len * line.inner);
                 let element = b.ins().iadd(row, first);
                 let (p, q) = (at(b, source, element), at(b, target, element));
-                softmax_across(b, line, log, p, q);
+                softmax_across(b, &totals, line, log, (p, q));
             }
         });
         Ok(())
@@ -297,22 +376,23 @@ fn shifted_exp(b: &mut FunctionBuilder, x: Value, max: Value) -> Value {
 }
 
 /// Four neighbours at once, each with its own sum. Neighbouring blocks may overlap, so nothing is kept in the result.
-fn softmax_across(b: &mut FunctionBuilder, line: Line, log: bool, p: Value, q: Value) {
+fn softmax_across(b: &mut FunctionBuilder, totals: &Totals, line: Line, log: bool, (p, q): (Value, Value)) {
     let (width, stride) = (line.width(), line.inner * SIZE);
     let lowest = f32x4(b, f32::NEG_INFINITY);
     let max = fold(b, p, (line.len, stride), lowest, |b, max, p| {
         let x = load_lanes(b, F32X4, p, 0, width);
         larger(b, x, max)
     });
-    let zero = f32x4(b, 0.0);
-    let sum = fold(b, p, (line.len, stride), zero, |b, sum, p| {
+    totals.start(b, ReduceKind::Sum);
+    each(b, p, line.len, stride, |b, p, i| {
         let x = load_lanes(b, F32X4, p, 0, width);
         let e = shifted_exp(b, x, max);
-        b.ins().fadd(sum, e)
+        totals.take(b, ReduceKind::Sum, i, e);
     });
+    let sum = totals.total(b, ReduceKind::Sum);
     let log_sum = if log { math::ln(b, sum) } else { sum };
     let distance = b.ins().isub(q, p);
-    each(b, p, line.len, stride, |b, p| {
+    each(b, p, line.len, stride, |b, p, _| {
         let x = load_lanes(b, F32X4, p, 0, width);
         let y = match log {
             true => {
@@ -329,32 +409,32 @@ fn softmax_across(b: &mut FunctionBuilder, line: Line, log: bool, p: Value, q: V
     });
 }
 
-/// One row of neighbours: exponentials four at a time, kept in the result, and their sum one after the other.
-fn softmax_along(b: &mut FunctionBuilder, len: i64, log: bool, p: Value, q: Value) {
+/// One row of neighbours: exponentials four at a time, kept in the result.
+fn softmax_along(b: &mut FunctionBuilder, totals: &Totals, len: i64, log: bool, (p, q): (Value, Value)) {
     let (vectors, rest) = (len / LANES, len % LANES);
     let last = b.ins().iadd_imm_s(p, vectors * VECTOR);
     let distance = b.ins().isub(q, p);
     let max = row_max(b, p, len);
 
-    let zero = b.ins().f32const(0.0);
-    let add_lanes = |b: &mut FunctionBuilder, sum: Value, e: Value, count: i64| {
-        (0..count as u8).fold(sum, |sum, i| {
-            let lane = b.ins().extractlane(e, i);
-            b.ins().fadd(sum, lane)
-        })
-    };
-    let exponentials = |b: &mut FunctionBuilder, sum: Value, p: Value, count: i64| {
-        let x = load_lanes(b, F32X4, p, 0, count);
+    // Lanes that a row has not stay 0: e^−∞.
+    let lowest = f32x4(b, f32::NEG_INFINITY);
+    let exponentials = |b: &mut FunctionBuilder, p: Value, i: Value, count: i64| {
+        let x = load_filled(b, lowest, p, 0, count);
         let e = shifted_exp(b, x, max);
         if !log {
             let q = b.ins().iadd(p, distance);
             store_lanes(b, e, q, 0, count);
         }
-        add_lanes(b, sum, e, count)
+        totals.take(b, ReduceKind::Sum, i, e);
     };
-    let sum = fold(b, p, (vectors, VECTOR), zero, |b, sum, p| exponentials(b, sum, p, LANES));
-    let sum = if rest > 0 { exponentials(b, sum, last, rest) } else { sum };
-    let sum = b.ins().splat(F32X4, sum);
+    totals.start(b, ReduceKind::Sum);
+    each(b, p, vectors, VECTOR, |b, p, i| exponentials(b, p, i, LANES));
+    if rest > 0 {
+        let i = b.ins().iconst(I64, vectors);
+        exponentials(b, last, i, rest);
+    }
+    let sum = totals.total(b, ReduceKind::Sum);
+    let sum = across_lanes(b, ReduceKind::Sum, sum);
     let log_sum = if log { math::ln(b, sum) } else { sum };
 
     let finish = |b: &mut FunctionBuilder, p: Value, count: i64| {
@@ -372,7 +452,7 @@ fn softmax_along(b: &mut FunctionBuilder, len: i64, log: bool, p: Value, q: Valu
         };
         store_lanes(b, y, q, 0, count);
     };
-    each(b, p, vectors, VECTOR, |b, p| finish(b, p, LANES));
+    each(b, p, vectors, VECTOR, |b, p, _| finish(b, p, LANES));
     if rest > 0 {
         finish(b, last, rest);
     }

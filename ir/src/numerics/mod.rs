@@ -14,11 +14,13 @@
 
 mod fixed_point;
 mod grid;
+mod line;
 pub mod math;
 mod requantize;
 
 pub use fixed_point::{AddRescale, MulRescale, Multiplier};
 pub use grid::{dequantize, fake_quant, normalize, quantize, table};
+pub use line::{PARTIAL_TOTALS, total};
 pub use requantize::{
     ChannelBounds, Q15_RESIDUAL_SHIFT, Refusal, RequantMode, Requantizer, Rescale, ResidualInput,
     TFLITE_RESIDUAL_SHIFT, WeightSums, rounding_shift_right_away, saturating_rounding_doubling_high_mul,

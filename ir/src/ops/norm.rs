@@ -8,7 +8,7 @@ use crate::{
     DType, OpError, Tensor, TensorType,
     numerics::{
         math::{self, Real},
-        normalize,
+        normalize, total,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,7 @@ pub struct Lrn {
 }
 
 /// exp(x − max)/Σ exp(x − max) along an axis, or its logarithm (x − max) − ln Σ exp(x − max); in f32, the sum in the
-/// order of the axis. One NaN, or an infinite maximum, makes NaN of what depends on it.
+/// order of [`total`]. One NaN, or an infinite maximum, makes NaN of what depends on it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Softmax {
     /// The axis that sums to 1.
@@ -207,7 +207,8 @@ impl Operator for Softmax {
         for first in (0..y.len()).filter(|i| i / stride % extent == 0) {
             let at = |i: usize| first + i * stride;
             let max = (0..extent).fold(f32::NEG_INFINITY, |max, i| max.larger(y[at(i)]));
-            let sum = (0..extent).fold(0.0, |sum, i| sum + math::exp(y[at(i)] - max));
+            let exponentials = (0..extent).map(|i| math::exp(y[at(i)] - max));
+            let sum = total(exponentials, 0.0, |sum, e| sum + e, |a, b| a + b);
             for i in 0..extent {
                 let x = y[at(i)] - max;
                 y[at(i)] = if self.log { x - math::ln(sum) } else { math::exp(x) / sum };

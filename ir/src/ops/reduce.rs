@@ -1,7 +1,10 @@
 //! Reductions.
 
 use super::{Operator, arity, numbers::Numbers};
-use crate::{DType, OpError, Shape, Tensor, TensorType, numerics::math::Real};
+use crate::{
+    DType, OpError, Shape, Tensor, TensorType,
+    numerics::{math::Real, total},
+};
 use ndarray::{ArrayViewD, IxDyn};
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +31,8 @@ pub enum ReduceKind {
 
 /// A reduction along axes, elements in row-major order.
 ///
-/// Floats: sums and products start at 0 and 1; f16 and bf16 are summed in f32 and rounded once; NaN is the maximum and
-/// the minimum of whatever it is in. Integers: sums and products wrap; a mean is the exact one, truncated; L2, LogSum
+/// Floats: totals are made in the order of [`total`]; sums and products start at 0 and 1; f16 and bf16 are summed in f32
+/// and rounded once; NaN is the maximum and the minimum of whatever it is in. Integers: sums and products wrap; a mean is the exact one, truncated; L2, LogSum
 /// and LogSumExp are computed in f64 and truncated.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Reduce {
@@ -109,14 +112,14 @@ impl Reduce {
 impl ReduceKind {
     fn of_reals<T: Real>(self, x: &[T]) -> T {
         let (zero, one) = (T::of(0.0), T::of(1.0));
-        let sum = |f: &dyn Fn(T) -> T| x.iter().fold(zero, |sum, &x| sum + f(x));
-        let max = || x.iter().fold(T::of(f64::NEG_INFINITY), |max, &x| max.larger(x));
+        let sum = |f: &dyn Fn(T) -> T| total(x, zero, |sum, &x| sum + f(x), |a, b| a + b);
+        let max = || total(x, T::of(f64::NEG_INFINITY), |max, &x| max.larger(x), T::larger);
         match self {
             ReduceKind::Sum => sum(&|x| x),
             ReduceKind::Mean => sum(&|x| x) / T::of(x.len() as f64),
             ReduceKind::Max => max(),
-            ReduceKind::Min => x.iter().fold(T::of(f64::INFINITY), |min, &x| min.smaller(x)),
-            ReduceKind::Product => x.iter().fold(one, |product, &x| product * x),
+            ReduceKind::Min => total(x, T::of(f64::INFINITY), |min, &x| min.smaller(x), T::smaller),
+            ReduceKind::Product => total(x, one, |product, &x| product * x, |a, b| a * b),
             ReduceKind::SumSquare => sum(&|x| x * x),
             ReduceKind::L1 => sum(&T::abs),
             ReduceKind::L2 => sum(&|x| x * x).sqrt(),

@@ -1,10 +1,16 @@
 //! Softmax along rows whose elements follow each other.
 //!
 //! Three passes over a few rows at a time, which stay in the first cache: exponentials, which are kept in the result; their
-//! sums, one element after the other as they are defined, but of several rows at once, since each sum waits for itself;
-//! quotients. The last vector of a row ends with it and overlaps the one before.
+//! sums, in the order of [`qcc_ir::numerics::total`], of several rows at once, since each sum waits for itself; quotients.
+//!
+//! The last vector of a row ends with it and overlaps the one before.
 
-use super::{define, elementwise::Function, rows::Body, width};
+use super::{
+    define,
+    elementwise::Function,
+    rows::{Body, CONSTANTS},
+    width,
+};
 use crate::{
     CodegenError,
     dense::asm::vector::{Assembler, Emit, Reg, Width},
@@ -21,9 +27,9 @@ use crate::{
 use cranelift_codegen::ir::{InstBuilder, condcodes::IntCC, types::I64};
 use iced_x86::{
     IcedError,
-    code_asm::{AsmMemoryOperand, dword_ptr, r8, r9d, rcx, rdi, rsi, rsp},
+    code_asm::{AsmMemoryOperand, dword_ptr, r8, r9d, rcx, rdi, rsi, rsp, ymmword_ptr},
 };
-use qcc_ir::DType;
+use qcc_ir::{DType, numerics::PARTIAL_TOTALS};
 use std::sync::Arc;
 
 /// Rows whose sums are taken together: each addition takes a few cycles, and there are two every cycle.
@@ -47,8 +53,8 @@ pub(crate) fn softmax(
     let operands = vec![(DType::F32, true), (DType::F32, false)];
     let exponential = Function::new(&Exponential, operands, DType::F32, width, len as u64);
     let Some(exponential) = exponential.filter(|f| f.lanes() <= len) else { return Ok(false) };
-    let table = Location::Weights(cx.weights(&exponential.constants(), 64)?);
     let rows = Arc::new(Rows { width, bytes: row, exponential });
+    let table = Location::Weights(cx.weights(&rows.constants(), 64)?);
     let own = rows.clone();
     let whole = define(cx, "softmax_rows", 3, move || own.function(ROWS));
     let rest = match line.outer as usize % ROWS {
@@ -107,6 +113,8 @@ fn max_place() -> AsmMemoryOperand {
 const SUM: Reg = Reg(ROWS);
 const QUOTIENT: Reg = Reg(ROWS + 1);
 const LAST: Reg = Reg(ROWS + 2);
+const MASK: Reg = Reg(ROWS + 3);
+const PART: Reg = Reg(ROWS + 4);
 
 /// Rows that are computed together: `fn(elements, results, constants)`.
 struct Rows {
@@ -185,22 +193,52 @@ impl Rows {
         asm.splat_first(x, x)
     }
 
-    /// The sum of each row from rsi on, one element after the other, in registers 0 to `rows`.
+    /// The sum of each row from rsi on in the first element of registers 0 to `rows`: partial sums, of which halves are
+    /// added.
     fn sums(&self, asm: &mut Assembler, rows: usize) -> Emit {
+        let group = PARTIAL_TOTALS * SIZE;
+        let (groups, rest) = (self.bytes / group * group, self.bytes % group);
+        let place = |row: usize, at: usize| rsi + rcx + (row * self.bytes + at) as i32;
         for row in 0..rows {
-            let sum = Reg(row).xmm();
+            let sum = Reg(row).ymm();
             asm.asm.vxorps(sum, sum, sum)?;
         }
         asm.asm.xor(rcx, rcx)?;
         let mut next = asm.asm.create_label();
         asm.asm.set_label(&mut next)?;
         for row in 0..rows {
-            let sum = Reg(row).xmm();
-            asm.asm.vaddss(sum, sum, dword_ptr(rsi + rcx + (row * self.bytes) as i32))?;
+            let sum = Reg(row).ymm();
+            asm.asm.vaddps(sum, sum, ymmword_ptr(place(row, 0)))?;
         }
-        asm.asm.add(rcx, SIZE as i32)?;
-        asm.asm.cmp(rcx, self.bytes as i32)?;
-        asm.asm.jb(next)
+        asm.asm.add(rcx, group as i32)?;
+        asm.asm.cmp(rcx, groups as i32)?;
+        asm.asm.jb(next)?;
+        if rest > 0 {
+            asm.asm
+                .vmovups(MASK.ymm(), ymmword_ptr(CONSTANTS + self.exponential.constants().len() as i32))?;
+            for row in 0..rows {
+                let (sum, x) = (Reg(row).ymm(), PART.ymm());
+                asm.asm.vmaskmovps(x, MASK.ymm(), ymmword_ptr(place(row, 0)))?;
+                asm.asm.vaddps(sum, sum, x)?;
+            }
+        }
+        for row in 0..rows {
+            let (sum, t) = (Reg(row), PART);
+            asm.asm.vextractf128(t.xmm(), sum.ymm(), 1)?;
+            asm.asm.vaddps(sum.xmm(), sum.xmm(), t.xmm())?;
+            for order in [0b0100_1110, 0b1011_0001] {
+                asm.asm.vpermilps(t.xmm(), sum.xmm(), order)?;
+                asm.asm.vaddps(sum.xmm(), sum.xmm(), t.xmm())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The constants of exponentials, and which partial sums the end of a row has an element for.
+    fn constants(&self) -> Vec<u8> {
+        let rest = self.bytes / SIZE % PARTIAL_TOTALS;
+        let mask = (0..PARTIAL_TOTALS).flat_map(|i| if i < rest { [0xff; SIZE] } else { [0; SIZE] });
+        self.exponential.constants().into_iter().chain(mask).collect()
     }
 
     /// Divides the row at r8 by its sum. The last vector is read before the ones that it overlaps are written.
