@@ -196,7 +196,7 @@ fn dead_channels_get_a_usable_scale() {
         assert!((f - i).abs() <= 1.01 * step && (q - i).abs() <= 1.01 * step, "{f} {q} {i}\n{report}");
     }
     let Some(Op::QConv(c)) = placed.op(find(&placed, "conv")) else { panic!("{report}") };
-    assert_eq!(c.requant, qcc_ir::numerics::RequantMode::Q15, "{report}");
+    assert_eq!(c.requant, RequantMode::Q15, "{report}");
 }
 
 #[test]
