@@ -26,6 +26,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ZOO = ["mobilenetv2", "resnet50", "resnet50-cifar100", "vgg16"]
 LOWER_TIERS = ["avx512vnni", "avx2", "x86-64-v2"]
+# Tiers without a dot product of bytes, where weights of 7 bits take fewer instructions. The peers' weights stay of 8 bits.
+NARROW = "int8 with weights of 7 bits"
+NARROW_TIERS = ["avx2", "x86-64-v2"]
 # The limit for OpenVINO's oneDNN that is the same as a tier; at the host's best tier nobody is limited. ONNX Runtime and
 # XNNPACK, below LiteRT, have no limit: at lower tiers they could use more than qcc, so they are left out.
 ONEDNN = {
@@ -154,6 +157,7 @@ def peer_files(options, name, path):
         lite = path.with_suffix(f".{precision}.tflite")
         if lite.exists():
             files[precision]["LiteRT"] = lite
+    files[NARROW] = files["int8"]
     return files
 
 
@@ -206,9 +210,10 @@ class Qcc:
 def contenders(options, case, path, files, is_best_tier):
     """Those that can run a case, and what kept the others from it."""
     shapes = input_shapes(path, case["batch"])
-    program = options.work / f"{case['model']}.{case['precision']}.{case['batch']}.qcc"
+    program = options.work / f"{case['model']}.{case['precision'].replace(' ', '-')}.{case['batch']}.qcc"
     words = [word for name, dims in shapes.items() for word in ("--shape", f"{name}={'x'.join(map(str, dims))}")]
-    qcc(options, "compile", path, "--precision", case["precision"], *words, "-o", program)
+    precision = ["int8", "--weight-bits", "7"] if case["precision"] == NARROW else [case["precision"]]
+    qcc(options, "compile", path, "--precision", *precision, *words, "-o", program)
     found, failures = {"qcc": Qcc(options, program, case["threads"], case["tier"])}, {}
     for peer, file in files[case["precision"]].items():
         limit = None if is_best_tier else ONEDNN.get(case["tier"])
@@ -244,6 +249,8 @@ def cases(options, best, lower):
     threads, batches = ([int(n) for n in words.split(",")] for words in (options.threads, options.batches))
     yield from itertools.product(precisions, [best], threads, batches)
     yield from itertools.product(precisions, lower, [1], [1])
+    if "int8" in precisions:
+        yield from itertools.product([NARROW], [tier for tier in lower if tier in NARROW_TIERS], [1], [1])
 
 
 def main():
