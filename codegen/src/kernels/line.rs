@@ -6,7 +6,7 @@
 use super::{
     map::counted_loop,
     math,
-    vector::{cast, f32x4, larger, less, load, load_lanes, shuffle, store_lanes},
+    vector::{cast, f32x4, larger, less, load, load_filled, load_lanes, shuffle, store_lanes},
 };
 use crate::{
     CodegenError,
@@ -200,12 +200,16 @@ fn combined(b: &mut FunctionBuilder, kind: ReduceKind, mut t: Vec<Value>) -> Val
     t[0]
 }
 
-/// The total of four lanes, in all lanes.
-fn across_lanes(b: &mut FunctionBuilder, kind: ReduceKind, t: Value) -> Value {
+/// What four lanes come to, in all lanes.
+fn across_lanes(
+    b: &mut FunctionBuilder,
+    t: Value,
+    join: impl Fn(&mut FunctionBuilder, Value, Value) -> Value,
+) -> Value {
     [8, 4].into_iter().fold(t, |t, distance| {
         let other = shuffle(b, t, t, std::array::from_fn(|i| (i as u8 + distance) % 16));
         let other = cast(b, F32X4, other);
-        join(b, kind, t, other)
+        join(b, t, other)
     })
 }
 
@@ -258,7 +262,7 @@ fn reduce_rows(
             for (r, totals) in totals.iter().enumerate() {
                 let t = totals.iter().map(|&t| b.use_var(t)).collect();
                 let t = combined(b, kind, t);
-                let t = across_lanes(b, kind, t);
+                let t = across_lanes(b, t, |b, x, y| join(b, kind, x, y));
                 let y = finish(b, kind, t, line.len);
                 store_lanes(b, y, q, (r as i64 * SIZE) as i32, 1);
             }
@@ -269,17 +273,6 @@ fn reduce_rows(
 
 /// Vectors of the partial totals of neighbours.
 const VECTORS: usize = PARTIAL_TOTALS / LANES as usize;
-
-/// `count` elements, and of what they are missing in a vector, `others`.
-fn load_filled(b: &mut FunctionBuilder, others: Value, p: Value, at: i32, count: i64) -> Value {
-    if count == LANES {
-        return load(b, F32X4, p, at);
-    }
-    (0..count as i32).fold(others, |vector, i| {
-        let x = b.ins().load(F32, MEM, p, at + i * SIZE as i32);
-        b.ins().insertlane(vector, x, i as u8)
-    })
-}
 
 /// What partial totals start from. To take it in again changes none.
 fn initial(kind: ReduceKind) -> f32 {
@@ -434,7 +427,7 @@ fn softmax_along(b: &mut FunctionBuilder, totals: &Totals, len: i64, log: bool, 
         exponentials(b, last, i, rest);
     }
     let sum = totals.total(b, ReduceKind::Sum);
-    let sum = across_lanes(b, ReduceKind::Sum, sum);
+    let sum = across_lanes(b, sum, |b, x, y| b.ins().fadd(x, y));
     let log_sum = if log { math::ln(b, sum) } else { sum };
 
     let finish = |b: &mut FunctionBuilder, p: Value, count: i64| {
@@ -470,10 +463,5 @@ fn row_max(b: &mut FunctionBuilder, p: Value, len: i64) -> Value {
         let x = b.ins().splat(F32X4, x);
         max = larger(b, x, max);
     }
-    for distance in [8, 4] {
-        let turned = shuffle(b, max, max, std::array::from_fn(|i| (i as u8 + distance) % 16));
-        let turned = cast(b, F32X4, turned);
-        max = larger(b, max, turned);
-    }
-    max
+    across_lanes(b, max, larger)
 }

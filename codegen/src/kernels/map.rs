@@ -317,12 +317,25 @@ pub(crate) fn counted_loop(
     end: Value,
     body: impl FnOnce(&mut FunctionBuilder, Value),
 ) {
+    stepped_loop(b, begin, end, |b, i| {
+        body(b, i);
+        b.ins().iconst(I64, 1)
+    });
+}
+
+/// The same where the body says by how many to go on.
+pub(crate) fn stepped_loop(
+    b: &mut FunctionBuilder,
+    begin: Value,
+    end: Value,
+    body: impl FnOnce(&mut FunctionBuilder, Value) -> Value,
+) {
     let (head, done) = (b.create_block(), b.create_block());
     let i = b.append_block_param(head, I64);
     b.ins().jump(head, &[begin.into()]);
     b.switch_to_block(head);
-    body(b, i);
-    let next = b.ins().iadd_imm_s(i, 1);
+    let step = body(b, i);
+    let next = b.ins().iadd(i, step);
     let more = b.ins().icmp(IntCC::UnsignedLessThan, next, end);
     b.ins().brif(more, head, &[next.into()], done, &[]);
     b.switch_to_block(done);

@@ -98,6 +98,23 @@ pub(crate) fn ln<L: Lanes>(l: &mut L, x: L::Value) -> L::Value {
     l.select(finite, y, x)
 }
 
+/// An odd function of x: `small` where |x| is below a limit, else `large`, which is that of |x|, with the sign of x.
+fn odd<L: Lanes>(
+    l: &mut L,
+    x: L::Value,
+    magnitude: L::Value,
+    limit: f32,
+    small: L::Value,
+    large: L::Value,
+) -> L::Value {
+    let opposite = l.neg(large);
+    let negative = l.is_negative(x);
+    let large = l.select(negative, opposite, large);
+    let limit = l.f32(limit);
+    let is_small = l.less(magnitude, limit);
+    l.select(is_small, small, large)
+}
+
 pub(crate) fn tanh<L: Lanes>(l: &mut L, x: L::Value) -> L::Value {
     let square = l.fmul(x, x);
     let small = horner(l, square, &math::TANH_POLYNOMIAL);
@@ -112,12 +129,7 @@ pub(crate) fn tanh<L: Lanes>(l: &mut L, x: L::Value) -> L::Value {
     let quotient = l.fdiv(two, e);
     let one = l.f32(1.0);
     let large = l.fsub(one, quotient);
-    let opposite = l.neg(large);
-    let negative = l.is_negative(x);
-    let large = l.select(negative, opposite, large);
-    let limit = l.f32(math::TANH_SMALL);
-    let is_small = l.less(magnitude, limit);
-    l.select(is_small, small, large)
+    odd(l, x, magnitude, math::TANH_SMALL, small, large)
 }
 
 /// e^−|x|.
@@ -154,12 +166,7 @@ pub(crate) fn erf<L: Lanes>(l: &mut L, x: L::Value) -> L::Value {
     let e = exp(l, exponent);
     let one = l.f32(1.0);
     let large = l.fsub(one, e);
-    let opposite = l.neg(large);
-    let negative = l.is_negative(x);
-    let large = l.select(negative, opposite, large);
-    let limit = l.f32(math::ERF_SMALL);
-    let is_small = l.less(magnitude, limit);
-    l.select(is_small, small, large)
+    odd(l, x, magnitude, math::ERF_SMALL, small, large)
 }
 
 pub(crate) fn softplus<L: Lanes>(l: &mut L, x: L::Value) -> L::Value {

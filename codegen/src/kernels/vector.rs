@@ -53,11 +53,24 @@ pub(crate) fn load(b: &mut FunctionBuilder, ty: Type, pointer: Value, displaceme
 
 /// A vector of which `count` lanes are read; the others are 0.
 pub(crate) fn load_lanes(b: &mut FunctionBuilder, ty: Type, pointer: Value, at: i32, count: i64) -> Value {
+    let zero = constant(b, ty, &[0; 16]);
+    load_filled(b, zero, pointer, at, count)
+}
+
+/// A vector of which `count` lanes are read; the others are those of `others`.
+pub(crate) fn load_filled(
+    b: &mut FunctionBuilder,
+    others: Value,
+    pointer: Value,
+    at: i32,
+    count: i64,
+) -> Value {
+    let ty = b.func.dfg.value_type(others);
     if count == i64::from(ty.lane_count()) {
         return load(b, ty, pointer, at);
     }
     let size = ty.lane_bits() as i32 / 8;
-    (0..count as i32).fold(constant(b, ty, &[0; 16]), |vector, i| {
+    (0..count as i32).fold(others, |vector, i| {
         let x = b.ins().load(ty.lane_type(), MEM, pointer, at + i * size);
         b.ins().insertlane(vector, x, i as u8)
     })

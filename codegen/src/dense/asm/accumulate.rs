@@ -149,7 +149,7 @@ fn unroll(tile: &Tile, steps: usize) -> usize {
     (most / 2 + 1..=most).rev().find(|u| steps.is_multiple_of(*u)).unwrap_or(most)
 }
 
-fn advance(asm: &mut Assembler, pointer: AsmRegister64, by: i64) -> Result<(), EmitError> {
+pub(super) fn advance(asm: &mut Assembler, pointer: AsmRegister64, by: i64) -> Result<(), EmitError> {
     let by = i32::try_from(by).map_err(|_| EmitError::Displacement)?;
     if by != 0 {
         asm.asm.add(pointer, by)?;

@@ -36,13 +36,13 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile, bands: &Bands, next: Next) 
     asm.asm.dec(LEFT)?;
     asm.asm.jle(last)?;
     asm.asm.set_label(&mut top)?;
-    add(asm, A, next.a)?;
-    add(asm, W, next.w)?;
+    accumulate::advance(asm, A, next.a.into())?;
+    accumulate::advance(asm, W, next.w.into())?;
     asm.asm.mov(rdi, A)?;
     asm.asm.mov(rsi, W)?;
     sum_and_finish(asm, tile, bands, prefetch.as_ref())?;
     for (argument, by) in [(rdx, next.params), (rcx, next.y), (r8, next.r)] {
-        add(asm, argument, by)?;
+        accumulate::advance(asm, argument, by.into())?;
     }
     matrix::spill(asm, tile, bands)?;
     asm.asm.dec(LEFT)?;
@@ -50,13 +50,6 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile, bands: &Bands, next: Next) 
     asm.asm.set_label(&mut last)?;
     matrix::load_starts(asm, tile)?;
     (0..store::groups(tile)).try_for_each(|group| store::codes_of_group(asm, tile, group))
-}
-
-fn add(asm: &mut Assembler, register: AsmRegister64, by: i32) -> Result<(), EmitError> {
-    if by != 0 {
-        asm.asm.add(register, by)?;
-    }
-    Ok(())
 }
 
 /// Sums a tile; between its products, the codes of the tile before and prefetches.

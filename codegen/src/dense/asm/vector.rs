@@ -173,6 +173,20 @@ macro_rules! two_sources {
     )* };
 }
 
+/// `d = op(a, b)` on all bits: EVEX has names of its own for it.
+macro_rules! bitwise {
+    ($($name:ident: $vex:ident $evex:ident;)*) => { $(
+        pub(crate) fn $name(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
+            match (self.width, b.into()) {
+                (Width::Ymm, Operand::Reg(b)) => self.asm.$vex(d.ymm(), a.ymm(), b.ymm()),
+                (Width::Ymm, Operand::Mem(b)) => self.asm.$vex(d.ymm(), a.ymm(), ymmword_ptr(b)),
+                (Width::Zmm, Operand::Reg(b)) => self.asm.$evex(d.zmm(), a.zmm(), b.zmm()),
+                (Width::Zmm, Operand::Mem(b)) => self.asm.$evex(d.zmm(), a.zmm(), zmmword_ptr(b)),
+            }
+        }
+    )* };
+}
+
 /// `d = op(a, immediate)`.
 macro_rules! immediate_shift {
     ($($name:ident)*) => { $(
@@ -227,31 +241,10 @@ impl Assembler {
 
     broadcast! { vpbroadcastd vbroadcastss }
 
-    pub(crate) fn bitand(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
-        match (self.width, b.into()) {
-            (Width::Ymm, Operand::Reg(b)) => self.asm.vpand(d.ymm(), a.ymm(), b.ymm()),
-            (Width::Ymm, Operand::Mem(b)) => self.asm.vpand(d.ymm(), a.ymm(), ymmword_ptr(b)),
-            (Width::Zmm, Operand::Reg(b)) => self.asm.vpandd(d.zmm(), a.zmm(), b.zmm()),
-            (Width::Zmm, Operand::Mem(b)) => self.asm.vpandd(d.zmm(), a.zmm(), zmmword_ptr(b)),
-        }
-    }
-
-    pub(crate) fn bitor(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
-        match (self.width, b.into()) {
-            (Width::Ymm, Operand::Reg(b)) => self.asm.vpor(d.ymm(), a.ymm(), b.ymm()),
-            (Width::Ymm, Operand::Mem(b)) => self.asm.vpor(d.ymm(), a.ymm(), ymmword_ptr(b)),
-            (Width::Zmm, Operand::Reg(b)) => self.asm.vpord(d.zmm(), a.zmm(), b.zmm()),
-            (Width::Zmm, Operand::Mem(b)) => self.asm.vpord(d.zmm(), a.zmm(), zmmword_ptr(b)),
-        }
-    }
-
-    pub(crate) fn bitxor(&mut self, d: Reg, a: Reg, b: impl Into<Operand>) -> Emit {
-        match (self.width, b.into()) {
-            (Width::Ymm, Operand::Reg(b)) => self.asm.vpxor(d.ymm(), a.ymm(), b.ymm()),
-            (Width::Ymm, Operand::Mem(b)) => self.asm.vpxor(d.ymm(), a.ymm(), ymmword_ptr(b)),
-            (Width::Zmm, Operand::Reg(b)) => self.asm.vpxord(d.zmm(), a.zmm(), b.zmm()),
-            (Width::Zmm, Operand::Mem(b)) => self.asm.vpxord(d.zmm(), a.zmm(), zmmword_ptr(b)),
-        }
+    bitwise! {
+        bitand: vpand vpandd;
+        bitor: vpor vpord;
+        bitxor: vpxor vpxord;
     }
 
     /// A whole vector to `m`.

@@ -38,8 +38,9 @@ const INDEX: Reg = Reg(0);
 const OTHER: Reg = Reg(1);
 const PICKED: Reg = Reg(2);
 const RESULT: Reg = Reg(3);
-const FIRST: Reg = Reg(4);
-/// The table in registers: all of it on VBMI, else the constant that moves one row of 16 in reach.
+/// What brings the low digit in reach of one row, where bytes are not permuted.
+const REACH: Reg = Reg(4);
+/// The first register of the table, where bytes are permuted.
 const TABLE: usize = 8;
 
 /// Rows of the table that `vpshufb` picks from.
@@ -69,7 +70,7 @@ impl Body for Lookup {
             asm.vmovups(Reg(TABLE + i), self.constant(i))?;
         }
         if !self.permutes {
-            asm.vmovups(FIRST, self.constant(2 * ROW))?;
+            asm.vmovups(REACH, self.constant(2 * ROW))?;
         }
         Ok(())
     }
@@ -95,7 +96,7 @@ impl Body for Lookup {
                 asm.bitxor(OTHER, INDEX, self.constant(ROW + high))?;
             }
             // 0x70 + 0..16 keeps the top bit clear; with any other high digit the sum reaches 0x80, which picks 0.
-            asm.vpaddusb(OTHER, own, FIRST)?;
+            asm.vpaddusb(OTHER, own, REACH)?;
             asm.vmovups(picked, self.constant(high))?;
             asm.vpshufb(picked, picked, OTHER)?;
             if high > 0 {

@@ -80,7 +80,7 @@ pub(super) fn rows<B: Body>(
         let slot = StackSlotData::new(StackSlotKind::ExplicitSlot, 8 * views.len() as u32, 3);
         let slot = b.create_sized_stack_slot(slot);
         let pointers = b.ins().stack_addr(I64, slot, 0);
-        runs(b, begin, end, |b, unit| {
+        map::stepped_loop(b, begin, end, |b, unit| {
             let run = Run::from(b, &nest, unit, end);
             for (i, p) in run.pointers(b, &nest, &bases).into_iter().enumerate() {
                 b.ins().store(MEM, p, pointers, 8 * i as i32);
@@ -108,24 +108,6 @@ fn moves(nest: &Nest, views: &[View]) -> Option<Vec<bool>> {
 fn row_distances(nest: &Nest) -> Option<Vec<i32>> {
     let distance = |strides: &Vec<i64>| i32::try_from(strides.last().copied().unwrap_or(0)).ok();
     nest.outer_strides.iter().map(distance).collect()
-}
-
-/// `for unit in begin..end`, where the body says by how many to go on.
-fn runs(
-    b: &mut FunctionBuilder,
-    begin: Value,
-    end: Value,
-    body: impl FnOnce(&mut FunctionBuilder, Value) -> Value,
-) {
-    let (head, done) = (b.create_block(), b.create_block());
-    let unit = b.append_block_param(head, I64);
-    b.ins().jump(head, &[begin.into()]);
-    b.switch_to_block(head);
-    let units = body(b, unit);
-    let next = b.ins().iadd(unit, units);
-    let more = b.ins().icmp(IntCC::UnsignedLessThan, next, end);
-    b.ins().brif(more, head, &[next.into()], done, &[]);
-    b.switch_to_block(done);
 }
 
 /// Units that one call takes: chunks of one row, or rows next to each other.
