@@ -24,6 +24,7 @@ mod model;
 mod module;
 mod parallel;
 mod plan;
+mod routine;
 mod sharing;
 mod times;
 mod weights;

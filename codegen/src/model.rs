@@ -15,6 +15,7 @@ use crate::{
     memory::Memory,
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
+    routine::Routine,
     weights::Weights,
 };
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
 use std::{
     collections::BTreeMap,
     fmt,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -112,6 +114,7 @@ enum Action {
     Pending,
     Call(Entry),
     Walk(Box<Walk<TileFunction, AroundFunction>>),
+    Routine(Routine),
     Interpret(Box<Interpretation>),
 }
 
@@ -193,12 +196,18 @@ impl Step {
         step
     }
 
+    /// The units of a part.
+    fn part(&self, part: usize, parts: usize) -> Range<u64> {
+        let bound = |p: usize| (p as u128 * u128::from(self.units) / parts as u128) as u64;
+        bound(part)..bound(part + 1)
+    }
+
     /// Where the step's code lies; `None` where it is interpreted.
     #[cfg(test)]
     pub(crate) fn entry_address(&self) -> Option<usize> {
         match self.action {
             Action::Call(entry) => Some(entry as usize),
-            Action::Pending | Action::Walk(_) | Action::Interpret(_) => None,
+            Action::Pending | Action::Walk(_) | Action::Routine(_) | Action::Interpret(_) => None,
         }
     }
 }
@@ -230,6 +239,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
     let (code, entry_of) = code.seal()?;
     let steps = steps.into_iter().map(|p| match p.code {
         PendingCode::Interpreter => p.step,
+        PendingCode::Routine(routine) => Step { action: Action::Routine(routine), ..p.step },
         PendingCode::Function(id) => Step { action: Action::Call(entry(entry_of(id))), ..p.step },
         PendingCode::Walk(walk) => {
             let walk = walk.map(|id| tile(entry_of(id)), |id| around(entry_of(id)));
@@ -428,8 +438,16 @@ impl Execution {
             match &step.action {
                 Action::Pending => {}
                 Action::Call(entry) => share(&ctx, step, pool, &|ctx, part, parts| {
-                    let bound = |p: usize| (p as u128 * u128::from(step.units) / parts as u128) as u64;
-                    entry(ctx, bound(part), bound(part + 1));
+                    let units = step.part(part, parts);
+                    entry(ctx, units.start, units.end);
+                }),
+                Action::Routine(routine) => share(&ctx, step, pool, &|ctx, part, parts| {
+                    // SAFETY: the plan keeps the buffers alive, units are disjoint, and steps do not overlap.
+                    #[allow(unsafe_code, reason = "the arena is written by address, as machine code does")]
+                    unsafe {
+                        let resolve = |location| resolve(ctx, location, inputs.len());
+                        routine.run(resolve, step.part(part, parts));
+                    }
                 }),
                 Action::Walk(walk) => share(&ctx, step, pool, &|ctx, part, parts| {
                     walk.run(&bases(ctx, &walk.operands, inputs.len()), part, parts);

@@ -9,6 +9,7 @@ mod clif_epilogue;
 pub(crate) mod clif_tile;
 pub(crate) mod depthwise;
 pub(crate) mod driver;
+pub(crate) mod margins;
 pub mod pack;
 pub(crate) mod pad;
 pub(crate) mod repack;

@@ -5,11 +5,10 @@
 
 use crate::{
     CodegenError,
-    kernels::map::{self, View},
+    kernels::map,
     lower::Lowering,
     model::Work,
     module::{Location, MEM},
-    plan::Margins,
 };
 use cranelift_codegen::ir::{
     InstBuilder, Type, Value,
@@ -110,43 +109,6 @@ pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result
     Ok(to)
 }
 
-/// A step that fills the margins of channels-last images of this shape, which lie at `images`. A unit is a row, those
-/// of the margins included.
-pub(crate) fn surround(
-    cx: &mut Lowering,
-    images: View,
-    shape: &[usize],
-    margins: Margins,
-    byte: u8,
-) -> Result<(), CodegenError> {
-    let [image_stride, row_stride, pixel_stride, _] = images.strides[..] else { return Ok(()) };
-    let (left, right) = (margins.left * pixel_stride as usize, margins.right * pixel_stride as usize);
-    let inner = shape[2] * pixel_stride as usize;
-    let rows = margins.above + shape[1] + margins.below;
-    let bytes = (left + right) * shape[1] + (margins.above + margins.below) * (left + inner + right);
-    let work = Work { bytes_written: (shape[0] * bytes) as u64, ..Work::default() };
-    cx.step("margins", (shape[0] * rows) as u64, work, |e, ctx, begin, end| {
-        let base = e.address(ctx, images.location);
-        let first = images.offset - left as i64 - margins.above as i64 * row_stride;
-        let base = map::offset(&mut e.b, base, first);
-        map::counted_loop(&mut e.b, begin, end, |b, unit| {
-            let strides = [vec![image_stride, row_stride]];
-            let row = map::located(b, unit, &[shape[0] as u64, rows as u64], &strides, &[base])[0];
-            let y = b.ins().urem_imm_u(unit, rows as i64);
-            inside_or_outside(
-                b,
-                (y, margins.above, shape[1]),
-                |b, _| {
-                    fill(b, row, 0, left, byte);
-                    fill(b, row, left + inner, right, byte);
-                },
-                |b| fill(b, row, 0, left + inner + right, byte),
-            );
-        });
-        Ok(())
-    })
-}
-
 /// Runs `inside` for a row of an image of `rows`, with its number in the image, and `outside` for one of the border. `y`
 /// counts from the border's first row, of which there are `above`.
 fn inside_or_outside(
@@ -189,7 +151,7 @@ const UNROLL: usize = 4;
 
 /// Visits `count` bytes in pieces of 16, the last of which may overlap the one before, or one by one if they are
 /// fewer: `visit(type, byte offset, constant to add to it)`.
-pub(super) fn sweep(
+fn sweep(
     b: &mut FunctionBuilder,
     count: usize,
     visit: &mut dyn FnMut(&mut FunctionBuilder, Type, Value, i32),

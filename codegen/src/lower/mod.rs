@@ -21,7 +21,7 @@ use crate::{
         choose::{self, Cut, Share, Tiling},
         clif_tile::TILE_PARAMETERS,
         driver::PendingWalk,
-        pack, pad,
+        margins, pack,
         spec::TileSpec,
         strip::StripSpec,
     },
@@ -30,6 +30,7 @@ use crate::{
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
+    routine::Routine,
     sharing::{self, Cost},
     tier::Isa,
     times::{CompileTimes, ThreadTime},
@@ -264,6 +265,8 @@ pub(crate) enum PendingCode {
     Function(FuncId),
     /// The tiles of a dense problem.
     Walk(Box<PendingWalk>),
+    /// What needs no code of its own.
+    Routine(Routine),
 }
 
 /// What lowering made of a graph.
@@ -420,7 +423,8 @@ impl<'w, 's> Lowering<'w, 's> {
         let images = self.view(value)?;
         let ty = self.graph.ty(value);
         let zero = ty.per_tensor().map_or(0, |(_, z)| z);
-        pad::surround(self, images, &ty.shape, margins, zero as u8)
+        margins::surround(self, &images, &ty.shape, margins, zero as u8);
+        Ok(())
     }
 
     fn interpret(&mut self, node: NodeId) -> Result<(), CodegenError> {
@@ -603,6 +607,12 @@ impl<'w, 's> Lowering<'w, 's> {
         let nanoseconds = self.nanoseconds(&work);
         self.push_step(kernel, PendingCode::Function(entry), units, work, nanoseconds);
         Ok(())
+    }
+
+    /// Adds a step that needs no code of its own.
+    pub(crate) fn routine_step(&mut self, kernel: &str, routine: Routine, units: u64, work: Work) {
+        let nanoseconds = self.nanoseconds(&work);
+        self.push_step(kernel, PendingCode::Routine(routine), units, work, nanoseconds);
     }
 
     /// Adds a step that walks over tiles and takes about so long on one thread.
