@@ -52,7 +52,7 @@ impl Model {
 
     /// Fails with all ops that are not supported.
     fn check_ops(&self) -> Result<(), ImportError> {
-        let is_known = |n: &&NodeDef| n.domain.is_empty() && ops::find(&n.op, self.opset()).is_some();
+        let is_known = |n: &&NodeDef| self.import_of(n).is_some();
         let unknown: Vec<UnsupportedOp> = self
             .nodes
             .iter()
@@ -65,6 +65,11 @@ impl Model {
             })
             .collect();
         if unknown.is_empty() { Ok(()) } else { Err(ImportError::UnsupportedOps(unknown)) }
+    }
+
+    /// How a node is imported, if its op is supported.
+    fn import_of(&self, def: &NodeDef) -> Option<Import> {
+        self.opsets.get(&def.domain).and_then(|&version| ops::find(&def.domain, &def.op, version))
     }
 
     /// Names of values that a node or a result of the graph uses.
@@ -198,7 +203,7 @@ impl<'m> Importer<'m> {
     fn node(&mut self, def: &'m NodeDef) -> Result<(), ImportError> {
         let fail = |source| ImportError::Node { node: def.name.clone(), op: def.op.clone(), source };
         let opset = self.model.opset();
-        let Some(entry) = ops::find(&def.op, opset) else {
+        let Some(entry) = self.model.import_of(def) else {
             // `check_ops` has looked at every node.
             return Err(fail(OpError::unsupported("not supported").into()));
         };

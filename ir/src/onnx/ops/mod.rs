@@ -26,9 +26,14 @@ pub(super) enum Import {
 
 use Import::{Many, One};
 
-/// Name, first opset, import. Ordered by family. An op whose meaning changed with the opset asks for it.
+/// Name, first version of the domain, import. Ordered by family. An op whose meaning changed with the opset asks for it.
+type Table = &'static [(&'static str, i64, Import)];
+
+/// The domains, ONNX's own spelled as files have it.
+const DOMAINS: &[(&str, Table)] = &[("", ONNX), ("com.microsoft", MICROSOFT)];
+
 #[rustfmt::skip]
-const TABLE: &[(&str, i64, Import)] = &[
+const ONNX: Table = &[
     ("Conv", 1, One(conv::conv)),
 
     ("Gemm", 1, One(matmul::gemm)),
@@ -132,9 +137,15 @@ const TABLE: &[(&str, i64, Import)] = &[
     ("DequantizeLinear", 10, One(quantize::dequantize_linear)),
 ];
 
-/// The import of an op of the `ai.onnx` domain, if it is supported and exists at this opset.
-pub(super) fn find(op: &str, opset: i64) -> Option<Import> {
-    TABLE.iter().find(|(name, since, _)| *name == op && *since <= opset).map(|(_, _, import)| *import)
+/// Ops that ONNX Runtime adds, most of them for quantized networks.
+#[rustfmt::skip]
+const MICROSOFT: Table = &[
+];
+
+/// The import of an op, if it is supported and exists at this version of its domain.
+pub(super) fn find(domain: &str, op: &str, version: i64) -> Option<Import> {
+    let (_, table) = DOMAINS.iter().find(|(name, _)| *name == domain)?;
+    table.iter().find(|(name, since, _)| *name == op && *since <= version).map(|(_, _, import)| *import)
 }
 
 /// Lengths, counts and places in a list of attributes; ONNX stores them as signed.
