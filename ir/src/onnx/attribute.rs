@@ -62,10 +62,14 @@ pub(super) fn decode_all(
         if name.is_empty() {
             return Err(refuse("has no name"));
         }
-        if !a.ref_attr_name.is_empty() {
-            return Err(refuse("refers to an attribute of a function, but the node is not in a function"));
-        }
-        let value = match decode(a, node, decoder)? {
+        let value = match (a.ref_attr_name.as_str(), decoder.in_function) {
+            ("", _) => decode(a, node, decoder)?,
+            (_, true) => Ok(Attribute::Reference(a.ref_attr_name)),
+            (_, false) => {
+                Err("refers to an attribute of a function, but the node is not in a function".into())
+            }
+        };
+        let value = match value {
             Ok(value) => value,
             Err(reason) => return Err(refuse(&reason)),
         };

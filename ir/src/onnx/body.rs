@@ -68,6 +68,8 @@ pub(super) struct Decoder<'a> {
     pub(super) files: &'a mut ExternalFiles,
     /// Versions of the domains.
     pub(super) opsets: &'a BTreeMap<String, i64>,
+    /// Whether attributes may refer to those of a call.
+    pub(super) in_function: bool,
 }
 
 fn structure<T>(why: String) -> Result<T, ImportError> {

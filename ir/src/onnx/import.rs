@@ -60,6 +60,7 @@ impl Model {
     /// Everything that depends on shapes and weights only, such as the target of a Reshape, is computed on the way. An
     /// op that needs such a number and gets one from the model's inputs is an error.
     pub fn graph(&self, bindings: &Bindings) -> Result<Graph, ImportError> {
+        self.check_ops()?;
         let arena = Arena::new();
         let mut importer = self.importer(bindings, &arena)?;
         importer.all_nodes()?;
@@ -71,6 +72,7 @@ impl Model {
 
     /// The graph of as much of the model as can be known from these bindings.
     pub fn import(&self, bindings: &Bindings) -> Result<Imported, ImportError> {
+        self.check_ops()?;
         let arena = Arena::new();
         let mut importer = self.importer(bindings, &arena)?;
         importer.all_nodes()?;
@@ -89,7 +91,6 @@ impl Model {
         bindings: &Bindings,
         arena: &'m Arena<NodeDef>,
     ) -> Result<Importer<'m>, ImportError> {
-        self.check_ops()?;
         let shapes = bind(&self.inputs, bindings)?;
         let mut importer = Importer {
             model: self,
@@ -101,6 +102,7 @@ impl Model {
             budget: MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)),
             is_eager: false,
             spliced: 0,
+            splices: 0,
             blocked: Vec::new(),
             deferred: Vec::new(),
         };
@@ -245,8 +247,9 @@ pub(super) struct Importer<'m> {
     budget: usize,
     /// Whether everything is to be folded, whatever it takes: all inputs are constants.
     pub(super) is_eager: bool,
-    /// Nodes that were put in the place of others.
+    /// Nodes that were put in the place of others, and how often that was.
     spliced: usize,
+    splices: usize,
     /// Nodes that need values which are not known, and what import says of them.
     pub(super) blocked: Vec<(&'m NodeDef, ImportError)>,
     /// Those, and all that depend on their results, in order.
@@ -623,6 +626,86 @@ impl<'m> Node<'_, 'm> {
         if self.opset >= since { self.known_ints(slot, name) } else { self.ints(name) }
     }
 
+    /// The tensor of an operand, where it is known.
+    pub(super) fn if_known(&mut self, slot: usize) -> Result<Option<Tensor>, NodeError> {
+        match self.known(slot, "") {
+            Err(NodeError::NotConstant { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Names of the operands; an empty one is left out.
+    pub(super) fn operand_names(&mut self) -> Vec<&'m str> {
+        self.operands.extend(0..self.def.inputs.len());
+        self.def.inputs.iter().map(String::as_str).collect()
+    }
+
+    /// Whether there is no operand in a slot.
+    pub(super) fn is_left_out(&mut self, slot: usize) -> bool {
+        self.operand_name(slot).is_none()
+    }
+
+    /// Names of the results; an empty one is not wanted.
+    pub(super) fn result_names(&self) -> Vec<&'m str> {
+        self.def.outputs.iter().map(String::as_str).collect()
+    }
+
+    /// The values of all that the node and its graphs read.
+    pub(super) fn all_known(&mut self) -> Result<BTreeMap<String, Tensor>, NodeError> {
+        let def = self.def;
+        let (mut known, mut largest) = (BTreeMap::new(), None);
+        for name in def.reads() {
+            let Some(value) = self.importer.value(name) else { continue };
+            match self.importer.tensor_of(value) {
+                Some(t) => _ = known.insert(name.to_owned(), t.clone()),
+                None => {
+                    let elements = self.ty(value).shape.elements();
+                    largest = largest.max(Some((elements, name)));
+                }
+            }
+        }
+        match largest {
+            None => Ok(known),
+            Some((_, value)) => {
+                let slot = def.inputs.iter().position(|i| i == value).unwrap_or(def.inputs.len());
+                Err(NodeError::NotConstant { slot, role: "value", value: value.into() })
+            }
+        }
+    }
+
+    /// The results of a graph for these values of its inputs and of what it takes from around it, by definition.
+    pub(super) fn evaluate(
+        &self,
+        body: &Body,
+        mut values: BTreeMap<String, Tensor>,
+    ) -> Result<Vec<Tensor>, NodeError> {
+        values.extend(body.initializers.iter().map(|(name, t)| (name.clone(), t.clone())));
+        let closed = Body {
+            inputs: Vec::new(),
+            outputs: body.outputs.clone(),
+            initializers: values,
+            nodes: body.nodes.clone(),
+            captures: Vec::new(),
+        };
+        self.importer.model.with(Vec::new(), closed).evaluate().map_err(|e| match e {
+            ImportError::Node { source, .. } => source,
+            other => OpError::unsupported(other.to_string()).into(),
+        })
+    }
+
+    /// A beginning of names that occurs nowhere else.
+    pub(super) fn splice_prefix(&mut self) -> String {
+        self.importer.splices += 1;
+        format!("{}.{}/", self.def.name, self.importer.splices)
+    }
+
+    /// The shape of a value, by its name.
+    pub(super) fn shape_of(&self, name: &str) -> Result<Shape, NodeError> {
+        let stored = || self.importer.model.body.initializers.get(name).map(|t| t.shape().clone());
+        let shape = self.importer.values.get(name).map(|&v| self.shape(v)).or_else(stored);
+        shape.ok_or_else(|| OpError::shape(format!("`{name}` is not there")).into())
+    }
+
     // ---- attributes
 
     fn attribute(&mut self, name: &'static str) -> Option<&'m Attribute> {
@@ -703,6 +786,15 @@ impl<'m> Node<'_, 'm> {
             None => Ok(None),
             Some(Attribute::Floats(v)) => Ok(Some(v.clone())),
             Some(other) => Self::mistyped(name, "a list of floats", other),
+        }
+    }
+
+    /// A graph.
+    pub(super) fn graph_attribute(&mut self, name: &'static str) -> Result<&'m Body, NodeError> {
+        match self.attribute(name) {
+            None => Err(NodeError::attribute(name, "is missing")),
+            Some(Attribute::Graph(body)) => Ok(body),
+            Some(other) => Self::mistyped(name, "a graph", other),
         }
     }
 

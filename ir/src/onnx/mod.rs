@@ -11,10 +11,12 @@ mod body;
 mod error;
 mod export;
 mod external;
+mod functions;
 mod import;
 mod model;
 mod ops;
 mod partial;
+mod splice;
 mod tensor;
 mod wire;
 

@@ -4,12 +4,14 @@ use super::{
     ImportError,
     body::{self, Body, Decoder},
     external::ExternalFiles,
+    functions::Functions,
     tensor, wire,
 };
 use crate::{DType, Tensor, limits::MAX_MODEL_BYTES};
 use bytes::Bytes;
 use onnx_protobuf::{
-    GraphProto, Message, ModelProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto,
+    GraphProto, Message, ModelProto, OperatorSetIdProto, ValueInfoProto, tensor_shape_proto::dimension,
+    type_proto,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -106,12 +108,9 @@ impl Model {
             return Err(ImportError::NotAModel("it has no graph".into()));
         };
         let opsets = opsets(&proto)?;
-        if !proto.functions.is_empty() {
-            // A node that calls one has the function's domain, and is listed as not supported.
-            check_function_names(&proto)?;
-        }
+        let functions = Functions::decode(std::mem::take(&mut proto.functions), files)?;
         let name = if graph.name.is_empty() { "model".into() } else { std::mem::take(&mut graph.name) };
-        let mut decoder = Decoder { files, opsets: &opsets };
+        let mut decoder = Decoder { files, opsets: &opsets, in_function: false };
         let mut declared = Vec::new();
         let names = |graph: &GraphProto, initializers: &BTreeMap<String, Tensor>| {
             declared = inputs(graph, initializers)?;
@@ -119,6 +118,7 @@ impl Model {
         };
         let body = body::decode(graph, names, &mut decoder)?;
         body.check_closed()?;
+        let body = functions.expand(body)?;
         Ok(Model { name, ir_version: proto.ir_version, opsets, inputs: declared, body })
     }
 
@@ -191,8 +191,14 @@ fn opsets(proto: &ModelProto) -> Result<BTreeMap<String, i64>, ImportError> {
     if proto.opset_import.is_empty() {
         return version("the model does not say which opset it uses (opset_import is missing)".into());
     }
+    opset_imports(&proto.opset_import)
+}
+
+/// Versions of operator sets, by domain.
+pub(super) fn opset_imports(imports: &[OperatorSetIdProto]) -> Result<BTreeMap<String, i64>, ImportError> {
+    let version = |why: String| Err(ImportError::Version(why));
     let mut opsets = BTreeMap::new();
-    for import in &proto.opset_import {
+    for import in imports {
         let domain = canonical(&import.domain);
         if domain.is_empty() && !OPSETS.contains(&import.version) {
             return version(format!(
@@ -211,16 +217,6 @@ fn opsets(proto: &ModelProto) -> Result<BTreeMap<String, i64>, ImportError> {
         }
     }
     Ok(opsets)
-}
-
-fn check_function_names(proto: &ModelProto) -> Result<(), ImportError> {
-    let mut seen = BTreeSet::new();
-    for f in &proto.functions {
-        if !seen.insert((&f.domain, &f.name, &f.overload)) {
-            return structure(format!("function `{}` of domain {:?} is defined twice", f.name, f.domain));
-        }
-    }
-    Ok(())
 }
 
 fn inputs(

@@ -1,6 +1,7 @@
 //! The ONNX ops that import knows, and what they become.
 
 mod constant;
+mod control;
 mod conv;
 mod elementwise;
 mod matmul;
@@ -134,6 +135,10 @@ const ONNX: Table = &[
     ("ConstantOfShape", 9, One(constant::constant_of_shape)),
     ("Shape", 1, One(constant::shape)),
     ("Size", 1, One(constant::size)),
+
+    ("If", 1, Nodes(control::if_)),
+    ("Loop", 1, Nodes(control::loop_)),
+    ("Scan", 8, Nodes(control::scan)),
 
     ("QuantizeLinear", 10, One(quantize::quantize_linear)),
     ("DequantizeLinear", 10, One(quantize::dequantize_linear)),
