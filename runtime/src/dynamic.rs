@@ -3,6 +3,9 @@
 //! A [`DynamicModel`] compiles a *specialisation* for each combination of input shapes (and of the few small values, such
 //! as target sizes, on which shapes depend) when it first comes, and keeps the last of them. All share the model's weights.
 //!
+//! Quantization finds ranges on samples of the model's inputs. What comes behind data-dependent shapes has none, and is
+//! computed in float.
+//!
 //! Where shapes, or what is computed at all, depend on data, a specialisation goes as far as they are known. Values that
 //! decide are computed, and what is left of the model is a dynamic model of its own, whose inputs are the values so far.
 
@@ -41,7 +44,6 @@ struct Inner {
     /// The file, for messages.
     origin: String,
     backend: Backend,
-    bindings: Bindings,
     kept: NonZeroUsize,
     state: Mutex<State>,
 }
@@ -78,7 +80,7 @@ struct Next {
 }
 
 /// The results of a run, and what it took to get ready for it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DynamicRun {
     /// The outputs, in the order of the model's signature.
     pub outputs: Vec<Tensor>,
@@ -86,6 +88,8 @@ pub struct DynamicRun {
     pub compile_time: Duration,
     /// Specialisations that were compiled.
     pub compiled: usize,
+    /// The machine code that ran, part by part; none where the interpreter runs them.
+    pub models: Vec<Model>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,18 +110,12 @@ impl DynamicModel {
 
     /// A model that was read before; `origin` is what messages call it.
     pub fn new(model: onnx::Model, origin: impl Into<String>, backend: Backend) -> DynamicModel {
-        DynamicModel::with(model, origin.into(), backend, Bindings::default(), KEPT)
+        DynamicModel::with(model, origin.into(), backend, KEPT)
     }
 
-    fn with(
-        model: onnx::Model,
-        origin: String,
-        backend: Backend,
-        bindings: Bindings,
-        kept: NonZeroUsize,
-    ) -> DynamicModel {
+    fn with(model: onnx::Model, origin: String, backend: Backend, kept: NonZeroUsize) -> DynamicModel {
         let state = State { wanted: BTreeSet::new(), specialisations: LruCache::new(kept) };
-        DynamicModel(Arc::new(Inner { model, origin, backend, bindings, kept, state: Mutex::new(state) }))
+        DynamicModel(Arc::new(Inner { model, origin, backend, kept, state: Mutex::new(state) }))
     }
 
     /// The model as its file has it.
@@ -131,13 +129,17 @@ impl DynamicModel {
     /// Where number, element types or shapes of the inputs are not the model's, or an op does not take its operands.
     pub fn run(&self, inputs: &[Tensor]) -> Result<DynamicRun, Error> {
         self.check(inputs)?;
-        let mut run = DynamicRun { outputs: Vec::new(), compile_time: Duration::ZERO, compiled: 0 };
+        let mut run =
+            DynamicRun { outputs: Vec::new(), compile_time: Duration::ZERO, compiled: 0, models: Vec::new() };
         let (mut model, mut values) = (self.clone(), inputs.to_vec());
         loop {
             let (specialisation, is_new) = model.specialised(&values)?;
             if is_new {
                 run.compiled += 1;
                 run.compile_time += specialisation.compile_time;
+            }
+            if let Code::Compiled { model, .. } = &specialisation.code {
+                run.models.push(model.clone());
             }
             let outputs = specialisation.run(&values)?;
             let Some(next) = &specialisation.next else {
@@ -184,7 +186,7 @@ impl DynamicModel {
                 state.wanted.clone()
             };
             let start = Instant::now();
-            let mut bindings = self.0.bindings.clone();
+            let mut bindings = Bindings::default();
             for (info, tensor) in infos.iter().zip(inputs) {
                 match wanted.contains(&info.name) {
                     true => _ = bindings.known.insert(info.name.clone(), tensor.clone()),
@@ -271,7 +273,11 @@ impl Next {
         let known = model.as_ref().filter(|(seen, m)| *seen == types(&values, m)).map(|(_, m)| m.clone());
         let rest = known.unwrap_or_else(|| {
             let rest = self.rest.model(|name| values.get(name).map(Tensor::dtype));
-            DynamicModel::with(rest, of.origin.clone(), of.backend.clone(), Bindings::default(), of.kept)
+            let backend = match &of.backend {
+                Backend::Interpreter => Backend::Interpreter,
+                Backend::Jit(compiler) => Backend::Jit(Box::new(compiler.without_calibration())),
+            };
+            DynamicModel::with(rest, of.origin.clone(), backend, of.kept)
         });
         *model = Some((types(&values, &rest), rest.clone()));
         let inputs = rest.model().inputs().iter().filter_map(|i| values.get(&i.name).cloned()).collect();

@@ -70,6 +70,15 @@ impl Model {
         }
     }
 
+    /// Types of the inputs under these bindings.
+    ///
+    /// # Errors
+    /// Where a shape is not known, or does not fit what the model declares.
+    pub fn input_types(&self, bindings: &Bindings) -> Result<Vec<TensorType>, ImportError> {
+        let shapes = bind(&self.inputs, bindings)?;
+        Ok(self.inputs.iter().zip(shapes).map(|(info, shape)| TensorType::new(info.dtype, shape)).collect())
+    }
+
     /// The graph of as much of the model as can be known from these bindings.
     pub fn import(&self, bindings: &Bindings) -> Result<Imported, ImportError> {
         self.check_ops()?;

@@ -57,6 +57,17 @@ pub struct InputInfo {
     pub dims: Option<Vec<Dim>>,
 }
 
+impl InputInfo {
+    /// Whether a tensor of this type is one that the model declares.
+    pub fn takes(&self, dtype: DType, dims: &[usize]) -> bool {
+        let fits = |declared: &Vec<Dim>| {
+            let agrees = |(d, &n): (&Dim, &usize)| !matches!(d, Dim::Known(k) if *k != n);
+            declared.len() == dims.len() && declared.iter().zip(dims).all(agrees)
+        };
+        dtype == self.dtype && self.dims.as_ref().is_none_or(fits)
+    }
+}
+
 /// An ONNX model: parsed, validated, independent of input shapes.
 ///
 /// Cloned weights share their bytes, and so do the graphs made by [`graph`](Model::graph).
@@ -261,12 +272,7 @@ fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
 
 /// An initializer that is declared as an input, too, is a constant (before IR version 4 all had to be declared).
 fn check_default(declared: &InputInfo, default: &Tensor) -> Result<(), ImportError> {
-    let fits = |dims: &Vec<Dim>| {
-        let shape = default.shape();
-        let agrees = |(d, &n): (&Dim, &usize)| !matches!(d, Dim::Known(k) if *k != n);
-        dims.len() == shape.rank() && dims.iter().zip(shape.iter()).all(agrees)
-    };
-    if declared.dtype == default.dtype() && declared.dims.as_ref().is_none_or(fits) {
+    if declared.takes(default.dtype(), default.shape()) {
         return Ok(());
     }
     Err(ImportError::Input {
