@@ -42,3 +42,10 @@ pub const MAX_OPERANDS: usize = 1 << 16;
 
 /// The most bytes of constants that a text may have generated for it (`splat`, `seed`).
 pub const MAX_GENERATED_BYTES: usize = 1 << 30;
+
+/// The largest value, in elements, that decides over shapes or over what is computed without being a constant: a graph is
+/// specialised to it.
+pub const MAX_KNOWN_ELEMENTS: usize = 4096;
+
+/// The most nodes of branches and loops, each as often as it is taken, that import puts in the place of others.
+pub const MAX_SPLICED_NODES: usize = 1 << 16;

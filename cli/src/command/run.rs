@@ -132,7 +132,7 @@ fn read(inputs: &[TensorInfo], file: &Path, preprocess: &Preprocess) -> Result<V
 
 /// Range and mean, in one phrase.
 fn summary(tensor: &Tensor) -> String {
-    let values = numbers(tensor);
+    let values = tensor.to_f64();
     let (mut min, mut max, mut sum, mut odd) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0usize);
     for x in &values {
         if !x.is_finite() {
@@ -149,18 +149,9 @@ fn summary(tensor: &Tensor) -> String {
     if odd > 0 { format!("{range}, {odd} not finite") } else { range }
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f64> {
-    match (tensor.as_slice::<f64>(), tensor.to_f32(), tensor.to_i64()) {
-        (Ok(wide), ..) => wide.to_vec(),
-        (_, Some(floats), _) => floats.into_iter().map(f64::from).collect(),
-        (_, _, Some(integers)) => integers.into_iter().map(|x| x as f64).collect(),
-        _ => Vec::new(),
-    }
-}
-
 fn print_top(model: &Model, outputs: &[Tensor], k: usize, out: &mut impl Write) -> Result<(), Failure> {
     let (Some(info), Some(tensor)) = (model.outputs().first(), outputs.first()) else { return Ok(()) };
-    let values: Vec<f32> = numbers(tensor).into_iter().map(|x| x as f32).collect();
+    let values: Vec<f32> = tensor.to_f64().into_iter().map(|x| x as f32).collect();
     let rows = if info.ty.shape.rank() > 1 { info.ty.shape[0].max(1) } else { 1 };
     let width = (values.len() / rows).max(1);
     for (i, row) in values.chunks(width).enumerate() {

@@ -15,7 +15,7 @@ mod shape;
 mod values;
 mod window;
 
-use super::{NodeError, import::Node};
+use super::{NodeError, body::NodeDef, import::Node};
 use crate::ValueId;
 
 /// Makes IR ops of a node.
@@ -25,9 +25,11 @@ pub(super) enum Import {
     One(fn(&mut Node<'_, '_>) -> Result<ValueId, NodeError>),
     /// A node of several results.
     Many(fn(&mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError>),
+    /// A node for which others stand, whose results have the names of its own.
+    Nodes(fn(&mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError>),
 }
 
-use Import::{Many, One};
+use Import::{Many, Nodes, One};
 
 /// Name, first version of the domain, import. Ordered by family. An op whose meaning changed with the opset asks for it.
 type Table = &'static [(&'static str, i64, Import)];
