@@ -508,6 +508,11 @@ fn moves_grids(op: &Op) -> bool {
             | Pad(_)
             | Expand(_)
             | Gather(_)
+            | GatherElements(_)
+            | GatherNd(_)
+            | ScatterElements(_)
+            | ScatterNd(_)
+            | Where(_)
             | Pool(_)
             | Dequantize(_)
             | AssumeGrid(_)
@@ -887,6 +892,24 @@ impl<'m> Node<'_, 'm> {
     /// Adds a constant that helps to express the node.
     pub(super) fn constant_part(&mut self, part: &str, value: Tensor) -> ValueId {
         self.importer.graph.constant(&format!("{}_{part}", self.name()), value)
+    }
+
+    /// Adds a constant that an import function computed from others, or a vector that helps to express the node. Takes
+    /// its bytes from what folding may make.
+    pub(super) fn computed(
+        &mut self,
+        part: &str,
+        ty: &TensorType,
+        make: impl FnOnce() -> Result<Tensor, OpError>,
+    ) -> Result<ValueId, NodeError> {
+        let budget = &mut self.importer.budget;
+        *budget = budget.checked_sub(ty.bytes()).ok_or_else(|| {
+            OpError::too_large(format!(
+                "makes a constant {ty} of {} bytes, where {budget} are left of those that import may make",
+                ty.bytes()
+            ))
+        })?;
+        Ok(self.constant_part(part, make()?))
     }
 
     /// The constant behind `value` as integers of a grid, under the name that the plain one has.

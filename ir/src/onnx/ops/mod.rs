@@ -3,7 +3,9 @@
 mod constant;
 mod control;
 mod conv;
+mod einsum;
 mod elementwise;
+mod index;
 mod matmul;
 mod norm;
 mod pool;
@@ -11,6 +13,7 @@ mod quantize;
 mod reduce;
 mod resize;
 mod shape;
+mod values;
 mod window;
 
 use super::{NodeError, body::NodeDef, import::Node};
@@ -39,6 +42,8 @@ const DOMAINS: &[(&str, Table)] = &[("", ONNX), ("com.microsoft", MICROSOFT)];
 const ONNX: Table = &[
     ("Conv", 1, One(conv::conv)),
 
+    ("Det", 11, One(matmul::det)),
+    ("Einsum", 12, One(einsum::einsum)),
     ("Gemm", 1, One(matmul::gemm)),
     ("MatMul", 1, One(matmul::matmul)),
 
@@ -54,9 +59,18 @@ const ONNX: Table = &[
     ("GlobalAveragePool", 1, One(pool::global_average_pool)),
 
     ("Abs", 1, One(elementwise::abs)),
+    ("Acos", 7, One(elementwise::acos)),
+    ("Acosh", 9, One(elementwise::acosh)),
+    ("Asin", 7, One(elementwise::asin)),
+    ("Asinh", 9, One(elementwise::asinh)),
+    ("Atan", 7, One(elementwise::atan)),
+    ("Atanh", 9, One(elementwise::atanh)),
+    ("BitwiseNot", 18, One(elementwise::bitwise_not)),
     ("Ceil", 1, One(elementwise::ceil)),
+    ("Celu", 12, One(elementwise::celu)),
     ("Clip", 1, One(elementwise::clip)),
     ("Cos", 7, One(elementwise::cos)),
+    ("Cosh", 9, One(elementwise::cosh)),
     ("Elu", 1, One(elementwise::elu)),
     ("Erf", 9, One(elementwise::erf)),
     ("Exp", 1, One(elementwise::exp)),
@@ -64,6 +78,8 @@ const ONNX: Table = &[
     ("Gelu", 20, One(elementwise::gelu)),
     ("HardSigmoid", 1, One(elementwise::hard_sigmoid)),
     ("HardSwish", 14, One(elementwise::hard_swish)),
+    ("IsInf", 10, One(elementwise::is_inf)),
+    ("IsNaN", 9, One(elementwise::is_nan)),
     ("LeakyRelu", 1, One(elementwise::leaky_relu)),
     ("Log", 1, One(elementwise::log)),
     ("Mish", 18, One(elementwise::mish)),
@@ -73,16 +89,25 @@ const ONNX: Table = &[
     ("Relu", 1, One(elementwise::relu)),
     ("Round", 11, One(elementwise::round)),
     ("Selu", 1, One(elementwise::selu)),
+    ("Shrink", 9, One(elementwise::shrink)),
     ("Sigmoid", 1, One(elementwise::sigmoid)),
     ("Sign", 9, One(elementwise::sign)),
     ("Sin", 7, One(elementwise::sin)),
+    ("Sinh", 9, One(elementwise::sinh)),
     ("Softplus", 1, One(elementwise::softplus)),
     ("Softsign", 1, One(elementwise::softsign)),
     ("Sqrt", 1, One(elementwise::sqrt)),
+    ("Swish", 24, One(elementwise::swish)),
+    ("Tan", 7, One(elementwise::tan)),
     ("Tanh", 1, One(elementwise::tanh)),
+    ("ThresholdedRelu", 10, One(elementwise::thresholded_relu)),
 
     ("Add", 1, One(elementwise::add)),
     ("And", 1, One(elementwise::and)),
+    ("BitShift", 11, One(elementwise::bit_shift)),
+    ("BitwiseAnd", 18, One(elementwise::bitwise_and)),
+    ("BitwiseOr", 18, One(elementwise::bitwise_or)),
+    ("BitwiseXor", 18, One(elementwise::bitwise_xor)),
     ("Div", 1, One(elementwise::div)),
     ("Equal", 1, One(elementwise::equal)),
     ("Greater", 1, One(elementwise::greater)),
@@ -92,13 +117,17 @@ const ONNX: Table = &[
     ("Max", 1, One(elementwise::max)),
     ("Mean", 1, One(elementwise::mean)),
     ("Min", 1, One(elementwise::min)),
+    ("Mod", 10, One(elementwise::modulo)),
     ("Mul", 1, One(elementwise::mul)),
     ("Or", 1, One(elementwise::or)),
+    ("PRelu", 1, One(elementwise::prelu)),
     ("Pow", 1, One(elementwise::pow)),
     ("Sub", 1, One(elementwise::sub)),
     ("Sum", 1, One(elementwise::sum)),
+    ("Where", 9, One(elementwise::select)),
     ("Xor", 1, One(elementwise::xor)),
 
+    ("BitCast", 26, One(elementwise::bit_cast)),
     ("Cast", 1, One(elementwise::cast)),
     ("CastLike", 15, One(elementwise::cast_like)),
     ("Dropout", 1, Many(elementwise::dropout)),
@@ -115,24 +144,50 @@ const ONNX: Table = &[
     ("ReduceSum", 1, One(reduce::sum)),
     ("ReduceSumSquare", 1, One(reduce::sum_square)),
 
+    ("ArgMax", 1, One(index::arg_max)),
+    ("ArgMin", 1, One(index::arg_min)),
+    ("CumProd", 26, One(index::cum_prod)),
+    ("CumSum", 11, One(index::cum_sum)),
+    ("Hardmax", 1, One(index::hardmax)),
+    ("TopK", 1, Many(index::top_k)),
+
     ("Resize", 10, One(resize::resize)),
     ("Upsample", 7, One(resize::upsample)),
 
+    ("CenterCropPad", 18, One(values::center_crop_pad)),
     ("Concat", 4, One(shape::concat)),
+    ("DepthToSpace", 1, One(shape::depth_to_space)),
     ("Expand", 8, One(shape::expand)),
     ("Flatten", 1, One(shape::flatten)),
-    ("Gather", 1, One(shape::gather)),
     ("Pad", 2, One(shape::pad)),
     ("Reshape", 5, One(shape::reshape)),
     ("Slice", 1, One(shape::slice)),
+    ("SpaceToDepth", 1, One(shape::space_to_depth)),
     ("Split", 2, Many(shape::split)),
     ("Squeeze", 1, One(shape::squeeze)),
     ("Tile", 6, One(shape::tile)),
     ("Transpose", 1, One(shape::transpose)),
+    ("Trilu", 14, One(shape::trilu)),
     ("Unsqueeze", 1, One(shape::unsqueeze)),
+
+    ("Gather", 1, One(index::gather)),
+    ("GatherElements", 11, One(index::gather_elements)),
+    ("GatherND", 11, One(index::gather_nd)),
+    ("OneHot", 9, One(index::one_hot)),
+    ("ReverseSequence", 10, One(index::reverse_sequence)),
+    ("Scatter", 9, One(index::scatter_elements)),
+    ("ScatterElements", 11, One(index::scatter_elements)),
+    ("ScatterND", 11, One(index::scatter_nd)),
+    ("TensorScatter", 24, One(index::tensor_scatter)),
+
+    ("Compress", 9, One(values::compress)),
+    ("NonZero", 9, One(values::non_zero)),
+    ("Range", 11, One(values::range)),
+    ("Unique", 11, Many(values::unique)),
 
     ("Constant", 1, One(constant::constant)),
     ("ConstantOfShape", 9, One(constant::constant_of_shape)),
+    ("EyeLike", 9, One(shape::eye_like)),
     ("Shape", 1, One(constant::shape)),
     ("Size", 1, One(constant::size)),
 
