@@ -94,8 +94,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
-        // Folded by the passes, or of imported integers, which the interpreter reads on another grid.
-        Op::BatchNorm(_) | Op::AssumeGrid(_) => return None,
+        // Folded by the passes, or of imported integers, which the interpreter reads on another grid or multiplies.
+        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::IntMatMul(_) => return None,
     })
 }
 

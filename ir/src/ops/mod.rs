@@ -5,6 +5,7 @@
 
 mod conv;
 mod elementwise;
+mod integer;
 mod matmul;
 mod norm;
 mod numbers;
@@ -19,6 +20,7 @@ pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
     Binary, BinaryKind, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind,
 };
+pub use integer::{IntConv, IntMatMul};
 pub use matmul::{MatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{Pool, PoolKind, QAveragePool};
@@ -113,6 +115,10 @@ ops! {
     MatMul,
     /// Matrix product of u8 by s8, requantized.
     QMatMul,
+    /// Convolution of s32, wrapping.
+    IntConv,
+    /// Matrix product of s32, wrapping.
+    IntMatMul,
     /// Batch normalisation with fixed statistics.
     BatchNorm,
     /// Local response normalisation across channels.

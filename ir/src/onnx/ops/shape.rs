@@ -7,7 +7,7 @@ use crate::{
     ops::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transpose},
 };
 
-fn axis(node: &mut Node<'_, '_>, shape: &Shape, default: Option<i64>) -> Result<usize, NodeError> {
+pub(super) fn axis(node: &mut Node<'_, '_>, shape: &Shape, default: Option<i64>) -> Result<usize, NodeError> {
     let given = node.optional_int("axis")?.or(default);
     let given = given.ok_or_else(|| NodeError::attribute("axis", "is missing"))?;
     shape.axis(given).ok_or_else(|| {
