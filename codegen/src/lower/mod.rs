@@ -105,8 +105,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::GatherNd(_)
         | Op::ScatterElements(_)
         | Op::ScatterNd(_) => return None,
-        // Folded by the passes, or of imported integers, which the interpreter reads on another grid.
-        Op::BatchNorm(_) | Op::AssumeGrid(_) => return None,
+        // Folded by the passes, or of imported integers, which the interpreter reads on another grid or multiplies.
+        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::IntMatMul(_) => return None,
     })
 }
 

@@ -595,6 +595,11 @@ impl<'m> Node<'_, 'm> {
         self.optional(slot).ok_or(NodeError::MissingOperand { slot, role })
     }
 
+    /// Number of operands that the node names.
+    pub(super) fn operand_slots(&self) -> usize {
+        self.def.inputs.len()
+    }
+
     /// All operands of an op that takes any number.
     pub(super) fn operands(&mut self, role: &'static str) -> Result<Vec<ValueId>, NodeError> {
         (0..self.def.inputs.len().max(1)).map(|slot| self.operand(slot, role)).collect()

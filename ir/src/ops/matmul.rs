@@ -124,7 +124,7 @@ fn determinant(a: &mut [f64], n: usize) -> f64 {
     product
 }
 
-fn product_shape(a: &Shape, b: &Shape) -> Result<Shape, OpError> {
+pub(super) fn product_shape(a: &Shape, b: &Shape) -> Result<Shape, OpError> {
     let (ra, rb) = (a.rank(), b.rank());
     if ra < 2 || rb < 2 {
         return Err(OpError::shape(format!("takes matrices, got {a:?} and {b:?}")));
@@ -271,7 +271,7 @@ fn start<T: Copy + Default>(y: &Shape, bias: Option<&[T]>) -> Vec<T> {
 
 /// Visits each row of a product: `f(elements of the result, of the row of a, of the matrix b)`. Rows that hold nothing
 /// are left out.
-fn for_each_row(
+pub(super) fn for_each_row(
     a: &Shape,
     b: &Shape,
     y: &Shape,
@@ -368,7 +368,7 @@ fn add_products<B: Copy + Into<i32>>(
     Ok(())
 }
 
-fn product_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {
+pub(super) fn product_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {
     let a = &operands[0].shape;
     results[0].shape.elements() as u64 * a[a.rank() - 1] as u64
 }

@@ -6,6 +6,7 @@
 mod conv;
 mod elementwise;
 mod index;
+mod integer;
 mod lines;
 mod matmul;
 mod norm;
@@ -22,6 +23,7 @@ pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
 };
 pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update};
+pub use integer::{IntConv, IntMatMul};
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
 pub use matmul::{Determinant, MatMul, QMatMul};
@@ -120,6 +122,10 @@ ops! {
     QMatMul,
     /// Determinants of matrices.
     Determinant,
+    /// Convolution of s32, wrapping.
+    IntConv,
+    /// Matrix product of s32, wrapping.
+    IntMatMul,
     /// Batch normalisation with fixed statistics.
     BatchNorm,
     /// Local response normalisation across channels.

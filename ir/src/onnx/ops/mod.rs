@@ -6,14 +6,17 @@ mod conv;
 mod einsum;
 mod elementwise;
 mod index;
+mod integer;
 mod matmul;
 mod norm;
 mod pool;
+mod qlinear;
 mod quantize;
 mod reduce;
 mod resize;
 mod shape;
 mod values;
+mod weight_only;
 mod window;
 
 use super::{NodeError, body::NodeDef, import::Node};
@@ -197,11 +200,34 @@ const ONNX: Table = &[
 
     ("QuantizeLinear", 10, One(quantize::quantize_linear)),
     ("DequantizeLinear", 10, One(quantize::dequantize_linear)),
+    ("DynamicQuantizeLinear", 11, Many(quantize::dynamic_quantize_linear)),
+    ("QLinearConv", 10, One(qlinear::conv)),
+    ("QLinearMatMul", 10, One(qlinear::matmul)),
+    ("ConvInteger", 10, One(integer::conv_integer)),
+    ("MatMulInteger", 10, One(integer::matmul_integer)),
 ];
 
 /// Ops that ONNX Runtime adds, most of them for quantized networks.
 #[rustfmt::skip]
 const MICROSOFT: Table = &[
+    ("QuantizeLinear", 1, One(quantize::microsoft_quantize_linear)),
+    ("DequantizeLinear", 1, One(quantize::microsoft_dequantize_linear)),
+
+    ("QLinearConv", 1, One(qlinear::microsoft_conv)),
+    ("QGemm", 1, One(qlinear::gemm)),
+    ("QLinearAdd", 1, One(qlinear::add)),
+    ("QLinearMul", 1, One(qlinear::mul)),
+    ("QLinearSigmoid", 1, One(qlinear::sigmoid)),
+    ("QLinearLeakyRelu", 1, One(qlinear::leaky_relu)),
+    ("QLinearSoftmax", 1, One(qlinear::softmax)),
+    ("QLinearAveragePool", 1, One(qlinear::average_pool)),
+    ("QLinearGlobalAveragePool", 1, One(qlinear::global_average_pool)),
+    ("QLinearReduceMean", 1, One(qlinear::reduce_mean)),
+    ("QLinearConcat", 1, One(qlinear::concat)),
+
+    ("MatMulIntegerToFloat", 1, One(integer::matmul_integer_to_float)),
+    ("DynamicQuantizeMatMul", 1, One(integer::dynamic_quantize_matmul)),
+    ("MatMulNBits", 1, One(weight_only::matmul_n_bits)),
 ];
 
 /// The import of an op, if it is supported and exists at this version of its domain.

@@ -80,18 +80,25 @@ pub(super) fn lrn(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 }
 
 pub(super) fn softmax(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    softmax_like(node, false)
+    let x = node.operand(0, "input")?;
+    let coerces = node.opset() < 13;
+    softmax_of(node, x, false, coerces)
 }
 
 pub(super) fn log_softmax(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    softmax_like(node, true)
+    let x = node.operand(0, "input")?;
+    let coerces = node.opset() < 13;
+    softmax_of(node, x, true, coerces)
 }
 
-/// Before opset 13 the operand counts as a matrix: all dimensions from `axis` on are one.
-fn softmax_like(node: &mut Node<'_, '_>, log: bool) -> Result<ValueId, NodeError> {
-    let x = node.operand(0, "input")?;
+/// Before opset 13 the operand counts as a matrix (`coerces`): all dimensions from `axis` on are one.
+pub(super) fn softmax_of(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    log: bool,
+    coerces: bool,
+) -> Result<ValueId, NodeError> {
     let shape = node.shape(x);
-    let coerces = node.opset() < 13;
     let axis = node.int("axis", if coerces { 1 } else { -1 })?;
     let last = shape.rank().checked_sub(1);
     let at = match shape.axis(axis) {
