@@ -96,6 +96,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
         // Folded by the passes, or of imported integers, which the interpreter reads on another grid.
         Op::BatchNorm(_) | Op::AssumeGrid(_) => return None,
+        // Rare in networks.
+        Op::ArgMaxPool(_) => return None,
     })
 }
 

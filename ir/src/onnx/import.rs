@@ -9,7 +9,7 @@ use super::{
 use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
     limits::{MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES},
-    ops::AssumeGrid,
+    ops::{AssumeGrid, Cast, PoolKind},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -236,10 +236,35 @@ impl<'m> Importer<'m> {
     /// Adds an op, or what it computes where its operands are constants.
     fn emit(&mut self, name: &str, op: Op, operands: &[ValueId]) -> Result<ValueId, NodeError> {
         let operands = self.without_grids(name, &op, operands)?;
+        if let Some(&first) = operands.first()
+            && computes_in_f32(&op)
+            && operands.iter().any(|&v| matches!(self.graph.ty(v).dtype, DType::F16 | DType::BF16))
+        {
+            return self.emit_in_f32(name, op, &operands, self.graph.ty(first).dtype);
+        }
         match self.fold(name, &op, &operands)? {
             Some(constant) => Ok(constant),
             None => Ok(self.graph.add(name, op, &operands)?.out()),
         }
+    }
+
+    /// Adds an op that computes in f32 for operands of narrower floats; the result is rounded once to `dtype`.
+    fn emit_in_f32(
+        &mut self,
+        name: &str,
+        op: Op,
+        operands: &[ValueId],
+        dtype: DType,
+    ) -> Result<ValueId, NodeError> {
+        let widen = |(slot, &v): (usize, &ValueId)| match self.graph.ty(v).dtype {
+            DType::F16 | DType::BF16 => {
+                self.emit(&format!("{name}_wide{slot}"), Cast { to: DType::F32 }.into(), &[v])
+            }
+            _ => Ok(v),
+        };
+        let wide: Vec<ValueId> = operands.iter().enumerate().map(widen).collect::<Result<_, _>>()?;
+        let y = self.emit(&format!("{name}_wide"), op, &wide)?;
+        self.emit(name, Cast { to: dtype }.into(), &[y])
     }
 
     /// ONNX computes with quantized integers as with any others. Only ops that move elements keep a grid; for the rest,
@@ -311,6 +336,15 @@ impl<'m> Importer<'m> {
         }
         self.graph.remove_dead();
         Ok(self.graph)
+    }
+}
+
+/// Ops that sum many products, which narrower floats than f32 would each be rounded in.
+fn computes_in_f32(op: &Op) -> bool {
+    use Op::*;
+    match op {
+        Pool(pool) => pool.kind != PoolKind::Max,
+        _ => matches!(op, Conv(_) | MatMul(_) | BatchNorm(_) | Lrn(_) | Softmax(_)),
     }
 }
 

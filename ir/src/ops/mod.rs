@@ -21,7 +21,7 @@ pub use elementwise::{
 };
 pub use matmul::{MatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
-pub use pool::{Pool, PoolKind, QAveragePool};
+pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
@@ -123,6 +123,8 @@ ops! {
     Softmax,
     /// Maximum or average over windows; the maximum also of quantized values.
     Pool,
+    /// Places of the largest elements of windows.
+    ArgMaxPool,
     /// Average over windows of quantized values, requantized.
     QAveragePool,
     /// A function of each element.

@@ -93,6 +93,14 @@ pub(crate) fn every_op() -> Graph {
     let gather = add(Gather { axis: 0 }.into(), &[expand, indices], &mut g);
     g.output("gather", gather);
 
+    let places = ArgMaxPool {
+        window: Window::new([2, 3]).strides([2, 1]).pads([0, 1], [1, 1]),
+        ceil_mode: true,
+        column_major: true,
+    };
+    let places = add(places.into(), &[image], &mut g);
+    g.output("places", places);
+
     // Grids.
     let scales = vec![0.01, 1e-30, 0.1 + f32::EPSILON, 3e30];
     let per_axis = QuantParams::per_axis(1, scales, vec![0, -3, 0, 127]).unwrap();
