@@ -1,8 +1,8 @@
 //! From a model file to machine code.
 
 use crate::{
-    Calibration, Difference, Error, Feed, JitOptions, Model, Pixels, Preprocess, Program, ProgramInfo,
-    Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
+    Backend, Calibration, Difference, DynamicModel, Error, Feed, JitOptions, Model, Pixels, Preprocess,
+    Program, ProgramInfo, Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
     Device, Graph, Op, Output, ValueId,
@@ -253,6 +253,25 @@ impl Compiler {
     /// As [`compile_file`](Self::compile_file).
     pub fn compile_graph(&self, graph: Graph) -> Result<Model, Error> {
         self.jit(&self.program_of_graph(graph)?)
+    }
+
+    /// Reads an ONNX file as a model that is compiled for the shapes that its inputs have when it runs. Shapes that were bound
+    /// are those of inputs that have none of their own.
+    ///
+    /// # Errors
+    /// Where the file is not a model.
+    pub fn dynamic_file(&self, path: &Path) -> Result<DynamicModel, Error> {
+        DynamicModel::load(path, Backend::Jit(Box::new(self.clone())))
+    }
+
+    /// The shapes and dimensions that were bound.
+    pub fn bindings(&self) -> &Bindings {
+        &self.bindings
+    }
+
+    /// The same, but in float: for what no samples can be had.
+    pub(crate) fn without_calibration(&self) -> Compiler {
+        self.clone().precision(Precision::Float)
     }
 
     /// Takes an ONNX file through the passes, or loads a `.qcc` file.

@@ -73,6 +73,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Binary(_) => &elementwise::BINARY,
         Op::QUnary(_) => &elementwise::Q_UNARY,
         Op::QBinary(_) => &elementwise::Q_BINARY,
+        Op::Where(_) => &elementwise::WHERE,
         Op::Cast(_) => &elementwise::CAST,
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
@@ -94,10 +95,19 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
-        // Folded by the passes, or of imported integers, which the interpreter reads on another grid.
-        Op::BatchNorm(_) | Op::AssumeGrid(_) => return None,
-        // Rare in networks.
-        Op::ArgMaxPool(_) => return None,
+        // Rare, and as fast as memory lets them be in the interpreter.
+        Op::BitCast(_)
+        | Op::ArgExtreme(_)
+        | Op::TopK(_)
+        | Op::Cumulate(_)
+        | Op::Determinant(_)
+        | Op::ArgMaxPool(_)
+        | Op::GatherElements(_)
+        | Op::GatherNd(_)
+        | Op::ScatterElements(_)
+        | Op::ScatterNd(_) => return None,
+        // Folded by the passes, or of imported integers, which the interpreter reads on another grid or multiplies.
+        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::IntMatMul(_) => return None,
     })
 }
 
@@ -151,7 +161,15 @@ pub(crate) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
 /// Ops that read all operands and write their result through a [`View`].
 fn writes_views(op: &Op) -> bool {
     quantize::maps_elements(op)
-        || matches!(op, Op::Binary(_) | Op::QBinary(_) | Op::Transpose(_) | Op::Pool(_) | Op::QAveragePool(_))
+        || matches!(
+            op,
+            Op::Binary(_)
+                | Op::Where(_)
+                | Op::QBinary(_)
+                | Op::Transpose(_)
+                | Op::Pool(_)
+                | Op::QAveragePool(_)
+        )
 }
 
 /// The margins that a node needs around this operand, if it is one that is read with them in place.

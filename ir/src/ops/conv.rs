@@ -128,7 +128,7 @@ pub struct QConv {
 }
 
 /// The result shape of a convolution, after all checks that do not depend on element types.
-fn conv_shape(
+pub(super) fn conv_shape(
     x: &Shape,
     w: &Shape,
     window: &Window,
@@ -348,7 +348,7 @@ pub(super) fn for_each_window(
 
 /// Visits each product of a convolution: `f(result index, x index or None in the padding, w index)`, all row-major,
 /// results in order and the taps of one result in the order (channel in group, tap) of the weights.
-fn for_each_product(
+pub(super) fn for_each_product(
     x: &Shape,
     w: &Shape,
     y: &Shape,
@@ -509,7 +509,7 @@ impl Operator for QConv {
     }
 }
 
-fn conv_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {
+pub(super) fn conv_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {
     let w = &operands[1].shape;
     results[0].shape.elements() as u64 * w[1..].iter().product::<usize>() as u64
 }

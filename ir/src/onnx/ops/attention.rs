@@ -42,12 +42,12 @@ pub(super) struct Attended {
     pub(super) probabilities: ValueId,
 }
 
-/// Which rows of queries may see any key at all.
+/// Rows of queries that see no key at all.
 struct Rows {
     /// The bias, but with 0 in the rows that have nothing but −∞.
     bias: ValueId,
-    /// 0 for these rows, 1 for the others.
-    seeing: ValueId,
+    /// Whether a row is one of these.
+    blind: ValueId,
 }
 
 /// softmax(softcap(scale·Q·Kᵀ) + bias)·V. A row whose bias is all −∞ gives 0.
@@ -85,14 +85,14 @@ pub(super) fn attend(node: &mut Node<'_, '_>, heads: Heads, scoring: &Scoring) -
     let products = node.product("products", query, key_transposed)?;
     let products = node.shaped("scores", [batch, q[1], q[2], length], products)?;
     let capped = softcap(node, products, scoring.softcap)?;
-    let (mut biased, mut safe, mut seeing) = (capped, capped, None);
+    let (mut biased, mut safe, mut blind) = (capped, capped, None);
     if let Some(bias) = scoring.bias {
         biased = node.add("biased", capped, bias)?;
         check_scores(node, biased, capped)?;
         safe = biased;
         if let Some(rows) = rows_without_keys(node, bias)? {
             safe = node.add("biased_where_seeing", capped, rows.bias)?;
-            seeing = Some(rows.seeing);
+            blind = Some(rows.blind);
         }
     }
     let exact = match scoring.precision {
@@ -105,9 +105,10 @@ pub(super) fn attend(node: &mut Node<'_, '_>, heads: Heads, scoring: &Scoring) -
     let y = node.product("weighted", weights, value)?;
     let mut y = node.shaped("heads", [batch, q[1], q[2], v[3]], y)?;
     let mut shown = probabilities;
-    if let Some(seeing) = seeing {
-        y = node.mul("seen", y, seeing)?;
-        shown = node.mul("probabilities_seen", probabilities, seeing)?;
+    if let Some(blind) = blind {
+        let zero = node.number("nothing_seen", 0.0, dtype)?;
+        y = node.chosen("seen", blind, zero, y)?;
+        shown = node.chosen("probabilities_seen", blind, zero, probabilities)?;
     }
     Ok(Attended { y, products, capped, biased, probabilities: shown })
 }
@@ -144,19 +145,21 @@ fn rows_without_keys(node: &mut Node<'_, '_>, bias: ValueId) -> Result<Option<Ro
     let none = node.number("nothing", f64::NEG_INFINITY, dtype)?;
     let largest = node.reduced("largest_bias", ReduceKind::Max, vec![last], bias)?;
     let blind = node.binary("is_blind", BinaryKind::Equal, largest, none)?;
-    // ln 1 = 0 for these rows, and ln 0 = −∞ for the others.
-    let least = node.cast_to("blind", dtype, blind)?;
-    let least = node.unary("least_bias", UnaryKind::Log, least)?;
-    let bias = node.binary("bias_where_seeing", BinaryKind::Max, bias, least)?;
-    let seeing = node.unary("is_seeing", UnaryKind::Not, blind)?;
-    let seeing = node.cast_to("seeing", dtype, seeing)?;
-    Ok(Some(Rows { bias, seeing }))
+    let zero = node.number("zero", 0.0, dtype)?;
+    let bias = node.chosen("bias_where_seeing", blind, zero, bias)?;
+    Ok(Some(Rows { bias, blind }))
 }
 
-/// 0 where a boolean is true and −∞ where it is false: the logarithm of 1 and 0.
-pub(super) fn bias_of_truth(node: &mut Node<'_, '_>, part: &str, truth: ValueId, dtype: DType) -> Result<ValueId> {
-    let number = node.cast_to(&format!("{part}_number"), dtype, truth)?;
-    node.unary(part, UnaryKind::Log, number)
+/// 0 where a boolean is true and −∞ where it is false.
+fn bias_of_truth(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    truth: ValueId,
+    dtype: DType,
+) -> Result<ValueId> {
+    let zero = node.number("visible", 0.0, dtype)?;
+    let hidden = node.number("hidden", f64::NEG_INFINITY, dtype)?;
+    node.chosen(part, truth, zero, hidden)
 }
 
 /// `[batch, length, heads·size]` as `[batch, length, heads, size]`.

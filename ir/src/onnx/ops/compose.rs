@@ -6,7 +6,7 @@ use crate::{
     onnx::{NodeError, import::Node},
     ops::{
         Binary, BinaryKind, Cast, Clamp, Concat, Expand, Gather, MatMul, Op, Pad, PadMode, Reduce, ReduceKind,
-        Reshape, Slice, SliceSpec, Softmax, Transpose, Unary, UnaryKind,
+        Reshape, Slice, SliceSpec, Softmax, Transpose, Unary, UnaryKind, Where,
     },
 };
 
@@ -40,6 +40,11 @@ impl Node<'_, '_> {
 
     pub(super) fn unary(&mut self, part: &str, kind: UnaryKind, x: ValueId) -> Result<ValueId> {
         self.step(part, Unary { kind }, &[x])
+    }
+
+    /// Elements of `a` where the condition holds, of `b` elsewhere.
+    pub(super) fn chosen(&mut self, part: &str, condition: ValueId, a: ValueId, b: ValueId) -> Result<ValueId> {
+        self.step(part, Where {}, &[condition, a, b])
     }
 
     /// The plain product of matrices.

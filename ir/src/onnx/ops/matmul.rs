@@ -3,7 +3,7 @@
 use crate::{
     OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Binary, BinaryKind, Clamp, Dequantize, Expand, MatMul, Op, Reshape, Transpose},
+    ops::{Binary, BinaryKind, Clamp, Dequantize, Determinant, Expand, MatMul, Op, Reshape, Transpose},
 };
 
 /// alpha·A'·B' + beta·C. The factors go into constants where B and C are; a vector C becomes the bias.
@@ -11,6 +11,17 @@ pub(super) fn gemm(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
     let c = node.optional(2);
     let (alpha, beta) = (node.float("alpha", 1.0)?, node.float("beta", 1.0)?);
+    general_product(node, [a, b], c, alpha, beta)
+}
+
+/// alpha·A'·B' + beta·C of these values; what is transposed is an attribute of the node.
+pub(super) fn general_product(
+    node: &mut Node<'_, '_>,
+    [a, b]: [ValueId; 2],
+    c: Option<ValueId>,
+    alpha: f32,
+    beta: f32,
+) -> Result<ValueId, NodeError> {
     let (trans_a, trans_b) = (node.flag("transA", false)?, node.flag("transB", false)?);
     for m in [a, b] {
         if node.ty(m).shape.rank() != 2 {
@@ -92,9 +103,18 @@ fn transpose(node: &mut Node<'_, '_>, x: ValueId) -> Result<ValueId, NodeError> 
     node.emit_named(&name, swap(), &[x])
 }
 
-/// As NumPy has it: a vector is a row on the left and a column on the right, and its dimension goes again.
 pub(super) fn matmul(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    let (mut a, mut b) = (node.operand(0, "A")?, node.operand(1, "B")?);
+    let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
+    matmul_of(node, a, b)
+}
+
+/// The product of these values, as NumPy has it: a vector is a row on the left and a column on the right, and its
+/// dimension goes again.
+pub(super) fn matmul_of(
+    node: &mut Node<'_, '_>,
+    mut a: ValueId,
+    mut b: ValueId,
+) -> Result<ValueId, NodeError> {
     let product = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
     let (a_shape, b_shape) = (node.shape(a), node.shape(b));
     let (row, column) = (a_shape.rank() == 1, b_shape.rank() == 1);
@@ -117,4 +137,9 @@ pub(super) fn matmul(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
         dims.remove(dims.len() - if column { 1 } else { 2 });
     }
     node.emit(Reshape { shape: Shape::new(dims)? }, &[y])
+}
+
+pub(super) fn det(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "X")?;
+    node.emit(Determinant {}, &[x])
 }

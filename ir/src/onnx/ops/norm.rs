@@ -72,18 +72,19 @@ fn root_of_mean(node: &mut Node<'_, '_>, squares: ValueId, axes: &[usize], epsil
     node.unary("deviation", UnaryKind::Sqrt, variance)
 }
 
-/// y·scale + bias, where there is a bias.
+/// y·scale + bias, where there is a bias. The last step has the name `part`.
 fn scale_and_shift(
     node: &mut Node<'_, '_>,
+    part: &str,
     y: ValueId,
     scale: ValueId,
     bias: Option<ValueId>,
 ) -> Result<ValueId> {
     match bias {
-        None => node.mul("", y, scale),
+        None => node.mul(part, y, scale),
         Some(bias) => {
             let y = node.mul("scaled", y, scale)?;
-            node.add("", y, bias)
+            node.add(part, y, bias)
         }
     }
 }
@@ -97,9 +98,9 @@ fn check_broadcast(node: &Node<'_, '_>, v: ValueId, x: ValueId) -> Result<()> {
     Err(OpError::shape(format!("{} does not broadcast to {}", node.ty(v), node.ty(x))).into())
 }
 
-/// (x − mean)/√(variance + epsilon)·scale + bias, mean and variance of all axes from `axis` on: in these steps. The
-/// first stage, before the scale, is computed in the type of `stash_type`, which its other results, mean and
-/// 1/√(variance + epsilon), have too.
+/// (x − mean)/√(variance + epsilon)·scale + bias, mean and variance of all axes from `axis` on: in these steps, in the
+/// type of `stash_type`, which the other results, mean and 1/√(variance + epsilon), have too. The first one is rounded
+/// to the type of x once, where ONNX's own definition does so before the scale, too.
 pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let (x, scale) = (node.operand(0, "X")?, node.operand(1, "Scale")?);
     let bias = node.optional(2);
@@ -111,8 +112,11 @@ pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId
     let wide = stashed(node, x)?;
     let Centred { difference, mean, deviation } = centre(node, wide, &axes, epsilon)?;
     let y = node.div("normalised", difference, deviation)?;
-    let y = node.cast_to("narrowed", node.ty(x).dtype, y)?;
-    let y = scale_and_shift(node, y, scale, bias)?;
+    let (own, wide) = (node.ty(x).dtype, node.ty(y).dtype);
+    let scale = node.cast_to("wide_scale", wide, scale)?;
+    let bias = bias.map(|bias| node.cast_to("wide_bias", wide, bias)).transpose()?;
+    let y = scale_and_shift(node, if own == wide { "" } else { "wide" }, y, scale, bias)?;
+    let y = node.cast_to("", own, y)?;
     if !node.wants(1) && !node.wants(2) {
         return Ok(vec![y]);
     }
@@ -195,7 +199,7 @@ pub(super) fn group_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
     }
     let y = node.shaped("channels", shape, y)?;
     let (scale, bias) = (by_channel(node, "scale", scale, x)?, by_channel(node, "bias", bias, x)?);
-    scale_and_shift(node, y, scale, Some(bias))
+    scale_and_shift(node, "", y, scale, Some(bias))
 }
 
 /// (x − mean)/(deviation + 1e-9), over axes.
@@ -246,18 +250,25 @@ pub(super) fn lrn(node: &mut Node<'_, '_>) -> Result<ValueId> {
 }
 
 pub(super) fn softmax(node: &mut Node<'_, '_>) -> Result<ValueId> {
-    softmax_like(node, false)
+    let x = node.operand(0, "input")?;
+    let coerces = node.opset() < 13;
+    softmax_of(node, x, false, coerces)
 }
 
 pub(super) fn log_softmax(node: &mut Node<'_, '_>) -> Result<ValueId> {
-    softmax_like(node, true)
+    let x = node.operand(0, "input")?;
+    let coerces = node.opset() < 13;
+    softmax_of(node, x, true, coerces)
 }
 
-/// Before opset 13 the operand counts as a matrix: all dimensions from `axis` on are one.
-fn softmax_like(node: &mut Node<'_, '_>, log: bool) -> Result<ValueId> {
-    let x = node.operand(0, "input")?;
+/// Before opset 13 the operand counts as a matrix (`coerces`): all dimensions from `axis` on are one.
+pub(super) fn softmax_of(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    log: bool,
+    coerces: bool,
+) -> Result<ValueId> {
     let shape = node.shape(x);
-    let coerces = node.opset() < 13;
     let axis = node.int("axis", if coerces { 1 } else { -1 })?;
     let last = shape.rank().checked_sub(1);
     let at = match shape.axis(axis) {

@@ -12,8 +12,8 @@ use crate::{
 pub(super) fn max_pool(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
     let x = node.operand(0, "X")?;
     let column_major = node.flag("storage_order", false)?;
-    let has_dilations = node.opset() >= 10;
-    let pool = pool_of(node, x, PoolKind::Max, has_dilations)?;
+    let since_10 = node.opset() >= 10;
+    let pool = pool_of(node, x, PoolKind::Max, (since_10, since_10))?;
     let Pool { window, ceil_mode, .. } = pool.clone();
     let y = node.emit(pool, &[x])?;
     if !node.wants(1) {
@@ -24,14 +24,15 @@ pub(super) fn max_pool(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeErro
 }
 
 pub(super) fn average_pool(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    let count_include_pad = node.flag("count_include_pad", false)?;
-    let has_dilations = node.opset() >= 19;
-    pool(node, PoolKind::Average { count_include_pad }, has_dilations)
+    let x = node.operand(0, "X")?;
+    average_of(node, x)
 }
 
-fn pool(node: &mut Node<'_, '_>, kind: PoolKind, has_dilations: bool) -> Result<ValueId, NodeError> {
-    let x = node.operand(0, "X")?;
-    let pool = pool_of(node, x, kind, has_dilations)?;
+/// The average pool of this value, by the node's attributes.
+pub(super) fn average_of(node: &mut Node<'_, '_>, x: ValueId) -> Result<ValueId, NodeError> {
+    let count_include_pad = node.flag("count_include_pad", false)?;
+    let has = (node.opset() >= 19, node.opset() >= 10);
+    let pool = pool_of(node, x, PoolKind::Average { count_include_pad }, has)?;
     node.emit(pool, &[x])
 }
 
@@ -40,11 +41,11 @@ fn pool_of(
     node: &mut Node<'_, '_>,
     x: ValueId,
     kind: PoolKind,
-    has_dilations: bool,
+    (has_dilations, has_ceil_mode): (bool, bool),
 ) -> Result<Pool, NodeError> {
     let (_, _, spatial) = Layout::ChannelsFirst.split(&node.ty(x).shape)?;
     let kernel = kernel_shape(node)?.ok_or_else(|| NodeError::attribute("kernel_shape", "is missing"))?;
-    let ceil_mode = node.opset() >= 10 && node.flag("ceil_mode", false)?;
+    let ceil_mode = has_ceil_mode && node.flag("ceil_mode", false)?;
     let window = window(node, kernel, &spatial, has_dilations)?;
     Ok(Pool { kind, window, ceil_mode, layout: Layout::ChannelsFirst })
 }
@@ -53,9 +54,9 @@ fn pool_of(
 pub(super) fn lp_pool(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let x = node.operand(0, "X")?;
     let p = exponent(node)?;
-    let has_dilations = node.opset() >= 18;
+    let since_18 = node.opset() >= 18;
     let kind = PoolKind::Average { count_include_pad: true };
-    let mut pool = pool_of(node, x, kind, has_dilations)?;
+    let mut pool = pool_of(node, x, kind, (since_18, since_18))?;
     let spatial = node.shape(x)[2..].to_vec();
     let positions = pool.window.output(&spatial, pool.ceil_mode)?;
     // A last window that runs over the end counts all its taps where what it runs over is padding.
@@ -125,15 +126,17 @@ fn norm_by<'a, 'm>(
 }
 
 pub(super) fn global_max_pool(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    global(node, PoolKind::Max)
+    let x = node.operand(0, "X")?;
+    global(node, x, PoolKind::Max)
 }
 
 pub(super) fn global_average_pool(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    global(node, PoolKind::Average { count_include_pad: false })
+    let x = node.operand(0, "X")?;
+    global(node, x, PoolKind::Average { count_include_pad: false })
 }
 
-fn global(node: &mut Node<'_, '_>, kind: PoolKind) -> Result<ValueId, NodeError> {
-    let x = node.operand(0, "X")?;
+/// A pool over all of the spatial dimensions of this value.
+pub(super) fn global(node: &mut Node<'_, '_>, x: ValueId, kind: PoolKind) -> Result<ValueId, NodeError> {
     let (_, _, spatial) = Layout::ChannelsFirst.split(&node.ty(x).shape)?;
     let window = Window::new(spatial);
     node.emit(Pool { kind, window, ceil_mode: false, layout: Layout::ChannelsFirst }, &[x])

@@ -4,7 +4,9 @@ mod errors;
 mod export;
 mod external;
 mod hostile;
+mod networks;
 mod ops;
+mod quantized;
 
 use super::{Bindings, Model, export::proto::*};
 use crate::{DType, Element, Graph, Shape, Tensor, TensorType, interpreter};
@@ -55,6 +57,8 @@ fn i64s(values: &[i64]) -> Tensor {
 #[derive(Clone)]
 struct Draft {
     opset: i64,
+    /// Whether it says that it uses ONNX Runtime's domain.
+    uses_microsoft: bool,
     nodes: Vec<NodeProto>,
     inputs: Vec<(String, TensorType)>,
     constants: Vec<(String, Tensor)>,
@@ -65,7 +69,14 @@ impl Draft {
     /// A model of these nodes whose one result is `y`.
     fn new(opset: i64, nodes: impl IntoIterator<Item = NodeProto>) -> Draft {
         let nodes = nodes.into_iter().collect();
-        Draft { opset, nodes, inputs: vec![], constants: vec![], outputs: vec!["y".into()] }
+        Draft {
+            opset,
+            uses_microsoft: false,
+            nodes,
+            inputs: vec![],
+            constants: vec![],
+            outputs: vec!["y".into()],
+        }
     }
 
     fn input(self, name: &str, dims: &[usize]) -> Draft {
@@ -102,10 +113,22 @@ impl Draft {
         }
     }
 
+    /// The same with the import of ONNX Runtime's domain.
+    fn with_microsoft(self) -> Draft {
+        Draft { uses_microsoft: true, ..self }
+    }
+
+    fn domains(&self) -> Vec<OperatorSetIdProto> {
+        let own = OperatorSetIdProto { version: self.opset, ..Default::default() };
+        let microsoft =
+            OperatorSetIdProto { domain: "com.microsoft".into(), version: 1, ..Default::default() };
+        [own].into_iter().chain(self.uses_microsoft.then_some(microsoft)).collect()
+    }
+
     fn proto(&self) -> ModelProto {
         ModelProto {
             ir_version: 8,
-            opset_import: vec![OperatorSetIdProto { version: self.opset, ..Default::default() }],
+            opset_import: self.domains(),
             graph: Some(self.graph()).into(),
             ..Default::default()
         }
