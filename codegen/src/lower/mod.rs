@@ -101,6 +101,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::TopK(_)
         | Op::Cumulate(_)
         | Op::Determinant(_)
+        | Op::ArgMaxPool(_)
         | Op::GatherElements(_)
         | Op::GatherNd(_)
         | Op::ScatterElements(_)
