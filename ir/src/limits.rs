@@ -1,5 +1,8 @@
 //! Bounds on what a model may ask for. Models are untrusted: a few bytes can name a tensor of any size.
 
+/// The memory that a model may take where nobody says otherwise. The runtime takes what the machine has, if that is less.
+pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
+
 /// The largest rank of a tensor. ONNX models stay below 9; a bound keeps index arithmetic small.
 pub const MAX_RANK: usize = 16;
 
@@ -55,6 +58,13 @@ pub const MAX_UNROLLED_NODES: usize = 2048;
 
 /// The most rounds of a loop.
 pub const MAX_LOOP_ROUNDS: u64 = 1 << 20;
+
+/// The most work of a loop that runs by its definition, all rounds and the loops in it together: multiply-accumulates and
+/// elements of results, and [`LOOP_NODE_WORK`] for each node. It keeps the longest loop to seconds.
+pub const MAX_LOOP_WORK: u64 = 1 << 32;
+
+/// The work of a node besides what it computes: it is imported anew in each round.
+pub const LOOP_NODE_WORK: u64 = 1 << 14;
 
 /// How deep functions of a model may call each other.
 pub const MAX_CALL_DEPTH: usize = 32;

@@ -1,6 +1,6 @@
 //! Compiled models and sessions.
 
-use crate::{Error, FileTimes, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
+use crate::{Error, FileTimes, machine_memory, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
 use qcc_codegen::{
     CodegenError, CompileTimes, CompiledModel, Execution, ListingKind, Step, Tier, Tiling, Work,
 };
@@ -42,12 +42,15 @@ pub struct JitOptions {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`Model::listing`].
     pub listing: bool,
+    /// Bytes of memory that the model may take.
+    pub max_memory: u64,
 }
 
 impl JitOptions {
     /// Code for use on one thread.
     pub fn new(tier: &'static Tier) -> JitOptions {
-        JitOptions { tier, threads: Threads::one(), measure_pack_only: false, listing: false }
+        let (threads, max_memory) = (Threads::one(), machine_memory());
+        JitOptions { tier, threads, measure_pack_only: false, listing: false, max_memory }
     }
 
     /// Threads of the model's sessions.
@@ -73,6 +76,7 @@ impl Program {
             listing: options.listing,
             release: self.release(),
             tilings: self.tilings(options.tier),
+            max_memory: options.max_memory,
             ..qcc_codegen::Options::new(options.tier)
         };
         let compiled = Arc::new(qcc_codegen::compile(self.graph(), &codegen)?);

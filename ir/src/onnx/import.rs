@@ -5,12 +5,15 @@ use super::{
     attribute::Attribute,
     body::{Body, NodeDef},
     ops::{self, Import},
+    partial::Allowance,
 };
 use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
     limits::{
-        MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_SPLICED_NODES,
+        LOOP_NODE_WORK, MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_LOOP_WORK,
+        MAX_SPLICED_NODES,
     },
+
     ops::{AssumeGrid, Cast, PoolKind},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -108,7 +111,7 @@ impl Model {
             values: BTreeMap::new(),
             known: BTreeMap::new(),
             used: self.used(),
-            budget: MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)),
+            allowed: Allowance { work: u64::MAX, bytes: self.folded_bytes() },
             is_eager: false,
             spliced: 0,
             splices: 0,
@@ -119,6 +122,12 @@ impl Model {
             importer.input(info, shape, bindings)?;
         }
         Ok(importer)
+    }
+
+    /// Bytes of constants that import may compute of others.
+    fn folded_bytes(&self) -> usize {
+        let allowed = usize::try_from(self.max_memory).unwrap_or(usize::MAX);
+        MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)).min(allowed)
     }
 
     /// Fails with all ops that are not supported.
@@ -252,8 +261,8 @@ pub(super) struct Importer<'m> {
     /// What values are known to be that the graph computes nevertheless; small ones only.
     pub(super) known: BTreeMap<ValueId, Tensor>,
     used: BTreeSet<&'m str>,
-    /// Bytes that folding may still make.
-    budget: usize,
+    /// Bytes that folding may still make, and work that evaluation may still take.
+    pub(super) allowed: Allowance,
     /// Whether everything is to be folded, whatever it takes: all inputs are constants.
     pub(super) is_eager: bool,
     /// Nodes that were put in the place of others, and how often that was.
@@ -473,16 +482,24 @@ impl<'m> Importer<'m> {
         let (given, made) = (bytes(&mut types.iter().copied()), bytes(&mut results.iter()));
         let costs_little =
             !matches!(op, Op::Pool(_) | Op::Lrn(_)) && op.macs(&types, &results) <= MAX_FOLDED_MACS;
-        let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(given) && made <= self.budget && costs_little;
+        let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(given) && made <= self.allowed.bytes && costs_little;
         if !is_little && !self.is_eager {
             return Ok(None);
+        }
+        if self.is_eager {
+            let elements = results.iter().map(|ty| ty.shape.elements() as u64).fold(0, u64::saturating_add);
+            let macs = op.macs(&types, &results);
+            self.allowed.take_work(macs.saturating_add(elements).saturating_add(LOOP_NODE_WORK))?;
+            self.allowed.take_bytes(made)?;
         }
         let values = match op.eval(&tensors, &types, &results) {
             Ok(values) => values,
             Err(OpError::Unsupported(_)) if !self.is_eager => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        self.budget = self.budget.saturating_sub(made);
+        if !self.is_eager {
+            self.allowed.bytes = self.allowed.bytes.saturating_sub(made);
+        }
         let constants = values.into_iter().zip(results).map(|(value, ty)| match ty.quant {
             None => Ok(self.graph.constant(name, value)),
             Some(_) => Ok(self.graph.quantized_constant(name, value, ty)?),
@@ -727,12 +744,27 @@ impl<'m> Node<'_, 'm> {
         }
     }
 
+    /// What running a loop may take of what is left for the node.
+    pub(super) fn allowance(&self) -> Allowance {
+        let Allowance { work, bytes } = self.importer.allowed;
+        Allowance { work: work.min(MAX_LOOP_WORK), bytes }
+    }
+
+    /// What a loop has left of its allowance.
+    pub(super) fn leave(&mut self, left: Allowance) {
+        let taken = self.importer.allowed.work.min(MAX_LOOP_WORK) - left.work;
+        self.importer.allowed = Allowance { work: self.importer.allowed.work - taken, ..left };
+    }
+
     /// The results of a graph for these values of its inputs and of what it takes from around it, by definition.
     pub(super) fn evaluate(
-        &self,
+        &mut self,
         body: &Body,
         mut values: BTreeMap<String, Tensor>,
+        allowed: &mut Allowance,
     ) -> Result<Vec<Tensor>, NodeError> {
+        // Ops that emit nothing cost something, too.
+        allowed.take_work((body.nodes.len() as u64 + 1).saturating_mul(LOOP_NODE_WORK))?;
         values.extend(body.initializers.iter().map(|(name, t)| (name.clone(), t.clone())));
         let closed = Body {
             inputs: Vec::new(),
@@ -741,7 +773,7 @@ impl<'m> Node<'_, 'm> {
             nodes: body.nodes.clone(),
             captures: Vec::new(),
         };
-        self.importer.model.with(Vec::new(), closed).evaluate().map_err(|e| match e {
+        self.importer.model.with(Vec::new(), closed).evaluate_within(allowed).map_err(|e| match e {
             ImportError::Node { source, .. } => source,
             other => OpError::unsupported(other.to_string()).into(),
         })
@@ -942,13 +974,7 @@ impl<'m> Node<'_, 'm> {
         ty: &TensorType,
         make: impl FnOnce() -> Result<Tensor, OpError>,
     ) -> Result<ValueId, NodeError> {
-        let budget = &mut self.importer.budget;
-        *budget = budget.checked_sub(ty.bytes()).ok_or_else(|| {
-            OpError::too_large(format!(
-                "makes a constant {ty} of {} bytes, where {budget} are left of those that import may make",
-                ty.bytes()
-            ))
-        })?;
+        self.importer.allowed.take_bytes(ty.bytes())?;
         Ok(self.constant_part(part, make()?))
     }
 

@@ -204,6 +204,10 @@ fn run_loop(
         None => true,
     };
     let mut stacked: Vec<Vec<Tensor>> = vec![Vec::new(); body.outputs.len() - 1 - carried];
+    let mut allowed = node.allowance();
+    if let Some(n) = rounds.filter(|&n| n > MAX_LOOP_ROUNDS && goes_on && is_counted(body)) {
+        return Err(OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_ROUNDS}")).into());
+    }
     let mut round = 0;
     while goes_on && rounds.is_none_or(|n| round < n) {
         if round >= MAX_LOOP_ROUNDS {
@@ -213,14 +217,17 @@ fn run_loop(
             body.captures.iter().filter_map(|name| Some((name.clone(), named(name)?))).collect();
         let inputs = [Tensor::scalar(round as i64), bool_scalar(true)?].into_iter().chain(state);
         given.extend(body.inputs.iter().cloned().zip(inputs));
-        let mut results = node.evaluate(body, given)?.into_iter();
+        let mut results = node.evaluate(body, given, &mut allowed)?.into_iter();
         goes_on = results.next().map(|t| truth(&t)).transpose()?.unwrap_or(false);
         state = results.by_ref().take(carried).collect();
         for (all, result) in stacked.iter_mut().zip(results) {
+            // A round's own memory is free again when it is over; what is stacked stays, and is copied into one.
+            allowed.take_bytes(result.bytes().len().saturating_mul(2))?;
             all.push(result);
         }
         round += 1;
     }
+    node.leave(allowed);
     let mut nodes = Vec::new();
     for (value, output) in state.into_iter().zip(outputs).filter(|(_, o)| !o.is_empty()) {
         nodes.push(constant(output, value));
