@@ -56,6 +56,9 @@ pub const MAX_SPLICED_NODES: usize = 1 << 16;
 /// The most nodes of a loop, all rounds together, that are made part of the graph; longer ones run by their definition.
 pub const MAX_UNROLLED_NODES: usize = 2048;
 
+/// The most nodes of a scan, all rounds together.
+pub const MAX_SCANNED_NODES: usize = 1 << 15;
+
 /// The most rounds of a loop.
 pub const MAX_LOOP_ROUNDS: u64 = 1 << 20;
 

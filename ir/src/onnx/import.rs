@@ -744,6 +744,11 @@ impl<'m> Node<'_, 'm> {
         }
     }
 
+    /// Whether all values are known, and computed at once.
+    pub(super) fn is_eager(&self) -> bool {
+        self.importer.is_eager
+    }
+
     /// What running a loop may take of what is left for the node.
     pub(super) fn allowance(&self) -> Allowance {
         let Allowance { work, bytes } = self.importer.allowed;

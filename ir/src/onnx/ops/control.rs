@@ -6,7 +6,7 @@
 
 use crate::{
     DType, OpError, Shape, Tensor,
-    limits::{MAX_LOOP_ROUNDS, MAX_UNROLLED_NODES},
+    limits::{MAX_LOOP_ROUNDS, MAX_SCANNED_NODES, MAX_UNROLLED_NODES},
     onnx::{
         NodeError,
         attribute::Attribute,
@@ -328,6 +328,14 @@ pub(super) fn scan(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> {
     }
 }
 
+/// Fails where a scan has too many nodes, all rounds together.
+fn check_unrolled(nodes: usize) -> Result<(), NodeError> {
+    if nodes <= MAX_SCANNED_NODES {
+        return Ok(());
+    }
+    Err(OpError::too_large(format!("has {nodes} nodes unrolled, above {MAX_SCANNED_NODES}: scan shorter inputs")).into())
+}
+
 struct Scan<'a> {
     body: &'a Body,
     operands: &'a [&'a str],
@@ -366,14 +374,10 @@ impl Scan<'_> {
         made: &mut usize,
     ) -> Result<Vec<NodeDef>, NodeError> {
         let rounds = self.rounds(node)?;
-        *made = made.saturating_add(rounds.saturating_mul(self.body.nodes.len().max(1)));
-        if *made > MAX_UNROLLED_NODES * 8 {
-            return Err(OpError::too_large(format!(
-                "has {made} nodes unrolled, above {}",
-                MAX_UNROLLED_NODES * 8
-            ))
-            .into());
-        }
+        // A slice of each input, the nodes, and what names the results.
+        let each = self.operands.len() + self.body.nodes.len() + self.body.outputs.len();
+        *made = made.saturating_add(rounds.saturating_mul(each.max(1)));
+        check_unrolled(*made)?;
         let prefix = node.splice_prefix();
         let mut nodes = Vec::new();
         let mut values: Vec<String> = operands[..self.states].iter().map(|&s| s.to_owned()).collect();
@@ -420,6 +424,8 @@ impl Scan<'_> {
 fn batched_scan(node: &mut Node<'_, '_>, scan: &Scan<'_>) -> Result<Vec<NodeDef>, NodeError> {
     let first = scan.operands.first().copied().unwrap_or_default();
     let samples = node.shape_of(first)?.first().copied().unwrap_or(0);
+    // A batch of tensors without elements can have any length.
+    check_unrolled(samples.saturating_mul(scan.operands.len().max(1)))?;
     let prefix = node.splice_prefix();
     let (mut nodes, mut made) = (Vec::new(), 0);
     let mut stacked: Vec<Vec<String>> = vec![Vec::new(); scan.outputs.len()];
