@@ -195,7 +195,7 @@ pub struct BitCast {
     pub to: DType,
 }
 
-/// Conversion between element types. Float to integer truncates and saturates; NaN becomes 0.
+/// Conversion between element types. Float to integer truncates and saturates, but to four bits it wraps; NaN becomes 0.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cast {
     /// The result's type.

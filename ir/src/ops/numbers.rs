@@ -55,8 +55,8 @@ impl Numbers {
         }
     }
 
-    /// As a tensor of `dtype`: floats are rounded once to floats; to integers they are truncated and saturate, NaN
-    /// becoming 0; integers are rounded once to floats and wrap to integers; to `bool` whatever is not 0 is true.
+    /// As a tensor of `dtype`: floats are rounded once to floats; to integers they are truncated and saturate (to those of
+    /// four bits they wrap, as ONNX has it), NaN becoming 0; integers are rounded once to floats and wrap to integers; to `bool` whatever is not 0 is true.
     pub(super) fn encode(self, dtype: DType, shape: Shape) -> Result<Tensor, OpError> {
         match self {
             Numbers::F32(x) if dtype == DType::F32 => Ok(Tensor::from_vec(shape, x)?),
@@ -110,7 +110,10 @@ impl Number for f64 {
     }
     fn to_integer(self, dtype: DType) -> i128 {
         let (lo, hi) = range(dtype);
-        (self as i128).clamp(lo, hi)
+        match dtype {
+            DType::S4 | DType::U4 => (self as i128).to_integer(dtype),
+            _ => (self as i128).clamp(lo, hi),
+        }
     }
     fn is_zero(self) -> bool {
         self == 0.0

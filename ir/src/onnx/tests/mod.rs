@@ -4,6 +4,7 @@ mod errors;
 mod export;
 mod external;
 mod hostile;
+mod index;
 mod ops;
 mod quantized;
 
