@@ -106,7 +106,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::ScatterElements(_)
         | Op::ScatterNd(_) => return None,
         // Folded by the passes, or of imported integers, which the interpreter reads on another grid or multiplies.
-        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::IntMatMul(_) => return None,
+        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::PlainMatMul(_) => return None,
     })
 }
 

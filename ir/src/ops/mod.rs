@@ -23,10 +23,10 @@ pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
 };
 pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update};
-pub use integer::{IntConv, IntMatMul};
+pub use integer::IntConv;
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
-pub use matmul::{Determinant, MatMul, QMatMul};
+pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
@@ -120,12 +120,12 @@ ops! {
     MatMul,
     /// Matrix product of u8 by s8, requantized.
     QMatMul,
+    /// Matrix product of f64 or integers.
+    PlainMatMul,
     /// Determinants of matrices.
     Determinant,
     /// Convolution of s32, wrapping.
     IntConv,
-    /// Matrix product of s32, wrapping.
-    IntMatMul,
     /// Batch normalisation with fixed statistics.
     BatchNorm,
     /// Local response normalisation across channels.

@@ -143,7 +143,7 @@ pub(crate) fn every_op() -> Graph {
     let int_conv = IntConv { window: window.clone(), groups: 2 };
     let int_conv = add(int_conv.into(), &[wide, wide_weights], &mut g);
     let transposed = add(Transpose { perm: vec![0, 1, 3, 2] }.into(), &[int_conv], &mut g);
-    let int_product = add(IntMatMul {}.into(), &[int_conv, transposed], &mut g);
+    let int_product = add(PlainMatMul {}.into(), &[int_conv, transposed], &mut g);
     g.output("int_product", int_product);
     let qb = weights(&mut g, TensorType::new(DType::S32, shape(&[4])));
     let r = g.input("residual", quantized(DType::U8, &[1, 4, 3, 3], 0.05, 3)).unwrap();

@@ -93,9 +93,8 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::FakeQuant(op) => w.fake_quant(op),
         // What integers stand for is said by the ops that dequantize them; where they are, has no ONNX form.
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
-        Op::IntConv(_) | Op::IntMatMul(_) => {
-            Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does"))
-        }
+        Op::PlainMatMul(_) => Ok(w.plain("MatMul", vec![])),
+        Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
         Op::QConv(_)
         | Op::QMatMul(_)
         | Op::QAveragePool(_)

@@ -307,3 +307,22 @@ fn sums_of_products() {
         assert!(e.contains(word), "{equation}: {e}");
     }
 }
+
+#[test]
+fn products_of_other_types() {
+    let (a, b) = (of(&[2], &[3i64, -4]), of(&[2, 1], &[5i64, 1 << 62]));
+    gives(13, op("MatMul", 2), &[a, b], i64s(&[15]));
+    let (a, b) = (of(&[1, 2], &[3u32, 1 << 31]), of(&[2, 1], &[5u32, 3]));
+    gives(9, op("MatMul", 2), &[a, b], of(&[1, 1], &[15u32 + (1 << 31)]));
+    let brain = |v: [f32; 2]| of(&[1, 2], &v.map(half::bf16::from_f32));
+    let gemm = op("Gemm", 3).with(int("transB", 1)).with(float("alpha", 2.0)).with(float("beta", 0.5));
+    let y = of(&[1, 1], &[half::bf16::from_f32(22.5)]);
+    gives(13, gemm, &[brain([1.0, 2.0]), brain([3.0, 4.0]), of(&[1], &[half::bf16::from_f32(1.0)])], y);
+    let doubles = of(&[1, 1], &[1e200f64]);
+    gives(13, op("Gemm", 2), &[doubles.clone(), of(&[1, 1], &[2f64])], of(&[1, 1], &[2e200f64]));
+    let ints = of(&[1, 1], &[3i32]);
+    let scaled = op("Gemm", 2).with(float("alpha", 0.5));
+    fails(13, scaled, &[ints.clone(), ints], "scales s32 by 0.5");
+    fails(13, op("MatMul", 2), &[doubles, of(&[1, 1], &[1f32])], "got");
+    fails(13, op("MatMul", 2), &[of(&[1, 1], &[1i8]), of(&[1, 1], &[1i8])], "integers of 32");
+}
