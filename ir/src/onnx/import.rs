@@ -11,7 +11,7 @@ use crate::{
     limits::{
         MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_SPLICED_NODES,
     },
-    ops::AssumeGrid,
+    ops::{AssumeGrid, Cast, PoolKind},
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use typed_arena::Arena;
@@ -367,6 +367,13 @@ impl<'m> Importer<'m> {
     /// Adds an op, or what it computes where its operands are constants; its results.
     fn emit(&mut self, name: &str, op: Op, operands: &[ValueId]) -> Result<Vec<ValueId>, NodeError> {
         let operands = self.without_grids(name, &op, operands)?;
+        if let Some(&first) = operands.first()
+            && computes_in_f32(&op)
+            && operands.iter().any(|&v| matches!(self.graph.ty(v).dtype, DType::F16 | DType::BF16))
+        {
+            let dtype = self.graph.ty(first).dtype;
+            return self.emit_in_f32(name, op, &operands, dtype).map(|y| vec![y]);
+        }
         if let Some(constants) = self.fold(name, &op, &operands)? {
             return Ok(constants);
         }
@@ -407,6 +414,25 @@ impl<'m> Importer<'m> {
             return None;
         }
         op.eval(&tensors, &types, &results).ok()
+    }
+
+    /// Adds an op that computes in f32 for operands of narrower floats; the result is rounded once to `dtype`.
+    fn emit_in_f32(
+        &mut self,
+        name: &str,
+        op: Op,
+        operands: &[ValueId],
+        dtype: DType,
+    ) -> Result<ValueId, NodeError> {
+        let widen = |(slot, &v): (usize, &ValueId)| match self.graph.ty(v).dtype {
+            DType::F16 | DType::BF16 => {
+                self.emit_one(&format!("{name}_wide{slot}"), Cast { to: DType::F32 }.into(), &[v])
+            }
+            _ => Ok(v),
+        };
+        let wide: Vec<ValueId> = operands.iter().enumerate().map(widen).collect::<Result<_, _>>()?;
+        let y = self.emit_one(&format!("{name}_wide"), op, &wide)?;
+        self.emit_one(name, Cast { to: dtype }.into(), &[y])
     }
 
     /// ONNX computes with quantized integers as with any others. Only ops that move elements keep a grid; for the rest,
@@ -479,6 +505,15 @@ impl<'m> Importer<'m> {
         }
         self.graph.remove_dead();
         Ok(self.graph)
+    }
+}
+
+/// Ops that sum many products, which narrower floats than f32 would each be rounded in.
+fn computes_in_f32(op: &Op) -> bool {
+    use Op::*;
+    match op {
+        Pool(pool) => pool.kind != PoolKind::Max,
+        _ => matches!(op, Conv(_) | MatMul(_) | BatchNorm(_) | Lrn(_) | Softmax(_)),
     }
 }
 

@@ -22,13 +22,13 @@ pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
 };
-pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update};
+pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
 pub use integer::IntConv;
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
 pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
-pub use pool::{Pool, PoolKind, QAveragePool};
+pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
@@ -136,6 +136,8 @@ ops! {
     Softmax,
     /// Maximum or average over windows; the maximum also of quantized values.
     Pool,
+    /// Places of the largest elements of windows.
+    ArgMaxPool,
     /// Average over windows of quantized values, requantized.
     QAveragePool,
     /// A function of each element.

@@ -93,6 +93,13 @@ pub(crate) fn every_op() -> Graph {
     let gather = add(Gather { axis: 0 }.into(), &[expand, indices], &mut g);
     g.output("gather", gather);
 
+    let places = ArgMaxPool {
+        window: Window::new([2, 3]).strides([2, 1]).pads([0, 1], [1, 1]),
+        ceil_mode: true,
+        column_major: true,
+    };
+    let places = add(places.into(), &[image], &mut g);
+    g.output("places", places);
     // Picks.
     let largest = add(TopK { k: 2, axis: 2, largest: false }.into(), &[slice], &mut g);
     let top = add(GatherElements { axis: 2 }.into(), &[slice, largest], &mut g);

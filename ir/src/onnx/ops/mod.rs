@@ -1,8 +1,11 @@
 //! The ONNX ops that import knows, and what they become.
 
+mod attention;
+mod compose;
 mod constant;
 mod control;
 mod conv;
+mod conv_transpose;
 mod einsum;
 mod elementwise;
 mod index;
@@ -44,6 +47,7 @@ const DOMAINS: &[(&str, Table)] = &[("", ONNX), ("com.microsoft", MICROSOFT)];
 #[rustfmt::skip]
 const ONNX: Table = &[
     ("Conv", 1, One(conv::conv)),
+    ("ConvTranspose", 1, One(conv_transpose::conv_transpose)),
 
     ("Det", 11, One(matmul::det)),
     ("Einsum", 12, One(einsum::einsum)),
@@ -51,14 +55,24 @@ const ONNX: Table = &[
     ("MatMul", 1, One(matmul::matmul)),
 
     ("BatchNormalization", 1, One(norm::batch_normalization)),
-    ("LayerNormalization", 17, One(norm::layer_normalization)),
+    ("GroupNormalization", 18, One(norm::group_normalization)),
+    ("InstanceNormalization", 1, One(norm::instance_normalization)),
+    ("LayerNormalization", 17, Many(norm::layer_normalization)),
+    ("LpNormalization", 1, One(norm::lp_normalization)),
     ("LRN", 1, One(norm::lrn)),
+    ("MeanVarianceNormalization", 9, One(norm::mean_variance_normalization)),
+    ("RMSNormalization", 23, One(norm::rms_normalization)),
     ("Softmax", 1, One(norm::softmax)),
     ("LogSoftmax", 1, One(norm::log_softmax)),
 
-    ("MaxPool", 1, One(pool::max_pool)),
+    ("Attention", 23, Many(attention::attention)),
+    ("RotaryEmbedding", 23, One(attention::rotary_embedding)),
+
+    ("MaxPool", 1, Many(pool::max_pool)),
     ("AveragePool", 1, One(pool::average_pool)),
+    ("GlobalLpPool", 1, One(pool::global_lp_pool)),
     ("GlobalMaxPool", 1, One(pool::global_max_pool)),
+    ("LpPool", 1, One(pool::lp_pool)),
     ("GlobalAveragePool", 1, One(pool::global_average_pool)),
 
     ("Abs", 1, One(elementwise::abs)),
