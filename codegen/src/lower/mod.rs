@@ -97,6 +97,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
         // Rare, and as fast as memory lets them be in the interpreter.
         Op::BitCast(_)
+        | Op::CastSmall(_)
         | Op::ArgExtreme(_)
         | Op::TopK(_)
         | Op::Cumulate(_)

@@ -20,7 +20,8 @@ mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
-    Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
+    Binary, BinaryKind, BitCast, Cast, CastSmall, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary,
+    UnaryKind, Where,
 };
 pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
 pub use integer::IntConv;
@@ -152,6 +153,8 @@ ops! {
     Where,
     /// Conversion between element types.
     Cast,
+    /// Conversion to floats of 8 bits and fewer.
+    CastSmall,
     /// The same bits read as another type.
     BitCast,
     /// Sum, mean, maximum… along axes.
