@@ -98,6 +98,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
         // Rare, and as fast as memory lets them be in the interpreter.
         Op::BitCast(_)
+        | Op::CastSmall(_)
         | Op::ArgExtreme(_)
         | Op::TopK(_)
         | Op::Cumulate(_)
@@ -108,7 +109,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::ScatterElements(_)
         | Op::ScatterNd(_) => return None,
         // Folded by the passes, or of imported integers, which the interpreter reads on another grid or multiplies.
-        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::IntMatMul(_) => return None,
+        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::PlainMatMul(_) => return None,
     })
 }
 

@@ -5,6 +5,7 @@ mod errors;
 mod export;
 mod external;
 mod hostile;
+mod index;
 mod networks;
 mod ops;
 mod quantized;
