@@ -93,6 +93,9 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::FakeQuant(op) => w.fake_quant(op),
         // What integers stand for is said by the ops that dequantize them; where they are, has no ONNX form.
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
+        Op::Recurrent(_) => {
+            Err(OpError::unsupported("is the recurrence of a layer without the products of its input"))
+        }
         Op::ArgMaxPool(_) => {
             Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
         }
