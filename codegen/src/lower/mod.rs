@@ -30,7 +30,7 @@ use crate::{
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
-    routine::Routine,
+    routine::{Routine, Source},
     sharing::{self, Cost},
     tier::Isa,
     times::{CompileTimes, ThreadTime},
@@ -139,7 +139,7 @@ fn is_generated(graph: &Graph, node: NodeId) -> bool {
 pub(crate) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
     let takes = match graph.op(node) {
         Some(Op::Conv(_) | Op::QConv(_)) => conv::reads_strided(graph, node, slot),
-        Some(Op::Gather(_)) => slot == 0,
+        Some(Op::Gather(g)) => slot == 0 && shape::is_progression(graph, node, g.axis),
         Some(Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::Expand(_)) => true,
         Some(op) => writes_views(op),
         None => false,
@@ -450,7 +450,7 @@ impl<'w, 's> Lowering<'w, 's> {
 
     fn interpret(&mut self, node: NodeId) -> Result<(), CodegenError> {
         let reads = self.graph.operands(node);
-        let operands = reads.iter().map(|&v| self.location(v)).collect::<Result<Vec<_>, _>>()?;
+        let operands = reads.iter().map(|&v| self.source(v)).collect::<Result<Vec<_>, _>>()?;
         let outputs = 0..self.graph.node(node).outputs().len();
         let results = outputs.map(|p| self.location(node.port(p as u16))).collect::<Result<Vec<_>, _>>()?;
         let step = Step::interpreted(self.graph, node, operands, results, self.work(node));
@@ -464,6 +464,14 @@ impl<'w, 's> Lowering<'w, 's> {
         let from = self.location(value)?;
         let bytes = self.graph.ty(value).bytes() as u64;
         shape::copy(self, &format!("output{index}_copy"), from, Location::Output(index), bytes)
+    }
+
+    /// Where a routine or the interpreter reads a dense value: constants where they are.
+    pub(crate) fn source(&mut self, value: ValueId) -> Result<Source, CodegenError> {
+        match self.graph.constant_value(value) {
+            Some(tensor) => Ok(Source::Constant(tensor.clone())),
+            None => self.location(value).map(Source::At),
+        }
     }
 
     /// Where a dense value lives. A constant that is asked for is put into the weights, as it is.

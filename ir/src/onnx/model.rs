@@ -259,10 +259,14 @@ fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
     };
     let dtype = tensor::dtype(ty.elem_type).map_err(refuse)?;
     let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
+        // What PaddlePaddle writes for a length that is not known.
+        Some(dimension::Value::DimValue(-1)) => Ok(Dim::Unknown),
         Some(dimension::Value::DimValue(n)) => {
             let n = usize::try_from(*n).map_err(|_| refuse(format!("dimension {n} is negative")))?;
             Ok(Dim::Known(n))
         }
+        // What Paddle's exporter calls every dimension that it does not know.
+        Some(dimension::Value::DimParam(name)) if name == "?" => Ok(Dim::Unknown),
         Some(dimension::Value::DimParam(name)) if !name.is_empty() => Ok(Dim::Symbol(name.clone())),
         _ => Ok(Dim::Unknown),
     };

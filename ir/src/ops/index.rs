@@ -63,8 +63,11 @@ pub struct ScatterNd {
     pub update: Update,
 }
 
-/// The place that an index means in an axis.
-pub(super) fn position(index: i64, extent: usize, axis: usize) -> Result<usize, OpError> {
+/// The place that an index means in an axis: those below 0 count from the back.
+///
+/// # Errors
+/// Where it is out of range.
+pub fn position(index: i64, extent: usize, axis: usize) -> Result<usize, OpError> {
     let from_front = if index < 0 { index.saturating_add(extent as i64) } else { index };
     usize::try_from(from_front).ok().filter(|&i| i < extent).ok_or_else(|| {
         OpError::shape(format!("index {index} is out of range for axis {axis} of length {extent}"))

@@ -23,7 +23,7 @@ pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
 };
-pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update};
+pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
 pub use integer::{IntConv, IntMatMul};
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
