@@ -104,6 +104,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::Cumulate(_)
         | Op::Determinant(_)
         | Op::ArgMaxPool(_)
+        | Op::Recurrent(_)
         | Op::GatherElements(_)
         | Op::GatherNd(_)
         | Op::ScatterElements(_)

@@ -899,6 +899,18 @@ impl<'m> Node<'_, 'm> {
         }
     }
 
+    /// A list of strings, if it is there.
+    pub(super) fn strings(&mut self, name: &'static str) -> Result<Option<Vec<String>>, NodeError> {
+        let given = match self.attribute(name) {
+            None => return Ok(None),
+            Some(Attribute::Strings(given)) => given,
+            Some(other) => return Self::mistyped(name, "a list of strings", other),
+        };
+        let text = |s: &Vec<u8>| String::from_utf8(s.clone());
+        let strings = given.iter().map(text).collect::<Result<_, _>>();
+        strings.map(Some).map_err(|_| NodeError::attribute(name, "is not UTF-8"))
+    }
+
     /// A tensor, if it is there.
     pub(super) fn tensor(&mut self, name: &'static str) -> Result<Option<Tensor>, NodeError> {
         match self.attribute(name) {
