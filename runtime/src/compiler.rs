@@ -5,7 +5,7 @@ use crate::{
     Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
-    Device, Graph, Op, Output, ValueId,
+    Device, Graph, Op, Output, Stage, ValueId,
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
@@ -84,9 +84,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The graph, at `Stage::Float`.
+    /// The graph, at `Stage::Float`; at `Stage::FakeQuant` where the model [brings its own grids](Self::brings_grids).
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Whether the model is quantized already. Then nothing is calibrated, and int8 computes on its grids.
+    pub fn brings_grids(&self) -> bool {
+        self.graph.stage == Stage::FakeQuant
     }
 }
 
@@ -343,11 +348,20 @@ impl Compiler {
         Difference::between(&exact.jit(&jit)?, &folded.jit(&jit)?, &feed)
     }
 
-    /// Runs the prepared graph in float on the samples and collects ranges.
+    /// Runs the prepared graph in float on the samples and collects ranges. One that brings its own grids needs none.
     ///
     /// # Errors
     /// Where samples cannot be read or do not fit the model.
     pub fn calibrate(&self, prepared: &Prepared) -> Result<Calibrated, Error> {
+        if prepared.brings_grids() {
+            let summary = Calibration {
+                origin: "the model's own grids".into(),
+                samples: 0,
+                calibrator: self.calibrator,
+                synthetic: false,
+            };
+            return Ok(Calibrated { ranges: Ranges::default(), summary });
+        }
         let samples = self.samples.clone().unwrap_or_else(|| {
             self.tell(Event::Warning(
                 "no calibration data: ranges come from synthetic noise. The result is good for timing; \
