@@ -59,6 +59,8 @@ type Observer = Arc<dyn Fn(Event<'_>) + Send + Sync>;
 #[derive(Clone)]
 pub struct Compiler {
     options: Options,
+    /// The mode that was asked for.
+    requant: Option<RequantMode>,
     calibrator: Calibrator,
     samples: Option<Samples>,
     preprocess: Preprocess,
@@ -107,6 +109,7 @@ impl Compiler {
     pub fn new() -> Compiler {
         Compiler {
             options: Options { capability: qcc_codegen::capability, ..Options::default() },
+            requant: None,
             calibrator: Calibrator::MinMax,
             samples: None,
             preprocess: Preprocess::default(),
@@ -125,9 +128,10 @@ impl Compiler {
         self
     }
 
-    /// How accumulators of integer ops become codes.
+    /// How accumulators of integer ops become codes. Where nothing is said: [`RequantMode::Q15`]; and for a model that
+    /// [brings its own grids](Prepared::brings_grids) [`RequantMode::Float`], with which it is what its author ran.
     pub fn requant(mut self, mode: RequantMode) -> Compiler {
-        self.options.requant = mode;
+        self.requant = Some(mode);
         self
     }
 
@@ -434,7 +438,7 @@ impl Compiler {
             ..Options::default()
         };
         qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo { precision: Precision::Float, ..self.info(&graph, None, &Report::default()) };
+        let info = ProgramInfo { precision: Precision::Float, ..self.info(&graph, options.requant, None, &Report::default()) };
         let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
         Ok(Program::new(graph, info).jit(&jit)?)
     }
@@ -447,21 +451,36 @@ impl Compiler {
         let mut graph = prepared.graph.clone();
         let none = Ranges::default();
         let ranges = calibrated.map_or(&none, |c| &c.ranges);
-        let options = self.pass_options();
+        let options = Options { requant: self.requant_of(prepared), ..self.pass_options() };
         let quantized = qcc_passes::quantize(&mut graph, ranges, &options, &mut self.watch())?;
         let lowered = qcc_passes::lower(&mut graph, &options, &mut self.watch())?;
         let report = quantized.then(lowered);
         self.warn_of(&report);
-        let info = self.info(&graph, calibrated, &prepared.report.clone().then(report));
+        let report = prepared.report.clone().then(report);
+        let info = self.info(&graph, options.requant, calibrated, &report);
         Ok(Program::new(graph, info))
     }
 
-    fn info(&self, graph: &Graph, calibrated: Option<&Calibrated>, report: &Report) -> ProgramInfo {
+    /// The mode that was asked for, or the default for this model.
+    fn requant_of(&self, prepared: &Prepared) -> RequantMode {
+        self.requant.unwrap_or(match prepared.brings_grids() {
+            true => RequantMode::Float,
+            false => RequantMode::Q15,
+        })
+    }
+
+    fn info(
+        &self,
+        graph: &Graph,
+        requant: RequantMode,
+        calibrated: Option<&Calibrated>,
+        report: &Report,
+    ) -> ProgramInfo {
         let quantized = self.options.precision != Precision::Float;
         ProgramInfo {
             qcc: env!("CARGO_PKG_VERSION").into(),
             precision: self.options.precision,
-            requant: self.options.requant,
+            requant,
             weight_bits: self.options.weight_bits,
             calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
             preprocess: self.preprocess.clone(),
