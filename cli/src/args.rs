@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Show inputs, outputs, ops, sizes and placement of a model.
     Inspect(Inspect),
+    /// Check models against reference data: ONNX's backend tests, or a model with inputs and outputs of your own.
+    Test(Test),
     /// Write a well-known network with random weights as ONNX, to measure without a download.
     Zoo(Zoo),
 }
@@ -338,6 +340,63 @@ pub(crate) struct Eval {
     /// Threads, which share the samples; 0 for one on each core. Results do not depend on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
+}
+
+/// What runs the cases of `qcc test`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum TestBackend {
+    /// Generated code, the default path.
+    Jit,
+    /// The reference interpreter.
+    Interpreter,
+}
+
+impl std::fmt::Display for TestBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TestBackend::Jit => "jit",
+            TestBackend::Interpreter => "interpreter",
+        })
+    }
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A case is a folder with model.onnx and folders test_data_set_0, test_data_set_1 and so on, which hold input_0.pb,
+output_0.pb and so on. Inputs are given at run time. Number, element type and shape of outputs must be as expected; floats
+must be within atol + rtol * |expected| (bf16: rtol of 2^-6 at least), all else must be equal.
+
+Examples:
+  qcc test onnx/backend/test/data/node
+  qcc test my_model/ --backend jit,interpreter --json result.json")]
+pub(crate) struct Test {
+    /// Folders of cases, or with cases somewhere below.
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) folders: Vec<PathBuf>,
+
+    /// Only these cases: names, one a line, or a table with tabs between columns, of which `name` is one; columns `tier` and
+    /// `group` are the groups of the scores.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) filter: Option<PathBuf>,
+
+    /// What runs them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "jit")]
+    pub(crate) backend: Vec<TestBackend>,
+
+    /// Relative tolerance of floats.
+    #[arg(long, value_name = "SHARE", default_value_t = 1e-3)]
+    pub(crate) rtol: f64,
+
+    /// Absolute tolerance of floats.
+    #[arg(long, value_name = "DISTANCE", default_value_t = 1e-7)]
+    pub(crate) atol: f64,
+
+    /// Write every case with its reason as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
 }
 
 #[derive(Args, Debug)]

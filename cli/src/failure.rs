@@ -12,7 +12,23 @@ pub(crate) enum Failure {
     /// The model, data or machine is at fault.
     #[error(transparent)]
     Runtime(#[from] Error),
-    /// A file that the command itself reads or writes.
+    /// A file that the command itself reads.
+    #[error("cannot read `{path}`")]
+    Read {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Cases that did not pass.
+    #[error("{failed} of {of} cases failed")]
+    Tests {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        of: usize,
+    },
+    /// A file that the command itself writes.
     #[error("cannot write `{path}`")]
     Write {
         /// The path.

@@ -15,7 +15,7 @@ use crate::{
     memory::Memory,
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
-    routine::Routine,
+    routine::{Routine, Source},
     weights::Weights,
 };
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     ops::Range,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -121,7 +121,7 @@ enum Action {
 /// A node that is computed by its definition, on copies of its operands.
 struct Interpretation {
     op: Op,
-    operands: Vec<(Location, TensorType)>,
+    operands: Vec<(Source, TensorType)>,
     results: Vec<(Location, TensorType)>,
 }
 
@@ -180,7 +180,7 @@ impl Step {
     pub(crate) fn interpreted(
         graph: &Graph,
         node: NodeId,
-        operands: Vec<Location>,
+        operands: Vec<Source>,
         results: Vec<Location>,
         work: Work,
     ) -> Step {
@@ -441,14 +441,7 @@ impl Execution {
                     let units = step.part(part, parts);
                     entry(ctx, units.start, units.end);
                 }),
-                Action::Routine(routine) => share(&ctx, step, pool, &|ctx, part, parts| {
-                    // SAFETY: the plan keeps the buffers alive, units are disjoint, and steps do not overlap.
-                    #[allow(unsafe_code, reason = "the arena is written by address, as machine code does")]
-                    unsafe {
-                        let resolve = |location| resolve(ctx, location, inputs.len());
-                        routine.run(resolve, step.part(part, parts));
-                    }
-                }),
+                Action::Routine(routine) => run_routine(routine, step, &ctx, inputs.len(), pool)?,
                 Action::Walk(walk) => share(&ctx, step, pool, &|ctx, part, parts| {
                     walk.run(&bases(ctx, &walk.operands, inputs.len()), part, parts);
                 }),
@@ -486,6 +479,31 @@ impl Execution {
     }
 }
 
+/// Follows a routine, and tells what it did not take.
+fn run_routine(
+    routine: &Routine,
+    step: &Step,
+    ctx: &Ctx,
+    inputs: usize,
+    pool: &dyn Parallel,
+) -> Result<(), CodegenError> {
+    let refused = OnceLock::new();
+    share(ctx, step, pool, &|ctx, part, parts| {
+        let resolve = |location| resolve(ctx, location, inputs);
+        // SAFETY: the plan keeps the buffers alive, units are disjoint, and steps do not overlap.
+        #[allow(unsafe_code, reason = "the arena is written by address, as machine code does")]
+        let done = unsafe { routine.run(resolve, step.part(part, parts)) };
+        if let Err(source) = done {
+            // Any one of several will do.
+            let _ = refused.set(source);
+        }
+    });
+    match refused.into_inner() {
+        None => Ok(()),
+        Some(source) => Err(CodegenError::Node { node: step.name.clone(), op: step.op, source }),
+    }
+}
+
 /// Calls `f(ctx, part, parts)` for the parts of a step, on as many threads as are worth their waking.
 fn share(ctx: &Ctx, step: &Step, pool: &dyn Parallel, f: &(dyn Fn(&Ctx, usize, usize) + Sync)) {
     let parts = step.most_parts.min(pool.threads() as u64) as usize;
@@ -509,8 +527,15 @@ impl Interpretation {
     fn run(&self, step: &Step, ctx: &Ctx, inputs: usize) -> Result<(), CodegenError> {
         let refuse = |source| CodegenError::Node { node: step.name.clone(), op: step.op, source };
         let mut operands = Vec::with_capacity(self.operands.len());
-        for (location, ty) in &self.operands {
-            let pointer = resolve(ctx, *location, inputs);
+        for (source, ty) in &self.operands {
+            let location = match source {
+                Source::Constant(tensor) => {
+                    operands.push(tensor.clone());
+                    continue;
+                }
+                Source::At(location) => *location,
+            };
+            let pointer = resolve(ctx, location, inputs);
             // SAFETY: the plan keeps `ty.bytes()` bytes alive at the location, every earlier step has finished, and no
             // one writes while this step runs.
             #[allow(unsafe_code, reason = "a value in the arena becomes a slice")]

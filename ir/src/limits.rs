@@ -42,3 +42,22 @@ pub const MAX_OPERANDS: usize = 1 << 16;
 
 /// The most bytes of constants that a text may have generated for it (`splat`, `seed`).
 pub const MAX_GENERATED_BYTES: usize = 1 << 30;
+
+/// The largest value, in elements, that decides over shapes or over what is computed without being a constant: a graph is
+/// specialised to it.
+pub const MAX_KNOWN_ELEMENTS: usize = 4096;
+
+/// The most nodes of branches and loops, each as often as it is taken, that import puts in the place of others.
+pub const MAX_SPLICED_NODES: usize = 1 << 16;
+
+/// The most nodes of a loop, all rounds together, that are made part of the graph; longer ones run by their definition.
+pub const MAX_UNROLLED_NODES: usize = 2048;
+
+/// The most rounds of a loop.
+pub const MAX_LOOP_ROUNDS: u64 = 1 << 20;
+
+/// How deep functions of a model may call each other.
+pub const MAX_CALL_DEPTH: usize = 32;
+
+/// The most nodes that calls of functions are made into, all together.
+pub const MAX_EXPANDED_NODES: usize = 1 << 18;

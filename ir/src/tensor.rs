@@ -264,6 +264,19 @@ impl Tensor {
     }
 }
 
+impl Tensor {
+    /// The elements as `f64`: exact but for 64-bit integers beyond 2^53.
+    pub fn to_f64(&self) -> Vec<f64> {
+        match (self.as_slice::<f64>(), self.as_slice::<u64>(), self.to_f32(), self.to_i64()) {
+            (Ok(wide), ..) => wide.to_vec(),
+            (_, Ok(unsigned), ..) => unsigned.iter().map(|&x| x as f64).collect(),
+            (_, _, Some(floats), _) => floats.into_iter().map(f64::from).collect(),
+            (_, _, _, Some(integers)) => integers.into_iter().map(|x| x as f64).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// Equal type and equal bits (so a NaN equals itself, and 0.0 differs from −0.0).
 impl PartialEq for Tensor {
     fn eq(&self, other: &Tensor) -> bool {

@@ -149,7 +149,8 @@ impl Adoption<'_> {
                 let result = TensorType::new(DType::F32, ty.shape.clone());
                 let numbers = Op::from(Dequantize {}).eval(&[tensor], &[&ty], &[result]).map_err(fail)?;
                 let numbers = numbers.into_iter().next().unwrap_or_else(|| tensor.clone());
-                let constant = self.new.constant(&format!("{}_numbers", self.old.node(codes.node).name), numbers);
+                let constant =
+                    self.new.constant(&format!("{}_numbers", self.old.node(codes.node).name), numbers);
                 self.new.add(&name, grid, &[constant])?.out()
             }
             // The integers of a bias have up to 32 bits, which f32 does not hold.

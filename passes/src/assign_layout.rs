@@ -324,7 +324,7 @@ impl Builder<'_> {
     fn follow(&mut self, node: NodeId, op: &Op) -> Result<(), PassError> {
         let old = self.old.operands(node);
         let rank = self.old.shape(node.out()).rank();
-        let per_element = matches!(op, Op::Binary(_) | Op::Concat(_));
+        let per_element = matches!(op, Op::Binary(_) | Op::Where(_) | Op::Concat(_));
         let candidates = if per_element { &old[..] } else { &old[..old.len().min(1)] };
         let leader = candidates
             .iter()
@@ -372,7 +372,7 @@ fn reordered(op: &Op, perm: &[usize]) -> Option<(Op, Vec<usize>)> {
     let grid = |q: &QuantParams| q.axis().map_or_else(|| q.clone(), |a| q.on_axis(perm[a]));
     let same = perm.to_vec();
     let op = match op {
-        Op::Unary(_) | Op::Binary(_) | Op::Cast(_) => op.clone(),
+        Op::Unary(_) | Op::Binary(_) | Op::Where(_) | Op::Cast(_) => op.clone(),
         Op::FakeQuant(f) => FakeQuant { params: grid(&f.params), ..f.clone() }.into(),
         Op::Quantize(q) => Quantize { params: grid(&q.params), ..q.clone() }.into(),
         Op::Dequantize(d) => d.clone().into(),

@@ -8,8 +8,8 @@ use crate::{
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Shape, ValueId,
     ops::{
-        Binary, BinaryKind, Cast, Clamp, Conv, Expand, Layout, MatMul, Pad, Pool, PoolKind, Reduce, ReduceKind, Reshape,
-        Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
+        Binary, BinaryKind, Cast, Clamp, Conv, Expand, Layout, MatMul, Pad, Pool, PoolKind, Reduce,
+        ReduceKind, Reshape, Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
     },
 };
 

@@ -49,6 +49,9 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     for (&value, grid) in &grids {
         quantize_activation(graph, value, grid, &chosen)?;
     }
+    if ctx.options.interchange {
+        round_behind_moves(graph)?;
+    }
     for node in nodes {
         let narrow = ctx.options.weight_bits == WeightBits::Seven && has_weights(graph, node);
         let with = if narrow { ", by weights of 7 bits" } else { "" };
@@ -102,8 +105,7 @@ fn round_own_bias(graph: &mut Graph, node: NodeId) -> Result<(), PassError> {
         }
         None => QuantParams::per_tensor(scales[0], 0),
     };
-    let op =
-        FakeQuant { dtype: DType::S32, lo: -BIAS_CODES, hi: BIAS_CODES, params: params.map_err(fail)? };
+    let op = FakeQuant { dtype: DType::S32, lo: -BIAS_CODES, hi: BIAS_CODES, params: params.map_err(fail)? };
     let rounded = graph.add(&format!("{name}_bias_fq"), op, &[operands[2]])?;
     graph.set_operand(node, 2, rounded.out())?;
     Ok(())
@@ -152,6 +154,30 @@ fn has_own_grids(graph: &Graph, node: NodeId) -> Result<(), String> {
         Some(Some(Op::FakeQuant(f))) if f.dtype == DType::U8 => Ok(()),
         _ => Err("the model has no grid for its result alone".into()),
     }
+}
+
+/// Rounds what moves make of rounded numbers once more, which changes nothing.
+fn round_behind_moves(graph: &mut Graph) -> Result<(), PassError> {
+    for node in graph.order() {
+        if !graph.op(node).is_some_and(is_move) {
+            continue;
+        }
+        let grid = |v: ValueId| match graph.op(v.node) {
+            Some(Op::FakeQuant(f)) => Some(f.clone()),
+            _ => None,
+        };
+        let grids: Vec<Option<FakeQuant>> = activations(graph, node).iter().map(|(_, v)| grid(*v)).collect();
+        let [Some(first), rest @ ..] = &grids[..] else { continue };
+        let is_one = rest.iter().all(|f| f.as_ref() == Some(first)) && first.params.axis().is_none();
+        let is_rounded =
+            graph.uses(node.out()).iter().any(|u| matches!(graph.op(u.node), Some(Op::FakeQuant(_))));
+        if is_one && !is_rounded {
+            let name = format!("{}_fq", graph.node(node).name);
+            let rounded = graph.add(&name, first.clone(), &[node.out()])?.out();
+            graph.replace_all_uses(node.out(), rounded)?;
+        }
+    }
+    Ok(())
 }
 
 /// The clamp that ends `node`, as its one consumer, where node and clamp become one integer op: then only the result

@@ -450,6 +450,9 @@ impl Builder<'_> {
         let expected = &expected[if has_weights { 0 } else { 1 }..1 + usize::from(has_bias)];
         if rounded.is_none_or(|dtypes| dtypes != expected) {
             let what = if has_weights { "weights and bias are" } else { "bias is" };
+            if has_weights && self.rounded_constant(old[1]).is_some_and(|c| c.dtype() == DType::U8) {
+                return Ok(Err("its weights less their zero points leave the range of s8".into()));
+            }
             return Ok(Err(format!("its {what} not constant, rounded to s8 and s32")));
         }
         let operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;

@@ -1,8 +1,8 @@
 //! From a model file to machine code.
 
 use crate::{
-    Calibration, Difference, Error, Feed, JitOptions, Model, Pixels, Preprocess, Program, ProgramInfo,
-    Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
+    Backend, Calibration, Difference, DynamicModel, Error, Feed, JitOptions, Model, Pixels, Preprocess,
+    Program, ProgramInfo, Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
 use qcc_ir::{
     Device, Graph, Op, Output, Stage, ValueId,
@@ -214,6 +214,13 @@ impl Compiler {
         self
     }
 
+    /// Quantizes for other runtimes, to be exported as ONNX: with sums as ops of their own, and with every op between
+    /// grids, as they want it to compute with integers.
+    pub fn interchange(mut self, is_for_others: bool) -> Compiler {
+        self.options.interchange = is_for_others;
+        self
+    }
+
     /// Places the node of this name on a device.
     pub fn pin(mut self, node: impl Into<String>, device: Device) -> Compiler {
         self.options.pins.insert(node.into(), device);
@@ -262,6 +269,25 @@ impl Compiler {
     /// As [`compile_file`](Self::compile_file).
     pub fn compile_graph(&self, graph: Graph) -> Result<Model, Error> {
         self.jit(&self.program_of_graph(graph)?)
+    }
+
+    /// Reads an ONNX file as a model that is compiled for the shapes that its inputs have when it runs. Shapes that were bound
+    /// are those of inputs that have none of their own.
+    ///
+    /// # Errors
+    /// Where the file is not a model.
+    pub fn dynamic_file(&self, path: &Path) -> Result<DynamicModel, Error> {
+        DynamicModel::load(path, Backend::Jit(Box::new(self.clone())))
+    }
+
+    /// The shapes and dimensions that were bound.
+    pub fn bindings(&self) -> &Bindings {
+        &self.bindings
+    }
+
+    /// The same, but in float: for what no samples can be had.
+    pub(crate) fn without_calibration(&self) -> Compiler {
+        self.clone().precision(Precision::Float)
     }
 
     /// Takes an ONNX file through the passes, or loads a `.qcc` file.
@@ -438,7 +464,10 @@ impl Compiler {
             ..Options::default()
         };
         qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo { precision: Precision::Float, ..self.info(&graph, options.requant, None, &Report::default()) };
+        let info = ProgramInfo {
+            precision: Precision::Float,
+            ..self.info(&graph, options.requant, None, &Report::default())
+        };
         let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
         Ok(Program::new(graph, info).jit(&jit)?)
     }

@@ -55,8 +55,10 @@
 mod bench;
 pub mod bundled;
 mod compiler;
+pub mod conformance;
 mod container;
 mod data;
+mod dynamic;
 mod error;
 mod eval;
 pub mod experiment;
@@ -77,6 +79,7 @@ pub use bench::{BenchReport, Latency, Run, bench};
 pub use compiler::{Calibrated, Compiler, Event, IMPORT, Prepared, graph_inputs};
 pub use container::{ContainerError, is_program};
 pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_npz, write_npy};
+pub use dynamic::{Backend, DynamicModel, DynamicRun};
 pub use error::Error;
 pub use eval::{Evaluation, Score, evaluate, top};
 pub use layers::{Layer, Loss, Losses, Traffic};

@@ -147,6 +147,7 @@ fn emit_graph(
         (None, Emit::Onnx, Precision::FakeQuant | Precision::Int8) => Some(LAST_FAKE_QUANT_PASS),
         _ => None,
     };
+    let compiler = &compiler.clone().interchange(args.emit == Emit::Onnx && args.stop_after.is_none());
     let graph = if is_program(&args.model) {
         let program = Program::load(&args.model)?;
         explain(args, &program, out)?;

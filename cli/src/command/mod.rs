@@ -5,6 +5,7 @@ pub(crate) mod compile;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod run;
+pub(crate) mod test;
 pub(crate) mod zoo;
 
 use crate::{

@@ -7,8 +7,9 @@ use crate::{
 };
 use comfy_table::Table;
 use qcc_runtime::{
-    LoadPhase, Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads, ir::Tensor, read_npy,
-    top, write_npy,
+    Compiler, Error, LoadPhase, Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads,
+    ir::{Tensor, onnx::InputInfo},
+    is_program, read_npy, read_npz, top, write_npy,
 };
 use std::{
     collections::BTreeSet,
@@ -22,82 +23,184 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
     let compiler = compiler.precision(args.precision);
     let compiler = args.requant.requant.iter().fold(compiler, |c, &mode| c.requant(mode));
     let compiler = compiler.threads(Threads::new(args.threads.threads)?);
-    let model = compiler.compile_file(&args.model)?;
+    let ran = match is_program(&args.model) {
+        true => run_program(args, &compiler)?,
+        false => run_onnx(args, &compiler)?,
+    };
     terminal.clear();
     if args.options.explain {
-        write!(out, "{}", model.info().report)?;
+        for model in &ran.parts {
+            write!(out, "{}", model.info().report)?;
+        }
     }
-    let inputs = if args.zeros {
-        model.inputs().iter().map(|i| Tensor::zeros(i.ty.dtype, i.ty.shape.clone())).collect()
-    } else {
-        read_inputs(args, &model)?
-    };
-    let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
-    let start = Instant::now();
-    let mut session = Session::new(&model);
-    let outputs = session.run(&views)?;
-    let first = start.elapsed();
-    for (info, tensor) in model.outputs().iter().zip(&outputs) {
-        writeln!(out, "{}: {}[{}], {}", info.name, info.ty.dtype, info.ty.shape, summary(tensor))?;
+    for (name, tensor) in &ran.outputs {
+        writeln!(out, "{name}: {}[{}], {}", tensor.dtype(), tensor.shape(), summary(tensor))?;
     }
-    if let Some(k) = args.top {
-        print_top(&model, &outputs, k, out)?;
+    if let (Some(k), Some((_, tensor))) = (args.top, ran.outputs.first()) {
+        print_top(tensor, k, out)?;
     }
     if args.timings {
-        writeln!(out, "{}", timings(&model, first))?;
+        writeln!(out, "{}", timings(&ran))?;
     }
     if let Some(folder) = &args.output_dir {
-        write_outputs(&model, &outputs, folder)?;
+        write_outputs(&ran.outputs, folder)?;
     }
     Ok(())
 }
 
+/// What a run gave.
+struct Ran {
+    /// By name, in the order of the model's signature.
+    outputs: Vec<(String, Tensor)>,
+    /// What the model was compiled to.
+    parts: Vec<Model>,
+    /// Milliseconds of what came before machine code was made, by name.
+    before: Vec<(&'static str, f64)>,
+    first_run: Duration,
+}
+
+fn run_program(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
+    let model = compiler.compile_file(&args.model)?;
+    let preprocess = super::preprocess_of(&args.images, model.info())?;
+    let inputs = read_inputs(args, model.inputs(), Vec::new(), &preprocess)?;
+    let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
+    let start = Instant::now();
+    let outputs = Session::new(&model).run(&views)?;
+    let first_run = start.elapsed();
+    let names = model.outputs().iter().map(|o| o.name.clone());
+    Ok(Ran { outputs: names.zip(outputs).collect(), parts: vec![model], before: Vec::new(), first_run })
+}
+
+/// Shapes are those of arrays that are given, or what the command line and the model say.
+fn run_onnx(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
+    let start = Instant::now();
+    let model = compiler.dynamic_file(&args.model)?;
+    let read = start.elapsed();
+    let declared = model.model().inputs();
+    let mut given = arrays(args, declared)?;
+    let mut bindings = compiler.bindings().clone();
+    for (info, tensor) in declared.iter().zip(&mut given) {
+        let bound = bindings.shapes.get(&info.name);
+        if tensor.as_ref().is_some_and(|t| bound.is_some_and(|dims| dims[..] != t.shape()[..])) {
+            // A file of many samples for a shape that was asked for.
+            *tensor = None;
+        }
+        if let Some(t) = tensor {
+            bindings.shapes.insert(info.name.clone(), t.shape().to_vec());
+        }
+    }
+    let failed = |e| Error::Import { path: args.model.display().to_string(), source: Box::new(e) };
+    let types = model.model().input_types(&bindings).map_err(failed)?;
+    let infos: Vec<TensorInfo> =
+        declared.iter().zip(types).map(|(i, ty)| TensorInfo { name: i.name.clone(), ty }).collect();
+    let inputs = read_inputs(args, &infos, given, &super::preprocess(&args.images))?;
+    let start = Instant::now();
+    let run = model.run(&inputs)?;
+    let all = start.elapsed();
+    let names = model.model().outputs().map(str::to_owned);
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    let before = vec![("read the file", ms(read)), ("import, passes and code", ms(run.compile_time))];
+    let first_run = all.saturating_sub(run.compile_time);
+    Ok(Ran { outputs: names.zip(run.outputs).collect(), parts: run.models, before, first_run })
+}
+
+/// Arrays that are given as they are to be: of an element type and shape that the model declares.
+fn arrays(args: &Run, declared: &[InputInfo]) -> Result<Vec<Option<Tensor>>, Failure> {
+    let mut arrays = vec![None; declared.len()];
+    let names: Vec<&str> = declared.iter().map(|i| i.name.as_str()).collect();
+    for text in &args.input {
+        let (at, file) = match split(text, &names) {
+            Some(found) => found,
+            None if args.input.len() == 1 => (0, text.into()),
+            None => continue,
+        };
+        let extension = file.extension().map(|e| e.to_ascii_lowercase());
+        match extension.as_ref().and_then(|e| e.to_str()) {
+            Some("npy") => {
+                let tensor = read_npy(&file)?;
+                let takes = declared.get(at).is_some_and(|i| i.takes(tensor.dtype(), tensor.shape()));
+                if takes {
+                    arrays[at] = Some(tensor);
+                }
+            }
+            Some("npz") if args.input.len() == 1 => {
+                for (name, tensor) in read_npz(&file)? {
+                    let takes = |i: &InputInfo| i.name == name && i.takes(tensor.dtype(), tensor.shape());
+                    if let Some(at) = declared.iter().position(takes) {
+                        arrays[at] = Some(tensor);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(arrays)
+}
+
 /// Where the time to the first output went.
-fn timings(model: &Model, first_run: Duration) -> Table {
-    let (beside, following): (Vec<_>, Vec<_>) = model.load_phases().into_iter().partition(|p| p.meanwhile);
-    let first_run = first_run.as_secs_f64() * 1e3;
-    let total = following.iter().map(|p| p.ms).sum::<f64>() + first_run;
+fn timings(ran: &Ran) -> Table {
+    let phases = ran.parts.iter().flat_map(Model::load_phases);
+    let (beside, following): (Vec<_>, Vec<_>) = phases.partition(|p| p.meanwhile);
+    let first_run = ran.first_run.as_secs_f64() * 1e3;
     let named = |p: LoadPhase| (p.name.to_string(), p.ms);
-    let beside = beside.into_iter().map(|p| (format!("meanwhile: {}", p.name), p.ms));
-    let first_and_total = [("the first run".to_string(), first_run), ("together".to_string(), total)];
+    let mut rows: Vec<(String, f64)> = ran.before.iter().map(|(name, ms)| (name.to_string(), *ms)).collect();
+    // Making code is a part of what came before, where that is there.
+    let (own, part) = if rows.is_empty() { (following, Vec::new()) } else { (Vec::new(), following) };
+    rows.extend(own.into_iter().map(named));
+    rows.push(("the first run".to_string(), first_run));
+    let total = rows.iter().map(|(_, ms)| ms).sum::<f64>();
+    rows.push(("together".to_string(), total));
+    rows.extend(part.into_iter().map(named).map(|(name, ms)| (format!("of that: {name}"), ms)));
+    rows.extend(beside.into_iter().map(named).map(|(name, ms)| (format!("meanwhile: {name}"), ms)));
     let mut table = table(vec!["phase", "ms"], 1);
-    for (phase, ms) in following.into_iter().map(named).chain(first_and_total).chain(beside) {
+    for (phase, ms) in rows {
         table.add_row(vec![phase, decimal(Some(ms), 2)]);
     }
     table
 }
 
-fn read_inputs(args: &Run, model: &Model) -> Result<Vec<Tensor>, Failure> {
-    let preprocess = super::preprocess_of(&args.images, model.info())?;
+/// The inputs: those that are there, and the first sample of the files that are named for the others.
+fn read_inputs(
+    args: &Run,
+    inputs: &[TensorInfo],
+    mut given: Vec<Option<Tensor>>,
+    preprocess: &Preprocess,
+) -> Result<Vec<Tensor>, Failure> {
+    given.resize(inputs.len(), None);
+    let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
     let wanted = || {
-        let inputs = model.inputs().iter().map(|i| format!("{}: {}[{}]", i.name, i.ty.dtype, i.ty.shape));
+        let inputs = inputs.iter().map(|i| format!("{}: {}[{}]", i.name, i.ty.dtype, i.ty.shape));
         inputs.collect::<Vec<_>>().join(", ")
     };
+    if args.zeros {
+        return Ok(inputs.iter().map(|i| Tensor::zeros(i.ty.dtype, i.ty.shape.clone())).collect());
+    }
     if let [file] = &args.input[..]
-        && split(file, model.inputs()).is_none()
-        && !model.inputs().is_empty()
+        && split(file, &names).is_none()
+        && !inputs.is_empty()
+        && given.iter().any(Option::is_none)
     {
         // One file for all: an npz has arrays by name, and one input needs none.
-        return read(model.inputs(), Path::new(file), &preprocess);
+        return read(inputs, Path::new(file), preprocess);
     }
-    let mut given: Vec<Option<Tensor>> = vec![None; model.inputs().len()];
+    let mut named = vec![false; inputs.len()];
     for text in &args.input {
-        let Some((at, file)) = split(text, model.inputs()) else {
+        let Some((at, file)) = split(text, &names) else {
+            if given.iter().all(Option::is_some) {
+                continue;
+            }
             let why = format!("`{text}` does not begin with an input and `=`; the model takes {}", wanted());
             return Err(Failure::Usage(why));
         };
-        let mut tensors = read(&model.inputs()[at..=at], &file, &preprocess)?;
-        if given[at].replace(tensors.swap_remove(0)).is_some() {
-            return Err(Failure::Usage(format!("input `{}` is given twice", model.inputs()[at].name)));
+        if std::mem::replace(&mut named[at], true) {
+            return Err(Failure::Usage(format!("input `{}` is given twice", inputs[at].name)));
+        }
+        if given[at].is_none() {
+            given[at] = Some(read(&inputs[at..=at], &file, preprocess)?.swap_remove(0));
         }
     }
-    let missing: Vec<&str> = model
-        .inputs()
-        .iter()
-        .zip(&given)
-        .filter(|(_, g)| g.is_none())
-        .map(|(i, _)| i.name.as_str())
-        .collect();
+    let missing: Vec<&str> =
+        inputs.iter().zip(&given).filter(|(_, g)| g.is_none()).map(|(i, _)| i.name.as_str()).collect();
     if !missing.is_empty() {
         let why = format!(
             "no file for {}: give --input INPUT=FILE or --zeros; the model takes {}",
@@ -110,9 +213,9 @@ fn read_inputs(args: &Run, model: &Model) -> Result<Vec<Tensor>, Failure> {
 }
 
 /// Which input `INPUT=FILE` names. Names of inputs may hold `=` as well as files.
-fn split(text: &str, inputs: &[TensorInfo]) -> Option<(usize, PathBuf)> {
+fn split(text: &str, inputs: &[&str]) -> Option<(usize, PathBuf)> {
     inputs.iter().enumerate().find_map(|(i, input)| {
-        let file = text.strip_prefix(&input.name)?.strip_prefix('=')?;
+        let file = text.strip_prefix(input)?.strip_prefix('=')?;
         Some((i, file.into()))
     })
 }
@@ -133,7 +236,7 @@ fn read(inputs: &[TensorInfo], file: &Path, preprocess: &Preprocess) -> Result<V
 
 /// Range and mean, in one phrase.
 fn summary(tensor: &Tensor) -> String {
-    let values = numbers(tensor);
+    let values = tensor.to_f64();
     let (mut min, mut max, mut sum, mut odd) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0usize);
     for x in &values {
         if !x.is_finite() {
@@ -150,19 +253,9 @@ fn summary(tensor: &Tensor) -> String {
     if odd > 0 { format!("{range}, {odd} not finite") } else { range }
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f64> {
-    match (tensor.as_slice::<f64>(), tensor.to_f32(), tensor.to_i64()) {
-        (Ok(wide), ..) => wide.to_vec(),
-        (_, Some(floats), _) => floats.into_iter().map(f64::from).collect(),
-        (_, _, Some(integers)) => integers.into_iter().map(|x| x as f64).collect(),
-        _ => Vec::new(),
-    }
-}
-
-fn print_top(model: &Model, outputs: &[Tensor], k: usize, out: &mut impl Write) -> Result<(), Failure> {
-    let (Some(info), Some(tensor)) = (model.outputs().first(), outputs.first()) else { return Ok(()) };
-    let values: Vec<f32> = numbers(tensor).into_iter().map(|x| x as f32).collect();
-    let rows = if info.ty.shape.rank() > 1 { info.ty.shape[0].max(1) } else { 1 };
+fn print_top(tensor: &Tensor, k: usize, out: &mut impl Write) -> Result<(), Failure> {
+    let values: Vec<f32> = tensor.to_f64().into_iter().map(|x| x as f32).collect();
+    let rows = if tensor.shape().rank() > 1 { tensor.shape()[0].max(1) } else { 1 };
     let width = (values.len() / rows).max(1);
     for (i, row) in values.chunks(width).enumerate() {
         if rows > 1 {
@@ -175,12 +268,12 @@ fn print_top(model: &Model, outputs: &[Tensor], k: usize, out: &mut impl Write) 
     Ok(())
 }
 
-fn write_outputs(model: &Model, outputs: &[Tensor], folder: &Path) -> Result<(), Failure> {
+fn write_outputs(outputs: &[(String, Tensor)], folder: &Path) -> Result<(), Failure> {
     let failed = |source| Failure::Write { path: folder.display().to_string(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
     let mut taken = BTreeSet::new();
-    for (info, tensor) in model.outputs().iter().zip(outputs) {
-        let name = file_name(&info.name, &mut taken);
+    for (name, tensor) in outputs {
+        let name = file_name(name, &mut taken);
         write_npy(&folder.join(format!("{name}.npy")), tensor)?;
     }
     Ok(())
@@ -203,7 +296,7 @@ fn file_name(name: &str, taken: &mut BTreeSet<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qcc_runtime::ir::{DType, Shape, TensorType};
+    use qcc_runtime::ir::Shape;
 
     #[test]
     fn names_of_outputs_stay_in_the_folder() {
@@ -216,8 +309,7 @@ mod tests {
 
     #[test]
     fn inputs_are_told_from_files_by_the_names_of_the_model() {
-        let ty = TensorType::new(DType::F32, Shape::scalar());
-        let inputs = ["x", "a=b"].map(|n| TensorInfo { name: n.into(), ty: ty.clone() });
+        let inputs = ["x", "a=b"];
         assert_eq!(split("a=b=c=d.npy", &inputs), Some((1, "c=d.npy".into())));
         assert_eq!(split("y=f.npy", &inputs), None);
     }

@@ -186,8 +186,9 @@ pub(crate) fn softplus<L: Lanes>(l: &mut L, x: L::Value) -> L::Value {
 
 /// Whether [`unary`] has the function.
 pub(crate) fn has_unary(kind: UnaryKind) -> bool {
-    // The library's sine and cosine are its own; `Not` is of booleans.
-    !matches!(kind, UnaryKind::Sin | UnaryKind::Cos | UnaryKind::Not)
+    use UnaryKind::*;
+    // The library has its own functions of angles; `Not` is of booleans.
+    !matches!(kind, Sin | Cos | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh | Atanh | Not)
 }
 
 /// [`UnaryKind::apply`] on four lanes, for the kinds that [`has_unary`] names; of others the operand.
@@ -198,7 +199,8 @@ pub(crate) fn unary<L: Lanes>(l: &mut L, kind: UnaryKind, x: L::Value) -> L::Val
         l.select(mask, yes, no)
     };
     match kind {
-        Identity | Sin | Cos | Not => x,
+        Identity => x,
+        Sin | Cos | Tan | Asin | Acos | Atan | Sinh | Cosh | Asinh | Acosh | Atanh | Not => x,
         Relu => {
             let zero = l.f32(0.0);
             l.larger(zero, x)
@@ -249,6 +251,33 @@ pub(crate) fn unary<L: Lanes>(l: &mut L, kind: UnaryKind, x: L::Value) -> L::Val
             let positive = l.less(zero, x);
             let y = l.select(positive, x, y);
             scaled(l, y, gamma)
+        }
+        Celu { alpha } => {
+            let divisor = l.f32(alpha);
+            let y = l.fdiv(x, divisor);
+            let y = exp_minus_one(l, y, alpha);
+            negative(l, y, x)
+        }
+        Swish { alpha } => {
+            let y = scaled(l, x, alpha);
+            let y = sigmoid(l, y);
+            l.fmul(x, y)
+        }
+        ThresholdedRelu { alpha } => {
+            let (alpha, zero) = (l.f32(alpha), l.f32(0.0));
+            // So that NaN stays.
+            let low = l.compare_f32(FloatComparison::LessOrEqual, x, alpha);
+            l.select(low, zero, x)
+        }
+        Shrink { lambda, bias } => {
+            let (lo, hi) = (l.f32(-lambda), l.f32(lambda));
+            let (below, above) = (l.less(x, lo), l.less(hi, x));
+            let nan = l.is_nan(x);
+            let (bias, zero) = (l.f32(bias), l.f32(0.0));
+            let (up, down) = (l.fadd(x, bias), l.fsub(x, bias));
+            let y = l.select(nan, x, zero);
+            let y = l.select(above, down, y);
+            l.select(below, up, y)
         }
         Mish => {
             let y = softplus(l, x);

@@ -24,6 +24,7 @@ pub(super) const UNARY: Lowerer = Lowerer { supported: unary_supported, lower: u
 pub(super) const BINARY: Lowerer = Lowerer { supported: binary_supported, lower: chain };
 pub(super) const Q_UNARY: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: q_unary };
 pub(super) const Q_BINARY: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: chain };
+pub(super) const WHERE: Lowerer = Lowerer { supported: where_supported, lower: chain };
 pub(super) const CAST: Lowerer = Lowerer { supported: cast_supported, lower: cast };
 
 /// One node as a function of elements: first its operands', then those of constants that it brings along.
@@ -31,6 +32,7 @@ enum Function {
     Unary(UnaryKind),
     Binary(BinaryOf),
     Rescaled(Rescaled),
+    Where,
     Conversion(Conversion),
     ByGrid(ByGrid),
     Normalized,
@@ -43,6 +45,7 @@ impl Function {
             Function::Unary(_) => "unary",
             Function::Binary(_) => "binary",
             Function::Rescaled(_) => "q_binary",
+            Function::Where => "where",
             Function::Conversion(_) => "cast",
             Function::ByGrid(by_grid) => by_grid.name(),
             Function::Normalized => "normalize",
@@ -65,6 +68,7 @@ impl Elementwise for Function {
             Function::Unary(kind) => kind.apply(l, operands),
             Function::Binary(binary) => binary.apply(l, operands),
             Function::Rescaled(rescaled) => rescaled.apply(l, operands),
+            Function::Where => Choice.apply(l, operands),
             Function::Conversion(conversion) => conversion.apply(l, operands),
             Function::ByGrid(by_grid) => by_grid.apply(l, operands),
             Function::Normalized => Normalized.apply(l, operands),
@@ -78,7 +82,9 @@ fn is_function(graph: &Graph, node: NodeId) -> bool {
     match graph.op(node) {
         Some(Unary(op)) => op.kind != UnaryKind::Identity,
         Some(Cast(op)) => graph.ty(graph.operand(node, 0)).dtype != op.to,
-        Some(Binary(_) | QBinary(_) | Quantize(_) | Dequantize(_) | FakeQuant(_) | Normalize(_)) => true,
+        Some(
+            Binary(_) | Where(_) | QBinary(_) | Quantize(_) | Dequantize(_) | FakeQuant(_) | Normalize(_),
+        ) => true,
         _ => false,
     }
 }
@@ -233,6 +239,7 @@ fn function(cx: &mut Lowering, node: NodeId) -> Result<(Function, Vec<View>), Co
             let signed = [0, 1].map(|slot| types[slot].dtype.is_signed());
             Function::Rescaled(Rescaled { rescale, zero_points, signed, output: op.output })
         }
+        Some(Op::Where(_)) => Function::Where,
         Some(Op::Cast(op)) => Function::Conversion(Conversion { from: types[0].dtype, to: op.to }),
         Some(Op::Normalize(op)) => return Ok((Function::Normalized, norm::constants(cx, op, rank)?)),
         op => match ByGrid::of(cx.graph, node) {
@@ -294,6 +301,7 @@ fn binary_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     let dtype = graph.ty(graph.operand(node, 0)).dtype;
     match (op.kind, dtype) {
         (Pow, _) => Err("powers are computed by the library".into()),
+        (Modulo | Remainder | ShiftLeft | ShiftRight, _) => Err(format!("no vector form of {:?}", op.kind)),
         (Div, DType::S32) => Err("an integer division may fail".into()),
         (_, DType::F32 | DType::S32) => Ok(()),
         (And | Or | Xor, DType::Bool) => Ok(()),
@@ -339,7 +347,12 @@ fn binary_f32<L: Lanes>(l: &mut L, kind: BinaryKind, x: L::Value, y: L::Value) -
         LessOrEqual => compare(l, FloatComparison::LessOrEqual, x, y),
         Greater => compare(l, FloatComparison::Less, y, x),
         GreaterOrEqual => compare(l, FloatComparison::LessOrEqual, y, x),
-        Pow | And | Or | Xor => x,
+        PRelu => {
+            let product = l.fmul(x, y);
+            let negative = l.is_negative(x);
+            l.select(negative, product, x)
+        }
+        Pow | Modulo | Remainder | And | Or | Xor | ShiftLeft | ShiftRight => x,
     }
 }
 
@@ -369,7 +382,31 @@ fn binary_integer<L: Lanes>(l: &mut L, kind: BinaryKind, x: L::Value, y: L::Valu
         And => l.and(x, y),
         Or => l.or(x, y),
         Xor => l.xor(x, y),
-        Div | Pow => x,
+        PRelu => {
+            let product = l.imul(x, y);
+            let zero = l.i32(0);
+            let negative = l.compare_i32(IntegerComparison::Greater, zero, x);
+            l.select(negative, product, x)
+        }
+        Div | Pow | Modulo | Remainder | ShiftLeft | ShiftRight => x,
+    }
+}
+
+fn where_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
+    match graph.ty(node.out()).dtype {
+        dtype if dtype.size() <= 4 && !matches!(dtype, DType::F16 | DType::BF16 | DType::U32) => Ok(()),
+        dtype => Err(format!("no vector form of Where of {dtype}")),
+    }
+}
+
+/// One of two elements, as a truth value says.
+struct Choice;
+
+impl Elementwise for Choice {
+    fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let zero = l.i32(0);
+        let is_false = l.compare_i32(IntegerComparison::Equal, operands[0], zero);
+        l.select(is_false, operands[2], operands[1])
     }
 }
 

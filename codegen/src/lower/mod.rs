@@ -30,7 +30,7 @@ use crate::{
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
-    routine::Routine,
+    routine::{Routine, Source},
     sharing::{self, Cost},
     tier::Isa,
     times::{CompileTimes, ThreadTime},
@@ -73,6 +73,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Binary(_) => &elementwise::BINARY,
         Op::QUnary(_) => &elementwise::Q_UNARY,
         Op::QBinary(_) => &elementwise::Q_BINARY,
+        Op::Where(_) => &elementwise::WHERE,
         Op::Cast(_) => &elementwise::CAST,
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
@@ -94,6 +95,17 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
+        // Rare, and as fast as memory lets them be in the interpreter.
+        Op::BitCast(_)
+        | Op::ArgExtreme(_)
+        | Op::TopK(_)
+        | Op::Cumulate(_)
+        | Op::Determinant(_)
+        | Op::ArgMaxPool(_)
+        | Op::GatherElements(_)
+        | Op::GatherNd(_)
+        | Op::ScatterElements(_)
+        | Op::ScatterNd(_) => return None,
         // Folded by the passes, or products of integers that nothing says the meaning of.
         Op::BatchNorm(_) | Op::IntConv(_) | Op::IntMatMul(_) => return None,
     })
@@ -126,7 +138,7 @@ fn is_generated(graph: &Graph, node: NodeId) -> bool {
 pub(crate) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
     let takes = match graph.op(node) {
         Some(Op::Conv(_) | Op::QConv(_)) => conv::reads_strided(graph, node, slot),
-        Some(Op::Gather(_)) => slot == 0,
+        Some(Op::Gather(g)) => slot == 0 && shape::is_progression(graph, node, g.axis),
         Some(Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::Expand(_)) => true,
         Some(op) => writes_views(op),
         None => false,
@@ -149,7 +161,15 @@ pub(crate) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
 /// Ops that read all operands and write their result through a [`View`].
 fn writes_views(op: &Op) -> bool {
     quantize::maps_elements(op)
-        || matches!(op, Op::Binary(_) | Op::QBinary(_) | Op::Transpose(_) | Op::Pool(_) | Op::QAveragePool(_))
+        || matches!(
+            op,
+            Op::Binary(_)
+                | Op::Where(_)
+                | Op::QBinary(_)
+                | Op::Transpose(_)
+                | Op::Pool(_)
+                | Op::QAveragePool(_)
+        )
 }
 
 /// The margins that a node needs around this operand, if it is one that is read with them in place.
@@ -429,7 +449,7 @@ impl<'w, 's> Lowering<'w, 's> {
 
     fn interpret(&mut self, node: NodeId) -> Result<(), CodegenError> {
         let reads = self.graph.operands(node);
-        let operands = reads.iter().map(|&v| self.location(v)).collect::<Result<Vec<_>, _>>()?;
+        let operands = reads.iter().map(|&v| self.source(v)).collect::<Result<Vec<_>, _>>()?;
         let outputs = 0..self.graph.node(node).outputs().len();
         let results = outputs.map(|p| self.location(node.port(p as u16))).collect::<Result<Vec<_>, _>>()?;
         let step = Step::interpreted(self.graph, node, operands, results, self.work(node));
@@ -443,6 +463,14 @@ impl<'w, 's> Lowering<'w, 's> {
         let from = self.location(value)?;
         let bytes = self.graph.ty(value).bytes() as u64;
         shape::copy(self, &format!("output{index}_copy"), from, Location::Output(index), bytes)
+    }
+
+    /// Where a routine or the interpreter reads a dense value: constants where they are.
+    pub(crate) fn source(&mut self, value: ValueId) -> Result<Source, CodegenError> {
+        match self.graph.constant_value(value) {
+            Some(tensor) => Ok(Source::Constant(tensor.clone())),
+            None => self.location(value).map(Source::At),
+        }
     }
 
     /// Where a dense value lives. A constant that is asked for is put into the weights, as it is.

@@ -4,6 +4,7 @@ use super::{Lowerer, Lowering, lowerer};
 use crate::{
     CodegenError,
     kernels::{
+        gather::{self, Gather},
         map::{self, View},
         wide::{self, Planes},
     },
@@ -22,7 +23,7 @@ pub(super) const SLICE: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: sli
 pub(super) const CONCAT: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: concat };
 pub(super) const PAD: Lowerer = Lowerer { supported: pad_supported, lower: pad };
 pub(super) const EXPAND: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: expand };
-pub(super) const GATHER: Lowerer = Lowerer { supported: gather_supported, lower: gather };
+pub(super) const GATHER: Lowerer = Lowerer { supported: |_, _| Ok(()), lower: gather };
 
 /// A step that copies bytes.
 pub(super) fn copy(
@@ -173,34 +174,25 @@ fn expand(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
 }
 
 /// Constant indices as first index and step, where they are evenly spaced and in range.
-fn progression(graph: &Graph, node: NodeId, axis: usize) -> Result<(i64, i64), String> {
-    let indices = graph
-        .constant_value(graph.operand(node, 1))
-        .and_then(|t| t.to_i64())
-        .ok_or("the indices are computed at run time")?;
+fn progression(graph: &Graph, node: NodeId, axis: usize) -> Option<(i64, i64)> {
+    let indices = graph.constant_value(graph.operand(node, 1))?.to_i64()?;
     let extent = graph.shape(graph.operand(node, 0))[axis] as i64;
     let front: Vec<i64> = indices.iter().map(|&i| if i < 0 { i.saturating_add(extent) } else { i }).collect();
-    if front.iter().any(|i| !(0..extent).contains(i)) {
-        return Err("an index is out of range".into());
-    }
     let first = front.first().copied().unwrap_or(0);
     let step = front.get(1).map_or(0, |second| second - first);
-    match front.windows(2).all(|w| w[1] - w[0] == step) {
-        true => Ok((first, step)),
-        false => Err("the indices are not evenly spaced".into()),
-    }
+    let is_even =
+        front.iter().all(|i| (0..extent).contains(i)) && front.windows(2).all(|w| w[1] - w[0] == step);
+    is_even.then_some((first, step))
 }
 
-fn gather_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
-    match graph.op(node) {
-        Some(Op::Gather(g)) => progression(graph, node, g.axis).map(|_| ()),
-        _ => Ok(()),
-    }
+/// Whether the picked elements are a view of the operand.
+pub(super) fn is_progression(graph: &Graph, node: NodeId, axis: usize) -> bool {
+    progression(graph, node, axis).is_some()
 }
 
 fn gather(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let axis = attributes!(cx, node, Gather).axis;
-    let Ok((first, step)) = progression(cx.graph, node, axis) else { return Ok(()) };
+    let Some((first, step)) = progression(cx.graph, node, axis) else { return gather_rows(cx, node, axis) };
     let count = cx.graph.shape(cx.graph.operand(node, 1)).elements();
     let mut dims = cx.graph.shape(cx.graph.operand(node, 0)).to_vec();
     dims[axis] = count;
@@ -211,4 +203,21 @@ fn gather(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let result = cx.graph.ty(node.out());
     let to = View::dense(cx.location(node.out())?, result.dtype, &dims);
     map::copy(cx, "gather", &dims, from, to)
+}
+
+/// By indices of any kind.
+fn gather_rows(cx: &mut Lowering, node: NodeId, axis: usize) -> Result<(), CodegenError> {
+    let [data, indices] = [0, 1].map(|slot| cx.graph.operand(node, slot));
+    let ty = cx.graph.ty(data).clone();
+    let gather = Gather {
+        x: cx.source(data)?,
+        indices: cx.source(indices)?,
+        y: cx.location(node.out())?,
+        index: cx.graph.ty(indices).dtype,
+        axis,
+        extent: ty.shape[axis],
+        count: cx.graph.shape(indices).elements(),
+        row_bytes: ty.shape[axis + 1..].iter().product::<usize>() * ty.dtype.size(),
+    };
+    gather::lower(cx, gather, ty.shape[..axis].iter().product())
 }

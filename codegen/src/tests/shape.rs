@@ -1,10 +1,14 @@
 //! Ops that move elements.
 
-use super::{check, elementwise::dims, graph_of, plain};
+use super::{
+    Random, Serial, check, check_where_lowered, compiled, elementwise::dims, graph_of, placed, plain,
+    random_tensor, tiers,
+};
+use crate::Execution;
 use proptest::prelude::*;
 use qcc_ir::{
     DType, Graph, Shape, Tensor,
-    ops::{Concat, Expand, Gather, Pad, PadMode, Slice, SliceSpec, Transpose},
+    ops::{Binary, BinaryKind, Cast, Concat, Expand, Gather, Pad, PadMode, Slice, SliceSpec, Transpose},
 };
 
 fn element() -> impl Strategy<Value = DType> {
@@ -85,6 +89,53 @@ proptest! {
         let y = g.add("y", Gather { axis }, &[x, i]).unwrap();
         g.output("y", y.out());
         check(&g, seed);
+    }
+}
+
+/// Rows by indices from an input of u8, less 128: all that an axis of 128 has, from both ends.
+fn gather_of(index: DType, data: &[usize], axis: usize, is_constant: bool) -> Graph {
+    let mut g = Graph::new("gather");
+    let ty = plain(DType::F32, data);
+    let x = match is_constant {
+        true => g.constant("x", random_tensor(&ty, &mut Random::new(7))),
+        false => g.input("x", ty).unwrap(),
+    };
+    let i = g.input("i", plain(DType::U8, &[3, 5])).unwrap();
+    let wide = g.add("wide", Cast { to: DType::S32 }, &[i]).unwrap().out();
+    let offset = g.constant("offset", Tensor::scalar(128i32));
+    let signed = g.add("signed", Binary { kind: BinaryKind::Sub }, &[wide, offset]).unwrap().out();
+    let indices = g.add("indices", Cast { to: index }, &[signed]).unwrap().out();
+    let y = g.add("y", Gather { axis }, &[x, indices]).unwrap();
+    g.output("y", y.out());
+    g
+}
+
+#[test]
+fn gathers_by_indices_of_run_time() {
+    for (seed, index) in [DType::S32, DType::S64].into_iter().enumerate() {
+        for (data, axis) in [(&[128, 7][..], 0), (&[2, 128, 3], 1), (&[3, 128], 1)] {
+            for is_constant in [false, true] {
+                check_where_lowered(&gather_of(index, data, axis, is_constant), seed as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_of_run_time_that_is_out_of_range_is_an_error() {
+    let graph = placed(&gather_of(DType::S64, &[4, 2], 0, true));
+    for tier in tiers() {
+        let model = compiled(&graph, tier);
+        let mut execution = Execution::new(model);
+        let mut y = vec![0; 15 * 2 * 4];
+        let mut go = |index: u8| {
+            let e = execution.run(&[&[index; 15]], &mut [&mut y[..]], &Serial, None);
+            e.map_err(|e| e.to_string())
+        };
+        assert_eq!(go(128 + 3), Ok(()));
+        assert_eq!(go(128 - 4), Ok(()));
+        let why = go(128 + 4).unwrap_err();
+        assert!(why.contains("`y`") && why.contains("index 4 is out of range"), "{why}");
     }
 }
 

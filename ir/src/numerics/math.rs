@@ -182,6 +182,17 @@ pub(crate) trait Real:
     fn pow(self, exponent: Self) -> Self;
     fn sin(self) -> Self;
     fn cos(self) -> Self;
+    fn tan(self) -> Self;
+    fn asin(self) -> Self;
+    fn acos(self) -> Self;
+    fn atan(self) -> Self;
+    fn sinh(self) -> Self;
+    fn cosh(self) -> Self;
+    fn asinh(self) -> Self;
+    fn acosh(self) -> Self;
+    fn atanh(self) -> Self;
+    /// What a division truncated to an integer leaves, exactly.
+    fn rem(self, divisor: Self) -> Self;
     fn sqrt(self) -> Self;
     fn abs(self) -> Self;
     fn floor(self) -> Self;
@@ -212,6 +223,13 @@ macro_rules! std_methods {
     };
 }
 
+/// Through f64 and rounded once: the same f32 from all but the worst mathematical libraries.
+macro_rules! through_f64 {
+    ($($method:ident),*) => {
+        $(fn $method(self) -> f32 { f64::from(self).$method() as f32 })*
+    };
+}
+
 impl Real for f32 {
     fn of(x: f64) -> f32 {
         x as f32
@@ -234,15 +252,13 @@ impl Real for f32 {
     fn softplus(self) -> f32 {
         softplus(self)
     }
-    // Through f64 and rounded once: the same f32 from all but the worst mathematical libraries.
     fn pow(self, exponent: f32) -> f32 {
+        // As what `through_f64` makes.
         f64::from(self).powf(exponent.into()) as f32
     }
-    fn sin(self) -> f32 {
-        f64::from(self).sin() as f32
-    }
-    fn cos(self) -> f32 {
-        f64::from(self).cos() as f32
+    through_f64!(sin, cos, tan, asin, acos, atan, sinh, cosh, asinh, acosh, atanh);
+    fn rem(self, divisor: f32) -> f32 {
+        self % divisor
     }
     std_methods!(sqrt, abs, floor, ceil, round_ties_even);
 }
@@ -264,7 +280,30 @@ impl Real for f64 {
     fn pow(self, exponent: f64) -> f64 {
         self.powf(exponent)
     }
-    std_methods!(exp, ln, tanh, sin, cos, sqrt, abs, floor, ceil, round_ties_even);
+    fn rem(self, divisor: f64) -> f64 {
+        self % divisor
+    }
+    std_methods!(
+        exp,
+        ln,
+        tanh,
+        sin,
+        cos,
+        tan,
+        asin,
+        acos,
+        atan,
+        sinh,
+        cosh,
+        asinh,
+        acosh,
+        atanh,
+        sqrt,
+        abs,
+        floor,
+        ceil,
+        round_ties_even
+    );
 }
 
 /// erf in f64 by 2/√π·e^(−x²)·Σ 2ⁿ·x^(2n+1)/(2n+1)!!, whose terms are all of one sign: nothing cancels.

@@ -1,9 +1,13 @@
 //! Attributes of nodes, decoded and checked.
 
-use super::{ImportError, NodeError, external::ExternalFiles, tensor};
+use super::{
+    ImportError, NodeError,
+    body::{self, Body, Decoder},
+    tensor,
+};
 use crate::Tensor;
 use onnx_protobuf::{AttributeProto, attribute_proto::AttributeType};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The value of an attribute.
 #[derive(Clone, PartialEq, Debug)]
@@ -14,7 +18,11 @@ pub(super) enum Attribute {
     Tensor(Tensor),
     Floats(Vec<f32>),
     Ints(Vec<i64>),
-    /// Graphs, types, lists of strings or tensors: no op that is supported has one.
+    Strings(Vec<Vec<u8>>),
+    Graph(Arc<Body>),
+    /// In a function: what its caller gives under this name.
+    Reference(String),
+    /// Types, lists of graphs or tensors: no op that is supported has one.
     Other(&'static str),
 }
 
@@ -28,6 +36,9 @@ impl Attribute {
             Attribute::Tensor(_) => "a tensor",
             Attribute::Floats(_) => "a list of floats",
             Attribute::Ints(_) => "a list of ints",
+            Attribute::Strings(_) => "a list of strings",
+            Attribute::Graph(_) => "a graph",
+            Attribute::Reference(_) => "a reference to an attribute",
             Attribute::Other(kind) => kind,
         }
     }
@@ -38,7 +49,7 @@ pub(super) fn decode_all(
     node: &str,
     op: &str,
     protos: Vec<AttributeProto>,
-    files: &mut ExternalFiles,
+    decoder: &mut Decoder<'_>,
 ) -> Result<BTreeMap<String, Attribute>, ImportError> {
     let mut attributes = BTreeMap::new();
     for a in protos {
@@ -51,10 +62,14 @@ pub(super) fn decode_all(
         if name.is_empty() {
             return Err(refuse("has no name"));
         }
-        if !a.ref_attr_name.is_empty() {
-            return Err(refuse("refers to an attribute of a function, but the node is not in a function"));
-        }
-        let value = match decode(a, node, files)? {
+        let value = match (a.ref_attr_name.as_str(), decoder.in_function) {
+            ("", _) => decode(a, node, decoder)?,
+            (_, true) => Ok(Attribute::Reference(a.ref_attr_name)),
+            (_, false) => {
+                Err("refers to an attribute of a function, but the node is not in a function".into())
+            }
+        };
+        let value = match value {
             Ok(value) => value,
             Err(reason) => return Err(refuse(&reason)),
         };
@@ -69,7 +84,7 @@ pub(super) fn decode_all(
 fn decode(
     a: AttributeProto,
     node: &str,
-    files: &mut ExternalFiles,
+    decoder: &mut Decoder<'_>,
 ) -> Result<Result<Attribute, String>, ImportError> {
     use AttributeType as T;
     let Ok(kind) = a.type_.enum_value() else {
@@ -90,17 +105,20 @@ fn decode(
         T::FLOATS => Attribute::Floats(a.floats),
         T::INTS => Attribute::Ints(a.ints),
         T::TENSOR => match a.t.into_option() {
-            Some(t) => Attribute::Tensor(tensor::decode(t, &what, files)?),
+            Some(t) => Attribute::Tensor(tensor::decode(t, &what, decoder.files)?),
             None => return Ok(Err("is declared as a tensor, but holds none".into())),
         },
         T::SPARSE_TENSOR => match a.sparse_tensor.into_option() {
-            Some(t) => Attribute::Tensor(tensor::decode_sparse(t, &what, files)?),
+            Some(t) => Attribute::Tensor(tensor::decode_sparse(t, &what, decoder.files)?),
             None => return Ok(Err("is declared as a sparse tensor, but holds none".into())),
         },
         T::UNDEFINED => return Ok(Err("has no type".into())),
-        T::GRAPH => Attribute::Other("a graph"),
+        T::STRINGS => Attribute::Strings(a.strings),
+        T::GRAPH => match a.g.into_option() {
+            Some(g) => Attribute::Graph(Arc::new(body::decode_attribute(g, decoder)?)),
+            None => return Ok(Err("is declared as a graph, but holds none".into())),
+        },
         T::GRAPHS => Attribute::Other("a list of graphs"),
-        T::STRINGS => Attribute::Other("a list of strings"),
         T::TENSORS => Attribute::Other("a list of tensors"),
         T::SPARSE_TENSORS => Attribute::Other("a list of sparse tensors"),
         T::TYPE_PROTO => Attribute::Other("a type"),

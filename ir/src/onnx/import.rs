@@ -1,17 +1,20 @@
 //! From a model and the shapes of its inputs to a concrete graph.
 
 use super::{
-    Dim, ImportError, InputInfo, Model, NodeError, UnsupportedOp,
+    Dim, Eager, ImportError, InputInfo, Model, NodeError, Rest, UnsupportedOp,
     attribute::Attribute,
-    model::NodeDef,
+    body::{Body, NodeDef},
     ops::{self, Import},
 };
 use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
-    limits::{MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES},
-    ops::AssumeGrid,
+    limits::{
+        MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_SPLICED_NODES,
+    },
+    ops::{AssumeGrid, Cast, PoolKind},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use typed_arena::Arena;
 
 /// What a graph's symbolic dimensions are to be.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -24,6 +27,31 @@ pub struct Bindings {
     /// Inputs that are to be constants of the graph, by name: values that do not change from run to run, such as axes
     /// and target shapes that a model takes as inputs.
     pub values: BTreeMap<String, Tensor>,
+    /// Values that inputs have, by name. They stay inputs; but shapes, and what is computed at all, may depend on these
+    /// values, so that the graph holds for no others.
+    pub known: BTreeMap<String, Tensor>,
+}
+
+/// What an import comes to.
+pub enum Imported {
+    /// The graph of the whole model.
+    Whole(Graph),
+    /// Values of these inputs decide over shapes or over what is computed, and are small: bind them and import again.
+    Wants(Vec<String>),
+    /// The part of the model that can be known so far.
+    Part(Box<Part>),
+}
+
+/// The part of a model before values that decide over shapes, or over what is computed.
+pub struct Part {
+    /// Computes, of the model's inputs, the values that `rest` and `eager` need.
+    pub graph: Graph,
+    /// Computations on values that are too large to be bound, before `rest`.
+    pub eager: Vec<Eager>,
+    /// What is left.
+    pub rest: Rest,
+    /// Why the import could not go on: the first of its reasons.
+    pub reason: ImportError,
 }
 
 impl Model {
@@ -33,56 +61,103 @@ impl Model {
     /// op that needs such a number and gets one from the model's inputs is an error.
     pub fn graph(&self, bindings: &Bindings) -> Result<Graph, ImportError> {
         self.check_ops()?;
+        let arena = Arena::new();
+        let mut importer = self.importer(bindings, &arena)?;
+        importer.all_nodes()?;
+        match std::mem::take(&mut importer.blocked).into_iter().next() {
+            Some((_, reason)) => Err(reason),
+            None => importer.finish(),
+        }
+    }
+
+    /// Types of the inputs under these bindings.
+    ///
+    /// # Errors
+    /// Where a shape is not known, or does not fit what the model declares.
+    pub fn input_types(&self, bindings: &Bindings) -> Result<Vec<TensorType>, ImportError> {
+        let shapes = bind(&self.inputs, bindings)?;
+        Ok(self.inputs.iter().zip(shapes).map(|(info, shape)| TensorType::new(info.dtype, shape)).collect())
+    }
+
+    /// The graph of as much of the model as can be known from these bindings.
+    pub fn import(&self, bindings: &Bindings) -> Result<Imported, ImportError> {
+        self.check_ops()?;
+        let arena = Arena::new();
+        let mut importer = self.importer(bindings, &arena)?;
+        importer.all_nodes()?;
+        if importer.blocked.is_empty() {
+            return importer.finish().map(Imported::Whole);
+        }
+        let wanted = importer.wanted_inputs();
+        if !wanted.is_empty() {
+            return Ok(Imported::Wants(wanted));
+        }
+        importer.part().map(|part| Imported::Part(Box::new(part)))
+    }
+
+    pub(super) fn importer<'m>(
+        &'m self,
+        bindings: &Bindings,
+        arena: &'m Arena<NodeDef>,
+    ) -> Result<Importer<'m>, ImportError> {
         let shapes = bind(&self.inputs, bindings)?;
         let mut importer = Importer {
             model: self,
+            arena,
             graph: Graph::new(&self.name),
             values: BTreeMap::new(),
+            known: BTreeMap::new(),
             used: self.used(),
             budget: MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)),
+            is_eager: false,
+            spliced: 0,
+            splices: 0,
+            blocked: Vec::new(),
+            deferred: Vec::new(),
         };
         for (info, shape) in self.inputs.iter().zip(shapes) {
-            importer.input(info, shape, bindings.values.get(&info.name))?;
+            importer.input(info, shape, bindings)?;
         }
-        for def in &self.nodes {
-            importer.node(def)?;
-        }
-        importer.finish()
+        Ok(importer)
     }
 
     /// Fails with all ops that are not supported.
     fn check_ops(&self) -> Result<(), ImportError> {
-        let is_known = |n: &&NodeDef| self.import_of(n).is_some();
-        let unknown: Vec<UnsupportedOp> = self
-            .nodes
-            .iter()
-            .filter(|n| !is_known(n))
-            .map(|n| UnsupportedOp {
-                node: n.name.clone(),
-                op: n.op.clone(),
-                domain: if n.domain.is_empty() { "ai.onnx".into() } else { n.domain.clone() },
-                version: self.opsets.get(&n.domain).copied(),
-            })
-            .collect();
+        let mut unknown = Vec::new();
+        collect_unknown(&self.body, &mut unknown);
         if unknown.is_empty() { Ok(()) } else { Err(ImportError::UnsupportedOps(unknown)) }
-    }
-
-    /// How a node is imported, if its op is supported.
-    fn import_of(&self, def: &NodeDef) -> Option<Import> {
-        self.opsets.get(&def.domain).and_then(|&version| ops::find(&def.domain, &def.op, version))
     }
 
     /// Names of values that a node or a result of the graph uses.
     fn used(&self) -> BTreeSet<&str> {
-        let by_nodes = self.nodes.iter().flat_map(|n| &n.inputs).map(String::as_str);
-        by_nodes.chain(self.outputs()).collect()
+        self.body.nodes.iter().flat_map(|n| n.reads()).chain(self.outputs()).collect()
+    }
+}
+
+/// How a node is imported, if its op is supported.
+fn import_of(def: &NodeDef) -> Option<Import> {
+    def.version.and_then(|version| ops::find(&def.domain, &def.op, version))
+}
+
+/// Nodes of a graph, and of those in it, whose ops are not supported.
+fn collect_unknown(body: &Body, unknown: &mut Vec<UnsupportedOp>) {
+    for n in &body.nodes {
+        if import_of(n).is_none() {
+            unknown.push(UnsupportedOp {
+                node: n.name.clone(),
+                op: n.op.clone(),
+                domain: if n.domain.is_empty() { "ai.onnx".into() } else { n.domain.clone() },
+                version: n.version,
+            });
+        }
+        n.bodies().for_each(|body| collect_unknown(body, unknown));
     }
 }
 
 /// The concrete shapes of the inputs.
 fn bind(inputs: &[InputInfo], bindings: &Bindings) -> Result<Vec<Shape>, ImportError> {
     let names = || inputs.iter().map(|i| format!("`{}`", i.name)).collect::<Vec<_>>().join(", ");
-    let mut bound = bindings.shapes.keys().chain(bindings.values.keys());
+    let mut bound = bindings.shapes.keys().chain(bindings.values.keys()).chain(bindings.known.keys());
     if let Some(unknown) = bound.find(|&name| inputs.iter().all(|i| i.name != *name)) {
         return Err(ImportError::Input {
             input: unknown.clone(),
@@ -90,7 +165,8 @@ fn bind(inputs: &[InputInfo], bindings: &Bindings) -> Result<Vec<Shape>, ImportE
         });
     }
     let mut symbols = bindings.symbols.clone();
-    let value_shapes = bindings.values.iter().map(|(name, t)| (name, t.shape().to_vec()));
+    let value_shapes =
+        bindings.values.iter().chain(&bindings.known).map(|(name, t)| (name, t.shape().to_vec()));
     let shapes: BTreeMap<&String, Vec<usize>> =
         bindings.shapes.iter().map(|(name, dims)| (name, dims.clone())).chain(value_shapes).collect();
     for info in inputs {
@@ -166,26 +242,34 @@ fn concrete(
     Shape::new(dims).map_err(|e| refuse(e.to_string()))
 }
 
-struct Importer<'m> {
-    model: &'m Model,
-    graph: Graph,
+pub(super) struct Importer<'m> {
+    pub(super) model: &'m Model,
+    /// Nodes that stand for others.
+    arena: &'m Arena<NodeDef>,
+    pub(super) graph: Graph,
     /// What the names of the file stand for; initializers are added when they are first used.
-    values: BTreeMap<&'m str, ValueId>,
+    pub(super) values: BTreeMap<&'m str, ValueId>,
+    /// What values are known to be that the graph computes nevertheless; small ones only.
+    pub(super) known: BTreeMap<ValueId, Tensor>,
     used: BTreeSet<&'m str>,
     /// Bytes that folding may still make.
     budget: usize,
+    /// Whether everything is to be folded, whatever it takes: all inputs are constants.
+    pub(super) is_eager: bool,
+    /// Nodes that were put in the place of others, and how often that was.
+    spliced: usize,
+    splices: usize,
+    /// Nodes that need values which are not known, and what import says of them.
+    pub(super) blocked: Vec<(&'m NodeDef, ImportError)>,
+    /// Those, and all that depend on their results, in order.
+    pub(super) deferred: Vec<&'m NodeDef>,
 }
 
 impl<'m> Importer<'m> {
-    fn input(
-        &mut self,
-        info: &'m InputInfo,
-        shape: Shape,
-        known: Option<&Tensor>,
-    ) -> Result<(), ImportError> {
+    fn input(&mut self, info: &'m InputInfo, shape: Shape, bindings: &Bindings) -> Result<(), ImportError> {
         let refuse = |reason: String| ImportError::Input { input: info.name.clone(), reason };
         let ty = TensorType::new(info.dtype, shape);
-        let value = match known {
+        let value = match bindings.values.get(&info.name) {
             Some(t) if t.dtype() == info.dtype => self.graph.constant(&info.name, t.clone()),
             Some(t) => {
                 return Err(refuse(format!("bound to {}, but the model declares {}", t.ty(), info.dtype)));
@@ -196,50 +280,159 @@ impl<'m> Importer<'m> {
                 .map_err(NodeError::from)
                 .map_err(|e| refuse(e.to_string()))?,
         };
+        if let Some(known) = bindings.known.get(&info.name).filter(|t| t.ty() == *self.graph.ty(value)) {
+            self.known.insert(value, known.clone());
+        }
         self.values.insert(&info.name, value);
         Ok(())
     }
 
-    fn node(&mut self, def: &'m NodeDef) -> Result<(), ImportError> {
-        let fail = |source| ImportError::Node { node: def.name.clone(), op: def.op.clone(), source };
-        let opset = self.model.opset();
-        let Some(entry) = self.model.import_of(def) else {
-            // `check_ops` has looked at every node.
-            return Err(fail(OpError::unsupported("not supported").into()));
-        };
-        let mut node =
-            Node { def, opset, importer: self, attributes: BTreeSet::new(), operands: BTreeSet::new() };
-        let results = match entry {
-            Import::One(import) => import(&mut node).map(|v| vec![v]),
-            Import::Many(import) => import(&mut node),
-        };
-        let results = results.and_then(|r| node.check_all_read(&r).map(|()| r)).map_err(fail)?;
-        for (name, value) in def.outputs.iter().zip(results) {
-            if !name.is_empty() {
-                self.values.insert(name, value);
+    /// Imports the model's nodes, but for those that need values which are not known and all that depends on them.
+    pub(super) fn all_nodes(&mut self) -> Result<(), ImportError> {
+        let mut queue: VecDeque<&'m NodeDef> = self.model.body.nodes.iter().map(|n| &**n).collect();
+        // Results of nodes that are deferred.
+        let mut unknown: BTreeSet<&'m str> = BTreeSet::new();
+        while let Some(def) = queue.pop_front() {
+            let outcome = match def.reads().any(|name| unknown.contains(name)) {
+                true => Ok(Outcome::Deferred),
+                false => self.node(def),
+            };
+            match outcome {
+                Ok(Outcome::Values) => {}
+                Ok(Outcome::Nodes(nodes)) => {
+                    self.spliced += nodes.len();
+                    if self.spliced > MAX_SPLICED_NODES {
+                        let why =
+                            format!("the branches and rounds taken have more than {MAX_SPLICED_NODES} nodes");
+                        return Err(node_error(def, OpError::too_large(why).into()));
+                    }
+                    let nodes: &'m [NodeDef] = self.arena.alloc_extend(nodes);
+                    for n in nodes.iter().rev() {
+                        self.used.extend(n.reads());
+                        queue.push_front(n);
+                    }
+                }
+                Ok(Outcome::Deferred) => {
+                    unknown.extend(def.outputs.iter().map(String::as_str));
+                    self.deferred.push(def);
+                }
+                Err(e @ ImportError::Node { source: NodeError::NotConstant { .. }, .. }) => {
+                    unknown.extend(def.outputs.iter().map(String::as_str));
+                    self.deferred.push(def);
+                    self.blocked.push((def, e));
+                }
+                Err(e) => return Err(e),
             }
         }
         Ok(())
     }
 
+    fn node(&mut self, def: &'m NodeDef) -> Result<Outcome, ImportError> {
+        let Some(entry) = import_of(def) else {
+            // `check_ops` has looked at every node.
+            return Err(node_error(def, OpError::unsupported("not supported").into()));
+        };
+        let opset = def.version.filter(|_| def.domain.is_empty()).unwrap_or(self.model.opset());
+        let mut node =
+            Node { def, opset, importer: self, attributes: BTreeSet::new(), operands: BTreeSet::new() };
+        let results = match entry {
+            Import::One(import) => import(&mut node).map(|v| vec![v]),
+            Import::Many(import) => import(&mut node),
+            Import::Nodes(import) => {
+                let nodes = import(&mut node).and_then(|nodes| node.check_names_read().map(|()| nodes));
+                return nodes.map(Outcome::Nodes).map_err(|e| node_error(def, e));
+            }
+        };
+        let results = results.and_then(|r| node.check_all_read(&r).map(|()| r));
+        let results = results.map_err(|e| node_error(def, e))?;
+        for (name, value) in def.outputs.iter().zip(results) {
+            if !name.is_empty() {
+                self.values.insert(name, value);
+            }
+        }
+        Ok(Outcome::Values)
+    }
+
     /// The value of this name, which validation has found to be defined.
-    fn value(&mut self, name: &'m str) -> Option<ValueId> {
+    pub(super) fn value(&mut self, name: &'m str) -> Option<ValueId> {
         if let Some(v) = self.values.get(name) {
             return Some(*v);
         }
-        let initializer = self.model.initializers.get(name)?.clone();
+        let initializer = self.model.body.initializers.get(name)?.clone();
         let value = self.graph.constant(name, initializer);
         self.values.insert(name, value);
         Some(value)
     }
 
-    /// Adds an op, or what it computes where its operands are constants.
-    fn emit(&mut self, name: &str, op: Op, operands: &[ValueId]) -> Result<ValueId, NodeError> {
+    /// Adds an op, or what it computes where its operands are constants; its results.
+    fn emit(&mut self, name: &str, op: Op, operands: &[ValueId]) -> Result<Vec<ValueId>, NodeError> {
         let operands = self.without_grids(name, &op, operands)?;
-        match self.fold(name, &op, &operands)? {
-            Some(constant) => Ok(constant),
-            None => Ok(self.graph.add(name, op, &operands)?.out()),
+        if let Some(&first) = operands.first()
+            && computes_in_f32(&op)
+            && operands.iter().any(|&v| matches!(self.graph.ty(v).dtype, DType::F16 | DType::BF16))
+        {
+            let dtype = self.graph.ty(first).dtype;
+            return self.emit_in_f32(name, op, &operands, dtype).map(|y| vec![y]);
         }
+        if let Some(constants) = self.fold(name, &op, &operands)? {
+            return Ok(constants);
+        }
+        let known = self.known_results(&op, &operands);
+        let node = self.graph.add(name, op, &operands)?;
+        let results: Vec<ValueId> =
+            (0..self.graph.node(node).outputs().len()).map(|p| node.port(p as u16)).collect();
+        for (&value, known) in results.iter().zip(known.into_iter().flatten()) {
+            if known.ty() == *self.graph.ty(value) {
+                self.known.insert(value, known);
+            }
+        }
+        Ok(results)
+    }
+
+    /// The same for an op of one result.
+    fn emit_one(&mut self, name: &str, op: Op, operands: &[ValueId]) -> Result<ValueId, NodeError> {
+        let mnemonic = op.mnemonic();
+        let first = self.emit(name, op, operands)?.into_iter().next();
+        first.ok_or_else(|| OpError::unsupported(format!("{mnemonic} has no result")).into())
+    }
+
+    /// What a value is, where that is known.
+    fn tensor_of(&self, value: ValueId) -> Option<&Tensor> {
+        self.graph.constant_value(value).or_else(|| self.known.get(&value))
+    }
+
+    /// What an op computes, where that is known and small.
+    fn known_results(&self, op: &Op, operands: &[ValueId]) -> Option<Vec<Tensor>> {
+        if operands.iter().all(|v| !self.known.contains_key(v)) {
+            return None;
+        }
+        let tensors = operands.iter().map(|&v| self.tensor_of(v)).collect::<Option<Vec<_>>>()?;
+        let types: Vec<&TensorType> = operands.iter().map(|&v| self.graph.ty(v)).collect();
+        let results = op.infer(&types).ok()?;
+        let is_small = |t: &TensorType| t.shape.elements() <= MAX_KNOWN_ELEMENTS && t.quant.is_none();
+        if !results.iter().all(is_small) || op.macs(&types, &results) > MAX_KNOWN_ELEMENTS as u64 {
+            return None;
+        }
+        op.eval(&tensors, &types, &results).ok()
+    }
+
+    /// Adds an op that computes in f32 for operands of narrower floats; the result is rounded once to `dtype`.
+    fn emit_in_f32(
+        &mut self,
+        name: &str,
+        op: Op,
+        operands: &[ValueId],
+        dtype: DType,
+    ) -> Result<ValueId, NodeError> {
+        let widen = |(slot, &v): (usize, &ValueId)| match self.graph.ty(v).dtype {
+            DType::F16 | DType::BF16 => {
+                self.emit_one(&format!("{name}_wide{slot}"), Cast { to: DType::F32 }.into(), &[v])
+            }
+            _ => Ok(v),
+        };
+        let wide: Vec<ValueId> = operands.iter().enumerate().map(widen).collect::<Result<_, _>>()?;
+        let y = self.emit_one(&format!("{name}_wide"), op, &wide)?;
+        self.emit_one(name, Cast { to: dtype }.into(), &[y])
     }
 
     /// ONNX computes with quantized integers as with any others. Only ops that move elements keep a grid; for the rest,
@@ -257,14 +450,14 @@ impl<'m> Importer<'m> {
         }
         let forget = |&v: &ValueId| match self.graph.ty(v).quant {
             None => Ok(v),
-            Some(_) => self.emit(&format!("{name}_plain"), AssumeGrid { params: None }.into(), &[v]),
+            Some(_) => self.emit_one(&format!("{name}_plain"), AssumeGrid { params: None }.into(), &[v]),
         };
         operands.iter().map(forget).collect()
     }
 
-    fn fold(&mut self, name: &str, op: &Op, operands: &[ValueId]) -> Result<Option<ValueId>, NodeError> {
+    fn fold(&mut self, name: &str, op: &Op, operands: &[ValueId]) -> Result<Option<Vec<ValueId>>, NodeError> {
         // A weight is to stay the integers that the file has.
-        if matches!(op, Op::Dequantize(_)) {
+        if matches!(op, Op::Dequantize(_)) && !self.is_eager {
             return Ok(None);
         }
         let Some(tensors) =
@@ -274,30 +467,31 @@ impl<'m> Importer<'m> {
         };
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.graph.ty(v)).collect();
         let results = op.infer(&types)?;
-        let [result] = &results[..] else { return Ok(None) };
-        let given: usize = types.iter().map(|t| t.bytes()).sum();
-        let made = result.bytes();
+        results.iter().try_for_each(TensorType::check_size)?;
+        let bytes =
+            |types: &mut dyn Iterator<Item = &TensorType>| types.map(TensorType::bytes).sum::<usize>();
+        let (given, made) = (bytes(&mut types.iter().copied()), bytes(&mut results.iter()));
         let costs_little =
             !matches!(op, Op::Pool(_) | Op::Lrn(_)) && op.macs(&types, &results) <= MAX_FOLDED_MACS;
-        if made > MAX_FOLDED_TENSOR_BYTES.max(given) || made > self.budget || !costs_little {
+        let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(given) && made <= self.budget && costs_little;
+        if !is_little && !self.is_eager {
             return Ok(None);
         }
-        let mut values = match op.eval(&tensors, &types, &results) {
+        let values = match op.eval(&tensors, &types, &results) {
             Ok(values) => values,
-            Err(OpError::Unsupported(_)) => return Ok(None),
+            Err(OpError::Unsupported(_)) if !self.is_eager => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let Some(value) = values.pop() else { return Ok(None) };
-        self.budget -= made;
-        let ty = result.clone();
-        Ok(Some(match ty.quant {
-            None => self.graph.constant(name, value),
-            Some(_) => self.graph.quantized_constant(name, value, ty)?,
-        }))
+        self.budget = self.budget.saturating_sub(made);
+        let constants = values.into_iter().zip(results).map(|(value, ty)| match ty.quant {
+            None => Ok(self.graph.constant(name, value)),
+            Some(_) => Ok(self.graph.quantized_constant(name, value, ty)?),
+        });
+        constants.collect::<Result<Vec<_>, NodeError>>().map(Some)
     }
 
-    fn finish(mut self) -> Result<Graph, ImportError> {
-        for (name, declared) in &self.model.outputs {
+    pub(super) fn finish(mut self) -> Result<Graph, ImportError> {
+        for (name, declared) in &self.model.body.outputs {
             let Some(value) = self.value(name) else {
                 return Err(ImportError::Structure(format!("output `{name}` of the graph is not computed")));
             };
@@ -314,6 +508,29 @@ impl<'m> Importer<'m> {
     }
 }
 
+/// Ops that sum many products, which narrower floats than f32 would each be rounded in.
+fn computes_in_f32(op: &Op) -> bool {
+    use Op::*;
+    match op {
+        Pool(pool) => pool.kind != PoolKind::Max,
+        _ => matches!(op, Conv(_) | MatMul(_) | BatchNorm(_) | Lrn(_) | Softmax(_)),
+    }
+}
+
+/// What became of a node.
+enum Outcome {
+    /// Its results have values.
+    Values,
+    /// Others stand for it.
+    Nodes(Vec<NodeDef>),
+    /// It depends on a node that needs a value which is not known.
+    Deferred,
+}
+
+fn node_error(def: &NodeDef, source: NodeError) -> ImportError {
+    ImportError::Node { node: def.name.clone(), op: def.op.clone(), source }
+}
+
 /// Ops that let integers keep their grid, where it fits.
 fn moves_grids(op: &Op) -> bool {
     use Op::*;
@@ -326,6 +543,11 @@ fn moves_grids(op: &Op) -> bool {
             | Pad(_)
             | Expand(_)
             | Gather(_)
+            | GatherElements(_)
+            | GatherNd(_)
+            | ScatterElements(_)
+            | ScatterNd(_)
+            | Where(_)
             | Pool(_)
             | Dequantize(_)
             | AssumeGrid(_)
@@ -344,6 +566,15 @@ pub(super) struct Node<'a, 'm> {
 
 impl<'m> Node<'_, 'm> {
     fn check_all_read(&self, results: &[ValueId]) -> Result<(), NodeError> {
+        self.check_names_read()?;
+        let extra = self.def.outputs.iter().enumerate().skip(results.len());
+        match extra.into_iter().find(|(_, o)| self.is_used(o)) {
+            Some((port, value)) => Err(NodeError::Result { port, value: value.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_names_read(&self) -> Result<(), NodeError> {
         if let Some(name) = self.def.attributes.keys().find(|name| !self.attributes.contains(name.as_str())) {
             return Err(NodeError::attribute(
                 name,
@@ -354,11 +585,7 @@ impl<'m> Node<'_, 'm> {
         if let Some((slot, value)) = self.def.inputs.iter().enumerate().find(unread) {
             return Err(NodeError::ExtraOperand { slot, value: value.clone(), opset: self.opset });
         }
-        let extra = self.def.outputs.iter().enumerate().skip(results.len());
-        match extra.into_iter().find(|(_, o)| self.is_used(o)) {
-            Some((port, value)) => Err(NodeError::Result { port, value: value.clone() }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn is_used(&self, result: &str) -> bool {
@@ -416,7 +643,7 @@ impl<'m> Node<'_, 'm> {
     /// The tensor of an operand that decides over shapes, so must be known; `None` where it is left out.
     pub(super) fn known(&mut self, slot: usize, role: &'static str) -> Result<Option<Tensor>, NodeError> {
         let Some(name) = self.operand_name(slot) else { return Ok(None) };
-        let tensor = self.importer.value(name).and_then(|v| self.importer.graph.constant_value(v));
+        let tensor = self.importer.value(name).and_then(|v| self.importer.tensor_of(v));
         match tensor {
             Some(t) => Ok(Some(t.clone())),
             None => Err(NodeError::NotConstant { slot, role, value: name.into() }),
@@ -451,6 +678,86 @@ impl<'m> Node<'_, 'm> {
         slot: usize,
     ) -> Result<Option<Vec<i64>>, NodeError> {
         if self.opset >= since { self.known_ints(slot, name) } else { self.ints(name) }
+    }
+
+    /// The tensor of an operand, where it is known.
+    pub(super) fn if_known(&mut self, slot: usize) -> Result<Option<Tensor>, NodeError> {
+        match self.known(slot, "") {
+            Err(NodeError::NotConstant { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Names of the operands; an empty one is left out.
+    pub(super) fn operand_names(&mut self) -> Vec<&'m str> {
+        self.operands.extend(0..self.def.inputs.len());
+        self.def.inputs.iter().map(String::as_str).collect()
+    }
+
+    /// Whether there is no operand in a slot.
+    pub(super) fn is_left_out(&mut self, slot: usize) -> bool {
+        self.operand_name(slot).is_none()
+    }
+
+    /// Names of the results; an empty one is not wanted.
+    pub(super) fn result_names(&self) -> Vec<&'m str> {
+        self.def.outputs.iter().map(String::as_str).collect()
+    }
+
+    /// The values of all that the node and its graphs read.
+    pub(super) fn all_known(&mut self) -> Result<BTreeMap<String, Tensor>, NodeError> {
+        let def = self.def;
+        let (mut known, mut largest) = (BTreeMap::new(), None);
+        for name in def.reads() {
+            let Some(value) = self.importer.value(name) else { continue };
+            match self.importer.tensor_of(value) {
+                Some(t) => _ = known.insert(name.to_owned(), t.clone()),
+                None => {
+                    let elements = self.ty(value).shape.elements();
+                    largest = largest.max(Some((elements, name)));
+                }
+            }
+        }
+        match largest {
+            None => Ok(known),
+            Some((_, value)) => {
+                let slot = def.inputs.iter().position(|i| i == value).unwrap_or(def.inputs.len());
+                Err(NodeError::NotConstant { slot, role: "value", value: value.into() })
+            }
+        }
+    }
+
+    /// The results of a graph for these values of its inputs and of what it takes from around it, by definition.
+    pub(super) fn evaluate(
+        &self,
+        body: &Body,
+        mut values: BTreeMap<String, Tensor>,
+    ) -> Result<Vec<Tensor>, NodeError> {
+        values.extend(body.initializers.iter().map(|(name, t)| (name.clone(), t.clone())));
+        let closed = Body {
+            inputs: Vec::new(),
+            outputs: body.outputs.clone(),
+            initializers: values,
+            nodes: body.nodes.clone(),
+            captures: Vec::new(),
+        };
+        self.importer.model.with(Vec::new(), closed).evaluate().map_err(|e| match e {
+            ImportError::Node { source, .. } => source,
+            other => OpError::unsupported(other.to_string()).into(),
+        })
+    }
+
+    /// A beginning of names that occurs nowhere else.
+    pub(super) fn splice_prefix(&mut self) -> String {
+        self.importer.splices += 1;
+        format!("{}.{}/", self.def.name, self.importer.splices)
+    }
+
+    /// The shape of a value, by its name.
+    pub(super) fn shape_of(&self, name: &str) -> Result<Shape, NodeError> {
+        let stored = || self.importer.model.body.initializers.get(name).map(|t| t.shape().clone());
+        let shape = self.importer.values.get(name).map(|&v| self.shape(v)).or_else(stored);
+        shape.ok_or_else(|| OpError::shape(format!("`{name}` is not there")).into())
     }
 
     // ---- attributes
@@ -536,6 +843,15 @@ impl<'m> Node<'_, 'm> {
         }
     }
 
+    /// A graph.
+    pub(super) fn graph_attribute(&mut self, name: &'static str) -> Result<&'m Body, NodeError> {
+        match self.attribute(name) {
+            None => Err(NodeError::attribute(name, "is missing")),
+            Some(Attribute::Graph(body)) => Ok(body),
+            Some(other) => Self::mistyped(name, "a graph", other),
+        }
+    }
+
     /// A tensor, if it is there.
     pub(super) fn tensor(&mut self, name: &'static str) -> Result<Option<Tensor>, NodeError> {
         match self.attribute(name) {
@@ -576,6 +892,15 @@ impl<'m> Node<'_, 'm> {
 
     /// Adds an op under the node's own name.
     pub(super) fn emit(&mut self, op: impl Into<Op>, operands: &[ValueId]) -> Result<ValueId, NodeError> {
+        self.importer.emit_one(self.name(), op.into(), operands)
+    }
+
+    /// Adds an op of several results under the node's own name.
+    pub(super) fn emit_all(
+        &mut self,
+        op: impl Into<Op>,
+        operands: &[ValueId],
+    ) -> Result<Vec<ValueId>, NodeError> {
         self.importer.emit(self.name(), op.into(), operands)
     }
 
@@ -586,7 +911,7 @@ impl<'m> Node<'_, 'm> {
         op: impl Into<Op>,
         operands: &[ValueId],
     ) -> Result<ValueId, NodeError> {
-        self.importer.emit(&format!("{}_{part}", self.name()), op.into(), operands)
+        self.importer.emit_one(&format!("{}_{part}", self.name()), op.into(), operands)
     }
 
     /// Adds an op under a name of its own.
@@ -596,7 +921,7 @@ impl<'m> Node<'_, 'm> {
         op: impl Into<Op>,
         operands: &[ValueId],
     ) -> Result<ValueId, NodeError> {
-        self.importer.emit(name, op.into(), operands)
+        self.importer.emit_one(name, op.into(), operands)
     }
 
     /// Adds a constant under the node's own name.
@@ -607,6 +932,24 @@ impl<'m> Node<'_, 'm> {
     /// Adds a constant that helps to express the node.
     pub(super) fn constant_part(&mut self, part: &str, value: Tensor) -> ValueId {
         self.importer.graph.constant(&format!("{}_{part}", self.name()), value)
+    }
+
+    /// Adds a constant that an import function computed from others, or a vector that helps to express the node. Takes
+    /// its bytes from what folding may make.
+    pub(super) fn computed(
+        &mut self,
+        part: &str,
+        ty: &TensorType,
+        make: impl FnOnce() -> Result<Tensor, OpError>,
+    ) -> Result<ValueId, NodeError> {
+        let budget = &mut self.importer.budget;
+        *budget = budget.checked_sub(ty.bytes()).ok_or_else(|| {
+            OpError::too_large(format!(
+                "makes a constant {ty} of {} bytes, where {budget} are left of those that import may make",
+                ty.bytes()
+            ))
+        })?;
+        Ok(self.constant_part(part, make()?))
     }
 
     /// The constant behind `value` as integers of a grid, under the name that the plain one has.

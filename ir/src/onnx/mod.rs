@@ -7,19 +7,25 @@
 //! To add an op: one line in the table of `ops/mod.rs` and one function in the file of its family there.
 
 mod attribute;
+mod body;
 mod error;
 mod export;
 mod external;
+mod functions;
 mod import;
 mod model;
 mod ops;
+mod partial;
+mod splice;
 mod tensor;
 mod wire;
 
 pub use error::{ImportError, NodeError, UnsupportedOp};
 pub use export::{ExportError, ExportOptions, export, export_with};
-pub use import::Bindings;
+pub use import::{Bindings, Imported, Part};
 pub use model::{Dim, InputInfo, Model, OPSETS};
+pub use partial::{Eager, Rest};
+pub use tensor::read_tensor;
 
 #[cfg(test)]
 mod tests;

@@ -2,24 +2,25 @@
 
 use super::{
     ImportError,
-    attribute::{self, Attribute},
+    body::{self, Body, Decoder},
     external::ExternalFiles,
+    functions::Functions,
     tensor, wire,
 };
 use crate::{DType, Tensor, limits::MAX_MODEL_BYTES};
 use bytes::Bytes;
 use onnx_protobuf::{
-    GraphProto, Message, ModelProto, NodeProto, ValueInfoProto, tensor_shape_proto::dimension, type_proto,
+    GraphProto, Message, ModelProto, OperatorSetIdProto, ValueInfoProto, tensor_shape_proto::dimension,
+    type_proto,
 };
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
 };
 
 /// Versions of the `ai.onnx` operator set that import knows.
-pub const OPSETS: std::ops::RangeInclusive<i64> = 7..=24;
+pub const OPSETS: std::ops::RangeInclusive<i64> = 1..=27;
 
 /// Versions of the file format that import knows.
 const IR_VERSIONS: std::ops::RangeInclusive<i64> = 3..=14;
@@ -56,18 +57,15 @@ pub struct InputInfo {
     pub dims: Option<Vec<Dim>>,
 }
 
-/// A node as the file has it, with its tensors decoded.
-pub(super) struct NodeDef {
-    /// The node's name; its first output's where it has none.
-    pub(super) name: String,
-    pub(super) op: String,
-    /// Empty for ONNX itself.
-    pub(super) domain: String,
-    /// An empty name is an operand that is left out.
-    pub(super) inputs: Vec<String>,
-    /// An empty name is a result that is not wanted.
-    pub(super) outputs: Vec<String>,
-    pub(super) attributes: BTreeMap<String, Attribute>,
+impl InputInfo {
+    /// Whether a tensor of this type is one that the model declares.
+    pub fn takes(&self, dtype: DType, dims: &[usize]) -> bool {
+        let fits = |declared: &Vec<Dim>| {
+            let agrees = |(d, &n): (&Dim, &usize)| !matches!(d, Dim::Known(k) if *k != n);
+            declared.len() == dims.len() && declared.iter().zip(dims).all(agrees)
+        };
+        dtype == self.dtype && self.dims.as_ref().is_none_or(fits)
+    }
 }
 
 /// An ONNX model: parsed, validated, independent of input shapes.
@@ -75,14 +73,10 @@ pub(super) struct NodeDef {
 /// Cloned weights share their bytes, and so do the graphs made by [`graph`](Model::graph).
 pub struct Model {
     pub(super) name: String,
-    ir_version: i64,
+    pub(super) ir_version: i64,
     pub(super) opsets: BTreeMap<String, i64>,
     pub(super) inputs: Vec<InputInfo>,
-    /// Names of the results and the element types that the file declares for them.
-    pub(super) outputs: Vec<(String, Option<DType>)>,
-    pub(super) initializers: BTreeMap<String, Tensor>,
-    /// Producers before consumers.
-    pub(super) nodes: Vec<NodeDef>,
+    pub(super) body: Body,
 }
 
 impl Model {
@@ -125,21 +119,18 @@ impl Model {
             return Err(ImportError::NotAModel("it has no graph".into()));
         };
         let opsets = opsets(&proto)?;
-        if !proto.functions.is_empty() {
-            // A node that calls one has the function's domain, and is listed as not supported.
-            check_function_names(&proto)?;
-        }
-        let initializers = initializers(&mut graph, files)?;
-        let nodes = std::mem::take(&mut graph.node)
-            .into_iter()
-            .enumerate()
-            .map(|(i, n)| node(i, n, files))
-            .collect::<Result<Vec<_>, _>>()?;
-        let inputs = inputs(&graph, &initializers)?;
-        let outputs = graph.output.iter().map(output).collect::<Result<Vec<_>, _>>()?;
-        let nodes = in_order(nodes, &inputs, &initializers, &outputs)?;
-        let name = if graph.name.is_empty() { "model".into() } else { graph.name };
-        Ok(Model { name, ir_version: proto.ir_version, opsets, inputs, outputs, initializers, nodes })
+        let functions = Functions::decode(std::mem::take(&mut proto.functions), files)?;
+        let name = if graph.name.is_empty() { "model".into() } else { std::mem::take(&mut graph.name) };
+        let mut decoder = Decoder { files, opsets: &opsets, in_function: false };
+        let mut declared = Vec::new();
+        let names = |graph: &GraphProto, initializers: &BTreeMap<String, Tensor>| {
+            declared = inputs(graph, initializers)?;
+            Ok(declared.iter().map(|i| i.name.clone()).collect())
+        };
+        let body = body::decode(graph, names, &mut decoder)?;
+        body.check_closed()?;
+        let body = functions.expand(body)?;
+        Ok(Model { name, ir_version: proto.ir_version, opsets, inputs: declared, body })
     }
 
     /// The graph's name.
@@ -154,7 +145,7 @@ impl Model {
 
     /// Names of the results, in the model's order.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
-        self.outputs.iter().map(|(name, _)| name.as_str())
+        self.body.outputs.iter().map(|(name, _)| name.as_str())
     }
 
     /// Version of the file format.
@@ -170,7 +161,7 @@ impl Model {
     /// How often each op occurs, by name; those of other domains as `domain::name`.
     pub fn op_histogram(&self) -> BTreeMap<String, usize> {
         let mut histogram = BTreeMap::new();
-        for n in &self.nodes {
+        for n in &self.body.nodes {
             let key = match n.domain.as_str() {
                 "" => n.op.clone(),
                 domain => format!("{domain}::{}", n.op),
@@ -182,7 +173,7 @@ impl Model {
 
     /// Bytes of all stored weights.
     pub fn weight_bytes(&self) -> usize {
-        self.initializers.values().map(|t| t.bytes().len()).sum()
+        self.body.initializers.values().map(|t| t.bytes().len()).sum()
     }
 }
 
@@ -191,7 +182,7 @@ fn structure<T>(why: String) -> Result<T, ImportError> {
 }
 
 /// The domain's canonical name: ONNX's own may be spelled out.
-fn canonical(domain: &str) -> &str {
+pub(super) fn canonical(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }
 }
 
@@ -211,8 +202,14 @@ fn opsets(proto: &ModelProto) -> Result<BTreeMap<String, i64>, ImportError> {
     if proto.opset_import.is_empty() {
         return version("the model does not say which opset it uses (opset_import is missing)".into());
     }
+    opset_imports(&proto.opset_import)
+}
+
+/// Versions of operator sets, by domain.
+pub(super) fn opset_imports(imports: &[OperatorSetIdProto]) -> Result<BTreeMap<String, i64>, ImportError> {
+    let version = |why: String| Err(ImportError::Version(why));
     let mut opsets = BTreeMap::new();
-    for import in &proto.opset_import {
+    for import in imports {
         let domain = canonical(&import.domain);
         if domain.is_empty() && !OPSETS.contains(&import.version) {
             return version(format!(
@@ -231,60 +228,6 @@ fn opsets(proto: &ModelProto) -> Result<BTreeMap<String, i64>, ImportError> {
         }
     }
     Ok(opsets)
-}
-
-fn check_function_names(proto: &ModelProto) -> Result<(), ImportError> {
-    let mut seen = BTreeSet::new();
-    for f in &proto.functions {
-        if !seen.insert((&f.domain, &f.name, &f.overload)) {
-            return structure(format!("function `{}` of domain {:?} is defined twice", f.name, f.domain));
-        }
-    }
-    Ok(())
-}
-
-fn initializers(
-    graph: &mut GraphProto,
-    files: &mut ExternalFiles,
-) -> Result<BTreeMap<String, Tensor>, ImportError> {
-    let mut initializers = BTreeMap::new();
-    let mut keep = |name: String, tensor: Tensor| {
-        if name.is_empty() {
-            return structure("an initializer has no name".into());
-        }
-        match initializers.insert(name.clone(), tensor) {
-            Some(_) => structure(format!("two initializers have the name `{name}`")),
-            None => Ok(()),
-        }
-    };
-    for mut t in std::mem::take(&mut graph.initializer) {
-        let name = std::mem::take(&mut t.name);
-        let tensor = tensor::decode(t, &name, files)?;
-        keep(name, tensor)?;
-    }
-    for sparse in std::mem::take(&mut graph.sparse_initializer) {
-        let name = sparse.values.name.clone();
-        let tensor = tensor::decode_sparse(sparse, &name, files)?;
-        keep(name, tensor)?;
-    }
-    Ok(initializers)
-}
-
-fn node(index: usize, n: NodeProto, files: &mut ExternalFiles) -> Result<NodeDef, ImportError> {
-    let name = match (n.name.as_str(), n.output.iter().find(|o| !o.is_empty())) {
-        ("", Some(output)) => output.clone(),
-        ("", None) => format!("{}_{index}", n.op_type),
-        (name, _) => name.to_owned(),
-    };
-    if n.op_type.is_empty() {
-        return structure(format!("node `{name}` has no op"));
-    }
-    if n.output.iter().all(String::is_empty) {
-        return structure(format!("node `{name}` ({}) has no output", n.op_type));
-    }
-    let attributes = attribute::decode_all(&name, &n.op_type, n.attribute, files)?;
-    let domain = canonical(&n.domain).to_owned();
-    Ok(NodeDef { name, op: n.op_type, domain, inputs: n.input, outputs: n.output, attributes })
 }
 
 fn inputs(
@@ -316,10 +259,14 @@ fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
     };
     let dtype = tensor::dtype(ty.elem_type).map_err(refuse)?;
     let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
+        // What PaddlePaddle writes for a length that is not known.
+        Some(dimension::Value::DimValue(-1)) => Ok(Dim::Unknown),
         Some(dimension::Value::DimValue(n)) => {
             let n = usize::try_from(*n).map_err(|_| refuse(format!("dimension {n} is negative")))?;
             Ok(Dim::Known(n))
         }
+        // What Paddle's exporter calls every dimension that it does not know.
+        Some(dimension::Value::DimParam(name)) if name == "?" => Ok(Dim::Unknown),
         Some(dimension::Value::DimParam(name)) if !name.is_empty() => Ok(Dim::Symbol(name.clone())),
         _ => Ok(Dim::Unknown),
     };
@@ -329,12 +276,7 @@ fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
 
 /// An initializer that is declared as an input, too, is a constant (before IR version 4 all had to be declared).
 fn check_default(declared: &InputInfo, default: &Tensor) -> Result<(), ImportError> {
-    let fits = |dims: &Vec<Dim>| {
-        let shape = default.shape();
-        let agrees = |(d, &n): (&Dim, &usize)| !matches!(d, Dim::Known(k) if *k != n);
-        dims.len() == shape.rank() && dims.iter().zip(shape.iter()).all(agrees)
-    };
-    if declared.dtype == default.dtype() && declared.dims.as_ref().is_none_or(fits) {
+    if declared.takes(default.dtype(), default.shape()) {
         return Ok(());
     }
     Err(ImportError::Input {
@@ -344,126 +286,4 @@ fn check_default(declared: &InputInfo, default: &Tensor) -> Result<(), ImportErr
             default.ty()
         ),
     })
-}
-
-fn output(v: &ValueInfoProto) -> Result<(String, Option<DType>), ImportError> {
-    if v.name.is_empty() {
-        return structure("an output of the graph has no name".into());
-    }
-    let dtype = match v.type_.as_ref().and_then(|t| t.value.as_ref()) {
-        Some(type_proto::Value::TensorType(t)) if t.elem_type != 0 => {
-            let refuse = |why| ImportError::Structure(format!("output `{}`: {why}", v.name));
-            Some(tensor::dtype(t.elem_type).map_err(refuse)?)
-        }
-        _ => None,
-    };
-    Ok((v.name.clone(), dtype))
-}
-
-/// Checks that names define a graph, and sorts nodes so that producers come first; otherwise in the file's order.
-fn in_order(
-    nodes: Vec<NodeDef>,
-    inputs: &[InputInfo],
-    initializers: &BTreeMap<String, Tensor>,
-    outputs: &[(String, Option<DType>)],
-) -> Result<Vec<NodeDef>, ImportError> {
-    let given: BTreeSet<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-    let is_given = |name: &str| given.contains(name) || initializers.contains_key(name);
-    let mut producer: BTreeMap<&str, usize> = BTreeMap::new();
-    for (i, n) in nodes.iter().enumerate() {
-        for o in n.outputs.iter().filter(|o| !o.is_empty()) {
-            if is_given(o) {
-                return structure(format!(
-                    "node `{}` ({}) writes `{o}`, which is an input or initializer",
-                    n.name, n.op
-                ));
-            }
-            if let Some(other) = producer.insert(o, i) {
-                let other = &nodes[other];
-                return structure(format!(
-                    "nodes `{}` ({}) and `{}` ({}) both write `{o}`",
-                    other.name, other.op, n.name, n.op
-                ));
-            }
-        }
-    }
-    let mut seen = BTreeSet::new();
-    if outputs.is_empty() {
-        return structure("the graph has no outputs".into());
-    }
-    for (name, _) in outputs {
-        if !is_given(name) && !producer.contains_key(name.as_str()) {
-            return structure(format!("output `{name}` of the graph is not the result of any node"));
-        }
-        if !seen.insert(name) {
-            return structure(format!("two outputs of the graph have the name `{name}`"));
-        }
-    }
-    let order = sort(&nodes, &producer, is_given)?;
-    let mut slots: Vec<Option<NodeDef>> = nodes.into_iter().map(Some).collect();
-    Ok(order.into_iter().filter_map(|i| slots[i].take()).collect())
-}
-
-/// Indices of nodes, producers first; among those that are ready, the first in the file first.
-fn sort(
-    nodes: &[NodeDef],
-    producer: &BTreeMap<&str, usize>,
-    is_given: impl Fn(&str) -> bool,
-) -> Result<Vec<usize>, ImportError> {
-    let mut consumers = vec![Vec::new(); nodes.len()];
-    let mut waiting = vec![0usize; nodes.len()];
-    for (i, n) in nodes.iter().enumerate() {
-        for name in n.inputs.iter().filter(|name| !name.is_empty() && !is_given(name)) {
-            let Some(&p) = producer.get(name.as_str()) else {
-                return structure(format!(
-                    "node `{}` ({}) uses `{name}`, which nothing defines",
-                    n.name, n.op
-                ));
-            };
-            consumers[p].push(i);
-            waiting[i] += 1;
-        }
-    }
-    let mut ready: BinaryHeap<_> = (0..nodes.len()).filter(|&i| waiting[i] == 0).map(Reverse).collect();
-    let mut order = Vec::with_capacity(nodes.len());
-    while let Some(Reverse(i)) = ready.pop() {
-        order.push(i);
-        for &c in &consumers[i] {
-            waiting[c] -= 1;
-            if waiting[c] == 0 {
-                ready.push(Reverse(c));
-            }
-        }
-    }
-    if order.len() < nodes.len() {
-        return structure(format!(
-            "the nodes {} depend on each other in a cycle",
-            cycle(nodes, producer, &waiting)
-        ));
-    }
-    Ok(order)
-}
-
-/// The nodes of one cycle among those that still wait, as `a` → `b` → `a`.
-fn cycle(nodes: &[NodeDef], producer: &BTreeMap<&str, usize>, waiting: &[usize]) -> String {
-    // Every node that waits has a producer that waits, so going back ends in a cycle.
-    let back = |i: usize| {
-        let producers = nodes[i].inputs.iter().filter_map(|name| producer.get(name.as_str()).copied());
-        producers.into_iter().find(|&p| waiting[p] > 0)
-    };
-    let mut path: Vec<usize> = Vec::new();
-    let mut at = waiting.iter().position(|&w| w > 0);
-    let mut place = vec![None; nodes.len()];
-    while let Some(i) = at {
-        if let Some(start) = place[i] {
-            path.drain(..start);
-            path.push(i);
-            break;
-        }
-        place[i] = Some(path.len());
-        path.push(i);
-        at = back(i);
-    }
-    path.reverse();
-    path.iter().take(12).map(|&i| format!("`{}`", nodes[i].name)).collect::<Vec<_>>().join(" → ")
 }

@@ -1,10 +1,14 @@
 //! Stored tensors: initializers and tensor attributes.
 
 use super::{ImportError, external::ExternalFiles};
-use crate::{DType, Element, Shape, Tensor, limits::MAX_DENSE_BYTES};
+use crate::{
+    DType, Element, Shape, Tensor,
+    limits::{MAX_DENSE_BYTES, MAX_MODEL_BYTES},
+};
 use bytes::Bytes;
 use half::{bf16, f16};
-use onnx_protobuf::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
+use onnx_protobuf::{Message, SparseTensorProto, TensorProto, tensor_proto::DataLocation};
+use std::{fs, path::Path};
 
 /// The element type behind an ONNX `data_type`.
 pub(super) fn dtype(code: i32) -> Result<DType, String> {
@@ -203,6 +207,20 @@ fn decode_here(t: &mut TensorProto, dtype: DType, shape: Shape) -> Result<Tensor
         return Err("has its elements twice: in raw_data and in a field for numbers".into());
     }
     from_stored(dtype, shape, std::mem::take(&mut t.raw_data).into())
+}
+
+/// Reads a file that holds one tensor, as ONNX's tests store inputs and outputs.
+///
+/// # Errors
+/// Where the file cannot be read or is no tensor, and for element types that are not supported.
+pub fn read_tensor(path: &Path) -> Result<Tensor, ImportError> {
+    let read = |source| ImportError::Read { path: path.into(), source };
+    if fs::metadata(path).map_err(read)?.len() > MAX_MODEL_BYTES as u64 {
+        return Err(ImportError::NotAModel(format!("it has more than {MAX_MODEL_BYTES} bytes")));
+    }
+    let bytes = fs::read(path).map_err(read)?;
+    let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| ImportError::Parse(e.to_string()))?;
+    decode(proto, &path.display().to_string(), &mut ExternalFiles::beside(path))
 }
 
 /// The tensor that `t` stores; its data is moved out, not copied. `what` names it in errors.

@@ -1,9 +1,10 @@
 //! Functions of elements.
 
-use super::{Operator, arity, conv::per_tensor, numbers::Numbers};
+use super::{Operator, arity, conv::per_tensor, numbers::Numbers, shape::one_grid};
 use crate::{
     DType, OpError, OutputGrid, Shape, Tensor, TensorType,
     numerics::{self, AddRescale, MulRescale, math::Real},
+    tensor::with_element,
 };
 use ndarray::{ArrayViewD, IxDyn};
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,23 @@ pub enum UnaryKind {
         alpha: f32,
         gamma: f32,
     },
+    /// x for x ≥ 0, alpha·(e^(x/alpha) − 1) below.
+    Celu {
+        alpha: f32,
+    },
+    /// x·sigmoid(alpha·x).
+    Swish {
+        alpha: f32,
+    },
+    /// x for x > alpha, 0 otherwise.
+    ThresholdedRelu {
+        alpha: f32,
+    },
+    /// x + bias for x < −lambda, x − bias for x > lambda, 0 between.
+    Shrink {
+        lambda: f32,
+        bias: f32,
+    },
     /// x·tanh(softplus(x)).
     Mish,
     /// ln(1 + eˣ).
@@ -71,6 +89,15 @@ pub enum UnaryKind {
     Round,
     Sin,
     Cos,
+    Tan,
+    Asin,
+    Acos,
+    Atan,
+    Sinh,
+    Cosh,
+    Asinh,
+    Acosh,
+    Atanh,
     /// Of booleans.
     Not,
 }
@@ -90,14 +117,27 @@ pub enum BinaryKind {
     Min,
     /// Of integers: wrapping; to a negative exponent the truncated real power, of 0 an error.
     Pow,
+    /// What a division leaves, with the sign of the divisor; division by the integer 0 is an error.
+    Modulo,
+    /// What a division leaves, with the sign of the dividend; division by the integer 0 is an error.
+    Remainder,
+    /// The first operand where it is not negative, the product of both elsewhere.
+    PRelu,
     Equal,
     Less,
     LessOrEqual,
     Greater,
     GreaterOrEqual,
+    /// Of booleans, and of the bits of integers.
     And,
+    /// Of booleans, and of the bits of integers.
     Or,
+    /// Of booleans, and of the bits of integers.
     Xor,
+    /// Of unsigned integers: the bits of the first operand towards higher ones, by the second; 0 once all are gone.
+    ShiftLeft,
+    /// Of unsigned integers: the bits of the first operand towards lower ones, by the second; 0 once all are gone.
+    ShiftRight,
 }
 
 /// A [`UnaryKind`] of each element. Of floats, but for `Not` (bool) and `Neg`, `Abs`, `Sign`, `Relu` (integers too).
@@ -140,6 +180,19 @@ pub struct QBinary {
     pub kind: QBinaryKind,
     /// Grid and bounds of the result.
     pub output: OutputGrid,
+}
+
+/// Elements of the second operand where the first one is true, of the third elsewhere, all broadcast by NumPy's rules.
+///
+/// Operands: bool, and two of one type, whose grid, if they have one, is that of the result.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Where {}
+
+/// The bits of elements read as another type of the same size. Of booleans whatever is not 0 is true.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BitCast {
+    /// The result's type.
+    pub to: DType,
 }
 
 /// Conversion between element types. Float to integer truncates and saturates; NaN becomes 0.
@@ -196,6 +249,32 @@ impl UnaryKind {
                 }
             }
             Selu { alpha, gamma } => of(gamma) * if x > zero { x } else { of(alpha) * (x.exp() - one) },
+            Celu { alpha } => {
+                if x < zero {
+                    of(alpha) * ((x / of(alpha)).exp() - one)
+                } else {
+                    x
+                }
+            }
+            Swish { alpha } => x * (of(alpha) * x).sigmoid(),
+            ThresholdedRelu { alpha } => {
+                if x > of(alpha) || x.is_nan() {
+                    x
+                } else {
+                    zero
+                }
+            }
+            Shrink { lambda, bias } => {
+                if x < of(-lambda) {
+                    x + of(bias)
+                } else if x > of(lambda) {
+                    x - of(bias)
+                } else if x.is_nan() {
+                    x
+                } else {
+                    zero
+                }
+            }
             Mish => x * x.softplus().tanh(),
             Softplus => x.softplus(),
             Softsign => x / (one + x.abs()),
@@ -220,6 +299,15 @@ impl UnaryKind {
             Round => x.round_ties_even(),
             Sin => x.sin(),
             Cos => x.cos(),
+            Tan => x.tan(),
+            Asin => x.asin(),
+            Acos => x.acos(),
+            Atan => x.atan(),
+            Sinh => x.sinh(),
+            Cosh => x.cosh(),
+            Asinh => x.asinh(),
+            Acosh => x.acosh(),
+            Atanh => x.atanh(),
             Not => {
                 if x == zero {
                     one
@@ -256,7 +344,7 @@ impl BinaryKind {
         use BinaryKind::*;
         matches!(self, Equal | Less | LessOrEqual | Greater | GreaterOrEqual)
     }
-    /// Whether operands are truth values.
+    /// Whether operands may be truth values; else they are the bits of integers.
     pub fn is_logical(self) -> bool {
         use BinaryKind::*;
         matches!(self, And | Or | Xor)
@@ -274,7 +362,19 @@ impl BinaryKind {
         }
     }
 
-    fn apply_real<T: Real>(self, a: T, b: T) -> Result<T, OpError> {
+    /// Whether operands may be of a type.
+    fn takes(self, dtype: DType) -> bool {
+        use BinaryKind::*;
+        match self {
+            And | Or | Xor => !dtype.is_float(),
+            ShiftLeft | ShiftRight => dtype.is_integer() && !dtype.is_signed(),
+            Equal => true,
+            _ => dtype != DType::Bool,
+        }
+    }
+
+    pub(super) fn apply_real<T: Real>(self, a: T, b: T) -> Result<T, OpError> {
+        let zero = T::of(0.0);
         Ok(match self {
             BinaryKind::Add => a + b,
             BinaryKind::Sub => a - b,
@@ -283,18 +383,46 @@ impl BinaryKind {
             BinaryKind::Max => a.larger(b),
             BinaryKind::Min => a.smaller(b),
             BinaryKind::Pow => a.pow(b),
+            BinaryKind::Remainder => a.rem(b),
+            BinaryKind::Modulo => {
+                let rest = a.rem(b);
+                if rest < zero && b > zero || rest > zero && b < zero { rest + b } else { rest }
+            }
+            BinaryKind::PRelu => {
+                if a < zero {
+                    a * b
+                } else {
+                    a
+                }
+            }
             _ => return Err(OpError::dtype(format!("{self:?} of floats"))),
         })
     }
 
     /// Exact, or modulo 2^128: right after wrapping to the operands' type.
-    fn apply_integer(self, a: i128, b: i128) -> Result<i128, OpError> {
+    pub(super) fn apply_integer(self, a: i128, b: i128) -> Result<i128, OpError> {
+        use BinaryKind::{Div, Modulo, Remainder};
+        // Of 64 bits at most, so all others are shifted out.
+        let count = b.clamp(0, 64) as u32;
         Ok(match self {
+            Div | Modulo | Remainder if b == 0 => {
+                return Err(OpError::attribute(format!("{a} divided by zero")));
+            }
             BinaryKind::Add => a + b,
             BinaryKind::Sub => a - b,
             BinaryKind::Mul => a.wrapping_mul(b),
-            BinaryKind::Div if b == 0 => return Err(OpError::attribute(format!("{a} divided by zero"))),
-            BinaryKind::Div => a / b,
+            Div => a / b,
+            Remainder => a % b,
+            Modulo => (a % b + b) % b,
+            BinaryKind::PRelu => {
+                if a < 0 {
+                    a.wrapping_mul(b)
+                } else {
+                    a
+                }
+            }
+            BinaryKind::ShiftLeft => a << count,
+            BinaryKind::ShiftRight => a >> count,
             BinaryKind::Max => a.max(b),
             BinaryKind::Min => a.min(b),
             BinaryKind::Pow => integer_power(a, b)?,
@@ -398,8 +526,7 @@ impl Operator for Binary {
                 self.kind
             )));
         }
-        let bool_operands = a.dtype == DType::Bool;
-        if bool_operands != self.kind.is_logical() && !(bool_operands && self.kind == BinaryKind::Equal) {
+        if !self.kind.takes(a.dtype) {
             return Err(OpError::dtype(format!("{:?} of {a} and {b}", self.kind)));
         }
         let shape = a
@@ -434,6 +561,73 @@ impl Operator for Binary {
             _ => return Err(OpError::dtype(format!("{kind:?} of two types"))),
         };
         Ok(vec![values.encode(results[0].dtype, shape.clone())?])
+    }
+}
+
+impl Operator for Where {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [condition, x, y] = arity(operands)?;
+        if condition.dtype != DType::Bool {
+            return Err(OpError::dtype(format!("a condition must be bool, not {condition}")));
+        }
+        one_grid(&x, &y)?;
+        let both = x.shape.broadcast(&y.shape);
+        let shape = both.and_then(|both| both.broadcast(&condition.shape));
+        let shape =
+            shape.ok_or_else(|| OpError::shape(format!("{condition}, {x} and {y} do not broadcast")))?;
+        Ok(vec![x.with_shape(shape)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (dtype, shape) = (results[0].dtype, &results[0].shape);
+        let refusal = || OpError::shape(format!("operands do not broadcast to {shape:?}"));
+        let condition = operands[0].view::<u8>()?;
+        let condition = condition.broadcast(IxDyn(shape)).ok_or_else(refusal)?;
+        with_element!(dtype, T => {
+            let (x, y) = (operands[1].view::<T>()?, operands[2].view::<T>()?);
+            let x = x.broadcast(IxDyn(shape)).ok_or_else(refusal)?;
+            let y = y.broadcast(IxDyn(shape)).ok_or_else(refusal)?;
+            let pick = |((&c, &x), &y): ((&u8, &T), &T)| if c != 0 { x } else { y };
+            let elements = condition.iter().zip(&x).zip(&y).map(pick).collect();
+            Ok(vec![Tensor::from_vec_as(dtype, shape.clone(), elements)?])
+        })
+    }
+}
+
+impl Operator for BitCast {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        let is_packed = |d: DType| matches!(d, DType::S4 | DType::U4);
+        if x.dtype.size() != self.to.size() || is_packed(x.dtype) != is_packed(self.to) || x.quant.is_some() {
+            return Err(OpError::dtype(format!("the bits of {x} as {}", self.to)));
+        }
+        Ok(vec![TensorType::new(self.to, x.shape)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, shape) = (operands[0], results[0].shape.clone());
+        let code = |byte: &u8| match self.to {
+            DType::Bool => u8::from(*byte != 0),
+            // A byte each in memory, extended from four bits.
+            DType::S4 => (((*byte << 4) as i8) >> 4) as u8,
+            DType::U4 => *byte & 15,
+            _ => *byte,
+        };
+        let bytes = match self.to.size() {
+            1 => x.bytes().iter().map(code).collect::<Vec<u8>>().into(),
+            _ => x.bytes().clone(),
+        };
+        Ok(vec![Tensor::from_bytes(self.to, shape, bytes)?])
     }
 }
 

@@ -1,11 +1,12 @@
 //! Matrix products.
 
 use super::{
-    Clamp, Operator,
+    Clamp, Operator, arity,
     conv::{
         all_f32, check_extras, check_weights, operand, per_tensor, requantized, requantizer, unravel,
         weight_bounds,
     },
+    numbers::Numbers,
 };
 use crate::{
     DType, OpError, OutputGrid, Shape, Tensor, TensorType,
@@ -57,6 +58,70 @@ pub struct QMatMul {
     pub requant: RequantMode,
     /// Grid and bounds of the result.
     pub output: OutputGrid,
+}
+
+/// The determinant of each matrix `[…, N, N]` of floats: by elimination with the largest pivot of a column, in f64, and
+/// rounded once. 1 of the matrix without elements.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Determinant {}
+
+impl Operator for Determinant {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        match x.shape.dims() {
+            [lead @ .., m, n] if m == n && x.dtype.is_float() => Ok(vec![x.with_shape(Shape::new(lead)?)]),
+            _ => Err(OpError::shape(format!("takes square matrices of floats, got {x}"))),
+        }
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let n = operands[0].shape()[results[0].shape.rank()];
+        let mut elements = match Numbers::decode(operands[0])? {
+            Numbers::F32(x) => x.into_iter().map(f64::from).collect(),
+            Numbers::F64(x) => x,
+            Numbers::Int(_) => return Err(OpError::dtype("a determinant of integers")),
+        };
+        let determinants = match n {
+            0 => vec![1.0; results[0].shape.elements()],
+            _ => elements.chunks_mut(n * n).map(|matrix| determinant(matrix, n)).collect(),
+        };
+        Ok(vec![Numbers::F64(determinants).encode(results[0].dtype, results[0].shape.clone())?])
+    }
+
+    fn macs(&self, operands: &[&TensorType], _results: &[TensorType]) -> u64 {
+        let shape = &operands[0].shape;
+        (shape.elements() as u64).saturating_mul(shape.last().map_or(0, |&n| n as u64)) / 3
+    }
+}
+
+/// Of the `n`×`n` matrix, which becomes triangular.
+fn determinant(a: &mut [f64], n: usize) -> f64 {
+    let mut product = 1.0;
+    for i in 0..n {
+        let size = |row: usize, a: &[f64]| a[row * n + i].abs();
+        let pivot = (i + 1..n).fold(i, |best, row| if size(row, a) > size(best, a) { row } else { best });
+        if pivot != i {
+            (i..n).for_each(|column| a.swap(pivot * n + column, i * n + column));
+            product = -product;
+        }
+        let p = a[i * n + i];
+        product *= p;
+        if p == 0.0 {
+            return 0.0;
+        }
+        let (above, below) = a.split_at_mut((i + 1) * n);
+        let pivot_row = &above[i * n..];
+        for row in below.chunks_mut(n) {
+            let factor = row[i] / p;
+            (i..n).for_each(|column| row[column] -= factor * pivot_row[column]);
+        }
+    }
+    product
 }
 
 pub(super) fn product_shape(a: &Shape, b: &Shape) -> Result<Shape, OpError> {

@@ -5,7 +5,9 @@
 
 mod conv;
 mod elementwise;
+mod index;
 mod integer;
+mod lines;
 mod matmul;
 mod norm;
 mod numbers;
@@ -18,12 +20,15 @@ mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
-    Binary, BinaryKind, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind,
+    Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
 };
+pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
 pub use integer::{IntConv, IntMatMul};
-pub use matmul::{MatMul, QMatMul};
+pub(crate) use lines::by_size;
+pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
+pub use matmul::{Determinant, MatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
-pub use pool::{Pool, PoolKind, QAveragePool};
+pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
@@ -115,6 +120,8 @@ ops! {
     MatMul,
     /// Matrix product of u8 by s8, requantized.
     QMatMul,
+    /// Determinants of matrices.
+    Determinant,
     /// Convolution of s32, wrapping.
     IntConv,
     /// Matrix product of s32, wrapping.
@@ -129,6 +136,8 @@ ops! {
     Softmax,
     /// Maximum or average over windows; the maximum also of quantized values.
     Pool,
+    /// Places of the largest elements of windows.
+    ArgMaxPool,
     /// Average over windows of quantized values, requantized.
     QAveragePool,
     /// A function of each element.
@@ -139,10 +148,20 @@ ops! {
     QUnary,
     /// Sum, difference or product of quantized elements, with broadcasting, requantized.
     QBinary,
+    /// Elements of one or the other operand, as a condition says.
+    Where,
     /// Conversion between element types.
     Cast,
+    /// The same bits read as another type.
+    BitCast,
     /// Sum, mean, maximum… along axes.
     Reduce,
+    /// Where the largest or smallest element along an axis is.
+    ArgExtreme,
+    /// Where the largest or smallest few elements along an axis are.
+    TopK,
+    /// Running sums or products along an axis.
+    Cumulate,
     /// Interpolation along an axis; of quantized values where it only picks elements.
     Resample,
     /// Interpolation along an axis of quantized values, requantized.
@@ -161,6 +180,14 @@ ops! {
     Expand,
     /// Elements picked along an axis by index.
     Gather,
+    /// Elements picked along an axis, each by an index of its own.
+    GatherElements,
+    /// Parts picked by tuples of indices.
+    GatherNd,
+    /// Elements replaced, or added to, along an axis, each by an index of its own.
+    ScatterElements,
+    /// Parts replaced, or added to, by tuples of indices.
+    ScatterNd,
     /// Real numbers to the integers of a grid.
     Quantize,
     /// Integers of a grid to real numbers.

@@ -2,7 +2,7 @@
 
 use super::{
     Layout, Operator, Window, arity,
-    conv::{for_each_window, per_tensor},
+    conv::{for_each_window, per_tensor, unravel},
     numbers::Numbers,
 };
 use crate::{
@@ -38,6 +38,21 @@ pub struct Pool {
     pub ceil_mode: bool,
     /// Layout of operand and result.
     pub layout: Layout,
+}
+
+/// Where in the operand the largest element of each window stands, as s64: the first one of a NaN or, without one, of the
+/// largest elements, in the order of the taps. The operand has channels first.
+///
+/// A place is an index into the whole operand, `(n·C + c)·Πextents + i`, with i the index of the element among those of
+/// its channel. A window of padding alone has −1.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ArgMaxPool {
+    /// Kernel extents, strides, dilations, pads.
+    pub window: Window,
+    /// Whether a last, partial window counts.
+    pub ceil_mode: bool,
+    /// Whether i counts the first spatial dimension fastest, rather than the last.
+    pub column_major: bool,
 }
 
 /// An average [`Pool`] of quantized values: the integer sum of q − z_x, times s_x/(s_y·count) as a
@@ -155,6 +170,57 @@ impl Operator for Pool {
             }
         })?;
         Ok(vec![Tensor::from_vec(y.clone(), means)?])
+    }
+}
+
+fn arg_max_pool<T: Element>(pool: &ArgMaxPool, x: &Tensor, y: &Shape) -> Result<Tensor, OpError> {
+    let channels = y.get(1).copied().unwrap_or(0);
+    let elements = x.as_slice::<T>()?;
+    let extents = &x.shape()[2..];
+    let area: usize = extents.iter().product();
+    let place = |i: usize| match pool.column_major {
+        false => i as i64,
+        true => {
+            let index = unravel(i % area, extents);
+            let reversed = index.iter().zip(extents).rev().fold(0, |at, (&i, &d)| at * d + i);
+            (i / area * area + reversed) as i64
+        }
+    };
+    let mut places = vec![-1i64; y.elements()];
+    for_each_window(x.shape(), y, &pool.window, Layout::ChannelsFirst, |at| {
+        for c in 0..channels {
+            let taps = at.taps.iter().flatten().map(|i| i + c * at.x_channel);
+            let is_nan = |x: T| x.partial_cmp(&x).is_none();
+            let larger = |best: usize, i: usize| {
+                let (max, x) = (elements[best], elements[i]);
+                if x > max || is_nan(x) && !is_nan(max) { i } else { best }
+            };
+            if let Some(best) = taps.reduce(larger) {
+                places[at.y + c * at.y_channel] = place(best);
+            }
+        }
+    })?;
+    Ok(Tensor::from_vec(y.clone(), places)?)
+}
+
+impl Operator for ArgMaxPool {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        if x.dtype == DType::Bool {
+            return Err(OpError::dtype(format!("takes numbers, got {x}")));
+        }
+        let y = pool_shape(&x.shape, &self.window, self.ceil_mode, Layout::ChannelsFirst)?;
+        Ok(vec![TensorType::new(DType::S64, y)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let (x, y) = (operands[0], &results[0].shape);
+        Ok(vec![with_element!(x.dtype(), T => arg_max_pool::<T>(self, x, y)?)])
     }
 }
 

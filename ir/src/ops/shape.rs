@@ -1,7 +1,11 @@
 //! Ops that move elements and compute none. On quantized values they keep the grid.
 
-use super::{Operator, arity, numbers::Numbers};
-use crate::{DType, Device, OpError, QuantParams, Shape, Tensor, TensorType, numerics};
+use super::{
+    Operator, arity,
+    index::{check_indices, indices, position},
+    numbers::Numbers,
+};
+use crate::{Device, OpError, QuantParams, Shape, Tensor, TensorType, numerics};
 use serde::{Deserialize, Serialize};
 
 /// The same elements, row-major, under another shape. Flatten, Squeeze and Unsqueeze become this.
@@ -94,12 +98,21 @@ pub struct Transfer {
 }
 
 /// Fails where a per-axis grid would have to follow elements that move between axes.
-fn whole_grid(x: &TensorType) -> Result<(), OpError> {
+pub(super) fn whole_grid(x: &TensorType) -> Result<(), OpError> {
     match x.quant.as_ref().and_then(QuantParams::axis) {
         Some(_) => {
             Err(OpError::quant(format!("{x} has one scale an index; only whole-tensor grids can move here")))
         }
         None => Ok(()),
+    }
+}
+
+/// Fails where elements of one operand could not stand beside those of the other.
+pub(super) fn one_grid(x: &TensorType, y: &TensorType) -> Result<(), OpError> {
+    whole_grid(x)?;
+    match x.dtype == y.dtype && x.quant == y.quant {
+        true => Ok(()),
+        false => Err(OpError::dtype(format!("{x} and {y} are not of one type and grid"))),
     }
 }
 
@@ -261,9 +274,7 @@ impl Operator for Concat {
         }
         let mut dims = first.shape.to_vec();
         for x in rest {
-            if x.dtype != first.dtype || x.quant != first.quant {
-                return Err(OpError::dtype(format!("{first} and {x} are not of one type and grid")));
-            }
+            one_grid(first, x)?;
             let agree = x.shape.rank() == dims.len()
                 && (0..dims.len()).all(|d| d == axis || x.shape[d] == first.shape[d]);
             if !agree {
@@ -412,7 +423,8 @@ impl Operator for Gather {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x, indices] = arity(operands)?;
         whole_grid(&x)?;
-        if !matches!(indices.dtype, DType::S32 | DType::S64) || self.axis >= x.shape.rank() {
+        check_indices(&indices)?;
+        if self.axis >= x.shape.rank() {
             return Err(OpError::shape(format!("axis {} of {x} by {indices}", self.axis)));
         }
         if x.shape[self.axis] == 0 && indices.shape.elements() > 0 {
@@ -432,13 +444,7 @@ impl Operator for Gather {
     ) -> Result<Vec<Tensor>, OpError> {
         let (x, strides) = (operands[0], operands[0].shape().strides());
         let extent = x.shape()[self.axis];
-        let indices = operands[1].to_i64().ok_or_else(|| OpError::dtype("indices that are not integers"))?;
-        let places = indices.iter().map(|&i| {
-            let from_front = if i < 0 { i + extent as i64 } else { i };
-            usize::try_from(from_front).ok().filter(|&i| i < extent).ok_or_else(|| {
-                OpError::shape(format!("index {i} is out of range for axis {} of length {extent}", self.axis))
-            })
-        });
+        let places = indices(operands[1])?.into_iter().map(|i| position(i, extent, self.axis));
         let places = places.collect::<Result<Vec<usize>, _>>()?;
         let axes: Vec<Axis<'_>> = (0..x.shape().rank())
             .map(|d| match d == self.axis {

@@ -93,6 +93,37 @@ pub(crate) fn every_op() -> Graph {
     let gather = add(Gather { axis: 0 }.into(), &[expand, indices], &mut g);
     g.output("gather", gather);
 
+    let places = ArgMaxPool {
+        window: Window::new([2, 3]).strides([2, 1]).pads([0, 1], [1, 1]),
+        ceil_mode: true,
+        column_major: true,
+    };
+    let places = add(places.into(), &[image], &mut g);
+    g.output("places", places);
+    // Picks.
+    let largest = add(TopK { k: 2, axis: 2, largest: false }.into(), &[slice], &mut g);
+    let top = add(GatherElements { axis: 2 }.into(), &[slice, largest], &mut g);
+    let scatter = ScatterElements { axis: 2, update: Update::Max };
+    let scatter = add(scatter.into(), &[slice, largest, top], &mut g);
+    let at = g.constant("at", Tensor::from_vec(shape(&[2, 1]), vec![1i64, -2]).unwrap());
+    let parts = add(GatherNd { batch_dims: 1 }.into(), &[scatter, at], &mut g);
+    let rows = add(Reshape { shape: shape(&[2, 1, 12]) }.into(), &[parts], &mut g);
+    let rows = add(Expand { shape: shape(&[2, 2, 12]) }.into(), &[rows], &mut g);
+    let scattered = add(ScatterNd { update: Update::Mul }.into(), &[slice, at, rows], &mut g);
+    let total = Cumulate { kind: CumulateKind::Product, axis: 1, exclusive: true, reverse: true };
+    let total = add(total.into(), &[scattered], &mut g);
+    let less = add(Binary { kind: BinaryKind::Less }.into(), &[total, scattered], &mut g);
+    let chosen = add(Where {}.into(), &[less, total, scattered], &mut g);
+    let square =
+        Slice { axes: vec![SliceSpec::all(2), SliceSpec::all(2), SliceSpec { start: 0, len: 2, step: 5 }] };
+    let square = g.add("square", square, &[chosen]).unwrap().out();
+    let volume = add(Determinant {}.into(), &[square], &mut g);
+    g.output("volume", volume);
+    let least = ArgExtreme { largest: false, axis: 2, keep_dims: true, last: true };
+    let least = add(least.into(), &[chosen], &mut g);
+    let bits = add(BitCast { to: DType::F64 }.into(), &[least], &mut g);
+    g.output("bits", bits);
+
     // Grids.
     let scales = vec![0.01, 1e-30, 0.1 + f32::EPSILON, 3e30];
     let per_axis = QuantParams::per_axis(1, scales, vec![0, -3, 0, 127]).unwrap();

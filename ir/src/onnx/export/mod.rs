@@ -206,14 +206,31 @@ impl<'g> Exporter<'g> {
     /// Writes a node and answers the name of its result.
     fn op(&mut self, hint: &str, op: &str, input: Vec<String>, attribute: Vec<AttributeProto>) -> String {
         let name = fresh(&mut self.taken, &format!("{hint}_{op}"));
+        self.push(op, input, vec![name.clone()], attribute);
+        name
+    }
+
+    /// Writes a node of two results and answers the name of the second one.
+    fn op_of_two(
+        &mut self,
+        hint: &str,
+        op: &str,
+        input: Vec<String>,
+        attribute: Vec<AttributeProto>,
+    ) -> String {
+        let [first, second] = [0, 1].map(|i| fresh(&mut self.taken, &format!("{hint}_{op}_{i}")));
+        self.push(op, input, vec![first, second.clone()], attribute);
+        second
+    }
+
+    fn push(&mut self, op: &str, input: Vec<String>, output: Vec<String>, attribute: Vec<AttributeProto>) {
         self.proto.node.push(NodeProto {
-            name: name.clone(),
+            name: output[0].clone(),
             op_type: op.into(),
             input,
-            output: vec![name.clone()],
+            output,
             attribute,
             ..Default::default()
         });
-        name
     }
 }

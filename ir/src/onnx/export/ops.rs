@@ -6,8 +6,9 @@ use crate::{
     numerics::quantize,
     onnx::tensor::dtype_code,
     ops::{
-        BinaryKind, Clamp, Conv, Coordinates, FakeQuant, Interpolation, Layout, MatMul, Nearest, Normalize,
-        Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample, Slice, SliceSpec, UnaryKind, Window,
+        ArgExtreme, BinaryKind, Clamp, Conv, Coordinates, Cumulate, CumulateKind, FakeQuant, Interpolation,
+        Layout, MatMul, Nearest, Normalize, Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample,
+        Slice, SliceSpec, TopK, UnaryKind, Update, Window,
     },
 };
 use half::{bf16, f16};
@@ -31,6 +32,7 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
     match op {
         Op::Conv(op) => w.conv(op),
         Op::MatMul(op) => w.matmul(op),
+        Op::Determinant(_) => Ok(w.plain("Det", vec![])),
         Op::BatchNorm(op) => w.on_axis_1(op.axis, |w, x| {
             let mut inputs = vec![x];
             inputs.extend((1..5).map(|slot| w.operand(slot)));
@@ -51,9 +53,14 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         }
         Op::Pool(op) => w.pool(op),
         Op::Unary(op) => w.unary(op.kind),
-        Op::Binary(op) => Ok(w.plain(binary_name(op.kind), vec![])),
+        Op::Binary(op) => Ok(w.binary(op.kind)),
+        Op::Where(_) => Ok(w.plain("Where", vec![])),
+        Op::BitCast(_) => Err(OpError::unsupported("has no form before opset 26")),
         Op::Cast(op) => Ok(w.plain("Cast", vec![int("to", dtype_code(op.to).into())])),
         Op::Reduce(op) => w.reduce(op),
+        Op::ArgExtreme(op) => Ok(w.arg_extreme(op)),
+        Op::TopK(op) => w.top_k(op),
+        Op::Cumulate(op) => w.cumulate(op),
         Op::Resample(op) => w.resample(op),
         Op::Reshape(op) => w.reshape(&op.shape),
         Op::Transpose(op) => Ok(w.plain("Transpose", vec![ints("perm", op.perm.iter().copied())])),
@@ -66,6 +73,13 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
             Ok(w.op("Expand", vec![x, shape], vec![]))
         }
         Op::Gather(op) => Ok(w.plain("Gather", vec![int("axis", op.axis as i64)])),
+        Op::GatherElements(op) => Ok(w.plain("GatherElements", vec![int("axis", op.axis as i64)])),
+        Op::GatherNd(op) => Ok(w.plain("GatherND", vec![int("batch_dims", op.batch_dims as i64)])),
+        Op::ScatterElements(op) => {
+            let attributes = vec![int("axis", op.axis as i64), string("reduction", reduction(op.update))];
+            Ok(w.plain("ScatterElements", attributes))
+        }
+        Op::ScatterNd(op) => Ok(w.plain("ScatterND", vec![string("reduction", reduction(op.update))])),
         Op::Quantize(op) => {
             let x = w.operand(0);
             w.quantize(x, op.dtype, &op.params)
@@ -79,6 +93,9 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::FakeQuant(op) => w.fake_quant(op),
         // What integers stand for is said by the ops that dequantize them; where they are, has no ONNX form.
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
+        Op::ArgMaxPool(_) => {
+            Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
+        }
         Op::IntConv(_) | Op::IntMatMul(_) => {
             Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does"))
         }
@@ -93,8 +110,25 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
     }
 }
 
-fn binary_name(kind: BinaryKind) -> &'static str {
+fn reduction(update: Update) -> &'static str {
+    match update {
+        Update::Replace => "none",
+        Update::Add => "add",
+        Update::Mul => "mul",
+        Update::Max => "max",
+        Update::Min => "min",
+    }
+}
+
+fn binary_name(kind: BinaryKind, dtype: DType) -> &'static str {
+    let of_bits = dtype != DType::Bool;
     match kind {
+        BinaryKind::And if of_bits => "BitwiseAnd",
+        BinaryKind::Or if of_bits => "BitwiseOr",
+        BinaryKind::Xor if of_bits => "BitwiseXor",
+        BinaryKind::Modulo | BinaryKind::Remainder => "Mod",
+        BinaryKind::PRelu => "PRelu",
+        BinaryKind::ShiftLeft | BinaryKind::ShiftRight => "BitShift",
         BinaryKind::Add => "Add",
         BinaryKind::Sub => "Sub",
         BinaryKind::Mul => "Mul",
@@ -360,6 +394,43 @@ impl Writer<'_, '_> {
         })
     }
 
+    fn binary(&mut self, kind: BinaryKind) -> String {
+        let attributes = match kind {
+            BinaryKind::Remainder => vec![int("fmod", 1)],
+            BinaryKind::ShiftLeft => vec![string("direction", "LEFT")],
+            BinaryKind::ShiftRight => vec![string("direction", "RIGHT")],
+            _ => vec![],
+        };
+        self.plain(binary_name(kind, self.ty(0).dtype), attributes)
+    }
+
+    fn arg_extreme(&mut self, op: &ArgExtreme) -> String {
+        let attributes = vec![
+            int("axis", op.axis as i64),
+            int("keepdims", op.keep_dims.into()),
+            int("select_last_index", op.last.into()),
+        ];
+        self.plain(if op.largest { "ArgMax" } else { "ArgMin" }, attributes)
+    }
+
+    /// The second result of ONNX's op.
+    fn top_k(&mut self, op: &TopK) -> Result<String> {
+        let x = self.operand(0);
+        let k = self.ints("k", vec![op.k as i64])?;
+        let attributes = vec![int("axis", op.axis as i64), int("largest", op.largest.into())];
+        Ok(self.exporter.op_of_two(&self.name, "TopK", vec![x, k], attributes))
+    }
+
+    fn cumulate(&mut self, op: &Cumulate) -> Result<String> {
+        if op.kind == CumulateKind::Product {
+            return Err(OpError::unsupported("has no form before opset 26"));
+        }
+        let x = self.operand(0);
+        let axis = self.constant("axis", &Tensor::scalar(op.axis as i64));
+        let attributes = vec![int("exclusive", op.exclusive.into()), int("reverse", op.reverse.into())];
+        Ok(self.op("CumSum", vec![x, axis], attributes))
+    }
+
     fn unary(&mut self, kind: UnaryKind) -> Result<String> {
         use UnaryKind::*;
         let (name, attributes) = match kind {
@@ -383,6 +454,16 @@ impl Writer<'_, '_> {
             GeluTanh => ("Gelu", vec![string("approximate", "tanh")]),
             Elu { alpha } => ("Elu", vec![float("alpha", alpha)]),
             Selu { alpha, gamma } => ("Selu", vec![float("alpha", alpha), float("gamma", gamma)]),
+            Celu { alpha } => ("Celu", vec![float("alpha", alpha)]),
+            Swish { alpha } => {
+                let (x, dtype) = (self.operand(0), self.ty(0).dtype);
+                let alpha = self.constant("alpha", &numbers(dtype, Shape::scalar(), &[alpha.into()])?);
+                let scaled = self.op("Mul", vec![alpha, x.clone()], vec![]);
+                let gate = self.op("Sigmoid", vec![scaled], vec![]);
+                return Ok(self.op("Mul", vec![x, gate], vec![]));
+            }
+            ThresholdedRelu { alpha } => ("ThresholdedRelu", vec![float("alpha", alpha)]),
+            Shrink { lambda, bias } => ("Shrink", vec![float("lambd", lambda), float("bias", bias)]),
             Mish => ("Mish", vec![]),
             Softplus => ("Softplus", vec![]),
             Softsign => ("Softsign", vec![]),
@@ -399,6 +480,15 @@ impl Writer<'_, '_> {
             Round => ("Round", vec![]),
             Sin => ("Sin", vec![]),
             Cos => ("Cos", vec![]),
+            Tan => ("Tan", vec![]),
+            Asin => ("Asin", vec![]),
+            Acos => ("Acos", vec![]),
+            Atan => ("Atan", vec![]),
+            Sinh => ("Sinh", vec![]),
+            Cosh => ("Cosh", vec![]),
+            Asinh => ("Asinh", vec![]),
+            Acosh => ("Acosh", vec![]),
+            Atanh => ("Atanh", vec![]),
             Not => ("Not", vec![]),
         };
         Ok(self.plain(name, attributes))

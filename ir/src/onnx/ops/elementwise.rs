@@ -3,7 +3,7 @@
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node, tensor},
-    ops::{Binary, BinaryKind, Cast, Expand, Unary, UnaryKind},
+    ops::{Binary, BinaryKind, BitCast, Cast, Expand, Unary, UnaryKind, Where},
 };
 
 fn unary(node: &mut Node<'_, '_>, kind: UnaryKind) -> Result<ValueId, NodeError> {
@@ -21,6 +21,7 @@ macro_rules! unaries {
 }
 
 unaries! {
+    acos: Acos, acosh: Acosh, asin: Asin, asinh: Asinh, atan: Atan, atanh: Atanh, cosh: Cosh, sinh: Sinh, tan: Tan,
     abs: Abs, ceil: Ceil, cos: Cos, erf: Erf, exp: Exp, floor: Floor, hard_swish: HardSwish, log: Log, mish: Mish,
     neg: Neg, not: Not, reciprocal: Reciprocal, relu: Relu, round: Round, sigmoid: Sigmoid, sign: Sign, sin: Sin,
     softplus: Softplus, softsign: Softsign, sqrt: Sqrt, tanh: Tanh,
@@ -34,6 +35,74 @@ pub(super) fn leaky_relu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> 
 pub(super) fn elu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let alpha = node.float("alpha", 1.0)?;
     unary(node, UnaryKind::Elu { alpha })
+}
+
+pub(super) fn celu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let alpha = node.float("alpha", 1.0)?;
+    unary(node, UnaryKind::Celu { alpha })
+}
+
+pub(super) fn swish(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let alpha = node.float("alpha", 1.0)?;
+    unary(node, if alpha == 1.0 { UnaryKind::Silu } else { UnaryKind::Swish { alpha } })
+}
+
+pub(super) fn thresholded_relu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let alpha = node.float("alpha", 1.0)?;
+    unary(node, UnaryKind::ThresholdedRelu { alpha })
+}
+
+/// Integers go through f64.
+pub(super) fn shrink(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (lambda, bias) = (node.float("lambd", 0.5)?, node.float("bias", 0.0)?);
+    let kind = UnaryKind::Shrink { lambda, bias };
+    let x = node.operand(0, "input")?;
+    let to = node.ty(x).dtype;
+    if !to.is_integer() {
+        return node.emit(Unary { kind }, &[x]);
+    }
+    let real = cast_part(node, "real", x, DType::F64)?;
+    let shrunk = node.emit_part("shrunk", Unary { kind }, &[real])?;
+    node.emit(Cast { to }, &[shrunk])
+}
+
+/// What no number equals, itself included.
+pub(super) fn is_nan(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "X")?;
+    check_float(node, x)?;
+    let number = binary_part(node, "number", BinaryKind::Equal, x, x)?;
+    node.emit(Unary { kind: UnaryKind::Not }, &[number])
+}
+
+fn check_float(node: &Node<'_, '_>, x: ValueId) -> Result<(), NodeError> {
+    match node.ty(x).dtype.is_float() {
+        true => Ok(()),
+        false => Err(OpError::dtype(format!("takes floats, got {}", node.ty(x))).into()),
+    }
+}
+
+pub(super) fn is_inf(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "X")?;
+    check_float(node, x)?;
+    let (below, above) = (node.flag("detect_negative", true)?, node.flag("detect_positive", true)?);
+    let (shape, dtype) = (node.shape(x), node.ty(x).dtype);
+    let (x, end) = match (below, above) {
+        (true, true) => (node.emit_part("magnitude", Unary { kind: UnaryKind::Abs }, &[x])?, f32::INFINITY),
+        (false, true) => (x, f32::INFINITY),
+        (true, false) => (x, f32::NEG_INFINITY),
+        (false, false) => {
+            let none = node.constant_part("none", Tensor::zeros(DType::Bool, Shape::scalar()));
+            return node.emit(Expand { shape }, &[none]);
+        }
+    };
+    let end = node.constant_part("end", Tensor::scalar(end));
+    let end = cast_part(node, "end_of_type", end, dtype)?;
+    node.emit(Binary { kind: BinaryKind::Equal }, &[x, end])
+}
+
+pub(super) fn select(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let operands = [node.operand(0, "condition")?, node.operand(1, "X")?, node.operand(2, "Y")?];
+    node.emit(Where {}, &operands)
 }
 
 pub(super) fn selu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
@@ -101,6 +170,30 @@ fn binary(node: &mut Node<'_, '_>, kind: BinaryKind) -> Result<ValueId, NodeErro
     node.emit(Binary { kind }, &[a, b])
 }
 
+/// A [`Binary`] that helps to express the node.
+pub(super) fn binary_part(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    kind: BinaryKind,
+    a: ValueId,
+    b: ValueId,
+) -> Result<ValueId, NodeError> {
+    node.emit_part(part, Binary { kind }, &[a, b])
+}
+
+/// The value in another type, as a part of the node.
+pub(super) fn cast_part(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    x: ValueId,
+    to: DType,
+) -> Result<ValueId, NodeError> {
+    match node.ty(x).dtype == to {
+        true => Ok(x),
+        false => node.emit_part(part, Cast { to }, &[x]),
+    }
+}
+
 macro_rules! binaries {
     ($($name:ident: $kind:ident),* $(,)?) => {$(
         pub(super) fn $name(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
@@ -110,8 +203,97 @@ macro_rules! binaries {
 }
 
 binaries! {
-    add: Add, and: And, div: Div, equal: Equal, greater: Greater, greater_or_equal: GreaterOrEqual, less: Less,
-    less_or_equal: LessOrEqual, mul: Mul, or: Or, sub: Sub, xor: Xor,
+    add: Add, div: Div, equal: Equal, greater: Greater, greater_or_equal: GreaterOrEqual, less: Less,
+    less_or_equal: LessOrEqual, mul: Mul, sub: Sub,
+}
+
+/// Of floats the sign must be the dividend's; of integers it may be either's.
+pub(super) fn modulo(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
+    let as_in_c = node.flag("fmod", false)?;
+    if !as_in_c && node.ty(a).dtype.is_float() {
+        return Err(NodeError::attribute("fmod", "must be 1 for floats"));
+    }
+    node.emit(Binary { kind: if as_in_c { BinaryKind::Remainder } else { BinaryKind::Modulo } }, &[a, b])
+}
+
+/// The slope broadcasts to the operand, never the other way. One that is known to be one number is an attribute.
+pub(super) fn prelu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (x, slope) = (node.operand(0, "X")?, node.operand(1, "slope")?);
+    let shape = node.shape(x);
+    if shape.broadcast(&node.shape(slope)).as_ref() != Some(&shape) {
+        let why = format!("slope {} does not broadcast to {}", node.ty(slope), node.ty(x));
+        return Err(OpError::shape(why).into());
+    }
+    let alpha = node.constant_value(slope).and_then(Tensor::to_f32);
+    match (alpha.as_deref(), node.ty(x).dtype) {
+        (Some(&[alpha]), DType::F32 | DType::F16 | DType::BF16)
+            if node.ty(slope).dtype == node.ty(x).dtype =>
+        {
+            node.emit(Unary { kind: UnaryKind::LeakyRelu { alpha } }, &[x])
+        }
+        _ => node.emit(Binary { kind: BinaryKind::PRelu }, &[x, slope]),
+    }
+}
+
+/// Ops on bits of integers, which share kinds with those on truth values.
+fn bitwise(node: &mut Node<'_, '_>, kind: BinaryKind) -> Result<ValueId, NodeError> {
+    let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
+    check_integer(node, a)?;
+    node.emit(Binary { kind }, &[a, b])
+}
+
+fn check_integer(node: &Node<'_, '_>, x: ValueId) -> Result<(), NodeError> {
+    match node.ty(x).dtype.is_integer() {
+        true => Ok(()),
+        false => Err(OpError::dtype(format!("takes integers, got {}", node.ty(x))).into()),
+    }
+}
+
+fn logical(node: &mut Node<'_, '_>, kind: BinaryKind) -> Result<ValueId, NodeError> {
+    let a = node.operand(0, "A")?;
+    if node.ty(a).dtype != DType::Bool {
+        return Err(OpError::dtype(format!("takes bool, got {}", node.ty(a))).into());
+    }
+    binary(node, kind)
+}
+
+macro_rules! logic {
+    ($($name:ident, $bits:ident: $kind:ident),* $(,)?) => {$(
+        pub(super) fn $name(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+            logical(node, BinaryKind::$kind)
+        }
+        pub(super) fn $bits(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+            bitwise(node, BinaryKind::$kind)
+        }
+    )*};
+}
+
+logic! { and, bitwise_and: And, or, bitwise_or: Or, xor, bitwise_xor: Xor }
+
+/// All bits the other way: of each type what −1 does.
+pub(super) fn bitwise_not(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "X")?;
+    check_integer(node, x)?;
+    let dtype = node.ty(x).dtype;
+    let ones = node.constant_part("minus_one", Tensor::scalar(-1i64));
+    let ones = cast_part(node, "ones", ones, dtype)?;
+    node.emit(Binary { kind: BinaryKind::Xor }, &[x, ones])
+}
+
+pub(super) fn bit_shift(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let kind = match node.string("direction", "")? {
+        "LEFT" => BinaryKind::ShiftLeft,
+        "RIGHT" => BinaryKind::ShiftRight,
+        other => return Err(NodeError::attribute("direction", format!("is {other:?} or missing"))),
+    };
+    binary(node, kind)
+}
+
+pub(super) fn bit_cast(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "input")?;
+    let to = target(node)?;
+    node.emit(BitCast { to }, &[x])
 }
 
 /// From opset 12 the exponent may be of another type; the result is of the base's.
@@ -171,10 +353,19 @@ pub(super) fn cast(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     // Only the 8-bit floats, which are not supported, heed these.
     node.ignore(&["saturate", "round_mode"]);
     let x = node.operand(0, "input")?;
-    let code = node.optional_int("to")?.ok_or_else(|| NodeError::attribute("to", "is missing"))?;
-    let code = i32::try_from(code).map_err(|_| NodeError::attribute("to", format!("is {code}")))?;
-    let to = tensor::dtype(code).map_err(OpError::unsupported)?;
+    let to = target(node)?;
     node.emit(Cast { to }, &[x])
+}
+
+fn target(node: &mut Node<'_, '_>) -> Result<DType, NodeError> {
+    let code = node.optional_int("to")?.ok_or_else(|| NodeError::attribute("to", "is missing"))?;
+    dtype("to", code)
+}
+
+/// The type of this number.
+pub(super) fn dtype(attribute: &str, code: i64) -> Result<DType, NodeError> {
+    let code = i32::try_from(code).map_err(|_| NodeError::attribute(attribute, format!("is {code}")))?;
+    Ok(tensor::dtype(code).map_err(OpError::unsupported)?)
 }
 
 pub(super) fn cast_like(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {

@@ -3,7 +3,7 @@
 use crate::{
     OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Binary, BinaryKind, Clamp, Dequantize, Expand, MatMul, Op, Reshape, Transpose},
+    ops::{Binary, BinaryKind, Clamp, Dequantize, Determinant, Expand, MatMul, Op, Reshape, Transpose},
 };
 
 /// alpha·A'·B' + beta·C. The factors go into constants where B and C are; a vector C becomes the bias.
@@ -137,4 +137,9 @@ pub(super) fn matmul_of(
         dims.remove(dims.len() - if column { 1 } else { 2 });
     }
     node.emit(Reshape { shape: Shape::new(dims)? }, &[y])
+}
+
+pub(super) fn det(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "X")?;
+    node.emit(Determinant {}, &[x])
 }

@@ -1,8 +1,14 @@
 //! The ONNX ops that import knows, and what they become.
 
+mod attention;
+mod compose;
 mod constant;
+mod control;
 mod conv;
+mod conv_transpose;
+mod einsum;
 mod elementwise;
+mod index;
 mod integer;
 mod matmul;
 mod norm;
@@ -12,10 +18,11 @@ mod quantize;
 mod reduce;
 mod resize;
 mod shape;
+mod values;
 mod weight_only;
 mod window;
 
-use super::{NodeError, import::Node};
+use super::{NodeError, body::NodeDef, import::Node};
 use crate::ValueId;
 
 /// Makes IR ops of a node.
@@ -25,9 +32,11 @@ pub(super) enum Import {
     One(fn(&mut Node<'_, '_>) -> Result<ValueId, NodeError>),
     /// A node of several results.
     Many(fn(&mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError>),
+    /// A node for which others stand, whose results have the names of its own.
+    Nodes(fn(&mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError>),
 }
 
-use Import::{Many, One};
+use Import::{Many, Nodes, One};
 
 /// Name, first version of the domain, import. Ordered by family. An op whose meaning changed with the opset asks for it.
 type Table = &'static [(&'static str, i64, Import)];
@@ -38,25 +47,47 @@ const DOMAINS: &[(&str, Table)] = &[("", ONNX), ("com.microsoft", MICROSOFT)];
 #[rustfmt::skip]
 const ONNX: Table = &[
     ("Conv", 1, One(conv::conv)),
+    ("ConvTranspose", 1, One(conv_transpose::conv_transpose)),
 
+    ("Det", 11, One(matmul::det)),
+    ("Einsum", 12, One(einsum::einsum)),
     ("Gemm", 1, One(matmul::gemm)),
     ("MatMul", 1, One(matmul::matmul)),
 
     ("BatchNormalization", 1, One(norm::batch_normalization)),
-    ("LayerNormalization", 17, One(norm::layer_normalization)),
+    ("GroupNormalization", 18, One(norm::group_normalization)),
+    ("InstanceNormalization", 1, One(norm::instance_normalization)),
+    ("LayerNormalization", 17, Many(norm::layer_normalization)),
+    ("LpNormalization", 1, One(norm::lp_normalization)),
     ("LRN", 1, One(norm::lrn)),
+    ("MeanVarianceNormalization", 9, One(norm::mean_variance_normalization)),
+    ("RMSNormalization", 23, One(norm::rms_normalization)),
     ("Softmax", 1, One(norm::softmax)),
     ("LogSoftmax", 1, One(norm::log_softmax)),
 
-    ("MaxPool", 1, One(pool::max_pool)),
+    ("Attention", 23, Many(attention::attention)),
+    ("RotaryEmbedding", 23, One(attention::rotary_embedding)),
+
+    ("MaxPool", 1, Many(pool::max_pool)),
     ("AveragePool", 1, One(pool::average_pool)),
+    ("GlobalLpPool", 1, One(pool::global_lp_pool)),
     ("GlobalMaxPool", 1, One(pool::global_max_pool)),
+    ("LpPool", 1, One(pool::lp_pool)),
     ("GlobalAveragePool", 1, One(pool::global_average_pool)),
 
     ("Abs", 1, One(elementwise::abs)),
+    ("Acos", 7, One(elementwise::acos)),
+    ("Acosh", 9, One(elementwise::acosh)),
+    ("Asin", 7, One(elementwise::asin)),
+    ("Asinh", 9, One(elementwise::asinh)),
+    ("Atan", 7, One(elementwise::atan)),
+    ("Atanh", 9, One(elementwise::atanh)),
+    ("BitwiseNot", 18, One(elementwise::bitwise_not)),
     ("Ceil", 1, One(elementwise::ceil)),
+    ("Celu", 12, One(elementwise::celu)),
     ("Clip", 1, One(elementwise::clip)),
     ("Cos", 7, One(elementwise::cos)),
+    ("Cosh", 9, One(elementwise::cosh)),
     ("Elu", 1, One(elementwise::elu)),
     ("Erf", 9, One(elementwise::erf)),
     ("Exp", 1, One(elementwise::exp)),
@@ -64,6 +95,8 @@ const ONNX: Table = &[
     ("Gelu", 20, One(elementwise::gelu)),
     ("HardSigmoid", 1, One(elementwise::hard_sigmoid)),
     ("HardSwish", 14, One(elementwise::hard_swish)),
+    ("IsInf", 10, One(elementwise::is_inf)),
+    ("IsNaN", 9, One(elementwise::is_nan)),
     ("LeakyRelu", 1, One(elementwise::leaky_relu)),
     ("Log", 1, One(elementwise::log)),
     ("Mish", 18, One(elementwise::mish)),
@@ -73,16 +106,25 @@ const ONNX: Table = &[
     ("Relu", 1, One(elementwise::relu)),
     ("Round", 11, One(elementwise::round)),
     ("Selu", 1, One(elementwise::selu)),
+    ("Shrink", 9, One(elementwise::shrink)),
     ("Sigmoid", 1, One(elementwise::sigmoid)),
     ("Sign", 9, One(elementwise::sign)),
     ("Sin", 7, One(elementwise::sin)),
+    ("Sinh", 9, One(elementwise::sinh)),
     ("Softplus", 1, One(elementwise::softplus)),
     ("Softsign", 1, One(elementwise::softsign)),
     ("Sqrt", 1, One(elementwise::sqrt)),
+    ("Swish", 24, One(elementwise::swish)),
+    ("Tan", 7, One(elementwise::tan)),
     ("Tanh", 1, One(elementwise::tanh)),
+    ("ThresholdedRelu", 10, One(elementwise::thresholded_relu)),
 
     ("Add", 1, One(elementwise::add)),
     ("And", 1, One(elementwise::and)),
+    ("BitShift", 11, One(elementwise::bit_shift)),
+    ("BitwiseAnd", 18, One(elementwise::bitwise_and)),
+    ("BitwiseOr", 18, One(elementwise::bitwise_or)),
+    ("BitwiseXor", 18, One(elementwise::bitwise_xor)),
     ("Div", 1, One(elementwise::div)),
     ("Equal", 1, One(elementwise::equal)),
     ("Greater", 1, One(elementwise::greater)),
@@ -92,13 +134,17 @@ const ONNX: Table = &[
     ("Max", 1, One(elementwise::max)),
     ("Mean", 1, One(elementwise::mean)),
     ("Min", 1, One(elementwise::min)),
+    ("Mod", 10, One(elementwise::modulo)),
     ("Mul", 1, One(elementwise::mul)),
     ("Or", 1, One(elementwise::or)),
+    ("PRelu", 1, One(elementwise::prelu)),
     ("Pow", 1, One(elementwise::pow)),
     ("Sub", 1, One(elementwise::sub)),
     ("Sum", 1, One(elementwise::sum)),
+    ("Where", 9, One(elementwise::select)),
     ("Xor", 1, One(elementwise::xor)),
 
+    ("BitCast", 26, One(elementwise::bit_cast)),
     ("Cast", 1, One(elementwise::cast)),
     ("CastLike", 15, One(elementwise::cast_like)),
     ("Dropout", 1, Many(elementwise::dropout)),
@@ -115,26 +161,56 @@ const ONNX: Table = &[
     ("ReduceSum", 1, One(reduce::sum)),
     ("ReduceSumSquare", 1, One(reduce::sum_square)),
 
+    ("ArgMax", 1, One(index::arg_max)),
+    ("ArgMin", 1, One(index::arg_min)),
+    ("CumProd", 26, One(index::cum_prod)),
+    ("CumSum", 11, One(index::cum_sum)),
+    ("Hardmax", 1, One(index::hardmax)),
+    ("TopK", 1, Many(index::top_k)),
+
     ("Resize", 10, One(resize::resize)),
     ("Upsample", 7, One(resize::upsample)),
 
+    ("CenterCropPad", 18, One(values::center_crop_pad)),
     ("Concat", 4, One(shape::concat)),
+    ("DepthToSpace", 1, One(shape::depth_to_space)),
     ("Expand", 8, One(shape::expand)),
     ("Flatten", 1, One(shape::flatten)),
-    ("Gather", 1, One(shape::gather)),
     ("Pad", 2, One(shape::pad)),
     ("Reshape", 5, One(shape::reshape)),
     ("Slice", 1, One(shape::slice)),
+    ("SpaceToDepth", 1, One(shape::space_to_depth)),
     ("Split", 2, Many(shape::split)),
     ("Squeeze", 1, One(shape::squeeze)),
     ("Tile", 6, One(shape::tile)),
     ("Transpose", 1, One(shape::transpose)),
+    ("Trilu", 14, One(shape::trilu)),
     ("Unsqueeze", 1, One(shape::unsqueeze)),
+
+    ("Gather", 1, One(index::gather)),
+    ("GatherElements", 11, One(index::gather_elements)),
+    ("GatherND", 11, One(index::gather_nd)),
+    ("OneHot", 9, One(index::one_hot)),
+    ("ReverseSequence", 10, One(index::reverse_sequence)),
+    ("Scatter", 9, One(index::scatter_elements)),
+    ("ScatterElements", 11, One(index::scatter_elements)),
+    ("ScatterND", 11, One(index::scatter_nd)),
+    ("TensorScatter", 24, One(index::tensor_scatter)),
+
+    ("Compress", 9, One(values::compress)),
+    ("NonZero", 9, One(values::non_zero)),
+    ("Range", 11, One(values::range)),
+    ("Unique", 11, Many(values::unique)),
 
     ("Constant", 1, One(constant::constant)),
     ("ConstantOfShape", 9, One(constant::constant_of_shape)),
+    ("EyeLike", 9, One(shape::eye_like)),
     ("Shape", 1, One(constant::shape)),
     ("Size", 1, One(constant::size)),
+
+    ("If", 1, Nodes(control::if_)),
+    ("Loop", 1, Nodes(control::loop_)),
+    ("Scan", 8, Nodes(control::scan)),
 
     ("QuantizeLinear", 10, One(quantize::quantize_linear)),
     ("DequantizeLinear", 10, One(quantize::dequantize_linear)),
@@ -155,6 +231,7 @@ const MICROSOFT: Table = &[
     ("QGemm", 1, One(qlinear::gemm)),
     ("QLinearAdd", 1, One(qlinear::add)),
     ("QLinearMul", 1, One(qlinear::mul)),
+    ("QLinearWhere", 1, One(qlinear::select)),
     ("QLinearSigmoid", 1, One(qlinear::sigmoid)),
     ("QLinearLeakyRelu", 1, One(qlinear::leaky_relu)),
     ("QLinearSoftmax", 1, One(qlinear::softmax)),

@@ -1,14 +1,13 @@
 //! Normalisations.
 
+use super::{compose::Result, reduce::axes};
 use crate::{
-    OpError, Shape, Tensor, ValueId,
-    onnx::{NodeError, import::Node},
-    ops::{
-        BatchNorm, Binary, BinaryKind, Layout, Lrn, Reduce, ReduceKind, Reshape, Softmax, Unary, UnaryKind,
-    },
+    DType, OpError, Shape, ValueId,
+    onnx::{NodeError, import::Node, tensor},
+    ops::{BatchNorm, BinaryKind, Layout, Lrn, ReduceKind, Reshape, Softmax, UnaryKind},
 };
 
-pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let roles = ["X", "scale", "B", "mean", "var"];
     let mut operands = Vec::with_capacity(roles.len());
     for (slot, role) in roles.into_iter().enumerate() {
@@ -28,46 +27,217 @@ pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<ValueId, No
     node.emit(BatchNorm { epsilon, axis: 1 }, &operands)
 }
 
-/// (x − mean)/√(variance + epsilon)·scale + bias, mean and variance of all axes from `axis` on: in these steps, each in
-/// the type of x, whatever `stash_type` says of the first ones.
-pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    let (x, scale) = (node.operand(0, "X")?, node.operand(1, "Scale")?);
-    let bias = node.optional(2);
-    node.ignore(&["stash_type"]);
-    let epsilon = node.float("epsilon", 1e-5)?;
-    let shape = node.shape(x);
-    let axis = node.int("axis", -1)?;
-    let first = shape
-        .axis(axis)
-        .ok_or_else(|| NodeError::attribute("axis", format!("is {axis} for {}", node.ty(x))))?;
-    if (1..node.results()).any(|port| node.wants(port)) {
-        return Err(OpError::unsupported("gives out mean or deviation, as for training").into());
-    }
-    for v in [scale].into_iter().chain(bias) {
-        if shape.broadcast(&node.shape(v)).as_ref() != Some(&shape) {
-            return Err(OpError::shape(format!("{} does not broadcast to {}", node.ty(v), node.ty(x))).into());
-        }
-    }
-    let binary = |kind| Binary { kind };
-    let mean = || Reduce { kind: ReduceKind::Mean, axes: (first..shape.rank()).collect(), keep_dims: true };
-    let centre = node.emit_part("mean", mean(), &[x])?;
-    let centred = node.emit_part("centred", binary(BinaryKind::Sub), &[x, centre])?;
-    let squares = node.emit_part("squares", binary(BinaryKind::Mul), &[centred, centred])?;
-    let variance = node.emit_part("variance", mean(), &[squares])?;
-    let epsilon = node.constant_part("epsilon", Tensor::scalar(epsilon));
-    let variance = node.emit_part("above_zero", binary(BinaryKind::Add), &[variance, epsilon])?;
-    let deviation = node.emit_part("deviation", Unary { kind: UnaryKind::Sqrt }, &[variance])?;
-    let y = node.emit_part("normalised", binary(BinaryKind::Div), &[centred, deviation])?;
+/// The axes from the attribute `axis` on, over which a layer is normalised.
+fn layer_axes(node: &mut Node<'_, '_>, x: ValueId) -> Result<Vec<usize>> {
+    let first = node.axis_of("axis", -1, x)?;
+    Ok((first..node.shape(x).rank()).collect())
+}
+
+/// The value in the type that the first stage of a normalisation is computed in: what `stash_type` says, but not in fewer
+/// digits than the value has.
+fn stashed(node: &mut Node<'_, '_>, x: ValueId) -> Result<ValueId> {
+    node.check_float("the operand", x)?;
+    let code = node.int("stash_type", 1)?;
+    let code = i32::try_from(code).map_err(|_| NodeError::attribute("stash_type", format!("is {code}")))?;
+    let stash = tensor::dtype(code).map_err(|e| NodeError::attribute("stash_type", e))?;
+    let to = match (node.ty(x).dtype, stash) {
+        (_, DType::F64) => DType::F64,
+        (DType::F16 | DType::BF16, DType::F32) => DType::F32,
+        (own, other) if other.is_float() => own,
+        (_, other) => return Err(NodeError::attribute("stash_type", format!("is {other}, not a float"))),
+    };
+    node.cast_to("stashed", to, x)
+}
+
+/// The parts of a normalisation: x − mean, the mean, and √(variance + epsilon), over axes.
+struct Centred {
+    difference: ValueId,
+    mean: ValueId,
+    deviation: ValueId,
+}
+
+fn centre(node: &mut Node<'_, '_>, x: ValueId, axes: &[usize], epsilon: f32) -> Result<Centred> {
+    let mean = node.reduced("mean", ReduceKind::Mean, axes.to_vec(), x)?;
+    let difference = node.sub("centred", x, mean)?;
+    let squares = node.mul("squares", difference, difference)?;
+    let deviation = root_of_mean(node, squares, axes, epsilon)?;
+    Ok(Centred { difference, mean, deviation })
+}
+
+/// √(mean of squares + epsilon).
+fn root_of_mean(node: &mut Node<'_, '_>, squares: ValueId, axes: &[usize], epsilon: f32) -> Result<ValueId> {
+    let variance = node.reduced("variance", ReduceKind::Mean, axes.to_vec(), squares)?;
+    let epsilon = node.number("epsilon", epsilon.into(), node.ty(variance).dtype)?;
+    let variance = node.add("above_zero", variance, epsilon)?;
+    node.unary("deviation", UnaryKind::Sqrt, variance)
+}
+
+/// y·scale + bias, where there is a bias. The last step has the name `part`.
+fn scale_and_shift(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    y: ValueId,
+    scale: ValueId,
+    bias: Option<ValueId>,
+) -> Result<ValueId> {
     match bias {
-        None => node.emit(binary(BinaryKind::Mul), &[y, scale]),
+        None => node.mul(part, y, scale),
         Some(bias) => {
-            let y = node.emit_part("scaled", binary(BinaryKind::Mul), &[y, scale])?;
-            node.emit(binary(BinaryKind::Add), &[y, bias])
+            let y = node.mul("scaled", y, scale)?;
+            node.add(part, y, bias)
         }
     }
 }
 
-pub(super) fn lrn(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+/// Fails unless the value broadcasts to x without making it larger.
+fn check_broadcast(node: &Node<'_, '_>, v: ValueId, x: ValueId) -> Result<()> {
+    let shape = node.shape(x);
+    if shape.broadcast(&node.shape(v)).as_ref() == Some(&shape) {
+        return Ok(());
+    }
+    Err(OpError::shape(format!("{} does not broadcast to {}", node.ty(v), node.ty(x))).into())
+}
+
+/// (x − mean)/√(variance + epsilon)·scale + bias, mean and variance of all axes from `axis` on: in these steps, in the
+/// type of `stash_type`, which the other results, mean and 1/√(variance + epsilon), have too. The first one is rounded
+/// to the type of x once, where ONNX's own definition does so before the scale, too.
+pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
+    let (x, scale) = (node.operand(0, "X")?, node.operand(1, "Scale")?);
+    let bias = node.optional(2);
+    let epsilon = node.float("epsilon", 1e-5)?;
+    let axes = layer_axes(node, x)?;
+    for v in [scale].into_iter().chain(bias) {
+        check_broadcast(node, v, x)?;
+    }
+    let wide = stashed(node, x)?;
+    let Centred { difference, mean, deviation } = centre(node, wide, &axes, epsilon)?;
+    let y = node.div("normalised", difference, deviation)?;
+    let (own, wide) = (node.ty(x).dtype, node.ty(y).dtype);
+    let scale = node.cast_to("wide_scale", wide, scale)?;
+    let bias = bias.map(|bias| node.cast_to("wide_bias", wide, bias)).transpose()?;
+    let y = scale_and_shift(node, if own == wide { "" } else { "wide" }, y, scale, bias)?;
+    let y = node.cast_to("", own, y)?;
+    if !node.wants(1) && !node.wants(2) {
+        return Ok(vec![y]);
+    }
+    let inverse = node.unary("inverse_deviation", UnaryKind::Reciprocal, deviation)?;
+    Ok(vec![y, mean, inverse])
+}
+
+/// x/√(mean of squares + epsilon)·scale, over all axes from `axis` on.
+pub(super) fn rms_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, scale) = (node.operand(0, "X")?, node.operand(1, "scale")?);
+    let epsilon = node.float("epsilon", 1e-5)?;
+    let axes = layer_axes(node, x)?;
+    check_broadcast(node, scale, x)?;
+    let wide = stashed(node, x)?;
+    let squares = node.mul("squares", wide, wide)?;
+    let deviation = root_of_mean(node, squares, &axes, epsilon)?;
+    let y = node.div("normalised", wide, deviation)?;
+    // The result has the type of the scale, which may be another one than that of x.
+    let y = node.cast_to("narrowed", node.ty(scale).dtype, y)?;
+    node.mul("", y, scale)
+}
+
+/// A vector with an element a channel, as it broadcasts to x of channels first.
+fn by_channel(node: &mut Node<'_, '_>, part: &str, v: ValueId, x: ValueId) -> Result<ValueId> {
+    let shape = node.shape(x);
+    let channels = shape.get(1).copied().unwrap_or(0);
+    if node.shape(v).dims() != [channels] {
+        let why = format!("takes one number a channel of {}, got {}", node.ty(x), node.ty(v));
+        return Err(OpError::shape(why).into());
+    }
+    let mut dims = vec![1; shape.rank() - 1];
+    dims[0] = channels;
+    node.shaped(part, dims, v)
+}
+
+/// (x − mean)·(scale/√(variance + epsilon)) + bias, mean and variance of each channel of each image.
+pub(super) fn instance_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let x = node.operand(0, "input")?;
+    let (scale, bias) = (node.operand(1, "scale")?, node.operand(2, "B")?);
+    node.check_float("input", x)?;
+    let epsilon = node.float("epsilon", 1e-5)?;
+    let (_, _, spatial) = Layout::ChannelsFirst.split(&node.ty(x).shape)?;
+    let (scale, bias) = (by_channel(node, "scale", scale, x)?, by_channel(node, "bias", bias, x)?);
+    let dtype = node.ty(x).dtype;
+    let wide = node.widened("wide", x)?;
+    let axes: Vec<usize> = (2..spatial.len() + 2).collect();
+    let Centred { difference, deviation, .. } = centre(node, wide, &axes, epsilon)?;
+    let (scale, bias) = (node.widened("wide_scale", scale)?, node.widened("wide_bias", bias)?);
+    let factor = node.div("factor", scale, deviation)?;
+    let y = node.mul("scaled", difference, factor)?;
+    let narrows = node.ty(y).dtype != dtype;
+    let y = node.add(if narrows { "shifted" } else { "" }, y, bias)?;
+    node.cast_to("", dtype, y)
+}
+
+/// (x − mean)/√(variance + epsilon)·scale + bias, mean and variance of each group of channels of each image. Before opset
+/// 21, scale and bias have one number a group; from then on, one a channel.
+pub(super) fn group_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let x = node.operand(0, "X")?;
+    let (scale, bias) = (node.operand(1, "scale")?, node.operand(2, "bias")?);
+    let epsilon = node.float("epsilon", 1e-5)?;
+    let groups = node.count("num_groups")?.ok_or_else(|| NodeError::attribute("num_groups", "is missing"))?;
+    let shape = node.shape(x);
+    let (batch, channels, spatial) = Layout::ChannelsFirst.split(&shape)?;
+    if !channels.is_multiple_of(groups) {
+        return Err(NodeError::attribute("num_groups", format!("is {groups}, for {channels} channels")));
+    }
+    let by_group = node.opset() < 21;
+    let wide = if by_group { node.widened("wide", x)? } else { stashed(node, x)? };
+    let extent = spatial.iter().product::<usize>().saturating_mul(channels / groups);
+    let grouped = node.shaped("groups", [batch, groups, extent], wide)?;
+    let Centred { difference, deviation, .. } = centre(node, grouped, &[2], epsilon)?;
+    let y = node.div("normalised", difference, deviation)?;
+    let y = node.cast_to("narrowed", node.ty(x).dtype, y)?;
+    if by_group {
+        let (scale, bias) = (by_channel(node, "scale", scale, y)?, by_channel(node, "bias", bias, y)?);
+        let y = node.mul("scaled", y, scale)?;
+        let y = node.add("shifted", y, bias)?;
+        return node.shaped("", shape, y);
+    }
+    let y = node.shaped("channels", shape, y)?;
+    let (scale, bias) = (by_channel(node, "scale", scale, x)?, by_channel(node, "bias", bias, x)?);
+    scale_and_shift(node, "", y, scale, Some(bias))
+}
+
+/// (x − mean)/(deviation + 1e-9), over axes.
+pub(super) fn mean_variance_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let x = node.operand(0, "X")?;
+    node.check_float("X", x)?;
+    let given = node.ints("axes")?.unwrap_or_else(|| vec![0, 2, 3]);
+    let axes = axes("axes", &node.shape(x), &given)?;
+    let dtype = node.ty(x).dtype;
+    let wide = node.widened("wide", x)?;
+    let Centred { difference, deviation, .. } = centre(node, wide, &axes, 0.0)?;
+    let least = node.number("least", 1e-9, node.ty(deviation).dtype)?;
+    let deviation = node.add("positive", deviation, least)?;
+    let narrows = node.ty(deviation).dtype != dtype;
+    let y = node.div(if narrows { "normalised" } else { "" }, difference, deviation)?;
+    node.cast_to("", dtype, y)
+}
+
+/// x over its norm along an axis; 0 where that is 0.
+pub(super) fn lp_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let x = node.operand(0, "input")?;
+    node.check_float("input", x)?;
+    let axis = node.axis_of("axis", -1, x)?;
+    let kind = match node.int("p", 2)? {
+        1 => ReduceKind::L1,
+        2 => ReduceKind::L2,
+        other => return Err(NodeError::attribute("p", format!("is {other}, neither 1 nor 2"))),
+    };
+    let dtype = node.ty(x).dtype;
+    let norm = node.reduced("norm", kind, vec![axis], x)?;
+    let zero = node.number("zero", 0.0, dtype)?;
+    let none = node.binary("is_zero", BinaryKind::Equal, norm, zero)?;
+    let none = node.cast_to("one_for_zero", dtype, none)?;
+    let norm = node.add("divisor", norm, none)?;
+    node.div("", x, norm)
+}
+
+pub(super) fn lrn(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let x = node.operand(0, "X")?;
     let size = node.int("size", 0)?;
     let size = usize::try_from(size)
@@ -79,25 +249,20 @@ pub(super) fn lrn(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     node.emit(Lrn { size, alpha, beta, bias, layout: Layout::ChannelsFirst }, &[x])
 }
 
-pub(super) fn softmax(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+pub(super) fn softmax(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let x = node.operand(0, "input")?;
     let coerces = node.opset() < 13;
     softmax_of(node, x, false, coerces)
 }
 
-pub(super) fn log_softmax(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+pub(super) fn log_softmax(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let x = node.operand(0, "input")?;
     let coerces = node.opset() < 13;
     softmax_of(node, x, true, coerces)
 }
 
 /// Before opset 13 the operand counts as a matrix (`coerces`): all dimensions from `axis` on are one.
-pub(super) fn softmax_of(
-    node: &mut Node<'_, '_>,
-    x: ValueId,
-    log: bool,
-    coerces: bool,
-) -> Result<ValueId, NodeError> {
+pub(super) fn softmax_of(node: &mut Node<'_, '_>, x: ValueId, log: bool, coerces: bool) -> Result<ValueId> {
     let shape = node.shape(x);
     let axis = node.int("axis", if coerces { 1 } else { -1 })?;
     let last = shape.rank().checked_sub(1);

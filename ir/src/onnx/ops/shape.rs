@@ -1,10 +1,12 @@
 //! Ops that move elements.
 
-use super::{lengths, reduce::axes};
+use super::{elementwise::binary_part, index::counting_along, lengths, reduce::axes};
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transpose},
+    ops::{
+        Binary, BinaryKind, Cast, Concat, Expand, Pad, PadMode, Reshape, Slice, SliceSpec, Transpose, Where,
+    },
 };
 
 pub(super) fn axis(node: &mut Node<'_, '_>, shape: &Shape, default: Option<i64>) -> Result<usize, NodeError> {
@@ -15,12 +17,37 @@ pub(super) fn axis(node: &mut Node<'_, '_>, shape: &Shape, default: Option<i64>)
     })
 }
 
+/// The axis that an operand names, which must be known.
+pub(super) fn known_axis(node: &mut Node<'_, '_>, slot: usize, shape: &Shape) -> Result<usize, NodeError> {
+    let given = node.known_ints(slot, "axis")?.ok_or(NodeError::MissingOperand { slot, role: "axis" })?;
+    let axis = if let [axis] = given[..] { shape.axis(axis) } else { None };
+    axis.ok_or_else(|| OpError::shape(format!("axis {given:?} of a tensor of rank {}", shape.rank())).into())
+}
+
 /// The element count of dimensions, if it is one that can be.
 fn product(dims: &[usize]) -> Result<usize, NodeError> {
     Ok(Shape::new(dims)?.elements())
 }
 
-fn reshape_to(node: &mut Node<'_, '_>, x: ValueId, dims: Vec<usize>) -> Result<ValueId, NodeError> {
+/// The same elements under another shape, as a part of the node.
+pub(super) fn reshape_part(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    x: ValueId,
+    dims: Vec<usize>,
+) -> Result<ValueId, NodeError> {
+    let shape = Shape::new(dims)?;
+    match node.shape(x) == shape {
+        true => Ok(x),
+        false => node.emit_part(part, Reshape { shape }, &[x]),
+    }
+}
+
+pub(super) fn reshape_to(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    dims: Vec<usize>,
+) -> Result<ValueId, NodeError> {
     let shape = Shape::new(dims)?;
     node.emit(Reshape { shape }, &[x])
 }
@@ -333,16 +360,102 @@ pub(super) fn tile(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     node.emit(Reshape { shape: merged }, &[repeated])
 }
 
-pub(super) fn gather(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    let (x, indices) = (node.operand(0, "data")?, node.operand(1, "indices")?);
-    let shape = node.shape(x);
-    let axis = axis(node, &shape, Some(0))?;
-    if let Some(known) = node.constant_value(indices).and_then(Tensor::to_i64) {
-        let extent = shape[axis] as i64;
-        if let Some(i) = known.iter().find(|i| !(-extent..extent).contains(i)) {
-            let why = format!("index {i} is out of range for axis {axis} of {}", node.ty(x));
-            return Err(OpError::shape(why).into());
-        }
+/// What [`depth_to_space`] and [`space_to_depth`] have in common: the operand, its batch, channels and area, and the side
+/// of a block.
+fn blocks(node: &mut Node<'_, '_>) -> Result<(ValueId, [usize; 4], usize), NodeError> {
+    let x = node.operand(0, "input")?;
+    let size = node.optional_int("blocksize")?.unwrap_or(0);
+    let side = usize::try_from(size).ok().filter(|s| (1..=1 << 16).contains(s));
+    let side = side.ok_or_else(|| NodeError::attribute("blocksize", format!("is {size} or missing")))?;
+    match *node.shape(x).dims() {
+        [n, c, h, w] => Ok((x, [n, c, h, w], side)),
+        _ => Err(OpError::shape(format!("takes a tensor of rank 4, got {}", node.ty(x))).into()),
     }
-    node.emit(Gather { axis }, &[x, indices])
+}
+
+fn not_whole(node: &Node<'_, '_>, x: ValueId, side: usize) -> NodeError {
+    OpError::shape(format!("{} has no whole blocks of side {side}", node.ty(x))).into()
+}
+
+/// Channels in groups of a block's area each become blocks of pixels.
+pub(super) fn depth_to_space(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (x, [n, c, h, w], side) = blocks(node)?;
+    // Of the channels either the block or the group is the outer part.
+    let block_first = match if node.opset() >= 11 { node.string("mode", "DCR")? } else { "DCR" } {
+        "DCR" => true,
+        "CRD" => false,
+        other => return Err(NodeError::attribute("mode", format!("is {other:?}"))),
+    };
+    if !c.is_multiple_of(side * side) {
+        return Err(not_whole(node, x, side));
+    }
+    let depth = c / (side * side);
+    let (apart, perm) = match block_first {
+        true => (vec![n, side, side, depth, h, w], vec![0, 3, 4, 1, 5, 2]),
+        false => (vec![n, depth, side, side, h, w], vec![0, 1, 4, 2, 5, 3]),
+    };
+    let apart = reshape_part(node, "apart", x, apart)?;
+    let moved = node.emit_part("moved", Transpose { perm }, &[apart])?;
+    let long = |d: usize| d.checked_mul(side).ok_or_else(|| not_whole(node, x, side));
+    let dims = vec![n, depth, long(h)?, long(w)?];
+    reshape_to(node, moved, dims)
+}
+
+/// Blocks of pixels become channels, those of one place in the block together.
+pub(super) fn space_to_depth(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (x, [n, c, h, w], side) = blocks(node)?;
+    if !h.is_multiple_of(side) || !w.is_multiple_of(side) {
+        return Err(not_whole(node, x, side));
+    }
+    let (rows, columns) = (h / side, w / side);
+    let apart = reshape_part(node, "apart", x, vec![n, c, rows, side, columns, side])?;
+    let moved = node.emit_part("moved", Transpose { perm: vec![0, 3, 5, 1, 2, 4] }, &[apart])?;
+    let depth = c.checked_mul(side * side).ok_or_else(|| not_whole(node, x, side))?;
+    reshape_to(node, moved, vec![n, depth, rows, columns])
+}
+
+/// column − row − `shift` of each place of matrices compared with 0.
+fn by_diagonal(
+    node: &mut Node<'_, '_>,
+    [rows, columns]: [usize; 2],
+    shift: i64,
+    kind: BinaryKind,
+) -> Result<ValueId, NodeError> {
+    let row = counting_along(node, "row", rows, 0, 2)?;
+    let column = counting_along(node, "column", columns, 1, 2)?;
+    // Beyond the matrices all diagonals are alike.
+    let shift = shift.clamp(-(rows as i64) - 1, columns as i64 + 1);
+    let shift = node.constant_part("shift", Tensor::scalar(shift));
+    let start = binary_part(node, "start", BinaryKind::Add, row, shift)?;
+    node.emit_part("mask", Binary { kind }, &[column, start])
+}
+
+/// The triangle above or below a diagonal, 0 elsewhere.
+pub(super) fn trilu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "input")?;
+    let shift = node.known(1, "k")?.and_then(|k| k.to_i64()).and_then(|k| k.first().copied()).unwrap_or(0);
+    let upper = node.flag("upper", true)?;
+    let (shape, dtype) = (node.shape(x), node.ty(x).dtype);
+    let &[.., rows, columns] = shape.dims() else {
+        return Err(OpError::shape(format!("takes matrices, got {}", node.ty(x))).into());
+    };
+    let kind = if upper { BinaryKind::GreaterOrEqual } else { BinaryKind::LessOrEqual };
+    let mask = by_diagonal(node, [rows, columns], shift, kind)?;
+    let zero = node.constant_part("zero", Tensor::zeros(dtype, Shape::scalar()));
+    node.emit(Where {}, &[mask, x, zero])
+}
+
+/// 1 on a diagonal, 0 elsewhere, in the shape of the operand.
+pub(super) fn eye_like(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "input")?;
+    let shift = node.int("k", 0)?;
+    let to = match node.optional_int("dtype")? {
+        Some(code) => super::elementwise::dtype("dtype", code)?,
+        None => node.ty(x).dtype,
+    };
+    let [rows, columns] = *node.shape(x).dims() else {
+        return Err(OpError::shape(format!("takes a matrix, got {}", node.ty(x))).into());
+    };
+    let mask = by_diagonal(node, [rows, columns], shift, BinaryKind::Equal)?;
+    node.emit(Cast { to }, &[mask])
 }

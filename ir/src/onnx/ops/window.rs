@@ -51,7 +51,7 @@ pub(super) fn window(
 }
 
 /// A list of `n` lengths that are `default` where the attribute is absent.
-fn list(
+pub(super) fn list(
     node: &mut Node<'_, '_>,
     name: &'static str,
     n: usize,

@@ -4,6 +4,7 @@ mod errors;
 mod export;
 mod external;
 mod hostile;
+mod networks;
 mod ops;
 mod quantized;
 

@@ -55,9 +55,11 @@ fn layer_normalisations_are_their_steps() {
     // Over two axes: mean 3.5, variance 2.75.
     let d = 3f32.sqrt();
     let both = layer(1, &["x", "s"], &["y"]);
-    assert_eq!(both.floats(&[x]), [-2.5 / d, -0.5 / d * 2.0, 1.5 / d, 1.5 / d * 2.0]);
+    assert_eq!(both.floats(std::slice::from_ref(&x)), [-2.5 / d, -0.5 / d * 2.0, 1.5 / d, 1.5 / d * 2.0]);
     layer(3, &["x", "s"], &["y"]).refused("`axis`");
-    layer(0, &["x", "s"], &["y", "m"]).outputs(&["y", "m"]).refused("mean or deviation");
+    let statistics = layer(-1, &["x", "s"], &["y", "m", "d"]).outputs(&["y", "m", "d"]).run(&[x]);
+    assert_eq!(statistics[1], of(&[1, 2, 1], &[2f32, 5.0]));
+    assert_eq!(statistics[2], of(&[1, 2, 1], &[1.0 / 1.25f32.sqrt(), 2.0]));
 }
 
 #[test]
@@ -349,7 +351,7 @@ fn pools() {
     pool(11, "MaxPool", vec![list("strides", &[0])]).refused("stride 0");
     let mut indices = pool(12, "MaxPool", vec![]).outputs(&["y", "i"]);
     indices.nodes[0].output.push("i".into());
-    indices.refused("result 1 (`i`)");
+    assert_eq!(indices.run(std::slice::from_ref(&x))[1], of(&[1, 1, 3], &[1i64, 2, 3]));
     for op in ["GlobalMaxPool", "GlobalAveragePool"] {
         let d = Draft::new(8, [node(op, &["x"], &["y"])]).input("x", &[1, 1, 4]);
         assert_eq!(d.floats(std::slice::from_ref(&x)), [if op == "GlobalMaxPool" { 3.0 } else { 1.5 }]);

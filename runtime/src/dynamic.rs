@@ -1,0 +1,286 @@
+//! Models whose shapes are those of the inputs that come.
+//!
+//! A [`DynamicModel`] compiles a *specialisation* for each combination of input shapes (and of the few small values, such
+//! as target sizes, on which shapes depend) when it first comes, and keeps the last of them. All share the model's weights.
+//!
+//! Quantization finds ranges on samples of the model's inputs. What comes behind data-dependent shapes has none, and is
+//! computed in float.
+//!
+//! Where shapes, or what is computed at all, depend on data, a specialisation goes as far as they are known. Values that
+//! decide are computed, and what is left of the model is a dynamic model of its own, whose inputs are the values so far.
+
+use crate::{BindError, Compiler, Error, Model, Session, TensorView};
+use lru::LruCache;
+use qcc_ir::{
+    DType, Graph, Tensor, interpreter,
+    onnx::{self, Bindings, Eager, Imported, Part, Rest},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// What computes the graphs of specialisations.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// The reference interpreter.
+    Interpreter,
+    /// Machine code, as this compiler makes it.
+    Jit(Box<Compiler>),
+}
+
+/// Specialisations that a model keeps, unless told otherwise.
+const KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+/// A model that takes inputs of any shapes that it declares. Clones share everything, and threads may use it at once.
+#[derive(Clone)]
+pub struct DynamicModel(Arc<Inner>);
+
+struct Inner {
+    model: onnx::Model,
+    /// The file, for messages.
+    origin: String,
+    backend: Backend,
+    kept: NonZeroUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Inputs to whose values graphs are specialised.
+    wanted: BTreeSet<String>,
+    specialisations: LruCache<Key, Arc<Specialisation>>,
+}
+
+/// What a specialisation is for: types of all inputs, and bytes of those whose values matter.
+type Key = Vec<(DType, Vec<usize>, Option<Vec<u8>>)>;
+
+/// The graph, or its first part, for one key.
+struct Specialisation {
+    code: Code,
+    /// Names of what the code computes.
+    outputs: Vec<String>,
+    next: Option<Next>,
+    compile_time: Duration,
+}
+
+enum Code {
+    Interpreted(Graph),
+    Compiled { model: Model, sessions: Mutex<Vec<Session>> },
+}
+
+/// What comes behind the first part of a model.
+struct Next {
+    eager: Vec<Eager>,
+    rest: Rest,
+    /// The rest as a model, for the types that were last seen, in the order of its inputs.
+    model: Mutex<Option<(Vec<DType>, DynamicModel)>>,
+}
+
+/// The results of a run, and what it took to get ready for it.
+#[derive(Clone)]
+pub struct DynamicRun {
+    /// The outputs, in the order of the model's signature.
+    pub outputs: Vec<Tensor>,
+    /// Time spent on importing and compiling specialisations that were not there; zero where all were.
+    pub compile_time: Duration,
+    /// Specialisations that were compiled.
+    pub compiled: usize,
+    /// The machine code that ran, part by part; none where the interpreter runs them.
+    pub models: Vec<Model>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl DynamicModel {
+    /// Reads an ONNX file.
+    ///
+    /// # Errors
+    /// Where the file is not a model or its ops are not supported.
+    pub fn load(path: &Path, backend: Backend) -> Result<DynamicModel, Error> {
+        let origin = path.display().to_string();
+        let failed = |e| Error::Import { path: origin.clone(), source: Box::new(e) };
+        let model = onnx::Model::load(path).map_err(failed)?;
+        Ok(DynamicModel::new(model, origin, backend))
+    }
+
+    /// A model that was read before; `origin` is what messages call it.
+    pub fn new(model: onnx::Model, origin: impl Into<String>, backend: Backend) -> DynamicModel {
+        DynamicModel::with(model, origin.into(), backend, KEPT)
+    }
+
+    fn with(model: onnx::Model, origin: String, backend: Backend, kept: NonZeroUsize) -> DynamicModel {
+        let state = State { wanted: BTreeSet::new(), specialisations: LruCache::new(kept) };
+        DynamicModel(Arc::new(Inner { model, origin, backend, kept, state: Mutex::new(state) }))
+    }
+
+    /// The model as its file has it.
+    pub fn model(&self) -> &onnx::Model {
+        &self.0.model
+    }
+
+    /// Runs the model: all inputs to all outputs, in the order of the model's signature.
+    ///
+    /// # Errors
+    /// Where number, element types or shapes of the inputs are not the model's, or an op does not take its operands.
+    pub fn run(&self, inputs: &[Tensor]) -> Result<DynamicRun, Error> {
+        self.check(inputs)?;
+        let mut run =
+            DynamicRun { outputs: Vec::new(), compile_time: Duration::ZERO, compiled: 0, models: Vec::new() };
+        let (mut model, mut values) = (self.clone(), inputs.to_vec());
+        loop {
+            let (specialisation, is_new) = model.specialised(&values)?;
+            if is_new {
+                run.compiled += 1;
+                run.compile_time += specialisation.compile_time;
+            }
+            if let Code::Compiled { model, .. } = &specialisation.code {
+                run.models.push(model.clone());
+            }
+            let outputs = specialisation.run(&values)?;
+            let Some(next) = &specialisation.next else {
+                run.outputs = outputs;
+                return Ok(run);
+            };
+            let named = specialisation.outputs.iter().cloned().zip(outputs).collect();
+            (model, values) = next.prepare(named, &model.0)?;
+        }
+    }
+
+    fn check(&self, inputs: &[Tensor]) -> Result<(), Error> {
+        let infos = self.0.model.inputs();
+        if infos.len() != inputs.len() {
+            let names = infos.iter().map(|i| i.name.clone()).collect();
+            return Err(
+                BindError::Count { what: "input", expected: infos.len(), got: inputs.len(), names }.into()
+            );
+        }
+        for (info, given) in infos.iter().zip(inputs) {
+            if info.dtype != given.dtype() {
+                return Err(BindError::Type {
+                    what: "input",
+                    name: info.name.clone(),
+                    expected: info.dtype.to_string(),
+                    got: given.dtype().to_string(),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The specialisation for these inputs, and whether it is new.
+    fn specialised(&self, inputs: &[Tensor]) -> Result<(Arc<Specialisation>, bool), Error> {
+        let infos = self.0.model.inputs();
+        loop {
+            let wanted = {
+                let mut state = lock(&self.0.state);
+                let key = key(infos, inputs, &state.wanted);
+                if let Some(found) = state.specialisations.get(&key) {
+                    return Ok((found.clone(), false));
+                }
+                state.wanted.clone()
+            };
+            let start = Instant::now();
+            let mut bindings = Bindings::default();
+            for (info, tensor) in infos.iter().zip(inputs) {
+                match wanted.contains(&info.name) {
+                    true => _ = bindings.known.insert(info.name.clone(), tensor.clone()),
+                    false => _ = bindings.shapes.insert(info.name.clone(), tensor.shape().to_vec()),
+                }
+            }
+            let failed = |e| Error::Import { path: self.0.origin.clone(), source: Box::new(e) };
+            let (graph, next) = match self.0.model.import(&bindings).map_err(failed)? {
+                Imported::Wants(names) => {
+                    lock(&self.0.state).wanted.extend(names);
+                    continue;
+                }
+                Imported::Whole(graph) => (graph, None),
+                Imported::Part(part) => {
+                    let Part { graph, eager, rest, .. } = *part;
+                    (graph, Some(Next { eager, rest, model: Mutex::new(None) }))
+                }
+            };
+            let outputs = graph.outputs().iter().map(|o| o.name.clone()).collect();
+            let code = self.0.backend.compile(graph)?;
+            let made = Arc::new(Specialisation { code, outputs, next, compile_time: start.elapsed() });
+            let key = key(infos, inputs, &wanted);
+            lock(&self.0.state).specialisations.put(key, made.clone());
+            return Ok((made, true));
+        }
+    }
+}
+
+fn key(infos: &[onnx::InputInfo], inputs: &[Tensor], wanted: &BTreeSet<String>) -> Key {
+    let of = |(info, t): (&onnx::InputInfo, &Tensor)| {
+        let value = wanted.contains(&info.name).then(|| t.bytes().to_vec());
+        (t.dtype(), t.shape().to_vec(), value)
+    };
+    infos.iter().zip(inputs).map(of).collect()
+}
+
+impl Backend {
+    fn compile(&self, graph: Graph) -> Result<Code, Error> {
+        Ok(match self {
+            Backend::Interpreter => Code::Interpreted(graph),
+            Backend::Jit(compiler) => {
+                let model = compiler.compile_graph(graph)?;
+                Code::Compiled { model, sessions: Mutex::new(Vec::new()) }
+            }
+        })
+    }
+}
+
+impl Specialisation {
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        match &self.code {
+            Code::Interpreted(graph) => Ok(interpreter::run(graph, inputs)?),
+            Code::Compiled { model, sessions } => {
+                // Callers at the same time have a session each, which the next ones use again.
+                let free = lock(sessions).pop();
+                let mut session = free.unwrap_or_else(|| Session::new(model));
+                let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
+                let outputs = session.run(&views);
+                lock(sessions).push(session);
+                outputs
+            }
+        }
+    }
+}
+
+impl Next {
+    /// The rest of a model, and its inputs.
+    fn prepare(
+        &self,
+        mut values: BTreeMap<String, Tensor>,
+        of: &Inner,
+    ) -> Result<(DynamicModel, Vec<Tensor>), Error> {
+        let failed = |e| Error::Import { path: of.origin.clone(), source: Box::new(e) };
+        for eager in &self.eager {
+            let reads =
+                eager.reads().iter().filter_map(|name| Some((name.clone(), values.get(name)?.clone())));
+            let results = eager.run(reads.collect()).map_err(failed)?;
+            values.extend(results);
+        }
+        let mut model = lock(&self.model);
+        let types = |values: &BTreeMap<String, Tensor>, m: &DynamicModel| -> Vec<DType> {
+            m.model().inputs().iter().filter_map(|i| values.get(&i.name)).map(Tensor::dtype).collect()
+        };
+        let known = model.as_ref().filter(|(seen, m)| *seen == types(&values, m)).map(|(_, m)| m.clone());
+        let rest = known.unwrap_or_else(|| {
+            let rest = self.rest.model(|name| values.get(name).map(Tensor::dtype));
+            let backend = match &of.backend {
+                Backend::Interpreter => Backend::Interpreter,
+                Backend::Jit(compiler) => Backend::Jit(Box::new(compiler.without_calibration())),
+            };
+            DynamicModel::with(rest, of.origin.clone(), backend, of.kept)
+        });
+        *model = Some((types(&values, &rest), rest.clone()));
+        let inputs = rest.model().inputs().iter().filter_map(|i| values.get(&i.name).cloned()).collect();
+        Ok((rest, inputs))
+    }
+}
