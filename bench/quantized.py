@@ -60,7 +60,8 @@ def compare(args, path):
     with tempfile.TemporaryDirectory() as folder:
         program = os.path.join(folder, "model.qcc")
         build = [args.qcc, "compile", path, "-o", program, "-q", "-q", "--precision", "int8"]
-        done = subprocess.run(build + ["--requant", args.requant], capture_output=True, text=True)
+        build += ["--requant", args.requant] if args.requant else []
+        done = subprocess.run(build, capture_output=True, text=True)
         if done.returncode:
             return {"model": path, "failed": done.stderr.strip().splitlines()[-1]}
         for x in inputs:
@@ -110,7 +111,7 @@ def main():
     parser.add_argument("models", nargs="+")
     parser.add_argument("--qcc", default="target/release/qcc")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--requant", default="q15")
+    parser.add_argument("--requant")
     parser.add_argument("--time", action="store_true")
     args = parser.parse_args()
     for path in args.models:

@@ -335,11 +335,11 @@ impl Builder<'_> {
         }
         let name = self.name(value).to_string();
         let real = match (self.codes.get(&value).copied(), self.rounded_constant(value)) {
-            (Some(codes), _) => {
+            (Some(codes), None) => {
                 let source = format!("{}_dequantize", self.new.node(codes.node).name);
                 self.new.add(&source, Dequantize {}, &[codes])?.out()
             }
-            (None, Some(constant)) => {
+            (_, Some(constant)) => {
                 let numbers = constant.numbers().map_err(|e| PassError::op(&name, "constant", e))?;
                 self.new.constant(&name, numbers)
             }
@@ -430,6 +430,35 @@ impl Builder<'_> {
         Ok(Ok((lowered, operands)))
     }
 
+    /// Makes sums of a product fit 32 bits where its bias takes them alone; see [`coarsened`].
+    fn leave_room(
+        &mut self,
+        node: NodeId,
+        operands: &mut [ValueId],
+        record: &mut Record,
+    ) -> Result<(), PassError> {
+        let name = self.old.node(node).name.clone();
+        let axis = match self.old.op(node) {
+            Some(Op::Conv(_)) => QConv::CHANNEL_AXIS,
+            _ => QMatMul::CHANNEL_AXIS,
+        };
+        let constant = |v: ValueId| self.new.constant_value(v).map(|tensor| (tensor, self.new.ty(v)));
+        let (Some(weights), Some(bias)) = (constant(operands[1]), constant(operands[2])) else {
+            return Ok(());
+        };
+        let coarsened = coarsened(weights, bias, axis).map_err(|e| PassError::op(&name, "constant", e))?;
+        let Some(Coarsened { weights, bias, channels }) = coarsened else { return Ok(()) };
+        for (slot, (tensor, ty)) in [(1, weights), (2, bias)] {
+            let own = self.new.node(operands[slot].node).name.clone();
+            operands[slot] = self.new.quantized_constant(&format!("{own}_coarse"), tensor, ty)?;
+        }
+        record.applied(
+            &name,
+            format!("{channels} channels have coarser weights, to leave room for their bias"),
+        );
+        Ok(())
+    }
+
     /// A convolution or matrix product of integers, in the first requantization mode that can express it.
     fn product(
         &mut self,
@@ -455,7 +484,10 @@ impl Builder<'_> {
             }
             return Ok(Err(format!("its {what} not constant, rounded to s8 and s32")));
         }
-        let operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
+        let mut operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
+        if has_weights && has_bias {
+            self.leave_room(node, &mut operands, record)?;
+        }
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.new.ty(v)).collect();
         if has_bias && let Err(why) = bias_fits(&types) {
             return Ok(Err(why));
@@ -478,6 +510,62 @@ impl Builder<'_> {
         }
         Ok(Err(refusals.join("; ")))
     }
+}
+
+/// The most that a sum may reach: a quarter of it is left for the zero point of the result.
+const MOST_SUM: i64 = i32::MAX as i64 / 4 * 3;
+
+/// Weights and bias of which some channels are on coarser grids.
+struct Coarsened {
+    weights: (Tensor, TensorType),
+    bias: (Tensor, TensorType),
+    /// How many channels.
+    channels: usize,
+}
+
+/// Puts the weights of channels whose bias fills the 32 bits of a sum, as quantizers make them for channels of next to no
+/// weight, on grids 2, 4, 8… times coarser, until products fit beside the bias. Beside such a bias a step of the
+/// weights is nothing: half a step of each of K weights changes a result by K·255/2^30 of what the bias is, at most.
+fn coarsened(
+    (weights, weights_ty): (&Tensor, &TensorType),
+    (bias, bias_ty): (&Tensor, &TensorType),
+    axis: usize,
+) -> Result<Option<Coarsened>, OpError> {
+    let (Some(params), Some(bias_params)) = (&weights_ty.quant, &bias_ty.quant) else { return Ok(None) };
+    let channels = bias.shape().elements();
+    if params.axis() != Some(axis) || bias_params.axis() != Some(0) || channels == 0 {
+        return Ok(None);
+    }
+    let inner: usize = weights.shape()[axis + 1..].iter().product();
+    let channel = |i: usize| i / inner % channels;
+    let (codes, offsets) = (weights.as_slice::<i8>()?, bias.as_slice::<i32>()?);
+    let mut products = vec![0i64; channels];
+    for (i, &w) in codes.iter().enumerate() {
+        products[channel(i)] += i64::from(w).abs() * 255;
+    }
+    let shift = |(&b, &p): (&i32, &i64)| {
+        let sum = i64::from(b).abs() + p;
+        (0..31).find(|s| sum >> s <= MOST_SUM).unwrap_or(31)
+    };
+    let shifts: Vec<i32> = offsets.iter().zip(&products).map(shift).collect();
+    let coarse = shifts.iter().filter(|&&s| s > 0).count();
+    if coarse == 0 {
+        return Ok(None);
+    }
+    let part = |x: f64, c: usize| (x / f64::from(1u32 << shifts[c])).round_ties_even();
+    let scales = |p: &QuantParams| (0..channels).map(|c| p.at(c).0 * (1u32 << shifts[c]) as f32).collect();
+    let finer = codes.iter().enumerate().map(|(i, &w)| part(w.into(), channel(i)) as i8).collect();
+    let lower = offsets.iter().enumerate().map(|(c, &b)| part(b.into(), c) as i32).collect();
+    let typed = |tensor: Tensor, params: &QuantParams, axis: usize| {
+        let params = QuantParams::per_axis(axis, scales(params), vec![0; channels])?;
+        let ty = TensorType::quantized(tensor.dtype(), tensor.shape().clone(), params)?;
+        Ok::<_, OpError>((tensor, ty))
+    };
+    Ok(Some(Coarsened {
+        weights: typed(Tensor::from_vec::<i8>(weights.shape().clone(), finer)?, params, axis)?,
+        bias: typed(Tensor::from_vec::<i32>(bias.shape().clone(), lower)?, bias_params, 0)?,
+        channels: coarse,
+    }))
 }
 
 /// The wanted mode, then those that can express more.

@@ -220,6 +220,27 @@ fn a_bias_of_any_size_keeps_its_integers() {
     assert_eq!(placed.constant_value(bias).unwrap().as_slice::<i32>().unwrap(), [33_554_433, 500_000_001]);
 }
 
+#[test]
+fn a_bias_that_fills_a_sum_gets_room_for_the_products() {
+    let mut net = Net::new(11);
+    let x = net.input("x", &[1, 8, 4, 4]);
+    let x = net.rounded("x", x, DType::U8, 0.01, 0);
+    let grid =
+        |axis: usize, scales: [f32; 2]| QuantParams::per_axis(axis, scales.to_vec(), vec![0; 2]).unwrap();
+    let w = net.codes("w", &[2, 8, 1, 1], DType::S8, grid(0, [2e-7, 1e-7]), (-127, 127));
+    let scales = [0.01 * 2e-7, 0.01 * 1e-7];
+    let b = net.codes("b", &[2], DType::S32, grid(0, scales), (1_000_000_000, 2_147_483_647));
+    let y = net.conv_by("conv", x, w, Some(b));
+    let y = net.rounded("y", y, DType::U8, 0.01, 0);
+    let (placed, report) = adopted(&net.finish(y), 0.01);
+    assert!(matches!(placed.op(find(&placed, "conv")), Some(Op::QConv(_))), "{report}");
+    let bias = placed.operand(find(&placed, "conv"), 2);
+    assert_eq!(
+        placed.constant_value(bias).unwrap().as_slice::<i32>().unwrap(),
+        [1_000_000_000, 1_073_741_824]
+    );
+}
+
 /// As tools place grids that quantize only what products take: floats in bias and sums, weights rounded when the model
 /// runs and transposed behind that.
 #[test]
