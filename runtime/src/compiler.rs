@@ -6,7 +6,7 @@ use crate::{
 };
 use qcc_codegen::SharedWeights;
 use qcc_ir::{
-    Device, Graph, Op, Output, ValueId,
+    Device, Graph, Op, Output, Stage, ValueId,
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
@@ -60,6 +60,8 @@ type Observer = Arc<dyn Fn(Event<'_>) + Send + Sync>;
 #[derive(Clone)]
 pub struct Compiler {
     options: Options,
+    /// The mode that was asked for.
+    requant: Option<RequantMode>,
     calibrator: Calibrator,
     samples: Option<Samples>,
     preprocess: Preprocess,
@@ -86,9 +88,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The graph, at `Stage::Float`.
+    /// The graph, at `Stage::Float`; at `Stage::FakeQuant` where the model [brings its own grids](Self::brings_grids).
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Whether the model is quantized already. Then nothing is calibrated, and int8 computes on its grids.
+    pub fn brings_grids(&self) -> bool {
+        self.graph.stage == Stage::FakeQuant
     }
 }
 
@@ -104,6 +111,7 @@ impl Compiler {
     pub fn new() -> Compiler {
         Compiler {
             options: Options { capability: qcc_codegen::capability, ..Options::default() },
+            requant: None,
             calibrator: Calibrator::MinMax,
             samples: None,
             preprocess: Preprocess::default(),
@@ -123,9 +131,10 @@ impl Compiler {
         self
     }
 
-    /// How accumulators of integer ops become codes.
+    /// How accumulators of integer ops become codes. Where nothing is said: [`RequantMode::Q15`]; and for a model that
+    /// [brings its own grids](Prepared::brings_grids) [`RequantMode::Float`], with which it is what its author ran.
     pub fn requant(mut self, mode: RequantMode) -> Compiler {
-        self.options.requant = mode;
+        self.requant = Some(mode);
         self
     }
 
@@ -205,6 +214,13 @@ impl Compiler {
     /// ```
     pub fn image_input(mut self, takes_pixels: bool) -> Compiler {
         self.takes_pixels = takes_pixels;
+        self
+    }
+
+    /// Quantizes for other runtimes, to be exported as ONNX: with sums as ops of their own, and with every op between
+    /// grids, as they want it to compute with integers.
+    pub fn interchange(mut self, is_for_others: bool) -> Compiler {
+        self.options.interchange = is_for_others;
         self
     }
 
@@ -372,11 +388,20 @@ impl Compiler {
         Difference::between(&exact.jit(&jit)?, &folded.jit(&jit)?, &feed)
     }
 
-    /// Runs the prepared graph in float on the samples and collects ranges.
+    /// Runs the prepared graph in float on the samples and collects ranges. One that brings its own grids needs none.
     ///
     /// # Errors
     /// Where samples cannot be read or do not fit the model.
     pub fn calibrate(&self, prepared: &Prepared) -> Result<Calibrated, Error> {
+        if prepared.brings_grids() {
+            let summary = Calibration {
+                origin: "the model's own grids".into(),
+                samples: 0,
+                calibrator: self.calibrator,
+                synthetic: false,
+            };
+            return Ok(Calibrated { ranges: Ranges::default(), summary });
+        }
         let samples = self.samples.clone().unwrap_or_else(|| {
             self.tell(Event::Warning(
                 "no calibration data: ranges come from synthetic noise. The result is good for timing; \
@@ -449,7 +474,10 @@ impl Compiler {
             ..Options::default()
         };
         qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo { precision: Precision::Float, ..self.info(&graph, None, &Report::default()) };
+        let info = ProgramInfo {
+            precision: Precision::Float,
+            ..self.info(&graph, options.requant, None, &Report::default())
+        };
         let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
         Ok(Program::new(graph, info).jit(&jit)?)
     }
@@ -462,21 +490,36 @@ impl Compiler {
         let mut graph = prepared.graph.clone();
         let none = Ranges::default();
         let ranges = calibrated.map_or(&none, |c| &c.ranges);
-        let options = self.pass_options();
+        let options = Options { requant: self.requant_of(prepared), ..self.pass_options() };
         let quantized = qcc_passes::quantize(&mut graph, ranges, &options, &mut self.watch())?;
         let lowered = qcc_passes::lower(&mut graph, &options, &mut self.watch())?;
         let report = quantized.then(lowered);
         self.warn_of(&report);
-        let info = self.info(&graph, calibrated, &prepared.report.clone().then(report));
+        let report = prepared.report.clone().then(report);
+        let info = self.info(&graph, options.requant, calibrated, &report);
         Ok(Program::new(graph, info))
     }
 
-    fn info(&self, graph: &Graph, calibrated: Option<&Calibrated>, report: &Report) -> ProgramInfo {
+    /// The mode that was asked for, or the default for this model.
+    fn requant_of(&self, prepared: &Prepared) -> RequantMode {
+        self.requant.unwrap_or(match prepared.brings_grids() {
+            true => RequantMode::Float,
+            false => RequantMode::Q15,
+        })
+    }
+
+    fn info(
+        &self,
+        graph: &Graph,
+        requant: RequantMode,
+        calibrated: Option<&Calibrated>,
+        report: &Report,
+    ) -> ProgramInfo {
         let quantized = self.options.precision != Precision::Float;
         ProgramInfo {
             qcc: env!("CARGO_PKG_VERSION").into(),
             precision: self.options.precision,
-            requant: self.options.requant,
+            requant,
             weight_bits: self.options.weight_bits,
             calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
             preprocess: self.preprocess.clone(),

@@ -80,7 +80,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
         Op::Resample(_) => &resample::RESAMPLE,
         Op::QResample(_) => &resample::Q_RESAMPLE,
-        Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
+        Op::Reshape(_) | Op::Transfer(_) | Op::AssumeGrid(_) => &shape::ALIAS,
         Op::Transpose(_) => &shape::TRANSPOSE,
         Op::Slice(_) => &shape::SLICE,
         Op::Concat(_) => &shape::CONCAT,
@@ -109,8 +109,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::GatherNd(_)
         | Op::ScatterElements(_)
         | Op::ScatterNd(_) => return None,
-        // Folded by the passes, or of imported integers, which the interpreter reads on another grid or multiplies.
-        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::PlainMatMul(_) => return None,
+        // Folded by the passes, or products of integers that nothing says the meaning of.
+        Op::BatchNorm(_) | Op::IntConv(_) | Op::PlainMatMul(_) => return None,
     })
 }
 

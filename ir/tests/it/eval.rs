@@ -1059,6 +1059,8 @@ fn determinants_of_batches() {
     assert_eq!(eval(Determinant {}, &[&x]).unwrap(), list(&[-8f32, 0.0]));
     assert_eq!(eval(Determinant {}, &[&f32s(&[2, 0, 0], &[])]).unwrap(), list(&[1f32, 1.0]));
     assert!(refusal(eval(Determinant {}, &[&f32s(&[2, 3], &[0.0; 6])])).contains("square"));
+}
+
 #[test]
 fn recurrences_by_hand() {
     let f = |dims: &[usize], values: &[f32]| f32s(dims, values);
