@@ -59,8 +59,11 @@ pub const MAX_UNROLLED_NODES: usize = 2048;
 /// The most nodes of a scan, all rounds together.
 pub const MAX_SCANNED_NODES: usize = 1 << 15;
 
-/// The most rounds of a loop.
-pub const MAX_LOOP_ROUNDS: u64 = 1 << 20;
+/// The most nodes, each as often as it is computed, of loops that run by their definition.
+pub const MAX_LOOP_NODES: u64 = 1 << 17;
+
+/// The most multiply-accumulates, taps of windows and elements of operands and results in them.
+pub const MAX_LOOP_OPERATIONS: u64 = 1 << 31;
 
 /// The most work of a loop that runs by its definition, all rounds and the loops in it together: multiply-accumulates and
 /// elements of results, and [`LOOP_NODE_WORK`] for each node. It keeps the longest loop to seconds.
@@ -73,4 +76,4 @@ pub const LOOP_NODE_WORK: u64 = 1 << 14;
 pub const MAX_CALL_DEPTH: usize = 32;
 
 /// The most nodes that calls of functions are made into, all together.
-pub const MAX_EXPANDED_NODES: usize = 1 << 18;
+pub const MAX_EXPANDED_NODES: usize = 1 << 16;

@@ -87,7 +87,7 @@ pub use load::LoadPhase;
 pub use memory::machine_memory;
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
 pub use program::{Calibration, Difference, FileTimes, Pixels, Program, ProgramError, ProgramInfo};
-pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, TIERS, Tier, Tiling, Work};
+pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, SharedWeights, TIERS, Tier, Tiling, Work};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
 pub use qcc_passes::{Calibrator, Precision, WeightBits};

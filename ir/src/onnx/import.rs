@@ -5,18 +5,22 @@ use super::{
     attribute::Attribute,
     body::{Body, NodeDef},
     ops::{self, Import},
-    partial::Allowance,
 };
 use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
     limits::{
-        LOOP_NODE_WORK, MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_LOOP_WORK,
-        MAX_SPLICED_NODES,
+        MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_LOOP_NODES,
+        MAX_LOOP_OPERATIONS, MAX_SPLICED_NODES,
     },
 
+    memory::Bytes,
     ops::{AssumeGrid, Cast, PoolKind},
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
+};
 use typed_arena::Arena;
 
 /// What a graph's symbolic dimensions are to be.
@@ -111,8 +115,10 @@ impl Model {
             values: BTreeMap::new(),
             known: BTreeMap::new(),
             used: self.used(),
-            allowed: Allowance { work: u64::MAX, bytes: self.folded_bytes() },
+            budget: self.folded_bytes(),
+            in_loop: false,
             is_eager: false,
+            work: Rc::default(),
             spliced: 0,
             splices: 0,
             blocked: Vec::new(),
@@ -251,6 +257,63 @@ fn concrete(
     Shape::new(dims).map_err(|e| refuse(e.to_string()))
 }
 
+/// What loops may take that run by their definition, all together.
+pub(super) struct Work {
+    nodes: Cell<u64>,
+    operations: Cell<u64>,
+}
+
+impl Default for Work {
+    fn default() -> Work {
+        Work { nodes: Cell::new(MAX_LOOP_NODES), operations: Cell::new(MAX_LOOP_OPERATIONS) }
+    }
+}
+
+impl Work {
+    /// Takes from what is left.
+    fn take(&self, nodes: u64, operations: u64) -> Result<(), NodeError> {
+        match (self.nodes.get().checked_sub(nodes), self.operations.get().checked_sub(operations)) {
+            (Some(nodes), Some(operations)) => {
+                self.nodes.set(nodes);
+                self.operations.set(operations);
+                Ok(())
+            }
+            _ => Err(OpError::too_large(format!(
+                "the rounds of loops that run by their definition compute more than {MAX_LOOP_NODES} nodes or \
+                 {MAX_LOOP_OPERATIONS} operations: give them fewer rounds"
+            ))
+            .into()),
+        }
+    }
+}
+
+/// Takes bytes of results from what import may make.
+fn take_bytes(budget: &mut usize, bytes: usize) -> Result<(), NodeError> {
+    *budget = budget.checked_sub(bytes).ok_or_else(|| {
+        OpError::too_large(format!(
+            "its results take {}, where {} are left of what import may make: allow more with --max-memory \
+             (`max_memory` of the library)",
+            Bytes(bytes as u64),
+            Bytes(*budget as u64)
+        ))
+    })?;
+    Ok(())
+}
+
+/// About how many operations an op takes: multiply-accumulates, taps of windows, and elements read and made.
+fn operations(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> u64 {
+    let elements = |ty: &TensorType| ty.shape.elements() as u64;
+    let made = results.iter().map(elements).fold(0, u64::saturating_add);
+    let read = operands.iter().map(|ty| elements(ty)).fold(0, u64::saturating_add);
+    let taps = match op {
+        Op::Pool(pool) => pool.window.taps() as u64,
+        Op::ArgMaxPool(pool) => pool.window.taps() as u64,
+        Op::Lrn(lrn) => lrn.size as u64,
+        _ => 1,
+    };
+    op.macs(operands, results).saturating_add(made.saturating_mul(taps)).saturating_add(read)
+}
+
 pub(super) struct Importer<'m> {
     pub(super) model: &'m Model,
     /// Nodes that stand for others.
@@ -261,10 +324,14 @@ pub(super) struct Importer<'m> {
     /// What values are known to be that the graph computes nevertheless; small ones only.
     pub(super) known: BTreeMap<ValueId, Tensor>,
     used: BTreeSet<&'m str>,
-    /// Bytes that folding may still make, and work that evaluation may still take.
-    pub(super) allowed: Allowance,
+    /// Bytes that folding may still make.
+    pub(super) budget: usize,
+    /// Whether this is a round of a loop that runs by its definition.
+    pub(super) in_loop: bool,
     /// Whether everything is to be folded, whatever it takes: all inputs are constants.
     pub(super) is_eager: bool,
+    /// What eager computations may still take, together with those around this one.
+    pub(super) work: Rc<Work>,
     /// Nodes that were put in the place of others, and how often that was.
     spliced: usize,
     splices: usize,
@@ -482,15 +549,15 @@ impl<'m> Importer<'m> {
         let (given, made) = (bytes(&mut types.iter().copied()), bytes(&mut results.iter()));
         let costs_little =
             !matches!(op, Op::Pool(_) | Op::Lrn(_)) && op.macs(&types, &results) <= MAX_FOLDED_MACS;
-        let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(given) && made <= self.allowed.bytes && costs_little;
+        let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(given) && made <= self.budget && costs_little;
         if !is_little && !self.is_eager {
             return Ok(None);
         }
+        if self.in_loop {
+            self.work.take(1, operations(op, &types, &results))?;
+        }
         if self.is_eager {
-            let elements = results.iter().map(|ty| ty.shape.elements() as u64).fold(0, u64::saturating_add);
-            let macs = op.macs(&types, &results);
-            self.allowed.take_work(macs.saturating_add(elements).saturating_add(LOOP_NODE_WORK))?;
-            self.allowed.take_bytes(made)?;
+            take_bytes(&mut self.budget, made)?;
         }
         let values = match op.eval(&tensors, &types, &results) {
             Ok(values) => values,
@@ -498,7 +565,7 @@ impl<'m> Importer<'m> {
             Err(e) => return Err(e.into()),
         };
         if !self.is_eager {
-            self.allowed.bytes = self.allowed.bytes.saturating_sub(made);
+            self.budget = self.budget.saturating_sub(made);
         }
         let constants = values.into_iter().zip(results).map(|(value, ty)| match ty.quant {
             None => Ok(self.graph.constant(name, value)),
@@ -749,27 +816,18 @@ impl<'m> Node<'_, 'm> {
         self.importer.is_eager
     }
 
-    /// What running a loop may take of what is left for the node.
-    pub(super) fn allowance(&self) -> Allowance {
-        let Allowance { work, bytes } = self.importer.allowed;
-        Allowance { work: work.min(MAX_LOOP_WORK), bytes }
-    }
-
-    /// What a loop has left of its allowance.
-    pub(super) fn leave(&mut self, left: Allowance) {
-        let taken = self.importer.allowed.work.min(MAX_LOOP_WORK) - left.work;
-        self.importer.allowed = Allowance { work: self.importer.allowed.work - taken, ..left };
+    /// Takes bytes of results that stay from what may be made.
+    pub(super) fn take_bytes(&mut self, bytes: usize) -> Result<(), NodeError> {
+        take_bytes(&mut self.importer.budget, bytes)
     }
 
     /// The results of a graph for these values of its inputs and of what it takes from around it, by definition.
     pub(super) fn evaluate(
-        &mut self,
+        &self,
         body: &Body,
         mut values: BTreeMap<String, Tensor>,
-        allowed: &mut Allowance,
     ) -> Result<Vec<Tensor>, NodeError> {
         // Ops that emit nothing cost something, too.
-        allowed.take_work((body.nodes.len() as u64 + 1).saturating_mul(LOOP_NODE_WORK))?;
         values.extend(body.initializers.iter().map(|(name, t)| (name.clone(), t.clone())));
         let closed = Body {
             inputs: Vec::new(),
@@ -778,10 +836,16 @@ impl<'m> Node<'_, 'm> {
             nodes: body.nodes.clone(),
             captures: Vec::new(),
         };
-        self.importer.model.with(Vec::new(), closed).evaluate_within(allowed).map_err(|e| match e {
+        let part = self.importer.model.with(Vec::new(), closed);
+        part.round(&self.importer.work, self.importer.budget).map_err(|e| match e {
             ImportError::Node { source, .. } => source,
             other => OpError::unsupported(other.to_string()).into(),
         })
+    }
+
+    /// Counts a round of a loop among what eager computations may take: its body may have no node.
+    pub(super) fn count_round(&self) -> Result<(), NodeError> {
+        self.importer.work.take(1, 0)
     }
 
     /// A beginning of names that occurs nowhere else.
@@ -889,6 +953,18 @@ impl<'m> Node<'_, 'm> {
         }
     }
 
+    /// A list of strings, if it is there.
+    pub(super) fn strings(&mut self, name: &'static str) -> Result<Option<Vec<String>>, NodeError> {
+        let given = match self.attribute(name) {
+            None => return Ok(None),
+            Some(Attribute::Strings(given)) => given,
+            Some(other) => return Self::mistyped(name, "a list of strings", other),
+        };
+        let text = |s: &Vec<u8>| String::from_utf8(s.clone());
+        let strings = given.iter().map(text).collect::<Result<_, _>>();
+        strings.map(Some).map_err(|_| NodeError::attribute(name, "is not UTF-8"))
+    }
+
     /// A tensor, if it is there.
     pub(super) fn tensor(&mut self, name: &'static str) -> Result<Option<Tensor>, NodeError> {
         match self.attribute(name) {
@@ -979,7 +1055,7 @@ impl<'m> Node<'_, 'm> {
         ty: &TensorType,
         make: impl FnOnce() -> Result<Tensor, OpError>,
     ) -> Result<ValueId, NodeError> {
-        self.importer.allowed.take_bytes(ty.bytes())?;
+        take_bytes(&mut self.importer.budget, ty.bytes())?;
         Ok(self.constant_part(part, make()?))
     }
 

@@ -3,47 +3,14 @@
 use super::{
     Bindings, ImportError, InputInfo, Model, NodeError,
     body::{Body, NodeDef},
-    import::{Importer, Part},
+    import::{Importer, Part, Work},
 };
-use crate::{
-    DType, NodeId, OpError, Tensor, ValueId,
-    limits::{MAX_KNOWN_ELEMENTS, MAX_LOOP_WORK},
-    memory::Bytes,
+use crate::{DType, NodeId, Tensor, ValueId, limits::MAX_KNOWN_ELEMENTS};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
 };
-use std::collections::{BTreeMap, BTreeSet};
 use typed_arena::Arena;
-
-/// What evaluation may take.
-pub(super) struct Allowance {
-    /// See [`MAX_LOOP_WORK`](crate::limits::MAX_LOOP_WORK).
-    pub(super) work: u64,
-    /// Bytes of what is computed.
-    pub(super) bytes: usize,
-}
-
-impl Allowance {
-    /// Takes bytes that stay.
-    pub(super) fn take_bytes(&mut self, bytes: usize) -> Result<(), OpError> {
-        self.bytes = self.bytes.checked_sub(bytes).ok_or_else(|| {
-            OpError::too_large(format!(
-                "its results take {} of memory, where {} are left: allow more with --max-memory (`max_memory` of the library)",
-                Bytes(bytes as u64),
-                Bytes(self.bytes as u64)
-            ))
-        })?;
-        Ok(())
-    }
-
-    /// Takes the work of an op.
-    pub(super) fn take_work(&mut self, work: u64) -> Result<(), OpError> {
-        self.work = self.work.checked_sub(work).ok_or_else(|| {
-            OpError::too_large(format!(
-                "the rounds of loops take more than {MAX_LOOP_WORK} operations: give them fewer rounds"
-            ))
-        })?;
-        Ok(())
-    }
-}
 
 /// A node that is computed by its definition as soon as the values of its operands are there.
 pub struct Eager {
@@ -123,22 +90,30 @@ impl Model {
     /// # Errors
     /// Where an op does not take its operands.
     pub fn evaluate(&self) -> Result<Vec<Tensor>, ImportError> {
-        let bytes = usize::try_from(self.max_memory).unwrap_or(usize::MAX);
-        self.evaluate_within(&mut Allowance { work: u64::MAX, bytes })
-    }
-
-    /// The same, where this may be taken.
-    pub(super) fn evaluate_within(&self, allowed: &mut Allowance) -> Result<Vec<Tensor>, ImportError> {
         let arena = Arena::new();
         let mut importer = self.importer(&Bindings::default(), &arena)?;
-        importer.is_eager = true;
-        importer.allowed = Allowance { ..*allowed };
-        importer.all_nodes()?;
-        allowed.work = importer.allowed.work;
-        if let Some((_, reason)) = std::mem::take(&mut importer.blocked).into_iter().next() {
+        importer.budget = usize::try_from(self.max_memory).unwrap_or(usize::MAX);
+        importer.evaluated()
+    }
+
+    /// The same as a round of a loop, of which so many bytes may be made.
+    pub(super) fn round(&self, work: &Rc<Work>, bytes: usize) -> Result<Vec<Tensor>, ImportError> {
+        let arena = Arena::new();
+        let mut importer = self.importer(&Bindings::default(), &arena)?;
+        (importer.in_loop, importer.work, importer.budget) = (true, work.clone(), bytes);
+        importer.evaluated()
+    }
+}
+
+impl Importer<'_> {
+    /// The results of a model without inputs.
+    fn evaluated(mut self) -> Result<Vec<Tensor>, ImportError> {
+        self.is_eager = true;
+        self.all_nodes()?;
+        if let Some((_, reason)) = std::mem::take(&mut self.blocked).into_iter().next() {
             return Err(reason);
         }
-        let graph = importer.finish()?;
+        let graph = self.finish()?;
         let value = |o: &crate::Output| {
             graph.constant_value(o.value).cloned().ok_or_else(|| {
                 ImportError::Structure(format!("`{}` cannot be computed without inputs", o.name))

@@ -151,12 +151,7 @@ fn rows_without_keys(node: &mut Node<'_, '_>, bias: ValueId) -> Result<Option<Ro
 }
 
 /// 0 where a boolean is true and −∞ where it is false.
-fn bias_of_truth(
-    node: &mut Node<'_, '_>,
-    part: &str,
-    truth: ValueId,
-    dtype: DType,
-) -> Result<ValueId> {
+fn bias_of_truth(node: &mut Node<'_, '_>, part: &str, truth: ValueId, dtype: DType) -> Result<ValueId> {
     let zero = node.number("visible", 0.0, dtype)?;
     let hidden = node.number("hidden", f64::NEG_INFINITY, dtype)?;
     node.chosen(part, truth, zero, hidden)
@@ -309,7 +304,10 @@ fn head_counts(node: &mut Node<'_, '_>, operands: &[ValueId]) -> Result<(Option<
             Ok((Some(q), Some(kv)))
         }
         [4, 4, 4] => Ok((None, None)),
-        _ => Err(OpError::shape(format!("Q, K and V must all have 3 or all have 4 dimensions, got {ranks:?}")).into()),
+        _ => {
+            Err(OpError::shape(format!("Q, K and V must all have 3 or all have 4 dimensions, got {ranks:?}"))
+                .into())
+        }
     }
 }
 
@@ -402,7 +400,11 @@ pub(super) fn rotate(node: &mut Node<'_, '_>, part: &str, x: ValueId, turn: &Rot
     let axis = shape.rank().saturating_sub(1);
     let size = shape.get(axis).copied().unwrap_or(0);
     if turn.extent > size || !turn.extent.is_multiple_of(2) {
-        return Err(OpError::shape(format!("{} of {} elements cannot be turned in pairs", turn.extent, size)).into());
+        return Err(OpError::shape(format!(
+            "{} of {} elements cannot be turned in pairs",
+            turn.extent, size
+        ))
+        .into());
     }
     let half = turn.extent / 2;
     let prefix = if part.is_empty() { "rotation" } else { part };
@@ -413,8 +415,10 @@ pub(super) fn rotate(node: &mut Node<'_, '_>, part: &str, x: ValueId, turn: &Rot
     let first = node.sliced(&format!("{prefix}_first"), axis, pick(true), x)?;
     let second = node.sliced(&format!("{prefix}_second"), axis, pick(false), x)?;
     let mut term = |name: &str, factor, x| node.mul(&format!("{prefix}_{name}"), factor, x);
-    let (cos_first, sin_second) = (term("cos_first", turn.cos, first)?, term("sin_second", turn.sin, second)?);
-    let (sin_first, cos_second) = (term("sin_first", turn.sin, first)?, term("cos_second", turn.cos, second)?);
+    let (cos_first, sin_second) =
+        (term("cos_first", turn.cos, first)?, term("sin_second", turn.sin, second)?);
+    let (sin_first, cos_second) =
+        (term("sin_first", turn.sin, first)?, term("cos_second", turn.cos, second)?);
     let mut real = node.sub(&format!("{prefix}_real"), cos_first, sin_second)?;
     let mut imaginary = node.add(&format!("{prefix}_imaginary"), sin_first, cos_second)?;
     if node.shape(real)[..axis] != shape[..axis] {
@@ -508,7 +512,11 @@ pub(super) fn beside_heads(
     position_axis: usize,
 ) -> Result<ValueId> {
     let &[batch, length, pairs] = node.shape(angles).dims() else {
-        return Err(OpError::shape(format!("angles must be of batch, length and pairs, got {}", node.ty(angles))).into());
+        return Err(OpError::shape(format!(
+            "angles must be of batch, length and pairs, got {}",
+            node.ty(angles)
+        ))
+        .into());
     };
     let mut dims = vec![batch, length, pairs];
     dims.insert(3 - position_axis, 1);

@@ -5,8 +5,8 @@ use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
     ops::{
-        Binary, BinaryKind, Cast, Clamp, Concat, Expand, Gather, MatMul, Op, Pad, PadMode, Reduce, ReduceKind,
-        Reshape, Slice, SliceSpec, Softmax, Transpose, Unary, UnaryKind, Where,
+        Binary, BinaryKind, Cast, Clamp, Concat, Expand, Gather, MatMul, Op, Pad, PadMode, Reduce,
+        ReduceKind, Reshape, Slice, SliceSpec, Softmax, Transpose, Unary, UnaryKind, Where,
     },
 };
 
@@ -43,7 +43,13 @@ impl Node<'_, '_> {
     }
 
     /// Elements of `a` where the condition holds, of `b` elsewhere.
-    pub(super) fn chosen(&mut self, part: &str, condition: ValueId, a: ValueId, b: ValueId) -> Result<ValueId> {
+    pub(super) fn chosen(
+        &mut self,
+        part: &str,
+        condition: ValueId,
+        a: ValueId,
+        b: ValueId,
+    ) -> Result<ValueId> {
         self.step(part, Where {}, &[condition, a, b])
     }
 
@@ -78,23 +84,27 @@ impl Node<'_, '_> {
         if *self.shape(x) == *shape { Ok(x) } else { self.step(part, Reshape { shape }, &[x]) }
     }
 
-    pub(super) fn permuted(&mut self, part: &str, perm: impl Into<Vec<usize>>, x: ValueId) -> Result<ValueId> {
+    pub(super) fn permuted(
+        &mut self,
+        part: &str,
+        perm: impl Into<Vec<usize>>,
+        x: ValueId,
+    ) -> Result<ValueId> {
         self.step(part, Transpose { perm: perm.into() }, &[x])
     }
 
-    pub(super) fn expanded(&mut self, part: &str, dims: impl Into<Vec<usize>>, x: ValueId) -> Result<ValueId> {
+    pub(super) fn expanded(
+        &mut self,
+        part: &str,
+        dims: impl Into<Vec<usize>>,
+        x: ValueId,
+    ) -> Result<ValueId> {
         let shape = Shape::new(dims)?;
         if *self.shape(x) == *shape { Ok(x) } else { self.step(part, Expand { shape }, &[x]) }
     }
 
     /// The elements from `start` on, `len` of them, of one axis; the value itself where that is all.
-    pub(super) fn sliced(
-        &mut self,
-        part: &str,
-        axis: usize,
-        spec: SliceSpec,
-        x: ValueId,
-    ) -> Result<ValueId> {
+    pub(super) fn sliced(&mut self, part: &str, axis: usize, spec: SliceSpec, x: ValueId) -> Result<ValueId> {
         let shape = self.shape(x);
         let mut axes: Vec<SliceSpec> = shape.iter().map(|&d| SliceSpec::all(d)).collect();
         if axes[axis] == spec {
@@ -129,7 +139,13 @@ impl Node<'_, '_> {
         self.step(part, Pad { before, after, mode: PadMode::Constant { value } }, &[x])
     }
 
-    pub(super) fn gathered(&mut self, part: &str, axis: usize, x: ValueId, indices: ValueId) -> Result<ValueId> {
+    pub(super) fn gathered(
+        &mut self,
+        part: &str,
+        axis: usize,
+        x: ValueId,
+        indices: ValueId,
+    ) -> Result<ValueId> {
         self.step(part, Gather { axis }, &[x, indices])
     }
 
@@ -140,11 +156,19 @@ impl Node<'_, '_> {
     }
 
     /// 0, 1, 2… as f32, which holds them, in this shape.
-    pub(super) fn counting(&mut self, part: &str, dims: impl Into<Vec<usize>>, from: usize) -> Result<ValueId> {
+    pub(super) fn counting(
+        &mut self,
+        part: &str,
+        dims: impl Into<Vec<usize>>,
+        from: usize,
+    ) -> Result<ValueId> {
         let shape = Shape::new(dims)?;
         let n = shape.elements();
         if from.saturating_add(n) > 1 << f32::MANTISSA_DIGITS {
-            return Err(OpError::too_large(format!("{n} positions from {from} on, which f32 does not count")).into());
+            return Err(OpError::too_large(format!(
+                "{n} positions from {from} on, which f32 does not count"
+            ))
+            .into());
         }
         let numbers: Vec<f32> = (from..from + n).map(|i| i as f32).collect();
         let tensor = Tensor::from_vec(shape, numbers).map_err(OpError::from)?;

@@ -6,7 +6,7 @@
 
 use crate::{
     DType, OpError, Shape, Tensor,
-    limits::{MAX_LOOP_ROUNDS, MAX_SCANNED_NODES, MAX_UNROLLED_NODES},
+    limits::{MAX_LOOP_NODES, MAX_SCANNED_NODES, MAX_UNROLLED_NODES},
     onnx::{
         NodeError,
         attribute::Attribute,
@@ -83,23 +83,22 @@ pub(super) fn loop_(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> 
         ))
         .into());
     }
+    let counted = is_counted(body);
     let begins = match operands.get(1).copied().unwrap_or_default() {
         "" => Some(true),
         _ => node.if_known(1)?.map(|t| truth(&t)).transpose()?,
     };
     let rounds = match operands.first().copied().unwrap_or_default() {
         "" => None,
-        _ => match node.if_known(0)? {
-            Some(t) => Some(scalar(&t)?.max(0) as u64),
-            None => None,
-        },
+        // The number alone tells how a loop goes that nothing else ends.
+        _ if counted => node.known(0, "M")?,
+        _ => node.if_known(0)?,
     };
+    let rounds = rounds.map(|t| scalar(&t)).transpose()?.map(|n| n.max(0) as u64);
     let nodes = body.nodes.len().max(1) as u64;
     let unrolled = match (begins, rounds) {
         (Some(false), _) => Some(0),
-        (Some(true), Some(n)) if is_counted(body) && n.saturating_mul(nodes) <= MAX_UNROLLED_NODES as u64 => {
-            Some(n)
-        }
+        (Some(true), Some(n)) if counted && n.saturating_mul(nodes) <= MAX_UNROLLED_NODES as u64 => Some(n),
         _ => None,
     };
     match unrolled {
@@ -204,30 +203,26 @@ fn run_loop(
         None => true,
     };
     let mut stacked: Vec<Vec<Tensor>> = vec![Vec::new(); body.outputs.len() - 1 - carried];
-    let mut allowed = node.allowance();
-    if let Some(n) = rounds.filter(|&n| n > MAX_LOOP_ROUNDS && goes_on && is_counted(body)) {
-        return Err(OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_ROUNDS}")).into());
+    if let Some(n) = rounds.filter(|&n| n > MAX_LOOP_NODES && goes_on && is_counted(body)) {
+        return Err(OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_NODES}: give it fewer")).into());
     }
     let mut round = 0;
     while goes_on && rounds.is_none_or(|n| round < n) {
-        if round >= MAX_LOOP_ROUNDS {
-            return Err(OpError::too_large(format!("runs more than {MAX_LOOP_ROUNDS} rounds")).into());
-        }
+        node.count_round()?;
         let mut given: BTreeMap<String, Tensor> =
             body.captures.iter().filter_map(|name| Some((name.clone(), named(name)?))).collect();
         let inputs = [Tensor::scalar(round as i64), bool_scalar(true)?].into_iter().chain(state);
         given.extend(body.inputs.iter().cloned().zip(inputs));
-        let mut results = node.evaluate(body, given, &mut allowed)?.into_iter();
+        let mut results = node.evaluate(body, given)?.into_iter();
         goes_on = results.next().map(|t| truth(&t)).transpose()?.unwrap_or(false);
         state = results.by_ref().take(carried).collect();
         for (all, result) in stacked.iter_mut().zip(results) {
             // A round's own memory is free again when it is over; what is stacked stays, and is copied into one.
-            allowed.take_bytes(result.bytes().len().saturating_mul(2))?;
+            node.take_bytes(result.bytes().len().saturating_mul(2))?;
             all.push(result);
         }
         round += 1;
     }
-    node.leave(allowed);
     let mut nodes = Vec::new();
     for (value, output) in state.into_iter().zip(outputs).filter(|(_, o)| !o.is_empty()) {
         nodes.push(constant(output, value));

@@ -68,13 +68,15 @@ impl Axis {
         let limit = 1 << 31;
         let bounded = [kernel, stride, dilation, output_padding, pads.0, pads.1];
         if bounded.iter().any(|&v| v >= limit) || [kernel, stride, dilation].contains(&0) {
-            let why = format!("kernel {kernel}, stride {stride}, dilation {dilation} or a pad is out of range");
+            let why =
+                format!("kernel {kernel}, stride {stride}, dilation {dilation} or a pad is out of range");
             return Err(OpError::attribute(why).into());
         }
         if input == 0 {
             return Err(OpError::shape(format!("spatial dimension {d} is empty")).into());
         }
-        let too_large = || NodeError::from(OpError::too_large(format!("spatial dimension {d} of the result")));
+        let too_large =
+            || NodeError::from(OpError::too_large(format!("spatial dimension {d} of the result")));
         let span = (kernel - 1) * dilation + 1;
         // Below 2^40·2^31 + 2^62, so 128 bits hold it.
         let natural = (input as u128 - 1) * stride as u128 + output_padding as u128 + span as u128;
@@ -88,7 +90,9 @@ impl Axis {
             }
         };
         let output = output.filter(|&n| n > 0).ok_or_else(|| {
-            OpError::shape(format!("padding leaves nothing of the {natural} results along spatial dimension {d}"))
+            OpError::shape(format!(
+                "padding leaves nothing of the {natural} results along spatial dimension {d}"
+            ))
         })?;
         let output = usize::try_from(output).ok().filter(|&n| n <= MAX_ELEMENTS).ok_or_else(too_large)?;
         let (taps, spread) = if stride == 1 { (kernel, dilation) } else { (span.div_ceil(stride), 1) };
@@ -129,7 +133,9 @@ pub(super) fn conv_transpose(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let bias = bias.map(|b| phase_bias(node, b, groups, phases, per_group)).transpose()?;
     let of = |f: fn(&Axis) -> usize| axes.iter().map(f).collect::<Vec<usize>>();
     let conv = Conv {
-        window: Window::new(of(|a| a.taps)).dilations(of(|a| a.spread)).pads(of(|a| a.before), of(|a| a.after)),
+        window: Window::new(of(|a| a.taps))
+            .dilations(of(|a| a.spread))
+            .pads(of(|a| a.before), of(|a| a.after)),
         groups,
         layout: Layout::ChannelsFirst,
         bias: bias.is_some(),
@@ -169,7 +175,10 @@ fn axes(node: &mut Node<'_, '_>, spatial: &[usize], kernel: &[usize]) -> Result<
             let dims = lengths("output_shape", &dims)?;
             let spatial = if dims.len() == n + 2 { dims[2..].to_vec() } else { dims };
             if spatial.len() != n {
-                return Err(NodeError::attribute("output_shape", format!("has {} entries for {n}", spatial.len())));
+                return Err(NodeError::attribute(
+                    "output_shape",
+                    format!("has {} entries for {n}", spatial.len()),
+                ));
             }
             Some(spatial)
         }
@@ -184,7 +193,9 @@ fn axes(node: &mut Node<'_, '_>, spatial: &[usize], kernel: &[usize]) -> Result<
             return Err(NodeError::attribute("auto_pad", "stands beside pads, which it would override"));
         }
         ("NOTSET" | "VALID", None) => Padding::Explicit,
-        (other, _) => return Err(NodeError::attribute("auto_pad", format!("is {other:?}, which does not exist"))),
+        (other, _) => {
+            return Err(NodeError::attribute("auto_pad", format!("is {other:?}, which does not exist")));
+        }
     };
     (0..n)
         .map(|d| {
@@ -249,7 +260,8 @@ fn dilated(node: &mut Node<'_, '_>, w: ValueId, axes: &[Axis]) -> Result<ValueId
         w = node.shaped(&format!("weights_apart{d}"), dims.clone(), w)?;
         w = node.padded(&format!("weights_gaps{d}"), axis + 1, a.dilation - 1, 0.0, w)?;
         dims.remove(axis + 1);
-        let spread = a.kernel.checked_mul(a.dilation).ok_or_else(|| OpError::too_large("the dilated kernel"))?;
+        let spread =
+            a.kernel.checked_mul(a.dilation).ok_or_else(|| OpError::too_large("the dilated kernel"))?;
         dims[axis] = spread;
         w = node.shaped(&format!("weights_dilated{d}"), dims, w)?;
         let len = (a.kernel - 1) * a.dilation + 1;
@@ -268,7 +280,10 @@ fn phase_bias(
 ) -> Result<ValueId> {
     let channels = groups.checked_mul(per_group);
     if channels != Some(node.shape(bias).elements()) || node.shape(bias).rank() != 1 {
-        let why = format!("the bias must have one number for each of {groups}·{per_group} channels, got {}", node.ty(bias));
+        let why = format!(
+            "the bias must have one number for each of {groups}·{per_group} channels, got {}",
+            node.ty(bias)
+        );
         return Err(OpError::shape(why).into());
     }
     if phases == 1 {

@@ -262,12 +262,7 @@ pub(super) fn log_softmax(node: &mut Node<'_, '_>) -> Result<ValueId> {
 }
 
 /// Before opset 13 the operand counts as a matrix (`coerces`): all dimensions from `axis` on are one.
-pub(super) fn softmax_of(
-    node: &mut Node<'_, '_>,
-    x: ValueId,
-    log: bool,
-    coerces: bool,
-) -> Result<ValueId> {
+pub(super) fn softmax_of(node: &mut Node<'_, '_>, x: ValueId, log: bool, coerces: bool) -> Result<ValueId> {
     let shape = node.shape(x);
     let axis = node.int("axis", if coerces { 1 } else { -1 })?;
     let last = shape.rank().checked_sub(1);

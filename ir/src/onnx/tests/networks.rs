@@ -21,12 +21,20 @@ fn close(got: &[f32], expected: &[f32]) {
 }
 
 /// softmax(q·kᵀ·scale + bias)·v of one head, rows of nothing giving 0.
-fn attention(q: &[f32], k: &[f32], v: &[f32], size: usize, scale: f32, bias: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+fn attention(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    size: usize,
+    scale: f32,
+    bias: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
     let keys = k.len() / size;
     let v_size = v.len() / keys;
     let mut y = vec![];
     for (i, q) in q.chunks(size).enumerate() {
-        let score = |j: usize| q.iter().zip(&k[j * size..]).map(|(a, b)| a * b).sum::<f32>() * scale + bias(i, j);
+        let score =
+            |j: usize| q.iter().zip(&k[j * size..]).map(|(a, b)| a * b).sum::<f32>() * scale + bias(i, j);
         let scores: Vec<f32> = (0..keys).map(score).collect();
         let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
         let weights: Vec<f32> =
@@ -50,7 +58,8 @@ fn attention_is_its_formula() {
     let operands = [q.clone(), k.clone(), v.clone()];
     let plain = draft(node("Attention", &["q", "k", "v"], &["y"])).floats(&operands);
     close(&plain, &attention(slice(&q), slice(&k), slice(&v), 4, 0.5, |_, _| 0.0));
-    let causal = node("Attention", &["q", "k", "v"], &["y"]).with(int("is_causal", 1)).with(float("scale", 2.0));
+    let causal =
+        node("Attention", &["q", "k", "v"], &["y"]).with(int("is_causal", 1)).with(float("scale", 2.0));
     let before = |i: usize, j: usize| if j <= i { 0.0 } else { f32::NEG_INFINITY };
     close(&draft(causal).floats(&operands), &attention(slice(&q), slice(&k), slice(&v), 4, 2.0, before));
 }
@@ -58,8 +67,10 @@ fn attention_is_its_formula() {
 #[test]
 fn rows_without_a_key_give_nothing() {
     let (q, k, v) = (wavy(&[1, 1, 2, 4]), wavy(&[1, 1, 3, 4]), wavy(&[1, 1, 3, 5]));
-    let n = node("Attention", &["q", "k", "v", "m"], &["y", "", "", "p"]).with(int("qk_matmul_output_mode", 3));
-    let draft = Draft::new(23, [n]).input("q", &[1, 1, 2, 4]).input("k", &[1, 1, 3, 4]).input("v", &[1, 1, 3, 5]);
+    let n =
+        node("Attention", &["q", "k", "v", "m"], &["y", "", "", "p"]).with(int("qk_matmul_output_mode", 3));
+    let draft =
+        Draft::new(23, [n]).input("q", &[1, 1, 2, 4]).input("k", &[1, 1, 3, 4]).input("v", &[1, 1, 3, 5]);
     let mask = [0u8, 0, 0, 1, 0, 1];
     let expected = attention(slice(&q), slice(&k), slice(&v), 4, 0.5, |i, j| {
         if mask[3 * i + j] == 1 { 0.0 } else { f32::NEG_INFINITY }
@@ -77,7 +88,8 @@ fn rows_without_a_key_give_nothing() {
 #[test]
 fn heads_side_by_side_are_heads_and_keys_serve_several_queries() {
     let (q, k, v) = (wavy(&[1, 2, 8]), wavy(&[1, 3, 2]), wavy(&[1, 3, 2]));
-    let n = node("Attention", &["q", "k", "v"], &["y"]).with(int("q_num_heads", 4)).with(int("kv_num_heads", 1));
+    let n =
+        node("Attention", &["q", "k", "v"], &["y"]).with(int("q_num_heads", 4)).with(int("kv_num_heads", 1));
     let draft = Draft::new(24, [n]).input("q", &[1, 2, 8]).input("k", &[1, 3, 2]).input("v", &[1, 3, 2]);
     let y = draft.floats(&[q.clone(), k.clone(), v.clone()]);
     for head in 0..4 {
@@ -113,7 +125,8 @@ fn the_past_precedes_and_padding_is_not_seen() {
     close(slice(&results[0]), &attention(slice(&q), &all_k, &all_v, 4, 0.5, visible));
     // Two keys of which one is padding: the second query is at its place.
     let n = node("Attention", &["q", "k", "v", "", "", "", "n"], &["y"]).with(int("is_causal", 1));
-    let padded = Draft::new(24, [n]).input("q", &[1, 1, 2, 4]).input("k", &[1, 1, 2, 4]).input("v", &[1, 1, 2, 3]);
+    let padded =
+        Draft::new(24, [n]).input("q", &[1, 1, 2, 4]).input("k", &[1, 1, 2, 4]).input("v", &[1, 1, 2, 3]);
     let padded = padded.input_of("n", DType::S64, &[1]).floats(&[q, k, v.clone(), i64s(&[1])]);
     assert_eq!(padded[..3], [0.0; 3], "no key is at or before place -1");
     close(&padded[3..], &slice(&v)[..3]);
@@ -158,7 +171,14 @@ impl Spread {
 }
 
 /// Each element of the operand times the kernel, added where it belongs: how ONNX defines it.
-fn scattered(x: &[f32], w: &[f32], bias: &[f32], groups: usize, channels: usize, [a, b]: [Spread; 2]) -> Vec<f32> {
+fn scattered(
+    x: &[f32],
+    w: &[f32],
+    bias: &[f32],
+    groups: usize,
+    channels: usize,
+    [a, b]: [Spread; 2],
+) -> Vec<f32> {
     let per_group = w.len() / (channels * a.kernel * b.kernel);
     let (rows, columns) = (a.output(), b.output());
     let outputs = groups * per_group;
