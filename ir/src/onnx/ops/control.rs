@@ -204,7 +204,9 @@ fn run_loop(
     };
     let mut stacked: Vec<Vec<Tensor>> = vec![Vec::new(); body.outputs.len() - 1 - carried];
     if let Some(n) = rounds.filter(|&n| n > MAX_LOOP_NODES && goes_on && is_counted(body)) {
-        return Err(OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_NODES}: give it fewer")).into());
+        return Err(
+            OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_NODES}: give it fewer")).into()
+        );
     }
     let mut round = 0;
     while goes_on && rounds.is_none_or(|n| round < n) {
@@ -272,11 +274,13 @@ pub(super) fn scan(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> {
     let scanned =
         scanned.ok_or_else(|| NodeError::attribute("num_scan_inputs", "must be from 1 to the inputs"))?;
     let states = operands.len() - scanned;
-    let results = body.outputs.len().checked_sub(states).filter(|_| body.inputs.len() == operands.len());
+    let fits = body.inputs.len() == operands.len() && outputs.len() <= body.outputs.len();
+    let results = body.outputs.len().checked_sub(states).filter(|_| fits);
     let results = results.ok_or_else(|| {
         OpError::shape(format!(
-            "{} operands, but the body takes {} inputs and has {} results",
+            "{} operands and {} results, but the body takes {} inputs and has {} results",
             operands.len(),
+            outputs.len(),
             body.inputs.len(),
             body.outputs.len()
         ))
@@ -328,7 +332,10 @@ fn check_unrolled(nodes: usize) -> Result<(), NodeError> {
     if nodes <= MAX_SCANNED_NODES {
         return Ok(());
     }
-    Err(OpError::too_large(format!("has {nodes} nodes unrolled, above {MAX_SCANNED_NODES}: scan shorter inputs")).into())
+    Err(OpError::too_large(format!(
+        "has {nodes} nodes unrolled, above {MAX_SCANNED_NODES}: scan shorter inputs"
+    ))
+    .into())
 }
 
 struct Scan<'a> {
