@@ -228,9 +228,16 @@ impl Grid {
         spread: &Spread,
     ) -> Result<Option<QuantParams>, NodeError> {
         let Some(scales) = node.constant_value(self.scale).and_then(Tensor::to_f32) else { return Ok(None) };
-        // Grids that are none, which models have where a tensor is all zeros, are computed as they are.
-        if !scales.iter().all(|s| s.is_finite() && *s > 0.0) {
-            return Ok(None);
+        if let Some(odd) = scales.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            // Scales that are computed of data may be 0, where a tensor is all zeros: they are taken as they are.
+            if node.is_eager() {
+                return Ok(None);
+            }
+            let name = node.name_of(self.scale);
+            return Err(OpError::quant(format!(
+                "scale {odd} in `{name}` is not a finite number above 0: quantize the model anew"
+            ))
+            .into());
         }
         let zeros = match self.zero_point.map(|z| node.constant_value(z)) {
             None => vec![0; scales.len()],
