@@ -112,8 +112,11 @@ fn merge_moves(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
 fn float_product(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     let Some(Op::Cast(Cast { to: DType::F32 })) = graph.op(node) else { return Ok(None) };
     let sums = graph.operand(node, 0);
+    if graph.ty(sums).dtype != DType::S32 {
+        return Ok(None);
+    }
     let product: Op = match graph.op(sums.node) {
-        Some(Op::IntMatMul(_)) => MatMul { bias: false, residual: false, clamp: Clamp::NONE }.into(),
+        Some(Op::PlainMatMul(_)) => MatMul { bias: false, residual: false, clamp: Clamp::NONE }.into(),
         Some(Op::IntConv(c)) => Conv {
             window: c.window.clone(),
             groups: c.groups,

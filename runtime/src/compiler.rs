@@ -4,6 +4,7 @@ use crate::{
     Backend, Calibration, Difference, DynamicModel, Error, Feed, JitOptions, Model, Pixels, Preprocess,
     Program, ProgramInfo, Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
 };
+use qcc_codegen::SharedWeights;
 use qcc_ir::{
     Device, Graph, Op, Output, Stage, ValueId,
     numerics::RequantMode,
@@ -69,6 +70,7 @@ pub struct Compiler {
     tier: Option<String>,
     threads: Threads,
     listing: bool,
+    shared: Option<Arc<SharedWeights>>,
     observer: Option<Observer>,
 }
 
@@ -118,6 +120,7 @@ impl Compiler {
             tier: None,
             threads: Threads::one(),
             listing: false,
+            shared: None,
             observer: None,
         }
     }
@@ -239,6 +242,13 @@ impl Compiler {
         self
     }
 
+    /// Shares packed weights among the models that it compiles: those of one network for several shapes read the same
+    /// ones.
+    pub fn share_weights(mut self) -> Compiler {
+        self.shared.get_or_insert_default();
+        self
+    }
+
     /// Is told what happens. Called on the thread that compiles.
     pub fn observer(mut self, observer: impl Fn(Event<'_>) + Send + Sync + 'static) -> Compiler {
         self.observer = Some(Arc::new(observer));
@@ -277,7 +287,7 @@ impl Compiler {
     /// # Errors
     /// Where the file is not a model.
     pub fn dynamic_file(&self, path: &Path) -> Result<DynamicModel, Error> {
-        DynamicModel::load(path, Backend::Jit(Box::new(self.clone())))
+        DynamicModel::load(path, Backend::jit(self.clone()))
     }
 
     /// The shapes and dimensions that were bound.
@@ -534,7 +544,8 @@ impl Compiler {
     /// Where this CPU lacks the tier.
     pub fn jit_options(&self) -> Result<JitOptions, Error> {
         let tier = choose_tier(self.tier.as_deref())?;
-        Ok(JitOptions { listing: self.listing, ..JitOptions::new(tier).threads(self.threads.clone()) })
+        let options = JitOptions::new(tier).threads(self.threads.clone());
+        Ok(JitOptions { listing: self.listing, shared: self.shared.clone(), ..options })
     }
 
     fn tell(&self, event: Event<'_>) {

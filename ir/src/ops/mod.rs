@@ -13,6 +13,7 @@ mod norm;
 mod numbers;
 mod pool;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod resample;
 mod shape;
@@ -20,16 +21,18 @@ mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
-    Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
+    Binary, BinaryKind, BitCast, Cast, CastSmall, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary,
+    UnaryKind, Where,
 };
 pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
-pub use integer::{IntConv, IntMatMul};
+pub use integer::IntConv;
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
-pub use matmul::{Determinant, MatMul, QMatMul};
+pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
+pub use recurrent::{Activation, Cell, Recurrent};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
@@ -120,12 +123,12 @@ ops! {
     MatMul,
     /// Matrix product of u8 by s8, requantized.
     QMatMul,
+    /// Matrix product of f64 or integers.
+    PlainMatMul,
     /// Determinants of matrices.
     Determinant,
     /// Convolution of s32, wrapping.
     IntConv,
-    /// Matrix product of s32, wrapping.
-    IntMatMul,
     /// Batch normalisation with fixed statistics.
     BatchNorm,
     /// Local response normalisation across channels.
@@ -138,6 +141,8 @@ ops! {
     Pool,
     /// Places of the largest elements of windows.
     ArgMaxPool,
+    /// The recurrence of a recurrent layer, in one direction.
+    Recurrent,
     /// Average over windows of quantized values, requantized.
     QAveragePool,
     /// A function of each element.
@@ -152,6 +157,8 @@ ops! {
     Where,
     /// Conversion between element types.
     Cast,
+    /// Conversion to floats of 8 bits and fewer.
+    CastSmall,
     /// The same bits read as another type.
     BitCast,
     /// Sum, mean, maximum… along axes.

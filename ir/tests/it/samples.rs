@@ -1,8 +1,10 @@
 //! Graphs and tensors that several tests use.
 
 use qcc_ir::{
-    DType, Device, Graph, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId, numerics::RequantMode,
-    ops::*, text::seeded,
+    DType, Device, Graph, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
+    numerics::{PowerRounding, RequantMode},
+    ops::*,
+    text::seeded,
 };
 
 pub(crate) fn shape(dims: &[usize]) -> Shape {
@@ -75,6 +77,10 @@ pub(crate) fn every_op() -> Graph {
     let half = add(Cast { to: DType::BF16 }.into(), &[softmax], &mut g);
     g.output("half", half);
 
+    let small = CastSmall { to: DType::F8E5M2, saturate: false, rounding: PowerRounding::Nearest };
+    let small = add(small.into(), &[softmax], &mut g);
+    g.output("small", small);
+
     // Moves.
     let reshape = add(Reshape { shape: shape(&[2, 2, 36]) }.into(), &[image], &mut g);
     let slice = Slice {
@@ -100,6 +106,25 @@ pub(crate) fn every_op() -> Graph {
     };
     let places = add(places.into(), &[image], &mut g);
     g.output("places", places);
+    let gates = g.input("gates", TensorType::f32(&[3, 2, 8]).unwrap()).unwrap();
+    let state_weights = weights(&mut g, TensorType::f32(&[2, 8]).unwrap());
+    let state = weights(&mut g, TensorType::f32(&[2, 2]).unwrap());
+    let peepholes = weights(&mut g, TensorType::f32(&[6]).unwrap());
+    let lengths = g.constant("lengths", Tensor::from_vec(shape(&[2]), vec![3i32, 1]).unwrap());
+    let recurrent = Recurrent {
+        cell: Cell::Lstm { peepholes: true, coupled: true },
+        activations: vec![
+            Activation::Unary(UnaryKind::HardSigmoid { alpha: 0.3, beta: 0.5 }),
+            Activation::ScaledTanh { alpha: 0.9, beta: 1.1 },
+            Activation::Affine { alpha: 0.5, beta: -0.25 },
+        ],
+        clip: Some(1.5),
+        reverse: true,
+        lengths: true,
+    };
+    let recurrent = add(recurrent.into(), &[gates, state_weights, state, state, peepholes, lengths], &mut g);
+    g.output("states", recurrent);
+    g.output("cell", recurrent.node.port(2));
     // Picks.
     let largest = add(TopK { k: 2, axis: 2, largest: false }.into(), &[slice], &mut g);
     let top = add(GatherElements { axis: 2 }.into(), &[slice, largest], &mut g);
@@ -150,7 +175,7 @@ pub(crate) fn every_op() -> Graph {
     let int_conv = IntConv { window: window.clone(), groups: 2 };
     let int_conv = add(int_conv.into(), &[wide, wide_weights], &mut g);
     let transposed = add(Transpose { perm: vec![0, 1, 3, 2] }.into(), &[int_conv], &mut g);
-    let int_product = add(IntMatMul {}.into(), &[int_conv, transposed], &mut g);
+    let int_product = add(PlainMatMul {}.into(), &[int_conv, transposed], &mut g);
     g.output("int_product", int_product);
     let qb = weights(&mut g, TensorType::new(DType::S32, shape(&[4])));
     let r = g.input("residual", quantized(DType::U8, &[1, 4, 3, 3], 0.05, 3)).unwrap();
