@@ -630,7 +630,10 @@ mod tests {
         assert!(
             ["percentile", "percentile:4", "percentile:NaN", "kl"].iter().all(|c| calibrator(c).is_err())
         );
-        assert_eq!((parse_bytes("77"), parse_bytes("3k"), parse_bytes("8G")), (Ok(77), Ok(3072), Ok(8 << 30)));
+        assert_eq!(
+            (parse_bytes("77"), parse_bytes("3k"), parse_bytes("8G")),
+            (Ok(77), Ok(3072), Ok(8 << 30))
+        );
         assert!(["", "G", "1.5G", "-1M", "99999999T", "5é"].iter().all(|s| parse_bytes(s).is_err()));
         assert!(parse_size("224").is_err() && parse_size("0x4").is_err());
     }

@@ -402,7 +402,10 @@ impl Compiler {
         let mut exact = Compiler { observer: None, ..self.clone() };
         exact.options.keep_normalize = true;
         let exact = exact.lower(prepared, calibrated)?;
-        let jit = JitOptions { max_memory: self.memory_limit(), ..JitOptions::new(choose_tier(self.tier.as_deref())?) };
+        let jit = JitOptions {
+            max_memory: self.memory_limit(),
+            ..JitOptions::new(choose_tier(self.tier.as_deref())?)
+        };
         let samples = self.samples.clone().unwrap_or_else(Samples::noise).limit(DIFFERENCE_SAMPLES);
         let feed = samples.bind(&graph_inputs(folded.graph()), &self.preprocess)?;
         Difference::between(&exact.jit(&jit)?, &folded.jit(&jit)?, &feed)
@@ -498,7 +501,8 @@ impl Compiler {
             precision: Precision::Float,
             ..self.info(&graph, options.requant, None, &Report::default())
         };
-        let jit = JitOptions { listing: false, shared: None, ..self.jit_options()? }.threads(Threads::new(0)?);
+        let jit =
+            JitOptions { listing: false, shared: None, ..self.jit_options()? }.threads(Threads::new(0)?);
         Ok(Program::new(graph, info).jit(&jit)?)
     }
 

@@ -5,10 +5,7 @@
 //! are equal; floats are within `atol + rtol * |expected|`; integers and truth values are equal.
 
 use crate::{Backend, DynamicModel};
-use qcc_ir::{
-    DType, Tensor,
-    onnx,
-};
+use qcc_ir::{DType, Tensor, onnx};
 use std::{
     error::Error,
     fs,

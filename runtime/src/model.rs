@@ -1,6 +1,8 @@
 //! Compiled models and sessions.
 
-use crate::{Error, FileTimes, machine_memory, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
+use crate::{
+    Error, FileTimes, Program, ProgramInfo, TensorView, TensorViewMut, Threads, machine_memory, view::holds,
+};
 use qcc_codegen::{
     CodegenError, CompileTimes, CompiledModel, Execution, ListingKind, SharedWeights, Step, Tier, Tiling,
     Work,

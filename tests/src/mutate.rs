@@ -52,8 +52,36 @@ impl Random {
     /// An integer at which something may wrap, overflow or be of the wrong sign.
     fn odd_int(&mut self) -> i64 {
         const ODD: [i64; 30] = [
-            0, 1, -1, 2, -2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 255, 256, 65_535, 65_536,
-            i32::MAX as i64, i32::MIN as i64, 1 << 40, i64::MAX, i64::MIN,
+            0,
+            1,
+            -1,
+            2,
+            -2,
+            3,
+            4,
+            5,
+            7,
+            8,
+            9,
+            16,
+            17,
+            31,
+            32,
+            33,
+            63,
+            64,
+            65,
+            127,
+            128,
+            255,
+            256,
+            65_535,
+            65_536,
+            i32::MAX as i64,
+            i32::MIN as i64,
+            1 << 40,
+            i64::MAX,
+            i64::MIN,
         ];
         match self.below(8) {
             0 => self.bits() as i64,
@@ -67,7 +95,19 @@ impl Random {
 
     fn odd_float(&mut self) -> f32 {
         const ODD: [f32; 14] = [
-            0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 1e-38, 1e10, 1e30, f32::MAX, f32::INFINITY, f32::NEG_INFINITY,
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            0.5,
+            2.0,
+            1e-45,
+            1e-38,
+            1e10,
+            1e30,
+            f32::MAX,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
             f32::NAN,
         ];
         match self.below(4) {
@@ -156,9 +196,14 @@ impl Mutator {
                 }
             }
             2 => {
-                let domain = *random.pick(&["", "ai.onnx", "com.microsoft", "ai.onnx.ml", "local"]).unwrap_or(&"");
+                let domain =
+                    *random.pick(&["", "ai.onnx", "com.microsoft", "ai.onnx.ml", "local"]).unwrap_or(&"");
                 let version = 1 + random.below(26) as i64;
-                model.opset_import.push(OperatorSetIdProto { domain: domain.into(), version, ..Default::default() });
+                model.opset_import.push(OperatorSetIdProto {
+                    domain: domain.into(),
+                    version,
+                    ..Default::default()
+                });
             }
             3 => {
                 if let Some(at) = random.index(&model.opset_import) {
@@ -209,12 +254,19 @@ impl Mutator {
             ..Default::default()
         };
         if random.one_in(3) {
-            let inner = NodeProto { output: function.output.iter().map(|o| format!("{o}_inner")).collect(), ..call.clone() };
+            let inner = NodeProto {
+                output: function.output.iter().map(|o| format!("{o}_inner")).collect(),
+                ..call.clone()
+            };
             function.node.push(inner);
         }
         graph.node[at] = call;
         model.functions.push(function);
-        model.opset_import.push(OperatorSetIdProto { domain: "local".into(), version: 1, ..Default::default() });
+        model.opset_import.push(OperatorSetIdProto {
+            domain: "local".into(),
+            version: 1,
+            ..Default::default()
+        });
     }
 
     fn mutate_function(&self, function: &mut FunctionProto, random: &mut Random) {
@@ -352,12 +404,18 @@ impl Mutator {
         let outputs = node.output.clone();
         let renamed: Vec<String> = outputs.iter().map(|o| format!("{o} within")).collect();
         let inner = NodeProto { output: renamed.clone(), ..node };
-        let body_outputs = renamed.iter().map(|name| ValueInfoProto { name: name.clone(), ..Default::default() });
-        let mut body =
-            GraphProto { name: "body".into(), node: vec![inner], output: body_outputs.collect(), ..Default::default() };
+        let body_outputs =
+            renamed.iter().map(|name| ValueInfoProto { name: name.clone(), ..Default::default() });
+        let mut body = GraphProto {
+            name: "body".into(),
+            node: vec![inner],
+            output: body_outputs.collect(),
+            ..Default::default()
+        };
         if random.one_in(2) {
             graph.initializer.push(scalar("wrap cond", 9, vec![random.below(2) as u8]));
-            let attributes = vec![graph_attribute("then_branch", body.clone()), graph_attribute("else_branch", body)];
+            let attributes =
+                vec![graph_attribute("then_branch", body.clone()), graph_attribute("else_branch", body)];
             graph.node[at] = NodeProto {
                 op_type: "If".into(),
                 input: vec!["wrap cond".into()],
@@ -423,8 +481,18 @@ impl Mutator {
             AttributeType::FLOATS => change_list(&mut a.floats, random, Random::odd_float),
             AttributeType::STRING => {
                 const WORDS: [&[u8]; 12] = [
-                    b"", b"SAME_UPPER", b"SAME_LOWER", b"VALID", b"NOTSET", b"linear", b"cubic", b"reflect", b"edge",
-                    b"wrap", b"\xff\xfe", b"ij,jk->ik",
+                    b"",
+                    b"SAME_UPPER",
+                    b"SAME_LOWER",
+                    b"VALID",
+                    b"NOTSET",
+                    b"linear",
+                    b"cubic",
+                    b"reflect",
+                    b"edge",
+                    b"wrap",
+                    b"\xff\xfe",
+                    b"ij,jk->ik",
                 ];
                 a.s = WORDS[random.below(WORDS.len())].to_vec();
             }
@@ -614,8 +682,13 @@ fn mutate_tensor(t: &mut TensorProto, random: &mut Random) {
         5 => change_list(&mut t.float_data, random, Random::odd_float),
         6 => change_list(&mut t.int64_data, random, Random::odd_int),
         7 => {
-            let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
-            let location = *random.pick(&["weights.bin", "../weights.bin", "/etc/hostname", ""]).unwrap_or(&"");
+            let entry = |key: &str, value: String| StringStringEntryProto {
+                key: key.into(),
+                value,
+                ..Default::default()
+            };
+            let location =
+                *random.pick(&["weights.bin", "../weights.bin", "/etc/hostname", ""]).unwrap_or(&"");
             t.external_data = vec![entry("location", location.into())];
             for key in ["offset", "length"] {
                 if random.one_in(2) {
@@ -664,7 +737,9 @@ fn mutate_infos(infos: &mut Vec<ValueInfoProto>, random: &mut Random) {
         2 => infos[at].type_.clear(),
         3 => infos[at].name = random.pick(&["", "ghost", "x"]).map_or_else(String::new, |&s| s.into()),
         _ => {
-            let Some(type_proto::Value::TensorType(ty)) = infos[at].type_.as_mut().and_then(|t| t.value.as_mut()) else {
+            let Some(type_proto::Value::TensorType(ty)) =
+                infos[at].type_.as_mut().and_then(|t| t.value.as_mut())
+            else {
                 return;
             };
             match random.below(4) {

@@ -2,8 +2,8 @@
 
 use crate::mutate::{graph_attribute, info};
 use onnx_protobuf::{
-    AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    ValueInfoProto, attribute_proto::AttributeType,
+    AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto, ValueInfoProto, attribute_proto::AttributeType,
 };
 use std::path::{Path, PathBuf};
 
@@ -59,7 +59,13 @@ fn weights(name: &str, dims: &[i64]) -> TensorProto {
 }
 
 fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
-    TensorProto { name: name.into(), dims: dims.to_vec(), data_type: F32, float_data: values.to_vec(), ..Default::default() }
+    TensorProto {
+        name: name.into(),
+        dims: dims.to_vec(),
+        data_type: F32,
+        float_data: values.to_vec(),
+        ..Default::default()
+    }
 }
 
 fn ints(name: &str, values: &[i64]) -> TensorProto {
@@ -84,12 +90,14 @@ fn graph(
     node: Vec<NodeProto>,
     outputs: &[&str],
 ) -> GraphProto {
-    let output = outputs.iter().map(|&name| ValueInfoProto { name: name.into(), ..Default::default() }).collect();
+    let output =
+        outputs.iter().map(|&name| ValueInfoProto { name: name.into(), ..Default::default() }).collect();
     GraphProto { name: "seed".into(), node, initializer, input: inputs, output, ..Default::default() }
 }
 
 fn model(opset: i64, graph: GraphProto) -> ModelProto {
-    let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version, ..Default::default() };
+    let import =
+        |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version, ..Default::default() };
     ModelProto {
         ir_version: 8,
         opset_import: vec![import("", opset), import("com.microsoft", 1)],
@@ -100,7 +108,8 @@ fn model(opset: i64, graph: GraphProto) -> ModelProto {
 
 /// A model for each family of ops and each way that a file has to say something.
 pub fn generated() -> Vec<ModelProto> {
-    let mut models = vec![convolutions(), shapes(), dynamic(), qdq(), qoperator(), recurrent(), attention(), function()];
+    let mut models =
+        vec![convolutions(), shapes(), dynamic(), qdq(), qoperator(), recurrent(), attention(), function()];
     models.extend([branches(), loops(false), loops(true), scan()]);
     models
 }
@@ -160,7 +169,12 @@ fn shapes() -> ModelProto {
                 node("Gather", "t, index", "h", "axis=1"),
                 node("Transpose", "h", "u", "perm=[1,0]"),
                 node("Concat", "u, u", "v", "axis=-1"),
-                node("Resize", "v, , scales", "z", "mode='linear' coordinate_transformation_mode='half_pixel'"),
+                node(
+                    "Resize",
+                    "v, , scales",
+                    "z",
+                    "mode='linear' coordinate_transformation_mode='half_pixel'",
+                ),
                 node("Unsqueeze", "z, axes", "q", ""),
                 node("Expand", "q, wide", "k", ""),
                 node("ReduceMean", "k", "m", "axes=[1] keepdims=0"),
@@ -222,7 +236,13 @@ fn qdq() -> ModelProto {
                 codes("z", U8, &[], 128),
                 codes("w", S8, &[6, 4, 3, 3], -3),
                 floats("ws", &[6], &[0.1; 6]),
-                TensorProto { name: "wz".into(), dims: vec![6], data_type: S8, int32_data: vec![0; 6], ..Default::default() },
+                TensorProto {
+                    name: "wz".into(),
+                    dims: vec![6],
+                    data_type: S8,
+                    int32_data: vec![0; 6],
+                    ..Default::default()
+                },
                 codes("m", S8, &[6, 3], -2),
                 floats("ms", &[], &[0.02]),
             ],
@@ -260,7 +280,13 @@ fn qoperator() -> ModelProto {
                 codes("z", U8, &[], 128),
                 codes("w", S8, &[6, 4, 1, 1], -3),
                 floats("ws", &[6], &[0.1; 6]),
-                TensorProto { name: "wz".into(), dims: vec![6], data_type: S8, int32_data: vec![0; 6], ..Default::default() },
+                TensorProto {
+                    name: "wz".into(),
+                    dims: vec![6],
+                    data_type: S8,
+                    int32_data: vec![0; 6],
+                    ..Default::default()
+                },
                 codes("bias", S32, &[6], 5),
                 codes("m", U8, &[4, 5], 3),
             ],
@@ -413,7 +439,11 @@ fn loops(is_conditional: bool) -> ModelProto {
         13,
         graph(
             vec![info("x", F32, &[3])],
-            vec![trips("trips", if is_conditional { 50 } else { 5 }), codes("true", BOOL, &[], 1), weights("zero", &[3])],
+            vec![
+                trips("trips", if is_conditional { 50 } else { 5 }),
+                codes("true", BOOL, &[], 1),
+                weights("zero", &[3]),
+            ],
             vec![with(node("Loop", "trips, true, zero", "y, rows", ""), graph_attribute("body", body))],
             &["y", "rows"],
         ),

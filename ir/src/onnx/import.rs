@@ -12,7 +12,6 @@ use crate::{
         MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_LOOP_NODES,
         MAX_LOOP_OPERATIONS, MAX_SPLICED_NODES,
     },
-
     memory::Bytes,
     ops::{AssumeGrid, Cast, PoolKind},
 };

@@ -144,7 +144,14 @@ impl Model {
         let body = body::decode(graph, names, &mut decoder)?;
         body.check_closed()?;
         let body = functions.expand(body)?;
-        Ok(Model { name, ir_version: proto.ir_version, opsets, inputs: declared, body, max_memory: MAX_MEMORY_BYTES })
+        Ok(Model {
+            name,
+            ir_version: proto.ir_version,
+            opsets,
+            inputs: declared,
+            body,
+            max_memory: MAX_MEMORY_BYTES,
+        })
     }
 
     /// The memory that the model may take, in bytes.
@@ -289,7 +296,11 @@ fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
         Some(dimension::Value::DimParam(name)) if !name.is_empty() => Ok(Dim::Symbol(name.clone())),
         _ => Ok(Dim::Unknown),
     };
-    let dims = ty.shape.as_ref().map(|s| s.dim.iter().map(dim).collect::<Result<Vec<_>, ImportError>>()).transpose()?;
+    let dims = ty
+        .shape
+        .as_ref()
+        .map(|s| s.dim.iter().map(dim).collect::<Result<Vec<_>, ImportError>>())
+        .transpose()?;
     Ok(InputInfo { name: v.name.clone(), dtype, dims })
 }
 

@@ -3,7 +3,7 @@
 use super::{ImportError, external::ExternalFiles};
 use crate::{
     DType, Element, Shape, Tensor,
-    limits::{MAX_MEMORY_BYTES, MAX_DENSE_BYTES, MAX_MODEL_BYTES},
+    limits::{MAX_DENSE_BYTES, MAX_MEMORY_BYTES, MAX_MODEL_BYTES},
 };
 use bytes::Bytes;
 use half::{bf16, f16};

@@ -213,7 +213,9 @@ fn watch(arguments: &Arguments, job: u64, report: &Mutex<Report>) {
                 "begin" => current = rest.parse().ok(),
                 "panicked" => panicked = rest.to_owned(),
                 "panic" => {
-                    record(report, |r| _ = r.findings.insert(current.unwrap_or(0), format!("panic at {panicked}")));
+                    record(report, |r| {
+                        _ = r.findings.insert(current.unwrap_or(0), format!("panic at {panicked}"))
+                    });
                     (next, current) = (current.map_or(next, |s| s + arguments.jobs), None);
                 }
                 _ => {
@@ -261,7 +263,12 @@ fn child(arguments: &Arguments, seed: u64, count: u64) -> Option<Child> {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("ulimit -v {MAX_ADDRESSES_KIB}; ulimit -c 0; exec \"$0\" \"$@\"")]);
     command.arg(program).arg("--child");
-    let numbers = [("--seed", seed), ("--count", count), ("--stride", arguments.jobs), ("--every", arguments.every as u64)];
+    let numbers = [
+        ("--seed", seed),
+        ("--count", count),
+        ("--stride", arguments.jobs),
+        ("--every", arguments.every as u64),
+    ];
     for (name, n) in numbers {
         command.arg(name).arg(n.to_string());
     }

@@ -204,7 +204,9 @@ fn run_loop(
     };
     let mut stacked: Vec<Vec<Tensor>> = vec![Vec::new(); body.outputs.len() - 1 - carried];
     if let Some(n) = rounds.filter(|&n| n > MAX_LOOP_NODES && goes_on && is_counted(body)) {
-        return Err(OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_NODES}: give it fewer")).into());
+        return Err(
+            OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_NODES}: give it fewer")).into()
+        );
     }
     let mut round = 0;
     while goes_on && rounds.is_none_or(|n| round < n) {
@@ -328,7 +330,10 @@ fn check_unrolled(nodes: usize) -> Result<(), NodeError> {
     if nodes <= MAX_SCANNED_NODES {
         return Ok(());
     }
-    Err(OpError::too_large(format!("has {nodes} nodes unrolled, above {MAX_SCANNED_NODES}: scan shorter inputs")).into())
+    Err(OpError::too_large(format!(
+        "has {nodes} nodes unrolled, above {MAX_SCANNED_NODES}: scan shorter inputs"
+    ))
+    .into())
 }
 
 struct Scan<'a> {
