@@ -63,7 +63,7 @@ pub const MAX_SCANNED_NODES: usize = 1 << 15;
 pub const MAX_LOOP_NODES: u64 = 1 << 17;
 
 /// The most multiply-accumulates, taps of windows and elements of operands and results in them.
-pub const MAX_LOOP_OPERATIONS: u64 = 1 << 31;
+pub const MAX_LOOP_OPERATIONS: u64 = 1 << 30;
 
 /// The most work of a loop that runs by its definition, all rounds and the loops in it together: multiply-accumulates and
 /// elements of results, and [`LOOP_NODE_WORK`] for each node. It keeps the longest loop to seconds.
