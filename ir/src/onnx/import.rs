@@ -299,18 +299,20 @@ fn take_bytes(budget: &mut usize, bytes: usize) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// About how many operations an op takes: multiply-accumulates, taps of windows, and elements read and made.
+/// About how many operations an op takes: multiply-accumulates, and what takes the definition as long: taps of windows, whose
+/// places are computed one by one, and elements read and made.
 fn operations(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> u64 {
     let elements = |ty: &TensorType| ty.shape.elements() as u64;
     let made = results.iter().map(elements).fold(0, u64::saturating_add);
     let read = operands.iter().map(|ty| elements(ty)).fold(0, u64::saturating_add);
-    let taps = match op {
-        Op::Pool(pool) => pool.window.taps() as u64,
-        Op::ArgMaxPool(pool) => pool.window.taps() as u64,
-        Op::Lrn(lrn) => lrn.size as u64,
+    const TAP: u64 = 16;
+    let each = match op {
+        Op::Pool(pool) => TAP.saturating_mul(pool.window.taps() as u64),
+        Op::ArgMaxPool(pool) => TAP.saturating_mul(pool.window.taps() as u64),
+        Op::Lrn(lrn) => TAP.saturating_mul(lrn.size as u64),
         _ => 1,
     };
-    op.macs(operands, results).saturating_add(made.saturating_mul(taps)).saturating_add(read)
+    op.macs(operands, results).saturating_add(made.saturating_mul(each)).saturating_add(read)
 }
 
 pub(super) struct Importer<'m> {

@@ -274,11 +274,13 @@ pub(super) fn scan(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> {
     let scanned =
         scanned.ok_or_else(|| NodeError::attribute("num_scan_inputs", "must be from 1 to the inputs"))?;
     let states = operands.len() - scanned;
-    let results = body.outputs.len().checked_sub(states).filter(|_| body.inputs.len() == operands.len());
+    let fits = body.inputs.len() == operands.len() && outputs.len() <= body.outputs.len();
+    let results = body.outputs.len().checked_sub(states).filter(|_| fits);
     let results = results.ok_or_else(|| {
         OpError::shape(format!(
-            "{} operands, but the body takes {} inputs and has {} results",
+            "{} operands and {} results, but the body takes {} inputs and has {} results",
             operands.len(),
+            outputs.len(),
             body.inputs.len(),
             body.outputs.len()
         ))

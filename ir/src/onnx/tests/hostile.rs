@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::onnx::wire;
+use onnx_protobuf::attribute_proto::AttributeType;
 use std::path::PathBuf;
 
 /// A model with some of everything: packed and unpacked numbers, attributes, tensors, symbolic shapes.
@@ -180,4 +181,209 @@ fn shared_samples_are_answered_as_expected() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A graph as an attribute.
+fn body(name: &str, inputs: &[(&str, DType)], nodes: Vec<NodeProto>, outputs: &[&str]) -> AttributeProto {
+    let mut draft = Draft::new(13, nodes).outputs(outputs);
+    for (name, dtype) in inputs {
+        draft = draft.input_of(name, *dtype, &[]);
+    }
+    AttributeProto {
+        name: name.into(),
+        type_: AttributeType::GRAPH.into(),
+        g: Some(draft.graph()).into(),
+        ..Default::default()
+    }
+}
+
+fn truth(value: bool) -> Tensor {
+    Tensor::from_vec_as::<u8>(DType::Bool, Shape::scalar(), vec![value.into()]).unwrap()
+}
+
+/// y = a loop over x, of which `rounds` are asked for; its body has these nodes and passes the condition `go` on.
+fn looped(rounds: Option<i64>, nodes: Vec<NodeProto>, go: &str) -> Draft {
+    let inputs = [("i", DType::S64), ("given", DType::Bool), ("s", DType::F32)];
+    let operand = if rounds.is_some() { "rounds" } else { "" };
+    let node = node("Loop", &[operand, "t", "x"], &["y"]).with(body("body", &inputs, nodes, &[go, "next"]));
+    Draft::new(13, [node])
+        .constant("x", Tensor::scalar(1f32))
+        .constant("t", truth(true))
+        .constant("rounds", Tensor::scalar(rounds.unwrap_or(0)))
+}
+
+#[test]
+fn loops_without_end_are_refused() {
+    let add = || vec![node("Add", &["s", "s"], &["next"])];
+    // The number of rounds alone tells; a condition that is always true; one that is never false; no number at all.
+    looped(Some(i64::MAX), add(), "given").refused("rounds");
+    let never = || {
+        let less = node("Less", &["s", "next"], &["more"]);
+        vec![node("Abs", &["s"], &["next"]), less, node("Not", &["more"], &["go"])]
+    };
+    looped(Some(i64::MAX), never(), "go").refused("fewer rounds");
+    looped(None, never(), "go").refused("fewer rounds");
+    looped(None, add(), "given").refused("fewer rounds");
+    // None, and a number below none.
+    for rounds in [0, -1, i64::MIN] {
+        assert_eq!(looped(Some(rounds), add(), "given").floats(&[]), [1.0]);
+    }
+    assert_eq!(looped(Some(3), add(), "given").floats(&[]), [8.0]);
+}
+
+#[test]
+fn loops_in_loops_share_one_account() {
+    let mut nodes = vec![node("Abs", &["s"], &["next"])];
+    for depth in 0..4 {
+        let inputs = [("i", DType::S64), ("given", DType::Bool), ("s", DType::F32)];
+        let inner = node("Loop", &["rounds", "t", "s"], &["next"]).with(body(
+            "body",
+            &inputs,
+            nodes,
+            &["go", "next"],
+        ));
+        let go = node("Equal", &["i", "i"], &["go"]);
+        let abs = node("Abs", &["s"], &["unused"]);
+        nodes = if depth == 0 { vec![inner, abs] } else { vec![inner, go, abs] };
+        if depth == 0 {
+            nodes.push(node("Equal", &["i", "i"], &["go"]));
+        }
+        let AttributeProto { g, .. } = &mut nodes[0].attribute[0];
+        let graph = g.mut_or_insert_default();
+        if graph.node.iter().all(|n| n.output[0] != "go") {
+            graph.node.push(node("Equal", &["i", "i"], &["go"]));
+        }
+    }
+    let started = std::time::Instant::now();
+    looped(Some(300), nodes, "go").refused("rounds");
+    // Four hundred million rounds would take hours.
+    assert!(started.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn bodies_of_other_arity_are_refused() {
+    let abs = || vec![node("Abs", &["s"], &["next"])];
+    let inputs = [("i", DType::S64), ("given", DType::Bool), ("s", DType::F32)];
+    for (inputs, outputs) in
+        [(&inputs[..2], &["given", "given"][..]), (&inputs[..], &["given"]), (&inputs[..1], &["i", "i"])]
+    {
+        let nodes = if inputs.len() == 3 { abs() } else { vec![node("Abs", &["x"], &["next"])] };
+        let outputs: Vec<&str> =
+            outputs.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+        let node = node("Loop", &["rounds", "t", "x"], &["y"]).with(body("body", inputs, nodes, &outputs));
+        Draft::new(13, [node])
+            .constant("x", Tensor::scalar(1f32))
+            .constant("t", truth(true))
+            .constant("rounds", Tensor::scalar(2i64))
+            .refused("y_node");
+    }
+    // Branches that take inputs, or give fewer results than the node has.
+    let branch = |name, outputs: &[&str]| {
+        body(name, &[], vec![node("Abs", &["x"], &["a"]), node("Neg", &["x"], &["b"])], outputs)
+    };
+    let choice = node("If", &["t"], &["y", "z"])
+        .with(branch("then_branch", &["a"]))
+        .with(branch("else_branch", &["a", "b"]));
+    Draft::new(13, [choice]).constant("x", Tensor::scalar(1f32)).constant("t", truth(true)).refused("y_node");
+    // A condition that is none.
+    let choice =
+        node("If", &["x"], &["y"]).with(branch("then_branch", &["a"])).with(branch("else_branch", &["b"]));
+    Draft::new(13, [choice]).constant("x", Tensor::scalar(1f32)).refused("one bool");
+    let missing = node("If", &["t"], &["y"]).with(branch("then_branch", &["a"]));
+    Draft::new(13, [missing])
+        .constant("x", Tensor::scalar(1f32))
+        .constant("t", truth(true))
+        .refused("else_branch");
+}
+
+#[test]
+fn scans_over_nothing_end() {
+    let inputs = [("s", DType::F32), ("row", DType::F32)];
+    let nodes = || vec![node("Add", &["s", "row"], &["next"])];
+    // Opset 8 has a batch: of 2^39 samples, each of which is empty.
+    let scan = node("Scan", &["", "zero", "x"], &["y"]).with(int("num_scan_inputs", 1)).with(body(
+        "body",
+        &inputs,
+        nodes(),
+        &["next"],
+    ));
+    Draft::new(8, [scan]).input("zero", &[1 << 39, 0]).input("x", &[1 << 39, 0, 1]).refused("above");
+    let scan = node("Scan", &["zero", "x"], &["y"]).with(int("num_scan_inputs", 1)).with(body(
+        "body",
+        &inputs,
+        nodes(),
+        &["next"],
+    ));
+    Draft::new(11, [scan]).input("zero", &[0]).input("x", &[1 << 39, 0]).refused("above");
+}
+
+fn function(name: &str, nodes: Vec<NodeProto>) -> onnx_protobuf::FunctionProto {
+    onnx_protobuf::FunctionProto {
+        name: name.into(),
+        domain: "local".into(),
+        input: vec!["a".into()],
+        output: vec!["b".into()],
+        opset_import: [("", 13), ("local", 1)]
+            .map(|(domain, version)| OperatorSetIdProto {
+                domain: domain.into(),
+                version,
+                ..Default::default()
+            })
+            .into(),
+        node: nodes,
+        ..Default::default()
+    }
+}
+
+fn local(op: &str, input: &str, output: &str) -> NodeProto {
+    NodeProto { domain: "local".into(), ..node(op, &[input], &[output]) }
+}
+
+#[test]
+fn functions_that_call_each_other_without_end_are_refused() {
+    let with = |functions: Vec<onnx_protobuf::FunctionProto>| {
+        let mut p = Draft::new(13, [local("F", "x", "y")]).input("x", &[2]).proto();
+        p.opset_import.push(OperatorSetIdProto { domain: "local".into(), version: 1, ..Default::default() });
+        p.functions = functions;
+        p
+    };
+    assert!(import(&with(vec![function("F", vec![node("Relu", &["a"], &["b"])])])).is_ok());
+    refused(&with(vec![function("F", vec![local("F", "a", "b")])]), "32 deep");
+    let pair = vec![function("F", vec![local("G", "a", "b")]), function("G", vec![local("F", "a", "b")])];
+    refused(&with(pair), "32 deep");
+    // Each calls the next one eight times: 8^20 nodes.
+    let functions = (0..20).map(|depth| {
+        let name = if depth == 0 { "F".to_string() } else { format!("F{depth}") };
+        let next = format!("F{}", depth + 1);
+        let op = |i: usize| {
+            let (from, to) = (if i == 0 { "a".into() } else { format!("v{i}") }, format!("v{}", i + 1));
+            let to = if i == 7 { "b".to_string() } else { to };
+            if depth == 19 { node("Relu", &[&from], &[&to]) } else { local(&next, &from, &to) }
+        };
+        function(&name, (0..8).map(op).collect())
+    });
+    refused(&with(functions.collect()), "nodes");
+    let relu = || function("F", vec![node("Relu", &["a"], &["b"])]);
+    refused(&with(vec![relu(), relu()]), "twice");
+}
+
+#[test]
+fn import_computes_no_more_than_it_may() {
+    // 2^40 elements of a constant, and 8 GiB made of a few.
+    let shape = |dims: &[i64]| i64s(dims);
+    let filled = node("ConstantOfShape", &["s"], &["y"]);
+    Draft::new(13, [filled.clone()]).constant("s", shape(&[1 << 20, 1 << 20])).refused("y_node");
+    Draft::new(13, [filled]).constant("s", shape(&[i64::MAX, 2])).refused("y_node");
+    let tiled = node("Tile", &["x", "r"], &["y"]);
+    Draft::new(13, [tiled]).constant("x", iota(&[2])).constant("r", shape(&[1 << 31])).refused("y_node");
+}
+
+#[test]
+fn a_model_is_refused_that_may_not_take_its_own_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, sample()).unwrap();
+    assert!(Model::load_within(&path, 1 << 20).is_ok());
+    let e = Model::load_within(&path, 100).err().expect("is refused").to_string();
+    assert!(e.contains("--max-memory") && e.contains("100 bytes"), "{e}");
 }
