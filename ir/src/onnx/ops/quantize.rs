@@ -4,8 +4,10 @@
 //! [`Quantize`] and [`Dequantize`]. Grids of blocks and those that are computed at run time are written out in
 //! elementary ops.
 
+use super::elementwise::{binary_part, cast_part, to_small_float};
 use crate::{
     DType, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
+    numerics::PowerRounding,
     onnx::{NodeError, import::Node, tensor},
     ops::{
         AssumeGrid, Binary, BinaryKind, Cast, Dequantize, Expand, Quantize, Reduce, ReduceKind, Reshape,
@@ -26,10 +28,8 @@ pub(super) fn microsoft_quantize_linear(node: &mut Node<'_, '_>) -> Result<Value
 
 fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeError> {
     let x = node.operand(0, "x")?;
-    // Only the 8-bit floats, which are not supported, heed it.
-    if node.opset() >= 19 {
-        node.ignore(&["saturate"]);
-    }
+    // Only floats of 8 bits and fewer heed it.
+    let saturate = node.opset() < 19 || node.flag("saturate", true)?;
     let declared = match node.opset() >= 21 {
         true => type_attribute(node, "output_dtype")?,
         false => None,
@@ -42,7 +42,10 @@ fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeErro
         (Some(d), _) | (None, Some(d)) => d,
         (None, None) => DType::U8,
     };
-    quantized(node, "", x, grid, dtype, precision)
+    match dtype.is_small_float() {
+        true => stored(node, x, grid, dtype, precision, saturate),
+        false => quantized(node, "", x, grid, dtype, precision),
+    }
 }
 
 pub(super) fn dequantize_linear(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
@@ -158,7 +161,9 @@ impl Grid {
         if !scale.dtype.is_float() {
             return Err(OpError::quant(format!("scales must be floats, not {scale}")).into());
         }
-        if codes.dtype.size() > 4 || !codes.dtype.is_integer() {
+        let is_integer = codes.dtype.is_integer() && codes.dtype.size() <= 4;
+        let is_power = codes.dtype == DType::F8E8M0;
+        if !is_integer && (!codes.dtype.is_small_float() || is_power) {
             return Err(OpError::quant(format!("{} cannot hold quantized values", codes.dtype)).into());
         }
         let Some(zero) = self.zero_point.map(|z| node.ty(z)) else { return Ok(()) };
@@ -386,6 +391,34 @@ pub(super) fn quantized(
     emit(node, part, Cast { to: dtype }, &[codes])
 }
 
+/// x/scale + zero point as a float of 8 bits or fewer. The division is in `precision`, as for [`quantized`].
+fn stored(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    grid: &Grid,
+    to: DType,
+    precision: Option<DType>,
+    saturate: bool,
+) -> Result<ValueId, NodeError> {
+    let ty = TensorType::new(to, node.shape(x));
+    grid.check(node, &ty)?;
+    let spread = grid.spread(node, &ty.shape)?;
+    let precision = precision.unwrap_or(node.ty(grid.scale).dtype);
+    if !precision.is_float() {
+        return Err(NodeError::attribute("precision", format!("is {precision}, which is no float")));
+    }
+    let x = cast_part(node, "real", x, precision)?;
+    let scale = cast_part(node, "step", grid.scale, precision)?;
+    let scale = spread.spread(node, "steps", scale, &ty.shape)?;
+    let mut y = binary_part(node, "quotient", BinaryKind::Div, x, scale)?;
+    if let Some(zero) = grid.zero_point {
+        let zero = cast_part(node, "zero", zero, precision)?;
+        let zero = spread.spread(node, "zeros", zero, &ty.shape)?;
+        y = binary_part(node, "sum", BinaryKind::Add, y, zero)?;
+    }
+    to_small_float(node, y, to, saturate, PowerRounding::Up)
+}
+
 /// (x − zero point)·scale, in f32 and then of type `to`. Weights become a constant with a grid; values that have the
 /// very grid stay; others get it.
 pub(super) fn dequantized(
@@ -402,7 +435,8 @@ pub(super) fn dequantized(
         return Err(NodeError::attribute("output_dtype", format!("is {to}, which is no float")));
     }
     let wide = if to == DType::F32 { part.to_owned() } else { within(part, "wide") };
-    let y = match grid.params(node, &ty, &spread)? {
+    let params = if ty.dtype.is_small_float() { None } else { grid.params(node, &ty, &spread)? };
+    let y = match params {
         Some(params) => {
             let codes = with_grid(node, part, x, params)?;
             emit(node, &wide, Dequantize {}, &[codes])?
@@ -473,13 +507,15 @@ fn dequantized_at_run_time(
         true => Ok(v),
         false => node.emit_part(&within(part, what), Cast { to }, &[v]),
     };
-    let mut steps = cast(node, "integers", x, DType::S32)?;
+    // Differences of integers are exact in s32.
+    let exact = if node.ty(x).dtype.is_small_float() { DType::F32 } else { DType::S32 };
+    let mut steps = cast(node, "numbers", x, exact)?;
     if let Some(zero) = grid.zero_point {
-        let zero = cast(node, "zero", zero, DType::S32)?;
+        let zero = cast(node, "zero", zero, exact)?;
         let zero = spread.spread(node, &within(part, "zeros"), zero, &shape)?;
         steps = node.emit_part(&within(part, "centred"), Binary { kind: BinaryKind::Sub }, &[steps, zero])?;
     }
-    let steps = node.emit_part(&within(part, "steps"), Cast { to: DType::F32 }, &[steps])?;
+    let steps = cast(node, "steps", steps, DType::F32)?;
     let scale = cast(node, "step", grid.scale, DType::F32)?;
     let scale = spread.spread(node, &within(part, "scales"), scale, &shape)?;
     emit(node, wide, Binary { kind: BinaryKind::Mul }, &[steps, scale])
