@@ -167,9 +167,10 @@ pub(crate) struct ThreadsOption {
 #[derive(Args, Debug, Clone)]
 pub(crate) struct RequantOption {
     /// How int8 scales its accumulators back to 8 bits: integer multipliers and shifts (`shift`, `tflite`, `q15`), shifts
-    /// alone (`pow2`), or float multipliers (`float`).
-    #[arg(long, value_name = "MODE", default_value = RequantMode::Q15.name(), value_parser = requant())]
-    pub(crate) requant: RequantMode,
+    /// alone (`pow2`), or float multipliers (`float`). Default: q15; float where the model is quantized already, as it then
+    /// computes what its author saw.
+    #[arg(long, value_name = "MODE", value_parser = requant())]
+    pub(crate) requant: Option<RequantMode>,
 }
 
 #[derive(Args, Debug)]
@@ -321,8 +322,8 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "int8", value_parser = precision())]
     pub(crate) precision: Vec<Precision>,
 
-    /// Requantization modes of int8: a list, or `all`.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
+    /// Requantization modes of int8: a list, or `all`. Default: q15; float where the model is quantized already.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = requant_or_all())]
     pub(crate) requant: Vec<Modes>,
 
     /// Write the scores as JSON.
@@ -423,8 +424,9 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "float,fake-quant,int8", value_parser = precision())]
     pub(crate) precision: Vec<Precision>,
 
-    /// Requantization modes of int8: a list, or `all`. The founding experiment has all of them.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
+    /// Requantization modes of int8: a list, or `all`. Default: q15; float where the model is quantized already. The
+    /// founding experiment has all of them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = requant_or_all())]
     pub(crate) requant: Vec<Modes>,
 
     /// Timed runs of each.

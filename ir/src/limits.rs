@@ -53,11 +53,14 @@ pub const MAX_SPLICED_NODES: usize = 1 << 16;
 /// The most nodes of a loop, all rounds together, that are made part of the graph; longer ones run by their definition.
 pub const MAX_UNROLLED_NODES: usize = 2048;
 
-/// The most rounds of a loop.
-pub const MAX_LOOP_ROUNDS: u64 = 1 << 20;
+/// The most nodes, each as often as it is computed, of loops that run by their definition.
+pub const MAX_LOOP_NODES: u64 = 1 << 19;
+
+/// The most multiply-accumulate operations in them.
+pub const MAX_LOOP_MACS: u64 = 1 << 33;
 
 /// How deep functions of a model may call each other.
 pub const MAX_CALL_DEPTH: usize = 32;
 
 /// The most nodes that calls of functions are made into, all together.
-pub const MAX_EXPANDED_NODES: usize = 1 << 18;
+pub const MAX_EXPANDED_NODES: usize = 1 << 16;

@@ -224,6 +224,11 @@ fn key(infos: &[onnx::InputInfo], inputs: &[Tensor], wanted: &BTreeSet<String>) 
 }
 
 impl Backend {
+    /// Machine code by this compiler, whose models share their packed weights.
+    pub fn jit(compiler: Compiler) -> Backend {
+        Backend::Jit(Box::new(compiler.share_weights()))
+    }
+
     fn compile(&self, graph: Graph) -> Result<Code, Error> {
         Ok(match self {
             Backend::Interpreter => Code::Interpreted(graph),

@@ -86,7 +86,7 @@ pub use layers::{Layer, Loss, Losses, Traffic};
 pub use load::LoadPhase;
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
 pub use program::{Calibration, Difference, FileTimes, Pixels, Program, ProgramError, ProgramInfo};
-pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, TIERS, Tier, Tiling, Work};
+pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, SharedWeights, TIERS, Tier, Tiling, Work};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
 pub use qcc_passes::{Calibrator, Precision, WeightBits};

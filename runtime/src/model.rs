@@ -2,7 +2,8 @@
 
 use crate::{Error, FileTimes, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
 use qcc_codegen::{
-    CodegenError, CompileTimes, CompiledModel, Execution, ListingKind, Step, Tier, Tiling, Work,
+    CodegenError, CompileTimes, CompiledModel, Execution, ListingKind, SharedWeights, Step, Tier, Tiling,
+    Work,
 };
 use qcc_ir::{Device, NodeId, Tensor, TensorType};
 use smallvec::SmallVec;
@@ -42,12 +43,14 @@ pub struct JitOptions {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`Model::listing`].
     pub listing: bool,
+    /// Where packed weights are shared with models that are made with the same one; `None`: nowhere.
+    pub shared: Option<Arc<SharedWeights>>,
 }
 
 impl JitOptions {
     /// Code for use on one thread.
     pub fn new(tier: &'static Tier) -> JitOptions {
-        JitOptions { tier, threads: Threads::one(), measure_pack_only: false, listing: false }
+        JitOptions { tier, threads: Threads::one(), measure_pack_only: false, listing: false, shared: None }
     }
 
     /// Threads of the model's sessions.
@@ -72,6 +75,7 @@ impl Program {
             measure_pack_only: options.measure_pack_only,
             listing: options.listing,
             release: self.release(),
+            shared: options.shared.clone(),
             tilings: self.tilings(options.tier),
             ..qcc_codegen::Options::new(options.tier)
         };

@@ -20,7 +20,8 @@ use std::{
 
 pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
     let (compiler, terminal) = super::compiler(&args.options, &args.images, args.tier.isa.as_deref(), quiet)?;
-    let compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    let compiler = compiler.precision(args.precision);
+    let compiler = args.requant.requant.iter().fold(compiler, |c, &mode| c.requant(mode));
     let compiler = compiler.threads(Threads::new(args.threads.threads)?);
     let ran = match is_program(&args.model) {
         true => run_program(args, &compiler)?,

@@ -90,10 +90,10 @@ fn backend(kind: TestBackend, args: &Test) -> Backend {
         TestBackend::Interpreter => Backend::Interpreter,
         TestBackend::Jit => {
             let compiler = Compiler::new().precision(Precision::Float);
-            Backend::Jit(Box::new(match &args.tier.isa {
+            Backend::jit(match &args.tier.isa {
                 Some(isa) => compiler.tier(isa),
                 None => compiler,
-            }))
+            })
         }
     }
 }

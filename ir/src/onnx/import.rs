@@ -9,11 +9,16 @@ use super::{
 use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
     limits::{
-        MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_SPLICED_NODES,
+        MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_LOOP_MACS,
+        MAX_LOOP_NODES, MAX_SPLICED_NODES,
     },
     ops::{AssumeGrid, Cast, PoolKind},
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
+};
 use typed_arena::Arena;
 
 /// What a graph's symbolic dimensions are to be.
@@ -110,6 +115,7 @@ impl Model {
             used: self.used(),
             budget: MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)),
             is_eager: false,
+            work: Rc::default(),
             spliced: 0,
             splices: 0,
             blocked: Vec::new(),
@@ -242,6 +248,36 @@ fn concrete(
     Shape::new(dims).map_err(|e| refuse(e.to_string()))
 }
 
+/// What eager computations may take.
+pub(super) struct Work {
+    nodes: Cell<u64>,
+    macs: Cell<u64>,
+}
+
+impl Default for Work {
+    fn default() -> Work {
+        Work { nodes: Cell::new(MAX_LOOP_NODES), macs: Cell::new(MAX_LOOP_MACS) }
+    }
+}
+
+impl Work {
+    /// Takes from what is left.
+    fn take(&self, nodes: u64, macs: u64) -> Result<(), NodeError> {
+        match (self.nodes.get().checked_sub(nodes), self.macs.get().checked_sub(macs)) {
+            (Some(nodes), Some(macs)) => {
+                self.nodes.set(nodes);
+                self.macs.set(macs);
+                Ok(())
+            }
+            _ => Err(OpError::too_large(format!(
+                "a loop that runs by its definition computes more than {MAX_LOOP_NODES} nodes or {MAX_LOOP_MACS} \
+                 multiply-accumulates"
+            ))
+            .into()),
+        }
+    }
+}
+
 pub(super) struct Importer<'m> {
     pub(super) model: &'m Model,
     /// Nodes that stand for others.
@@ -256,6 +292,8 @@ pub(super) struct Importer<'m> {
     budget: usize,
     /// Whether everything is to be folded, whatever it takes: all inputs are constants.
     pub(super) is_eager: bool,
+    /// What eager computations may still take, together with those around this one.
+    pub(super) work: Rc<Work>,
     /// Nodes that were put in the place of others, and how often that was.
     spliced: usize,
     splices: usize,
@@ -473,6 +511,9 @@ impl<'m> Importer<'m> {
         let (given, made) = (bytes(&mut types.iter().copied()), bytes(&mut results.iter()));
         let costs_little =
             !matches!(op, Op::Pool(_) | Op::Lrn(_)) && op.macs(&types, &results) <= MAX_FOLDED_MACS;
+        if self.is_eager {
+            self.work.take(1, op.macs(&types, &results))?;
+        }
         // Weights in half the bits become f32, which most is computed in.
         let grows = if matches!(op, Op::Cast(_)) { 2 * given } else { given };
         let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(grows) && made <= self.budget && costs_little;
@@ -743,10 +784,16 @@ impl<'m> Node<'_, 'm> {
             nodes: body.nodes.clone(),
             captures: Vec::new(),
         };
-        self.importer.model.with(Vec::new(), closed).evaluate().map_err(|e| match e {
+        self.importer.model.with(Vec::new(), closed).evaluate_within(&self.importer.work).map_err(|e| match e
+        {
             ImportError::Node { source, .. } => source,
             other => OpError::unsupported(other.to_string()).into(),
         })
+    }
+
+    /// Counts a round of a loop among what eager computations may take: its body may have no node.
+    pub(super) fn count_round(&self) -> Result<(), NodeError> {
+        self.importer.work.take(1, 0)
     }
 
     /// A beginning of names that occurs nowhere else.
@@ -852,6 +899,18 @@ impl<'m> Node<'_, 'm> {
             Some(Attribute::Graph(body)) => Ok(body),
             Some(other) => Self::mistyped(name, "a graph", other),
         }
+    }
+
+    /// A list of strings, if it is there.
+    pub(super) fn strings(&mut self, name: &'static str) -> Result<Option<Vec<String>>, NodeError> {
+        let given = match self.attribute(name) {
+            None => return Ok(None),
+            Some(Attribute::Strings(given)) => given,
+            Some(other) => return Self::mistyped(name, "a list of strings", other),
+        };
+        let text = |s: &Vec<u8>| String::from_utf8(s.clone());
+        let strings = given.iter().map(text).collect::<Result<_, _>>();
+        strings.map(Some).map_err(|_| NodeError::attribute(name, "is not UTF-8"))
     }
 
     /// A tensor, if it is there.

@@ -3,10 +3,13 @@
 use super::{
     Bindings, ImportError, InputInfo, Model, NodeError,
     body::{Body, NodeDef},
-    import::{Importer, Part},
+    import::{Importer, Part, Work},
 };
 use crate::{DType, NodeId, Tensor, ValueId, limits::MAX_KNOWN_ELEMENTS};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 use typed_arena::Arena;
 
 /// A node that is computed by its definition as soon as the values of its operands are there.
@@ -86,9 +89,15 @@ impl Model {
     /// # Errors
     /// Where an op does not take its operands.
     pub fn evaluate(&self) -> Result<Vec<Tensor>, ImportError> {
+        self.evaluate_within(&Rc::default())
+    }
+
+    /// The same as a part of a computation.
+    pub(super) fn evaluate_within(&self, work: &Rc<Work>) -> Result<Vec<Tensor>, ImportError> {
         let arena = Arena::new();
         let mut importer = self.importer(&Bindings::default(), &arena)?;
         importer.is_eager = true;
+        importer.work = work.clone();
         importer.all_nodes()?;
         if let Some((_, reason)) = std::mem::take(&mut importer.blocked).into_iter().next() {
             return Err(reason);

@@ -13,6 +13,7 @@ mod norm;
 mod numbers;
 mod pool;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod resample;
 mod shape;
@@ -31,6 +32,7 @@ pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
+pub use recurrent::{Activation, Cell, Recurrent};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
@@ -139,6 +141,8 @@ ops! {
     Pool,
     /// Places of the largest elements of windows.
     ArgMaxPool,
+    /// The recurrence of a recurrent layer, in one direction.
+    Recurrent,
     /// Average over windows of quantized values, requantized.
     QAveragePool,
     /// A function of each element.

@@ -1060,3 +1060,84 @@ fn determinants_of_batches() {
     assert_eq!(eval(Determinant {}, &[&f32s(&[2, 0, 0], &[])]).unwrap(), list(&[1f32, 1.0]));
     assert!(refusal(eval(Determinant {}, &[&f32s(&[2, 3], &[0.0; 6])])).contains("square"));
 }
+
+#[test]
+fn recurrences_by_hand() {
+    let f = |dims: &[usize], values: &[f32]| f32s(dims, values);
+    let run = |op: Recurrent, operands: &[&Tensor]| -> Vec<Tensor> {
+        let types: Vec<TensorType> = operands.iter().map(|t| t.ty()).collect();
+        let types: Vec<&TensorType> = types.iter().collect();
+        let op = Op::from(op);
+        let results = op.infer(&types).unwrap();
+        op.eval(operands, &types, &results).unwrap()
+    };
+    let linear = Activation::Affine { alpha: 1.0, beta: 0.0 };
+    let rnn = |reverse, clip| Recurrent {
+        cell: Cell::Rnn,
+        activations: vec![linear],
+        clip,
+        reverse,
+        lengths: true,
+    };
+    // h = a + 2·h, of two sequences of 3 and 2 steps.
+    let a = f(&[3, 2, 1], &[1.0, 10.0, 2.0, 20.0, 3.0, 30.0]);
+    let (r, h) = (f(&[1, 1], &[2.0]), f(&[2, 1], &[1.0, 0.0]));
+    let lengths = of(&[2], &[3i32, 2]);
+    let y = run(rnn(false, None), &[&a, &r, &h, &lengths]);
+    assert_eq!(y[0], f(&[3, 2, 1], &[3.0, 10.0, 8.0, 40.0, 19.0, 0.0]));
+    assert_eq!(y[1], f(&[2, 1], &[19.0, 40.0]));
+    let y = run(rnn(true, None), &[&a, &r, &h, &lengths]);
+    assert_eq!(y[0], f(&[3, 2, 1], &[25.0, 50.0, 12.0, 20.0, 5.0, 0.0]));
+    let y = run(rnn(false, Some(4.0)), &[&a, &r, &h, &lengths]);
+    assert_eq!(y[1], f(&[2, 1], &[4.0, 4.0]));
+
+    // Gates z, r, h of one step with H = 4: z = 0.5, r = 3, with R_h = 2 and r_b = 1.
+    let gru = |linear_before_reset| Recurrent {
+        cell: Cell::Gru { linear_before_reset },
+        activations: vec![linear; 2],
+        clip: None,
+        reverse: false,
+        lengths: false,
+    };
+    let (a, r, h) = (f(&[1, 1, 3], &[0.5, 3.0, 7.0]), f(&[1, 3], &[0.0, 0.0, 2.0]), f(&[1, 1], &[4.0]));
+    // (1 − z)·(7 + (3·4)·2) + z·4, and with 3·(1 + 4·2).
+    assert_eq!(run(gru(false), &[&a, &r, &h])[1], f(&[1, 1], &[17.5]));
+    assert_eq!(run(gru(true), &[&a, &r, &h, &f(&[1], &[1.0])])[1], f(&[1, 1], &[19.0]));
+
+    let lstm = |coupled, peepholes| Recurrent {
+        cell: Cell::Lstm { peepholes, coupled },
+        activations: vec![linear; 3],
+        clip: None,
+        reverse: false,
+        lengths: false,
+    };
+    // i = 2, o = 3, f = 5, c = 7 with C = 11, and peepholes 1, 10, 100 of i, o, f.
+    let (a, r) = (f(&[1, 1, 4], &[2.0, 3.0, 5.0, 7.0]), f(&[1, 4], &[0.0; 4]));
+    let (h, c, p) = (f(&[1, 1], &[1.0]), f(&[1, 1], &[11.0]), f(&[3], &[1.0, 10.0, 100.0]));
+    let y = run(lstm(false, false), &[&a, &r, &h, &c]);
+    assert_eq!([&y[1], &y[2]], [&f(&[1, 1], &[3.0 * 69.0]), &f(&[1, 1], &[69.0])]);
+    let y = run(lstm(true, false), &[&a, &r, &h, &c]);
+    assert_eq!(y[2], f(&[1, 1], &[-11.0 + 14.0]));
+    let y = run(lstm(false, true), &[&a, &r, &h, &c, &p]);
+    let cell = (5.0 + 1100.0) * 11.0 + (2.0 + 11.0) * 7.0;
+    assert_eq!([&y[1], &y[2]], [&f(&[1, 1], &[(3.0 + 10.0 * cell) * cell]), &f(&[1, 1], &[cell])]);
+    let short = lstm(false, true);
+    assert!(Op::from(short).infer(&[&a.ty(), &r.ty(), &h.ty(), &c.ty()]).is_err());
+}
+
+#[test]
+fn lengths_beyond_the_steps_are_refused() {
+    let rnn = Recurrent {
+        cell: Cell::Rnn,
+        activations: vec![Activation::Unary(UnaryKind::Tanh)],
+        clip: None,
+        reverse: false,
+        lengths: true,
+    };
+    let (a, r, h) = (f32s(&[1, 1, 1], &[0.0]), f32s(&[1, 1], &[0.0]), f32s(&[1, 1], &[0.0]));
+    for length in [2, -1] {
+        let result =
+            eval_typed(rnn.clone(), &[&a, &r, &h, &of(&[1], &[length])].map(|t| (t.clone(), t.ty())));
+        assert!(refusal(result).contains("has a length of"), "{length}");
+    }
+}

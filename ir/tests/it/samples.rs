@@ -106,6 +106,25 @@ pub(crate) fn every_op() -> Graph {
     };
     let places = add(places.into(), &[image], &mut g);
     g.output("places", places);
+    let gates = g.input("gates", TensorType::f32(&[3, 2, 8]).unwrap()).unwrap();
+    let state_weights = weights(&mut g, TensorType::f32(&[2, 8]).unwrap());
+    let state = weights(&mut g, TensorType::f32(&[2, 2]).unwrap());
+    let peepholes = weights(&mut g, TensorType::f32(&[6]).unwrap());
+    let lengths = g.constant("lengths", Tensor::from_vec(shape(&[2]), vec![3i32, 1]).unwrap());
+    let recurrent = Recurrent {
+        cell: Cell::Lstm { peepholes: true, coupled: true },
+        activations: vec![
+            Activation::Unary(UnaryKind::HardSigmoid { alpha: 0.3, beta: 0.5 }),
+            Activation::ScaledTanh { alpha: 0.9, beta: 1.1 },
+            Activation::Affine { alpha: 0.5, beta: -0.25 },
+        ],
+        clip: Some(1.5),
+        reverse: true,
+        lengths: true,
+    };
+    let recurrent = add(recurrent.into(), &[gates, state_weights, state, state, peepholes, lengths], &mut g);
+    g.output("states", recurrent);
+    g.output("cell", recurrent.node.port(2));
     // Picks.
     let largest = add(TopK { k: 2, axis: 2, largest: false }.into(), &[slice], &mut g);
     let top = add(GatherElements { axis: 2 }.into(), &[slice, largest], &mut g);

@@ -102,6 +102,9 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
         Op::PlainMatMul(_) => Ok(w.plain("MatMul", vec![])),
         Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
+        Op::Recurrent(_) => {
+            Err(OpError::unsupported("is the recurrence of a layer without the products of its input"))
+        }
         Op::ArgMaxPool(_) => {
             Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
         }

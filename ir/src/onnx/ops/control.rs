@@ -6,7 +6,7 @@
 
 use crate::{
     DType, OpError, Shape, Tensor,
-    limits::{MAX_LOOP_ROUNDS, MAX_UNROLLED_NODES},
+    limits::MAX_UNROLLED_NODES,
     onnx::{
         NodeError,
         attribute::Attribute,
@@ -83,23 +83,22 @@ pub(super) fn loop_(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> 
         ))
         .into());
     }
+    let counted = is_counted(body);
     let begins = match operands.get(1).copied().unwrap_or_default() {
         "" => Some(true),
         _ => node.if_known(1)?.map(|t| truth(&t)).transpose()?,
     };
     let rounds = match operands.first().copied().unwrap_or_default() {
         "" => None,
-        _ => match node.if_known(0)? {
-            Some(t) => Some(scalar(&t)?.max(0) as u64),
-            None => None,
-        },
+        // The number alone tells how a loop goes that nothing else ends.
+        _ if counted => node.known(0, "M")?,
+        _ => node.if_known(0)?,
     };
+    let rounds = rounds.map(|t| scalar(&t)).transpose()?.map(|n| n.max(0) as u64);
     let nodes = body.nodes.len().max(1) as u64;
     let unrolled = match (begins, rounds) {
         (Some(false), _) => Some(0),
-        (Some(true), Some(n)) if is_counted(body) && n.saturating_mul(nodes) <= MAX_UNROLLED_NODES as u64 => {
-            Some(n)
-        }
+        (Some(true), Some(n)) if counted && n.saturating_mul(nodes) <= MAX_UNROLLED_NODES as u64 => Some(n),
         _ => None,
     };
     match unrolled {
@@ -206,9 +205,7 @@ fn run_loop(
     let mut stacked: Vec<Vec<Tensor>> = vec![Vec::new(); body.outputs.len() - 1 - carried];
     let mut round = 0;
     while goes_on && rounds.is_none_or(|n| round < n) {
-        if round >= MAX_LOOP_ROUNDS {
-            return Err(OpError::too_large(format!("runs more than {MAX_LOOP_ROUNDS} rounds")).into());
-        }
+        node.count_round()?;
         let mut given: BTreeMap<String, Tensor> =
             body.captures.iter().filter_map(|name| Some((name.clone(), named(name)?))).collect();
         let inputs = [Tensor::scalar(round as i64), bool_scalar(true)?].into_iter().chain(state);

@@ -15,6 +15,7 @@ mod norm;
 mod pool;
 mod qlinear;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod resize;
 mod shape;
@@ -67,6 +68,10 @@ const ONNX: Table = &[
 
     ("Attention", 23, Many(attention::attention)),
     ("RotaryEmbedding", 23, One(attention::rotary_embedding)),
+
+    ("GRU", 7, Many(recurrent::gru)),
+    ("LSTM", 7, Many(recurrent::lstm)),
+    ("RNN", 7, Many(recurrent::rnn)),
 
     ("MaxPool", 1, Many(pool::max_pool)),
     ("AveragePool", 1, One(pool::average_pool)),
@@ -231,6 +236,7 @@ const MICROSOFT: Table = &[
     ("QGemm", 1, One(qlinear::gemm)),
     ("QLinearAdd", 1, One(qlinear::add)),
     ("QLinearMul", 1, One(qlinear::mul)),
+    ("QLinearWhere", 1, One(qlinear::select)),
     ("QLinearSigmoid", 1, One(qlinear::sigmoid)),
     ("QLinearLeakyRelu", 1, One(qlinear::leaky_relu)),
     ("QLinearSoftmax", 1, One(qlinear::softmax)),

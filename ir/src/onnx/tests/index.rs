@@ -370,3 +370,13 @@ fn floats_of_eight_bits_have_scales() {
     gives(19, loose, &[x, scale.clone(), zero.clone()], codes(DType::F8E4M3Fn, &[0x38, 0xff]));
     gives(19, op("DequantizeLinear", 3), &[small, scale, zero], of(&[2], &[2f32, -896.0]));
 }
+
+#[test]
+fn softmax_of_doubles() {
+    let x = of(&[1, 2], &[0f64, 3f64.ln()]);
+    let run = |name: &str| fold(13, op(name, 1), std::slice::from_ref(&x)).unwrap()[0].to_f64();
+    let close =
+        |got: Vec<f64>, expected: [f64; 2]| got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15);
+    assert!(close(run("Softmax"), [0.25, 0.75]), "{:?}", run("Softmax"));
+    assert!(close(run("LogSoftmax"), [0.25f64.ln(), 0.75f64.ln()]), "{:?}", run("LogSoftmax"));
+}
