@@ -117,8 +117,12 @@ impl Adoption<'_> {
         let x = self.plain[&source];
         let fail = |e| PassError::op(name, "Quantize", e);
         let grid = unsigned(q.dtype, &q.params).map_err(fail)?;
-        let rounded = match self.new.op(x.node) {
-            Some(Op::FakeQuant(f)) if contains(&grid, f) => x,
+        // Some tools give each user a pair of its own.
+        let same = Op::from(grid.clone());
+        let twin = self.new.uses(x).into_iter().find(|u| self.new.op(u.node) == Some(&same));
+        let rounded = match (self.new.op(x.node), twin) {
+            (Some(Op::FakeQuant(f)), _) if contains(&grid, f) => x,
+            (_, Some(twin)) => twin.node.out(),
             _ => self.new.add(&format!("{}_fq", self.old.node(source.node).name), grid, &[x])?.out(),
         };
         record.applied(name, "its grid is that of the model");
@@ -272,7 +276,7 @@ fn rounding(graph: &Graph, node: NodeId) -> Option<FakeQuant> {
 
 /// Roundings go before the moves that they follow: always before a concatenation, whose parts then come on one grid; and
 /// before other moves of what is not rounded yet, so that what computes it finds its grid behind it.
-fn round_before_moves(graph: &mut Graph) -> Result<(), PassError> {
+pub(crate) fn round_before_moves(graph: &mut Graph) -> Result<(), PassError> {
     let mut work: Vec<NodeId> = graph.order();
     while let Some(node) = work.pop() {
         let Some(f) = rounding(graph, node) else { continue };

@@ -8,8 +8,8 @@ use crate::{
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Shape, ValueId,
     ops::{
-        Binary, BinaryKind, Cast, Clamp, Conv, Expand, Layout, MatMul, Pad, Pool, PoolKind, Reduce,
-        ReduceKind, Reshape, Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
+        Binary, BinaryKind, Cast, Clamp, Conv, Expand, FakeQuant, Layout, MatMul, Pad, Pool, PoolKind,
+        Reduce, ReduceKind, Reshape, Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
     },
 };
 
@@ -326,6 +326,20 @@ fn widen(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
         let mut dims = graph.shape(*v).to_vec();
         dims.insert(at, 1);
         let reshape = reshape_to(&name, dims)?;
+        // Weights that are rounded stay so, as a constant and its rounding.
+        if let Some(Op::FakeQuant(f)) = graph.op(v.node).cloned()
+            && slot == 1
+        {
+            let source = graph.operand(v.node, 0);
+            let source = graph.add(&format!("{}_2d", graph.node(source.node).name), reshape, &[source])?;
+            let params = f.params.axis().map_or_else(
+                || f.params.clone(),
+                |axis| f.params.on_axis(if axis < at { axis } else { axis + 1 }),
+            );
+            let rounded = FakeQuant { params, ..f };
+            *v = graph.add(&format!("{}_2d", graph.node(v.node).name), rounded, &[source.out()])?.out();
+            continue;
+        }
         *v = graph.add(&format!("{}_2d", graph.node(v.node).name), reshape, &[*v])?.out();
         merge_moves(graph, v.node)?;
         *v = no_op(graph, v.node).unwrap_or(*v);

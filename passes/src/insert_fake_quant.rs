@@ -4,6 +4,7 @@
 
 use crate::{
     Context, Pass, PassError, Range, Record, WeightBits, WeightGrid,
+    adopt_grids::round_before_moves,
     calibrate::value_name,
     capability::int8_capability,
     classes::Classes,
@@ -63,6 +64,8 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
 
 /// Of a graph that brings its own grids: rounds the biases that the model has as floats, and says what stays float.
 fn complete(graph: &mut Graph, record: &mut Record) -> Result<(), PassError> {
+    // Canonicalisation may have put moves behind what computes.
+    round_before_moves(graph)?;
     for node in graph.order() {
         let Some(op) = graph.op(node) else { continue };
         let name = graph.node(node).name.clone();

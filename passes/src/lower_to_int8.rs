@@ -13,12 +13,12 @@ use crate::{
     insert_fake_quant::clamp_behind,
 };
 use qcc_ir::{
-    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType,
-    ValueId,
+    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Shape, Stage, Tensor,
+    TensorType, ValueId,
     numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer, WeightSums},
     ops::{
-        Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
-        QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
+        Binary, BinaryKind, Clamp, Concat, Dequantize, FakeQuant, Gather, Pool, PoolKind, QAveragePool,
+        QBinary, QBinaryKind, QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -431,6 +431,62 @@ impl Builder<'_> {
         Ok(Ok((lowered, operands)))
     }
 
+    /// Weights less their zero points have 9 bits. Those that leave s8 are two parts of 8 bits, w₁ + w₂, and
+    /// x·(w₁ + w₂) is (x, x)·(w₁, w₂): the input channels that have a w₂ are there twice.
+    fn split_weights(
+        &mut self,
+        node: NodeId,
+        product: &Product,
+        operands: &mut [ValueId],
+    ) -> Result<Result<(), String>, PassError> {
+        let name = self.old.node(node).name.clone();
+        let fail = |e| PassError::op(&name, "constant", e);
+        let ty = self.new.ty(operands[1]).clone();
+        let (Some(params), Some(tensor)) = (ty.quant.clone(), self.new.constant_value(operands[1])) else {
+            return Ok(Err("its weights are not constant".into()));
+        };
+        if ty.dtype == DType::S8 && params.zero_points().iter().all(|&z| z == 0) {
+            return Ok(Ok(()));
+        }
+        let (out, inner, has_groups) = match product {
+            Product::Conv(c) => (QConv::CHANNEL_AXIS, 1, c.groups > 1),
+            Product::MatMul(_) => (QMatMul::CHANNEL_AXIS, 0, false),
+        };
+        if has_groups || params.axis().is_some_and(|a| a != out) {
+            let what = if has_groups { "it has groups" } else { "scales are not by output channel" };
+            return Ok(Err(format!("its weights less their zero points leave the range of s8, and {what}")));
+        }
+        let parts = WeightParts::of(tensor, &params, inner).map_err(fail)?;
+        let Some(WeightParts { weights, twice }) = parts else {
+            return Ok(Err("its weights less their zero points leave two times the range of s8".into()));
+        };
+        let scales = params.scales().to_vec();
+        let params = match params.axis() {
+            None => QuantParams::per_tensor(scales[0], 0),
+            Some(axis) => QuantParams::per_axis(axis, scales.clone(), vec![0; scales.len()]),
+        };
+        let own = self.new.node(operands[1].node).name.clone();
+        let ty = params
+            .and_then(|p| TensorType::quantized(DType::S8, weights.shape().clone(), p))
+            .map_err(fail)?;
+        operands[1] = self.new.quantized_constant(&format!("{own}_parts"), weights, ty)?;
+        if !twice.is_empty() {
+            let axis = product.channel_axis(self.new.shape(operands[0]).rank());
+            let channels = self.new.shape(operands[0])[axis];
+            let again = if twice.len() == channels {
+                operands[0]
+            } else {
+                let shape = Shape::new([twice.len()]).map_err(|e| fail(e.into()))?;
+                let indices = Tensor::from_vec::<i64>(shape, twice).map_err(|e| fail(e.into()))?;
+                let indices = self.new.constant(&format!("{name}_channels"), indices);
+                self.new.add(&format!("{name}_again"), Gather { axis }, &[operands[0], indices])?.out()
+            };
+            operands[0] =
+                self.new.add(&format!("{name}_twice"), Concat { axis }, &[operands[0], again])?.out();
+        }
+        Ok(Ok(()))
+    }
+
     /// Makes sums of a product fit 32 bits where its bias takes them alone; see [`coarsened`].
     fn leave_room(
         &mut self,
@@ -476,16 +532,16 @@ impl Builder<'_> {
         let parameters = &old[if has_weights { 1 } else { 2 }..2 + usize::from(has_bias)];
         let rounded: Option<Vec<DType>> =
             parameters.iter().map(|&v| self.rounded_constant(v).map(|c| c.dtype())).collect();
-        let expected = [DType::S8, DType::S32];
-        let expected = &expected[if has_weights { 0 } else { 1 }..1 + usize::from(has_bias)];
-        if rounded.is_none_or(|dtypes| dtypes != expected) {
+        let expected = [[DType::S8, DType::S32], [DType::U8, DType::S32]]
+            .map(|types| types[if has_weights { 0 } else { 1 }..1 + usize::from(has_bias)].to_vec());
+        if rounded.is_none_or(|dtypes| !expected.contains(&dtypes)) {
             let what = if has_weights { "weights and bias are" } else { "bias is" };
-            if has_weights && self.rounded_constant(old[1]).is_some_and(|c| c.dtype() == DType::U8) {
-                return Ok(Err("its weights less their zero points leave the range of s8".into()));
-            }
             return Ok(Err(format!("its {what} not constant, rounded to s8 and s32")));
         }
         let mut operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
+        if has_weights && let Err(why) = self.split_weights(node, &product, &mut operands)? {
+            return Ok(Err(why));
+        }
         if has_weights && has_bias {
             self.leave_room(node, &mut operands, record)?;
         }
@@ -510,6 +566,50 @@ impl Builder<'_> {
             return Ok(Ok((op, operands)));
         }
         Ok(Err(refusals.join("; ")))
+    }
+}
+
+/// Weights of 9 bits in parts of 8.
+struct WeightParts {
+    /// s8, with the second parts behind the first along the axis of input channels.
+    weights: Tensor,
+    /// The input channels that have second parts.
+    twice: Vec<i64>,
+}
+
+impl WeightParts {
+    /// `None` where two parts are too few. `inner` is the axis of input channels.
+    fn of(codes: &Tensor, params: &QuantParams, inner: usize) -> Result<Option<WeightParts>, OpError> {
+        let shape = codes.shape().clone();
+        let strides = shape.strides();
+        let grid_at = |i: usize| params.axis().map_or(0, |a| i / strides[a] % shape[a]);
+        let all = codes.to_i64().ok_or_else(|| OpError::dtype("weights that are not integers"))?;
+        let split = |(i, &q): (usize, &i64)| {
+            let steps = q - i64::from(params.at(grid_at(i)).1);
+            let first = steps.clamp(-128, 127);
+            (first as i8, steps - first)
+        };
+        let parts: Vec<(i8, i64)> = all.iter().enumerate().map(split).collect();
+        if parts.iter().any(|(_, second)| !(-128..=127).contains(second)) {
+            return Ok(None);
+        }
+        let (run, channels) = (strides[inner], shape[inner]);
+        let mut has_second = vec![false; channels];
+        for (i, (_, second)) in parts.iter().enumerate() {
+            has_second[i / run % channels] |= *second != 0;
+        }
+        let twice: Vec<usize> = (0..channels).filter(|&c| has_second[c]).collect();
+        let mut weights = Vec::with_capacity(parts.len() * 2);
+        for block in parts.chunks(run * channels) {
+            weights.extend(block.iter().map(|(first, _)| *first));
+            for &c in &twice {
+                weights.extend(block[c * run..(c + 1) * run].iter().map(|(_, second)| *second as i8));
+            }
+        }
+        let mut dims = shape.to_vec();
+        dims[inner] += twice.len();
+        let weights = Tensor::from_vec::<i8>(Shape::new(dims)?, weights)?;
+        Ok(Some(WeightParts { weights, twice: twice.into_iter().map(|c| c as i64).collect() }))
     }
 }
 

@@ -199,10 +199,84 @@ fn weights_with_zero_points_are_symmetric_where_their_codes_allow_it() {
     let codes = placed.constant_value(weights).unwrap().as_slice::<i8>().unwrap();
     assert_eq!((codes[0], codes[1]), (-100, 127));
 
-    // 228 − 100 is no s8.
-    let (placed, report) = adopted(&model((0, 228)), 0.05);
-    assert_eq!((count(&placed, "QConv"), count(&placed, "Conv")), (0, 1), "{report}");
-    assert!(declined(&report, "lower_to_int8", "conv").contains("zero points"), "{report}");
+    // 228 − 100 is no s8: one channel is there twice, and then all of them.
+    for (within, channels) in [((0, 228), 5), ((0, 255), 8)] {
+        let (placed, report) = adopted(&model(within), 0.05);
+        assert_eq!((count(&placed, "QConv"), float_ops(&placed)), (1, 0), "{report}");
+        let x = placed.operand(find(&placed, "conv"), 0);
+        assert!(placed.shape(x)[3] <= channels && placed.shape(x)[3] > 4, "{report}");
+    }
+}
+
+#[test]
+fn weights_of_nine_bits_multiply_exactly_or_stay_float() {
+    let model = |zero: i32, groups: usize| {
+        let mut net = Net::new(12);
+        let x = net.input("x", &[2, 3, 8]);
+        let x = net.rounded("x", x, DType::U8, 0.01, 100);
+        if groups == 1 {
+            let w = net.codes("w", &[8, 4], DType::U8, per_tensor(0.01, zero), (0, 255));
+            let y = net.op("y", MatMul { bias: false, residual: false, clamp: Clamp::NONE }, &[x, w]);
+            let y = net.rounded("y", y, DType::U8, 0.05, 128);
+            return net.finish(y);
+        }
+        let w = net.codes("w", &[3, 1, 3], DType::U8, per_tensor(0.01, zero), (0, 255));
+        let op = Conv {
+            window: Window::new([3]),
+            groups,
+            layout: Layout::ChannelsFirst,
+            bias: false,
+            residual: false,
+            clamp: Clamp::NONE,
+        };
+        let y = net.op("y", op, &[x, w]);
+        let y = net.rounded("y", y, DType::U8, 0.05, 128);
+        net.finish(y)
+    };
+    for zero in [1, 120, 255] {
+        let (placed, report) = adopted(&model(zero, 1), 0.05);
+        assert_eq!((count(&placed, "QMatMul"), float_ops(&placed)), (1, 0), "{report}");
+    }
+    // 255 is more than 127 twice.
+    let (_, report) = adopted(&model(0, 1), 0.05);
+    assert!(declined(&report, "lower_to_int8", "y").contains("two times the range"), "{report}");
+    let (_, report) = adopted(&model(120, 3), 0.05);
+    assert!(declined(&report, "lower_to_int8", "y").contains("groups"), "{report}");
+}
+
+#[test]
+fn convolutions_over_one_dimension_compute_with_codes() {
+    let mut net = Net::new(14);
+    let x = net.input("x", &[2, 4, 12]);
+    let x = net.rounded("x", x, DType::S8, 0.01, 5);
+    let grid = QuantParams::per_axis(0, vec![0.01, 0.02, 0.005], vec![0; 3]).unwrap();
+    let w = net.codes("w", &[3, 4, 3], DType::S8, grid, (-127, 127));
+    let b = net.random_constant("b", &[3], 0.2);
+    let y = net.conv_by("conv", x, w, Some(b));
+    let y = net.unary("relu", UnaryKind::Relu, y);
+    let y = net.rounded("y", y, DType::S8, 0.05, -128);
+    let (placed, report) = adopted(&net.finish(y), 0.05);
+    assert_eq!((count(&placed, "QConv"), float_ops(&placed)), (1, 0), "{report}");
+}
+
+#[test]
+fn pairs_of_each_user_are_one() {
+    let mut net = Net::new(13);
+    let x = net.input("x", &[1, 4, 6, 6]);
+    let x = net.rounded("x", x, DType::U8, 0.01, 128);
+    let w = net.codes("w", &[4, 4, 1, 1], DType::S8, per_tensor(0.01, 0), (-127, 127));
+    let y = net.conv_by("conv", x, w, None);
+    let [a, b] = ["a", "b"].map(|name| net.rounded(name, y, DType::U8, 0.02, 128));
+    let b = net.unary("tanh", UnaryKind::Tanh, b);
+    let b = net.rounded("tanh", b, DType::U8, 0.01, 128);
+    let y = net.binary("sum", BinaryKind::Add, a, b);
+    let y = net.rounded("sum", y, DType::U8, 0.05, 128);
+    let (placed, report) = adopted(&net.finish(y), 0.05);
+    assert_eq!(
+        (count(&placed, "QConv"), count(&placed, "QBinary"), float_ops(&placed)),
+        (1, 1, 0),
+        "{report}"
+    );
 }
 
 #[test]

@@ -4,14 +4,13 @@
 //! [`Quantize`] and [`Dequantize`]. Grids of blocks and those that are computed at run time are written out in
 //! elementary ops.
 
-use super::elementwise::{binary_part, cast_part, to_small_float};
 use crate::{
     DType, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     numerics::PowerRounding,
     onnx::{NodeError, import::Node, tensor},
     ops::{
-        AssumeGrid, Binary, BinaryKind, Cast, Dequantize, Expand, Quantize, Reduce, ReduceKind, Reshape,
-        Slice, SliceSpec, Unary, UnaryKind,
+        AssumeGrid, Binary, BinaryKind, Cast, CastSmall, Dequantize, Expand, Quantize, Reduce, ReduceKind,
+        Reshape, Slice, SliceSpec, Unary, UnaryKind,
     },
 };
 
@@ -28,7 +27,6 @@ pub(super) fn microsoft_quantize_linear(node: &mut Node<'_, '_>) -> Result<Value
 
 fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeError> {
     let x = node.operand(0, "x")?;
-    // Only floats of 8 bits and fewer heed it.
     let saturate = node.opset() < 19 || node.flag("saturate", true)?;
     let declared = match node.opset() >= 21 {
         true => type_attribute(node, "output_dtype")?,
@@ -43,7 +41,13 @@ fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeErro
         (None, None) => DType::U8,
     };
     match dtype.is_small_float() {
-        true => stored(node, x, grid, dtype, precision, saturate),
+        true => quantized_to_float(
+            node,
+            x,
+            grid,
+            precision,
+            CastSmall { to: dtype, saturate, rounding: PowerRounding::Up },
+        ),
         false => quantized(node, "", x, grid, dtype, precision),
     }
 }
@@ -87,11 +91,14 @@ pub(super) fn dynamically_quantized(node: &mut Node<'_, '_>, x: ValueId) -> Resu
     let range = node.emit_part("range", binary(BinaryKind::Sub), &[most, least])?;
     let scale = node.emit_part("scale", binary(BinaryKind::Div), &[range, steps])?;
     let above = node.emit_part("above", binary(BinaryKind::Sub), &[zero, least])?;
-    let place = node.emit_part("place", binary(BinaryKind::Div), &[above, scale])?;
+    // Of zeros alone: their codes are 0, whatever divides them.
+    let tiny = node.constant_part("tiny", Tensor::scalar(f32::MIN_POSITIVE));
+    let step = node.emit_part("step", binary(BinaryKind::Max), &[scale, tiny])?;
+    let place = node.emit_part("place", binary(BinaryKind::Div), &[above, step])?;
     let place = node.emit_part("within", Unary { kind: UnaryKind::Clip { lo: 0.0, hi: 255.0 } }, &[place])?;
     let place = node.emit_part("rounded", Unary { kind: UnaryKind::Round }, &[place])?;
     let zero_point = node.emit_part("zero_point", Cast { to: DType::U8 }, &[place])?;
-    let grid = Grid { scale, zero_point: Some(zero_point), axis: None, block: 0 };
+    let grid = Grid { scale: step, zero_point: Some(zero_point), axis: None, block: 0 };
     let codes = quantized(node, "codes", x, &grid, DType::U8, None)?;
     Ok([codes, scale, zero_point])
 }
@@ -161,9 +168,11 @@ impl Grid {
         if !scale.dtype.is_float() {
             return Err(OpError::quant(format!("scales must be floats, not {scale}")).into());
         }
-        let is_integer = codes.dtype.is_integer() && codes.dtype.size() <= 4;
-        let is_power = codes.dtype == DType::F8E8M0;
-        if !is_integer && (!codes.dtype.is_small_float() || is_power) {
+        let known = node.constant_value(self.scale).and_then(Tensor::to_f32).unwrap_or_default();
+        if let Some(scale) = known.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            return Err(OpError::quant(format!("scale {scale} is not a finite number above 0")).into());
+        }
+        if codes.dtype.size() > 4 || !(codes.dtype.is_integer() || codes.dtype.is_small_float()) {
             return Err(OpError::quant(format!("{} cannot hold quantized values", codes.dtype)).into());
         }
         let Some(zero) = self.zero_point.map(|z| node.ty(z)) else { return Ok(()) };
@@ -232,10 +241,18 @@ impl Grid {
         codes: &TensorType,
         spread: &Spread,
     ) -> Result<Option<QuantParams>, NodeError> {
-        let Some(scales) = node.constant_value(self.scale).and_then(Tensor::to_f32) else { return Ok(None) };
-        // Grids that are none, which models have where a tensor is all zeros, are computed as they are.
-        if !scales.iter().all(|s| s.is_finite() && *s > 0.0) {
-            return Ok(None);
+        let scales = node.constant_value(self.scale).filter(|_| codes.dtype.is_integer());
+        let Some(scales) = scales.and_then(Tensor::to_f32) else { return Ok(None) };
+        if let Some(odd) = scales.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            // Scales that are computed of data may be 0, where a tensor is all zeros: they are taken as they are.
+            if node.is_eager() {
+                return Ok(None);
+            }
+            let name = node.name_of(self.scale);
+            return Err(OpError::quant(format!(
+                "scale {odd} in `{name}` is not a finite number above 0: quantize the model anew"
+            ))
+            .into());
         }
         let zeros = match self.zero_point.map(|z| node.constant_value(z)) {
             None => vec![0; scales.len()],
@@ -391,32 +408,32 @@ pub(super) fn quantized(
     emit(node, part, Cast { to: dtype }, &[codes])
 }
 
-/// x/scale + zero point as a float of 8 bits or fewer. The division is in `precision`, as for [`quantized`].
-fn stored(
+/// (x/scale + zero point) as a float of 8 bits or fewer.
+fn quantized_to_float(
     node: &mut Node<'_, '_>,
     x: ValueId,
     grid: &Grid,
-    to: DType,
     precision: Option<DType>,
-    saturate: bool,
+    to: CastSmall,
 ) -> Result<ValueId, NodeError> {
-    let ty = TensorType::new(to, node.shape(x));
+    let ty = TensorType::new(to.to, node.shape(x));
     grid.check(node, &ty)?;
     let spread = grid.spread(node, &ty.shape)?;
     let precision = precision.unwrap_or(node.ty(grid.scale).dtype);
     if !precision.is_float() {
         return Err(NodeError::attribute("precision", format!("is {precision}, which is no float")));
     }
-    let x = cast_part(node, "real", x, precision)?;
-    let scale = cast_part(node, "step", grid.scale, precision)?;
+    let x = node.emit_part("real", Cast { to: precision }, &[x])?;
+    let scale = node.emit_part("step", Cast { to: precision }, &[grid.scale])?;
     let scale = spread.spread(node, "steps", scale, &ty.shape)?;
-    let mut y = binary_part(node, "quotient", BinaryKind::Div, x, scale)?;
+    let steps = node.emit_part("quotient", Binary { kind: BinaryKind::Div }, &[x, scale])?;
+    let mut steps = node.emit_part("wide", Cast { to: DType::F32 }, &[steps])?;
     if let Some(zero) = grid.zero_point {
-        let zero = cast_part(node, "zero", zero, precision)?;
+        let zero = node.emit_part("zero", Cast { to: DType::F32 }, &[zero])?;
         let zero = spread.spread(node, "zeros", zero, &ty.shape)?;
-        y = binary_part(node, "sum", BinaryKind::Add, y, zero)?;
+        steps = node.emit_part("sum", Binary { kind: BinaryKind::Add }, &[steps, zero])?;
     }
-    to_small_float(node, y, to, saturate, PowerRounding::Up)
+    node.emit(to, &[steps])
 }
 
 /// (x − zero point)·scale, in f32 and then of type `to`. Weights become a constant with a grid; values that have the
@@ -435,8 +452,7 @@ pub(super) fn dequantized(
         return Err(NodeError::attribute("output_dtype", format!("is {to}, which is no float")));
     }
     let wide = if to == DType::F32 { part.to_owned() } else { within(part, "wide") };
-    let params = if ty.dtype.is_small_float() { None } else { grid.params(node, &ty, &spread)? };
-    let y = match params {
+    let y = match grid.params(node, &ty, &spread)? {
         Some(params) => {
             let codes = with_grid(node, part, x, params)?;
             emit(node, &wide, Dequantize {}, &[codes])?
@@ -476,6 +492,9 @@ fn dequantized_constant(
 ) -> Result<Option<Tensor>, NodeError> {
     let constant = |v: ValueId| node.constant_value(v);
     let (Some(codes), Some(scales)) = (constant(x), constant(grid.scale)) else { return Ok(None) };
+    if codes.dtype().is_small_float() {
+        return Ok(None);
+    }
     let zeros = match grid.zero_point.map(constant) {
         None => None,
         Some(None) => return Ok(None),
@@ -507,15 +526,15 @@ fn dequantized_at_run_time(
         true => Ok(v),
         false => node.emit_part(&within(part, what), Cast { to }, &[v]),
     };
-    // Differences of integers are exact in s32.
-    let exact = if node.ty(x).dtype.is_small_float() { DType::F32 } else { DType::S32 };
-    let mut steps = cast(node, "numbers", x, exact)?;
+    // Codes may also be floats of 8 bits.
+    let wider = if node.ty(x).dtype.is_small_float() { DType::F32 } else { DType::S32 };
+    let mut steps = cast(node, "codes", x, wider)?;
     if let Some(zero) = grid.zero_point {
-        let zero = cast(node, "zero", zero, exact)?;
+        let zero = cast(node, "zero", zero, wider)?;
         let zero = spread.spread(node, &within(part, "zeros"), zero, &shape)?;
         steps = node.emit_part(&within(part, "centred"), Binary { kind: BinaryKind::Sub }, &[steps, zero])?;
     }
-    let steps = cast(node, "steps", steps, DType::F32)?;
+    let steps = node.emit_part(&within(part, "steps"), Cast { to: DType::F32 }, &[steps])?;
     let scale = cast(node, "step", grid.scale, DType::F32)?;
     let scale = spread.spread(node, &within(part, "scales"), scale, &shape)?;
     emit(node, wide, Binary { kind: BinaryKind::Mul }, &[steps, scale])
