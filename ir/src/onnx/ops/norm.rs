@@ -273,11 +273,29 @@ pub(super) fn softmax_of(node: &mut Node<'_, '_>, x: ValueId, log: bool, coerces
         None => return Err(NodeError::attribute("axis", format!("is {axis} for {}", node.ty(x)))),
     };
     if !coerces || Some(at) == last {
-        return node.emit(Softmax { axis: at, log }, &[x]);
+        return softmax_along(node, "", at, log, x);
     }
     let rows = shape[..at].iter().product::<usize>();
     let columns = shape[at..].iter().product::<usize>();
     let matrix = node.emit_part("matrix", Reshape { shape: Shape::new([rows, columns])? }, &[x])?;
-    let y = node.emit_part("rows", Softmax { axis: 1, log }, &[matrix])?;
+    let y = softmax_along(node, "rows", 1, log, matrix)?;
     node.emit(Reshape { shape }, &[y])
+}
+
+/// Of f64, which [`Softmax`] does not take, in steps.
+fn softmax_along(node: &mut Node<'_, '_>, part: &str, axis: usize, log: bool, x: ValueId) -> Result<ValueId> {
+    if node.ty(x).dtype != DType::F64 {
+        return node.step(part, Softmax { axis, log }, &[x]);
+    }
+    let largest = node.reduced("largest", ReduceKind::Max, vec![axis], x)?;
+    let below = node.sub("below", x, largest)?;
+    let powers = node.unary("powers", UnaryKind::Exp, below)?;
+    let total = node.reduced("total", ReduceKind::Sum, vec![axis], powers)?;
+    match log {
+        false => node.div(part, powers, total),
+        true => {
+            let total = node.unary("log_total", UnaryKind::Log, total)?;
+            node.sub(part, below, total)
+        }
+    }
 }

@@ -40,7 +40,7 @@ fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeErro
         (Some(d), _) | (None, Some(d)) => d,
         (None, None) => DType::U8,
     };
-    match dtype.is_float() {
+    match dtype.is_small_float() {
         true => quantized_to_float(
             node,
             x,
@@ -172,8 +172,7 @@ impl Grid {
         if let Some(scale) = known.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
             return Err(OpError::quant(format!("scale {scale} is not a finite number above 0")).into());
         }
-        let is_small_float = codes.dtype.is_float() && codes.dtype.size() == 1;
-        if codes.dtype.size() > 4 || !(codes.dtype.is_integer() || is_small_float) {
+        if codes.dtype.size() > 4 || !(codes.dtype.is_integer() || codes.dtype.is_small_float()) {
             return Err(OpError::quant(format!("{} cannot hold quantized values", codes.dtype)).into());
         }
         let Some(zero) = self.zero_point.map(|z| node.ty(z)) else { return Ok(()) };
@@ -493,7 +492,7 @@ fn dequantized_constant(
 ) -> Result<Option<Tensor>, NodeError> {
     let constant = |v: ValueId| node.constant_value(v);
     let (Some(codes), Some(scales)) = (constant(x), constant(grid.scale)) else { return Ok(None) };
-    if codes.dtype().is_float() {
+    if codes.dtype().is_small_float() {
         return Ok(None);
     }
     let zeros = match grid.zero_point.map(constant) {
@@ -528,7 +527,7 @@ fn dequantized_at_run_time(
         false => node.emit_part(&within(part, what), Cast { to }, &[v]),
     };
     // Codes may also be floats of 8 bits.
-    let wider = if node.ty(x).dtype.is_float() { DType::F32 } else { DType::S32 };
+    let wider = if node.ty(x).dtype.is_small_float() { DType::F32 } else { DType::S32 };
     let mut steps = cast(node, "codes", x, wider)?;
     if let Some(zero) = grid.zero_point {
         let zero = cast(node, "zero", zero, wider)?;
