@@ -92,6 +92,9 @@ pub(crate) struct CompileOptions {
 
     #[command(flatten)]
     pub(crate) calibration: CalibrationOptions,
+
+    #[command(flatten)]
+    pub(crate) memory: MemoryOption,
 }
 
 /// Where ranges of activations come from.
@@ -152,6 +155,16 @@ pub(crate) struct TierOption {
     /// Best instructions to use: amx, avx512vnni, avxvnni, avx2, xmm-vnni or x86-64-v2. Default: the best of this CPU.
     #[arg(long, value_name = "TIER")]
     pub(crate) isa: Option<String>,
+}
+
+/// Memory of a model.
+#[derive(Args, Debug, Clone, Copy)]
+#[command(next_help_heading = "Execution")]
+pub(crate) struct MemoryOption {
+    /// The most memory that a model may take, such as 500M or 8G: its file, its weights, and what a run computes. What would
+    /// take more is refused before it does. Default: what the machine has available.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) max_memory: Option<u64>,
 }
 
 /// Threads of a run.
@@ -396,6 +409,8 @@ pub(crate) struct Test {
     pub(crate) json: Option<PathBuf>,
 
     #[command(flatten)]
+    pub(crate) memory: MemoryOption,
+    #[command(flatten)]
     pub(crate) tier: TierOption,
 }
 
@@ -568,6 +583,25 @@ fn parse_pin(text: &str) -> Result<(String, Device), String> {
     Ok((node.into(), device))
 }
 
+/// A number of bytes; K, M, G and T are powers of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let refuse = || format!("`{text}` is not a size like 500M or 8G");
+    let (number, unit) = match text.char_indices().next_back() {
+        Some((at, letter)) if letter.is_ascii_alphabetic() => (&text[..at], letter.to_ascii_uppercase()),
+        _ => (text, ' '),
+    };
+    let shift = match unit {
+        ' ' | 'B' => 0,
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => return Err(refuse()),
+    };
+    let number: u64 = number.parse().map_err(|_| refuse())?;
+    number.checked_mul(1 << shift).ok_or_else(refuse)
+}
+
 fn parse_size(text: &str) -> Result<(usize, usize), String> {
     match parse_dims(text)?[..] {
         [h, w] if h > 0 && w > 0 => Ok((h, w)),
@@ -596,6 +630,11 @@ mod tests {
         assert!(
             ["percentile", "percentile:4", "percentile:NaN", "kl"].iter().all(|c| calibrator(c).is_err())
         );
+        assert_eq!(
+            (parse_bytes("77"), parse_bytes("3k"), parse_bytes("8G")),
+            (Ok(77), Ok(3072), Ok(8 << 30))
+        );
+        assert!(["", "G", "1.5G", "-1M", "99999999T", "5é"].iter().all(|s| parse_bytes(s).is_err()));
         assert!(parse_size("224").is_err() && parse_size("0x4").is_err());
     }
 

@@ -20,7 +20,7 @@ use crate::{
     weights::Weights,
 };
 use bytes::Bytes;
-use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
+use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType, limits::MAX_MEMORY_BYTES};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -45,6 +45,8 @@ pub struct Options {
     /// How to cut these convolutions and matrix products, instead of as the model of the CPU says. A tiling that is not
     /// among the [`Step::tilings`] of the node's step is ignored: it may come from another tier or version.
     pub tilings: BTreeMap<NodeId, Tiling>,
+    /// Bytes of memory that the model may take: constants, packed weights, and the arena, inputs and outputs of one run.
+    pub max_memory: u64,
 }
 
 impl Options {
@@ -57,6 +59,7 @@ impl Options {
             release: None,
             shared: None,
             tilings: BTreeMap::new(),
+            max_memory: MAX_MEMORY_BYTES,
         }
     }
 }

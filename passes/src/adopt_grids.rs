@@ -104,8 +104,9 @@ impl Adoption<'_> {
             _ => {}
         }
         let operands: Vec<ValueId> = self.old.operands(node).iter().map(|v| self.plain[v]).collect();
-        let value = self.new.add(&name, op.clone(), &operands)?.out();
-        self.plain.insert(node.out(), value);
+        let own = self.new.add(&name, op.clone(), &operands)?;
+        let ports = 0..self.old.node(node).outputs().len() as u16;
+        self.plain.extend(ports.map(|port| (node.port(port), own.port(port))));
         Ok(())
     }
 

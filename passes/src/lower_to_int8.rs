@@ -201,8 +201,9 @@ impl Builder<'_> {
         }
         let operands =
             self.old.operands(node).into_iter().map(|v| self.as_real(v)).collect::<Result<Vec<_>, _>>()?;
-        let value = self.new.add(&name, op.clone(), &operands)?.out();
-        self.real.insert(node.out(), value);
+        let own = self.new.add(&name, op.clone(), &operands)?;
+        let ports = 0..self.old.node(node).outputs().len() as u16;
+        self.real.extend(ports.map(|port| (node.port(port), own.port(port))));
         Ok(())
     }
 

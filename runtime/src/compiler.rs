@@ -3,10 +3,12 @@
 use crate::{
     Backend, Calibration, Difference, DynamicModel, Error, Feed, JitOptions, Model, Pixels, Preprocess,
     Program, ProgramInfo, Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
+    machine_memory,
 };
 use qcc_codegen::SharedWeights;
 use qcc_ir::{
     Device, Graph, Op, Output, Stage, ValueId,
+    memory::{MemoryError, MemoryPlan, signature_bytes},
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
@@ -70,6 +72,7 @@ pub struct Compiler {
     tier: Option<String>,
     threads: Threads,
     listing: bool,
+    max_memory: Option<u64>,
     shared: Option<Arc<SharedWeights>>,
     observer: Option<Observer>,
 }
@@ -120,6 +123,7 @@ impl Compiler {
             tier: None,
             threads: Threads::one(),
             listing: false,
+            max_memory: None,
             shared: None,
             observer: None,
         }
@@ -242,6 +246,18 @@ impl Compiler {
         self
     }
 
+    /// Bytes of memory that a model may take: its file and weights, and what a run computes. More is an error before it is
+    /// taken. Default: [`machine_memory`].
+    pub fn max_memory(mut self, bytes: u64) -> Compiler {
+        self.max_memory = Some(bytes);
+        self
+    }
+
+    /// The memory that a model may take.
+    pub fn memory_limit(&self) -> u64 {
+        self.max_memory.unwrap_or_else(machine_memory)
+    }
+
     /// Shares packed weights among the models that it compiles: those of one network for several shapes read the same
     /// ones.
     pub fn share_weights(mut self) -> Compiler {
@@ -287,7 +303,7 @@ impl Compiler {
     /// # Errors
     /// Where the file is not a model.
     pub fn dynamic_file(&self, path: &Path) -> Result<DynamicModel, Error> {
-        DynamicModel::load(path, Backend::jit(self.clone()))
+        DynamicModel::load(path, Backend::jit(self.clone()), self.memory_limit())
     }
 
     /// The shapes and dimensions that were bound.
@@ -337,7 +353,7 @@ impl Compiler {
     /// Where the file is not a model, its ops are not supported, or shapes do not fit.
     pub fn import_file(&self, path: &Path) -> Result<Graph, Error> {
         let failed = |e| Error::Import { path: path.display().to_string(), source: Box::new(e) };
-        let model = onnx::Model::load(path).map_err(failed)?;
+        let model = onnx::Model::load_within(path, self.memory_limit()).map_err(failed)?;
         self.imported(model.graph(&self.bindings).map_err(failed)?)
     }
 
@@ -361,6 +377,10 @@ impl Compiler {
     /// # Errors
     /// Where a pin names no node.
     pub fn prepare(&self, mut graph: Graph) -> Result<Prepared, Error> {
+        // What is certain without a plan: no pass makes constants, inputs or results much smaller.
+        let MemoryPlan { constants, .. } = MemoryPlan::of(&graph);
+        let least = constants.saturating_add(signature_bytes(&graph));
+        MemoryError::check("the model", least, self.memory_limit())?;
         let report = qcc_passes::prepare(&mut graph, &self.pass_options(), &mut self.watch())?;
         self.warn_of(&report);
         Ok(Prepared { graph, report })
@@ -382,7 +402,10 @@ impl Compiler {
         let mut exact = Compiler { observer: None, ..self.clone() };
         exact.options.keep_normalize = true;
         let exact = exact.lower(prepared, calibrated)?;
-        let jit = JitOptions::new(choose_tier(self.tier.as_deref())?);
+        let jit = JitOptions {
+            max_memory: self.memory_limit(),
+            ..JitOptions::new(choose_tier(self.tier.as_deref())?)
+        };
         let samples = self.samples.clone().unwrap_or_else(Samples::noise).limit(DIFFERENCE_SAMPLES);
         let feed = samples.bind(&graph_inputs(folded.graph()), &self.preprocess)?;
         Difference::between(&exact.jit(&jit)?, &folded.jit(&jit)?, &feed)
@@ -478,7 +501,8 @@ impl Compiler {
             precision: Precision::Float,
             ..self.info(&graph, options.requant, None, &Report::default())
         };
-        let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
+        let jit =
+            JitOptions { listing: false, shared: None, ..self.jit_options()? }.threads(Threads::new(0)?);
         Ok(Program::new(graph, info).jit(&jit)?)
     }
 
@@ -545,7 +569,8 @@ impl Compiler {
     pub fn jit_options(&self) -> Result<JitOptions, Error> {
         let tier = choose_tier(self.tier.as_deref())?;
         let options = JitOptions::new(tier).threads(self.threads.clone());
-        Ok(JitOptions { listing: self.listing, shared: self.shared.clone(), ..options })
+        let (listing, max_memory) = (self.listing, self.memory_limit());
+        Ok(JitOptions { listing, max_memory, shared: self.shared.clone(), ..options })
     }
 
     fn tell(&self, event: Event<'_>) {

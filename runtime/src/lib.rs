@@ -84,6 +84,7 @@ pub use error::Error;
 pub use eval::{Evaluation, Score, evaluate, top};
 pub use layers::{Layer, Loss, Losses, Traffic};
 pub use load::LoadPhase;
+pub use memory::machine_memory;
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
 pub use program::{Calibration, Difference, FileTimes, Pixels, Program, ProgramError, ProgramInfo};
 pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, SharedWeights, TIERS, Tier, Tiling, Work};

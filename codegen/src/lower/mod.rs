@@ -40,7 +40,10 @@ use crate::{
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
 use product::IntegerProducts;
-use qcc_ir::{Device, Graph, NodeId, Op, OpError, Tensor, TensorType, ValueId};
+use qcc_ir::{
+    Device, Graph, NodeId, Op, OpError, Tensor, TensorType, ValueId,
+    memory::{MemoryError, signature_bytes},
+};
 use rayon::{Scope, prelude::*};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -232,6 +235,8 @@ pub(crate) struct Lowering<'w, 's> {
     pub(crate) graph: &'s Graph,
     pub(crate) options: &'s Options,
     pub(crate) plan: Plan,
+    /// Bytes of memory besides the arena.
+    besides: u64,
     workers: &'w Scope<'s>,
     code: CodeBuilder<'w, 's>,
     weights: WeightBlock<'s>,
@@ -400,6 +405,16 @@ fn constant_bytes(graph: &Graph) -> usize {
     bytes.fold(0, usize::saturating_add)
 }
 
+/// The most that a step takes which the interpreter runs: copies of its operands and its results.
+fn interpreted_bytes(graph: &Graph) -> u64 {
+    let of = |(id, n): (NodeId, &qcc_ir::Node)| {
+        let operands = graph.operands(id).into_iter().filter(|v| graph.constant_value(*v).is_none());
+        let operands: u64 = operands.map(|v| graph.ty(v).bytes() as u64).fold(0, u64::saturating_add);
+        n.outputs().iter().map(|ty| ty.bytes() as u64).fold(operands, u64::saturating_add)
+    };
+    graph.nodes().filter(|(_, n)| n.device == Some(Device::Interpreter)).map(of).max().unwrap_or(0)
+}
+
 impl<'w, 's> Lowering<'w, 's> {
     fn new(
         graph: &'s Graph,
@@ -409,10 +424,19 @@ impl<'w, 's> Lowering<'w, 's> {
         (weights, packing): (WeightBlock<'s>, &'s ThreadTime),
         (code, workers): (CodeBuilder<'w, 's>, &'w Scope<'s>),
     ) -> Result<Lowering<'w, 's>, CodegenError> {
+        let plan = Plan::new(graph)?;
+        // Packed weights take about what the constants do, which stay. What steps take that the interpreter runs is
+        // theirs while they run.
+        let besides = (constant_bytes as u64)
+            .saturating_mul(2)
+            .saturating_add(signature_bytes(graph))
+            .saturating_add(interpreted_bytes(graph));
+        MemoryError::check("the model", besides.saturating_add(plan.arena_bytes), options.max_memory)?;
         Ok(Lowering {
             graph,
             options,
-            plan: Plan::new(graph)?,
+            plan,
+            besides,
             workers,
             code,
             weights,
@@ -565,7 +589,9 @@ impl<'w, 's> Lowering<'w, 's> {
         let slack = crate::dense::spec::SLACK as u64;
         self.scratch_used += bytes.saturating_add(slack).next_multiple_of(64);
         self.scratch_bytes = self.scratch_bytes.max(self.scratch_used);
-        check_arena(self.plan.arena_bytes.saturating_add(self.scratch_bytes))?;
+        let arena = self.plan.arena_bytes.saturating_add(self.scratch_bytes);
+        check_arena(arena)?;
+        MemoryError::check("the model", self.besides.saturating_add(arena), self.options.max_memory)?;
         Ok(Location::Arena(offset))
     }
 

@@ -3,7 +3,7 @@
 use super::{ImportError, external::ExternalFiles};
 use crate::{
     DType, Element, Shape, Tensor,
-    limits::{MAX_DENSE_BYTES, MAX_MODEL_BYTES},
+    limits::{MAX_DENSE_BYTES, MAX_MEMORY_BYTES, MAX_MODEL_BYTES},
 };
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -230,7 +230,7 @@ pub fn read_tensor(path: &Path) -> Result<Tensor, ImportError> {
     }
     let bytes = fs::read(path).map_err(read)?;
     let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| ImportError::Parse(e.to_string()))?;
-    decode(proto, &path.display().to_string(), &mut ExternalFiles::beside(path))
+    decode(proto, &path.display().to_string(), &mut ExternalFiles::beside(path, MAX_MEMORY_BYTES))
 }
 
 /// The tensor that `t` stores; its data is moved out, not copied. `what` names it in errors.

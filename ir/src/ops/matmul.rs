@@ -425,5 +425,5 @@ fn add_products<B: Copy + Into<i32>>(
 
 pub(super) fn product_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {
     let a = &operands[0].shape;
-    results[0].shape.elements() as u64 * a[a.rank() - 1] as u64
+    (results[0].shape.elements() as u64).saturating_mul(a[a.rank() - 1] as u64)
 }
