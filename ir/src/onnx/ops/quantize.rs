@@ -168,9 +168,15 @@ impl Grid {
         if !scale.dtype.is_float() {
             return Err(OpError::quant(format!("scales must be floats, not {scale}")).into());
         }
-        let known = node.constant_value(self.scale).and_then(Tensor::to_f32).unwrap_or_default();
-        if let Some(scale) = known.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            return Err(OpError::quant(format!("scale {scale} is not a finite number above 0")).into());
+        // Scales that are computed of data may be 0, where a tensor is all zeros: they are taken as they are.
+        let known = node.constant_value(self.scale).filter(|_| !node.is_eager());
+        let known = known.and_then(Tensor::to_f32).unwrap_or_default();
+        if let Some(odd) = known.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            let name = node.name_of(self.scale);
+            return Err(OpError::quant(format!(
+                "scale {odd} in `{name}` is not a finite number above 0: quantize the model anew"
+            ))
+            .into());
         }
         if codes.dtype.size() > 4 || !(codes.dtype.is_integer() || codes.dtype.is_small_float()) {
             return Err(OpError::quant(format!("{} cannot hold quantized values", codes.dtype)).into());
@@ -243,16 +249,8 @@ impl Grid {
     ) -> Result<Option<QuantParams>, NodeError> {
         let scales = node.constant_value(self.scale).filter(|_| codes.dtype.is_integer());
         let Some(scales) = scales.and_then(Tensor::to_f32) else { return Ok(None) };
-        if let Some(odd) = scales.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            // Scales that are computed of data may be 0, where a tensor is all zeros: they are taken as they are.
-            if node.is_eager() {
-                return Ok(None);
-            }
-            let name = node.name_of(self.scale);
-            return Err(OpError::quant(format!(
-                "scale {odd} in `{name}` is not a finite number above 0: quantize the model anew"
-            ))
-            .into());
+        if scales.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+            return Ok(None);
         }
         let zeros = match self.zero_point.map(|z| node.constant_value(z)) {
             None => vec![0; scales.len()],
