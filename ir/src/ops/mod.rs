@@ -5,6 +5,7 @@
 
 mod conv;
 mod elementwise;
+mod grid_sample;
 mod index;
 mod integer;
 mod lines;
@@ -23,6 +24,7 @@ pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
 };
+pub use grid_sample::{GridSample, SampleMode, SamplePadding};
 pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
 pub use integer::{IntConv, IntMatMul};
 pub(crate) use lines::by_size;
@@ -140,6 +142,8 @@ ops! {
     Pool,
     /// Places of the largest elements of windows.
     ArgMaxPool,
+    /// Elements around any places, interpolated.
+    GridSample,
     /// The recurrence of a recurrent layer, in one direction.
     Recurrent,
     /// Average over windows of quantized values, requantized.
