@@ -45,11 +45,14 @@ pub enum SamplePadding {
 type Taps<T> = Vec<(Option<usize>, T)>;
 
 impl GridSample {
+    /// Where the elements begin.
+    fn low(&self) -> f64 {
+        if self.align_corners { 0.0 } else { -0.5 }
+    }
+
     /// The coordinate reflected at the edges (or at the centres of the outermost elements) until it is between them.
     fn reflected<T: Real>(&self, x: T, n: usize) -> T {
-        let n = n as f64;
-        let (low, high) = if self.align_corners { (0.0, n - 1.0) } else { (-0.5, n - 0.5) };
-        let (low, span) = (T::of(low), T::of(high - low));
+        let (low, span) = (T::of(self.low()), T::of(n as f64 - 1.0 - 2.0 * self.low()));
         if span <= T::of(0.0) {
             return T::of(0.0);
         }
@@ -82,7 +85,11 @@ impl GridSample {
         };
         let x = if self.mode == SampleMode::Nearest { x.round_ties_even() } else { x };
         let x = match self.padding {
-            SamplePadding::Border => x.within(T::of(0.0), extent - one),
+            // Between the edge of an element and its centre, the taps beyond it are what is clamped.
+            SamplePadding::Border if x < T::of(self.low()) || x > extent - one - T::of(self.low()) => {
+                x.within(T::of(0.0), extent - one)
+            }
+            SamplePadding::Border => x,
             SamplePadding::Reflection => self.reflected(x, n),
             SamplePadding::Zeros => x,
         };
@@ -177,7 +184,10 @@ impl Operator for GridSample {
             (Numbers::F32(x), Numbers::F32(grid)) => Numbers::F32(self.sample(&x, shape, &grid, y)),
             (Numbers::F64(x), Numbers::F64(grid)) => Numbers::F64(self.sample(&x, shape, &grid, y)),
             _ => {
-                return Err(OpError::dtype(format!("takes floats, got {}", DType::name(operands[0].dtype()))));
+                return Err(OpError::dtype(format!(
+                    "takes floats, got {}",
+                    DType::name(operands[0].dtype())
+                )));
             }
         };
         Ok(vec![samples.encode(results[0].dtype, y.clone())?])
