@@ -92,6 +92,9 @@ pub(crate) struct CompileOptions {
 
     #[command(flatten)]
     pub(crate) calibration: CalibrationOptions,
+
+    #[command(flatten)]
+    pub(crate) memory: MemoryOption,
 }
 
 /// Where ranges of activations come from.
@@ -154,6 +157,16 @@ pub(crate) struct TierOption {
     pub(crate) isa: Option<String>,
 }
 
+/// Memory of a model.
+#[derive(Args, Debug, Clone, Copy)]
+#[command(next_help_heading = "Execution")]
+pub(crate) struct MemoryOption {
+    /// The most memory that a model may take, such as 500M or 8G: its file, its weights, and what a run computes. What would
+    /// take more is refused before it does. Default: what the machine has available.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) max_memory: Option<u64>,
+}
+
 /// Threads of a run.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Execution")]
@@ -167,9 +180,10 @@ pub(crate) struct ThreadsOption {
 #[derive(Args, Debug, Clone)]
 pub(crate) struct RequantOption {
     /// How int8 scales its accumulators back to 8 bits: integer multipliers and shifts (`shift`, `tflite`, `q15`), shifts
-    /// alone (`pow2`), or float multipliers (`float`).
-    #[arg(long, value_name = "MODE", default_value = RequantMode::Q15.name(), value_parser = requant())]
-    pub(crate) requant: RequantMode,
+    /// alone (`pow2`), or float multipliers (`float`). Default: q15; float where the model is quantized already, as it then
+    /// computes what its author saw.
+    #[arg(long, value_name = "MODE", value_parser = requant())]
+    pub(crate) requant: Option<RequantMode>,
 }
 
 #[derive(Args, Debug)]
@@ -321,8 +335,8 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "int8", value_parser = precision())]
     pub(crate) precision: Vec<Precision>,
 
-    /// Requantization modes of int8: a list, or `all`.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
+    /// Requantization modes of int8: a list, or `all`. Default: q15; float where the model is quantized already.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = requant_or_all())]
     pub(crate) requant: Vec<Modes>,
 
     /// Write the scores as JSON.
@@ -395,6 +409,8 @@ pub(crate) struct Test {
     pub(crate) json: Option<PathBuf>,
 
     #[command(flatten)]
+    pub(crate) memory: MemoryOption,
+    #[command(flatten)]
     pub(crate) tier: TierOption,
 }
 
@@ -423,8 +439,9 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "float,fake-quant,int8", value_parser = precision())]
     pub(crate) precision: Vec<Precision>,
 
-    /// Requantization modes of int8: a list, or `all`. The founding experiment has all of them.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = RequantMode::Q15.name(), value_parser = requant_or_all())]
+    /// Requantization modes of int8: a list, or `all`. Default: q15; float where the model is quantized already. The
+    /// founding experiment has all of them.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = requant_or_all())]
     pub(crate) requant: Vec<Modes>,
 
     /// Timed runs of each.
@@ -566,6 +583,25 @@ fn parse_pin(text: &str) -> Result<(String, Device), String> {
     Ok((node.into(), device))
 }
 
+/// A number of bytes; K, M, G and T are powers of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let refuse = || format!("`{text}` is not a size like 500M or 8G");
+    let (number, unit) = match text.char_indices().next_back() {
+        Some((at, letter)) if letter.is_ascii_alphabetic() => (&text[..at], letter.to_ascii_uppercase()),
+        _ => (text, ' '),
+    };
+    let shift = match unit {
+        ' ' | 'B' => 0,
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => return Err(refuse()),
+    };
+    let number: u64 = number.parse().map_err(|_| refuse())?;
+    number.checked_mul(1 << shift).ok_or_else(refuse)
+}
+
 fn parse_size(text: &str) -> Result<(usize, usize), String> {
     match parse_dims(text)?[..] {
         [h, w] if h > 0 && w > 0 => Ok((h, w)),
@@ -594,6 +630,11 @@ mod tests {
         assert!(
             ["percentile", "percentile:4", "percentile:NaN", "kl"].iter().all(|c| calibrator(c).is_err())
         );
+        assert_eq!(
+            (parse_bytes("77"), parse_bytes("3k"), parse_bytes("8G")),
+            (Ok(77), Ok(3072), Ok(8 << 30))
+        );
+        assert!(["", "G", "1.5G", "-1M", "99999999T", "5é"].iter().all(|s| parse_bytes(s).is_err()));
         assert!(parse_size("224").is_err() && parse_size("0x4").is_err());
     }
 

@@ -1,4 +1,4 @@
-use qcc_ir::OpError;
+use qcc_ir::{OpError, memory::MemoryError};
 
 /// Why a graph could not be compiled or a compiled model could not run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -29,6 +29,9 @@ pub enum CodegenError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// More memory than this model was allowed.
+    #[error(transparent)]
+    OverMemory(#[from] MemoryError),
     /// The system gave no memory.
     #[error("no {bytes} bytes of memory for the weights: {reason}")]
     Memory {

@@ -25,6 +25,7 @@ mod module;
 mod parallel;
 mod plan;
 mod routine;
+mod shared;
 mod sharing;
 mod times;
 mod weights;
@@ -34,6 +35,7 @@ pub use error::CodegenError;
 pub use lower::capability;
 pub use model::{CompiledModel, Execution, ListingKind, Options, Release, Step, Work, assemble, compile};
 pub use parallel::{Parallel, Serial};
+pub use shared::SharedWeights;
 pub use tier::{TIERS, Tier};
 pub use times::CompileTimes;
 

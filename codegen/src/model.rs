@@ -7,7 +7,7 @@ use crate::{
     CodegenError, CompileTimes, Tier,
     dense::{
         choose::Tiling,
-        driver::Operands,
+        driver::{Operands, PackedAt},
         spec::SLACK,
         walk::{AroundFunction, Bases, TileFunction, Walk},
     },
@@ -16,10 +16,11 @@ use crate::{
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
     routine::{Routine, Source},
+    shared::SharedWeights,
     weights::Weights,
 };
 use bytes::Bytes;
-use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType};
+use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType, limits::MAX_MEMORY_BYTES};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -39,15 +40,27 @@ pub struct Options {
     pub listing: bool,
     /// Told of constants that have been packed.
     pub release: Option<Release>,
+    /// Where packed weights are shared with other models; `None`: nowhere.
+    pub shared: Option<Arc<SharedWeights>>,
     /// How to cut these convolutions and matrix products, instead of as the model of the CPU says. A tiling that is not
     /// among the [`Step::tilings`] of the node's step is ignored: it may come from another tier or version.
     pub tilings: BTreeMap<NodeId, Tiling>,
+    /// Bytes of memory that the model may take: constants, packed weights, and the arena, inputs and outputs of one run.
+    pub max_memory: u64,
 }
 
 impl Options {
     /// Code for this tier, for use.
     pub fn new(tier: &'static Tier) -> Options {
-        Options { tier, measure_pack_only: false, listing: false, release: None, tilings: BTreeMap::new() }
+        Options {
+            tier,
+            measure_pack_only: false,
+            listing: false,
+            release: None,
+            shared: None,
+            tilings: BTreeMap::new(),
+            max_memory: MAX_MEMORY_BYTES,
+        }
     }
 }
 
@@ -219,6 +232,8 @@ pub struct CompiledModel {
     outputs: Vec<(String, TensorType)>,
     arena_bytes: u64,
     pub(crate) weights: Weights,
+    /// Packed weights that it shares with other models.
+    shared: Vec<Arc<Memory>>,
     tier: &'static Tier,
     pub(crate) code: Code,
     times: CompileTimes,
@@ -234,7 +249,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
     if !options.tier.is_available() {
         return Err(CodegenError::TierUnavailable { tier: options.tier.name });
     }
-    let Lowered { code, weights, steps, arena_bytes, times } = lower::lower(graph, options)?;
+    let Lowered { shared, code, weights, steps, arena_bytes, times } = lower::lower(graph, options)?;
     let start = Instant::now();
     let (code, entry_of) = code.seal()?;
     let steps = steps.into_iter().map(|p| match p.code {
@@ -257,6 +272,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
         outputs: graph.outputs().iter().map(|o| named(&o.name, graph.ty(o.value))).collect(),
         arena_bytes,
         weights,
+        shared,
         tier: options.tier,
         code,
         times: CompileTimes { sealing: start.elapsed(), ..times },
@@ -330,9 +346,9 @@ impl CompiledModel {
         self.arena_bytes
     }
 
-    /// Bytes of weights and tables, shared by all executions.
+    /// Bytes of weights and tables, shared by all executions; those that other models share are counted as well.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.len()
+        self.weights.len() + self.shared.iter().map(|memory| memory.bytes().len()).sum::<usize>()
     }
 
     /// Bytes of machine code.
@@ -443,7 +459,7 @@ impl Execution {
                 }),
                 Action::Routine(routine) => run_routine(routine, step, &ctx, inputs.len(), pool)?,
                 Action::Walk(walk) => share(&ctx, step, pool, &|ctx, part, parts| {
-                    walk.run(&bases(ctx, &walk.operands, inputs.len()), part, parts);
+                    walk.run(&bases(ctx, &walk.operands, inputs.len(), &self.model.shared), part, parts);
                 }),
                 Action::Interpret(op) => op.run(step, &ctx, inputs.len())?,
             }
@@ -515,11 +531,15 @@ fn share(ctx: &Ctx, step: &Step, pool: &dyn Parallel, f: &(dyn Fn(&Ctx, usize, u
 }
 
 /// Addresses of the operands of a walk.
-fn bases(ctx: &Ctx, operands: &Operands, inputs: usize) -> Bases {
+fn bases(ctx: &Ctx, operands: &Operands, inputs: usize, shared: &[Arc<Memory>]) -> Bases {
     let at = |location| resolve(ctx, location, inputs);
     let y = at(operands.y);
     let r = operands.r.map_or(y, at);
-    let w = operands.w.map_or(ctx.weights, |w| at(w).cast_const());
+    let w = match operands.w {
+        PackedAt::Model => ctx.weights,
+        PackedAt::Value(location) => at(location).cast_const(),
+        PackedAt::Shared(index) => shared[index].bytes().as_ptr(),
+    };
     Bases { a: at(operands.a).cast_const(), y, r: r.cast_const(), weights: ctx.weights, w }
 }
 

@@ -90,7 +90,7 @@ pub(crate) struct Plan {
 /// Whether a node's result is its operand's bytes under another type.
 pub(crate) fn is_alias(graph: &Graph, node: NodeId) -> bool {
     match graph.op(node) {
-        Some(Op::Reshape(_) | Op::Transfer(_)) => true,
+        Some(Op::Reshape(_) | Op::Transfer(_) | Op::AssumeGrid(_)) => true,
         Some(Op::Unary(u)) => u.kind == UnaryKind::Identity,
         Some(Op::Transpose(t)) => {
             let x = graph.shape(graph.operand(node, 0));

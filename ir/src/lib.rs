@@ -18,6 +18,7 @@ mod types;
 
 pub mod interpreter;
 pub mod limits;
+pub mod memory;
 pub mod numerics;
 pub mod onnx;
 pub mod ops;

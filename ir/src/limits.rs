@@ -1,5 +1,8 @@
 //! Bounds on what a model may ask for. Models are untrusted: a few bytes can name a tensor of any size.
 
+/// The memory that a model may take where nobody says otherwise. The runtime takes what the machine has, if that is less.
+pub const MAX_MEMORY_BYTES: u64 = 64 << 30;
+
 /// The largest rank of a tensor. ONNX models stay below 9; a bound keeps index arithmetic small.
 pub const MAX_RANK: usize = 16;
 
@@ -53,11 +56,24 @@ pub const MAX_SPLICED_NODES: usize = 1 << 16;
 /// The most nodes of a loop, all rounds together, that are made part of the graph; longer ones run by their definition.
 pub const MAX_UNROLLED_NODES: usize = 2048;
 
-/// The most rounds of a loop.
-pub const MAX_LOOP_ROUNDS: u64 = 1 << 20;
+/// The most nodes of a scan, all rounds together.
+pub const MAX_SCANNED_NODES: usize = 1 << 15;
+
+/// The most nodes, each as often as it is computed, of loops that run by their definition.
+pub const MAX_LOOP_NODES: u64 = 1 << 17;
+
+/// The most multiply-accumulates, taps of windows and elements of operands and results in them.
+pub const MAX_LOOP_OPERATIONS: u64 = 1 << 31;
+
+/// The most work of a loop that runs by its definition, all rounds and the loops in it together: multiply-accumulates and
+/// elements of results, and [`LOOP_NODE_WORK`] for each node. It keeps the longest loop to seconds.
+pub const MAX_LOOP_WORK: u64 = 1 << 32;
+
+/// The work of a node besides what it computes: it is imported anew in each round.
+pub const LOOP_NODE_WORK: u64 = 1 << 14;
 
 /// How deep functions of a model may call each other.
 pub const MAX_CALL_DEPTH: usize = 32;
 
 /// The most nodes that calls of functions are made into, all together.
-pub const MAX_EXPANDED_NODES: usize = 1 << 18;
+pub const MAX_EXPANDED_NODES: usize = 1 << 16;

@@ -1,4 +1,4 @@
-use crate::{DType, Shape, TensorType};
+use crate::{DType, Shape, TensorType, numerics::small_float};
 use bytes::Bytes;
 use ndarray::{ArrayViewD, IxDyn};
 use std::fmt;
@@ -29,8 +29,8 @@ elements! {
     half::f16 => F16,
     half::bf16 => BF16,
     f64 => F64,
-    i8 => S8 | S4,
-    u8 => U8 | U4 | Bool,
+    i8 => S8 | S4 | S2,
+    u8 => U8 | U4 | U2 | Bool | F8E4M3Fn | F8E4M3Fnuz | F8E5M2 | F8E5M2Fnuz | F8E8M0 | F4E2M1,
     i16 => S16,
     u16 => U16,
     i32 => S32,
@@ -59,11 +59,20 @@ macro_rules! with_element {
                 type $t = f64;
                 $body
             }
-            $crate::DType::S8 | $crate::DType::S4 => {
+            $crate::DType::S8 | $crate::DType::S4 | $crate::DType::S2 => {
                 type $t = i8;
                 $body
             }
-            $crate::DType::U8 | $crate::DType::U4 | $crate::DType::Bool => {
+            $crate::DType::U8
+            | $crate::DType::U4
+            | $crate::DType::Bool
+            | $crate::DType::F8E4M3Fn
+            | $crate::DType::F8E4M3Fnuz
+            | $crate::DType::F8E5M2
+            | $crate::DType::F8E5M2Fnuz
+            | $crate::DType::F8E8M0
+            | $crate::DType::F4E2M1
+            | $crate::DType::U2 => {
                 type $t = u8;
                 $body
             }
@@ -146,7 +155,7 @@ impl Tensor {
         Tensor::from_vec_as(T::DTYPE, shape, elements)
     }
 
-    /// Like [`from_vec`](Self::from_vec), for types that share a Rust type (`bool` and `u4` in `u8`, `s4` in `i8`).
+    /// Like [`from_vec`](Self::from_vec), for types that share a Rust type (such as `bool` and `u4` in `u8`, `s4` in `i8`).
     pub fn from_vec_as<T: Element>(
         dtype: DType,
         shape: Shape,
@@ -246,9 +255,9 @@ impl Tensor {
             DType::U32 => widen(self, |x: u32| x.into()),
             DType::S16 => widen(self, |x: i16| x.into()),
             DType::U16 => widen(self, |x: u16| x.into()),
-            DType::S8 | DType::S4 => widen(self, |x: i8| x.into()),
-            DType::U8 | DType::U4 | DType::Bool => widen(self, |x: u8| x.into()),
-            DType::F32 | DType::F16 | DType::BF16 | DType::F64 => None,
+            DType::S8 | DType::S4 | DType::S2 => widen(self, |x: i8| x.into()),
+            DType::U8 | DType::U4 | DType::U2 | DType::Bool => widen(self, |x: u8| x.into()),
+            _ => None,
         }
     }
 
@@ -259,6 +268,9 @@ impl Tensor {
             DType::F16 => self.as_slice::<half::f16>().ok().map(|s| s.iter().map(|x| x.to_f32()).collect()),
             DType::BF16 => self.as_slice::<half::bf16>().ok().map(|s| s.iter().map(|x| x.to_f32()).collect()),
             DType::F64 => self.as_slice::<f64>().ok().map(|s| s.iter().map(|x| *x as f32).collect()),
+            small if small.is_small_float() => {
+                Some(self.data.iter().map(|&code| small_float(small, code)).collect())
+            }
             _ => None,
         }
     }

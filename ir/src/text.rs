@@ -180,7 +180,11 @@ fn random_range(dtype: DType) -> (i64, i64) {
         DType::S8 => (-127, 127),
         DType::U8 => (0, 255),
         DType::S4 => (-7, 7),
-        DType::U4 => (0, 15),
+        DType::U4 | DType::F4E2M1 => (0, 15),
+        DType::S2 => (-2, 1),
+        DType::U2 => (0, 3),
+        // Codes, none of them NaN.
+        small if small.is_small_float() => (0, 0x77),
         DType::Bool => (0, 1),
         DType::U16 | DType::U32 | DType::U64 => (0, 1000),
         _ => (-1000, 1000),

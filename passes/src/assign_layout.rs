@@ -333,8 +333,14 @@ impl Builder<'_> {
         let followed = leader.and_then(|perm| Some((reordered(op, &perm)?, perm)));
         let Some(((op, result), perm)) = followed else {
             let operands = old.iter().map(|&v| self.native(v)).collect::<Result<Vec<_>, _>>()?;
-            let value = self.new.add(&self.name(node), op.clone(), &operands)?.out();
-            self.put(node, value, None);
+            let own = self.new.add(&self.name(node), op.clone(), &operands)?;
+            self.put(node, own.out(), None);
+            // Further results are in their own order, as those of any op that was not reordered.
+            for port in 1..self.old.node(node).outputs().len() as u16 {
+                let value = own.port(port);
+                let perm = identity(self.new.shape(value).rank());
+                self.forms.insert(node.port(port), Form { value, perm });
+            }
             return Ok(());
         };
         let order = inverse(&perm);

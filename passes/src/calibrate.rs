@@ -1,13 +1,16 @@
 //! Ranges of activations, collected in one stream over samples in bounded memory.
 
 use crate::{capability::int8_capability, edit::activations, lint_data};
-use qcc_ir::{DType, Graph, ValueId};
+use qcc_ir::{DType, Graph, Stage, ValueId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The values whose ranges [`quantize`](crate::quantize) may ask for, by id: f32 activations that an op with an
-/// integer form takes or makes, and the graph's inputs (which are linted).
+/// integer form takes or makes, and the graph's inputs (which are linted). None of a graph that brings its own grids.
 pub fn observed_values(graph: &Graph) -> Vec<ValueId> {
+    if graph.stage == Stage::FakeQuant {
+        return vec![];
+    }
     let mut values = BTreeSet::new();
     for (id, node) in graph.nodes() {
         if node.op().is_some() && int8_capability(graph, id).is_ok() {

@@ -8,8 +8,8 @@ use crate::{
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Shape, ValueId,
     ops::{
-        Binary, BinaryKind, Cast, Clamp, Expand, Layout, Pad, Pool, PoolKind, Reduce, ReduceKind, Reshape,
-        Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
+        Binary, BinaryKind, Cast, Clamp, Conv, Expand, FakeQuant, Layout, MatMul, Pad, Pool, PoolKind,
+        Reduce, ReduceKind, Reshape, Slice, SliceSpec, Transpose, Unary, UnaryKind, Window,
     },
 };
 
@@ -45,7 +45,7 @@ type Did = Option<&'static str>;
 
 type Rule = fn(&mut Graph, NodeId) -> Result<Did, PassError>;
 
-const RULES: [Rule; 5] = [merge_moves, name_compositions, gelu, mean_to_pool, widen];
+const RULES: [Rule; 6] = [merge_moves, name_compositions, gelu, mean_to_pool, widen, float_product];
 
 /// The operand that the node's result equals, if the node does nothing.
 fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
@@ -105,6 +105,36 @@ fn merge_moves(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
         did = Some("merged with the reshape before it");
     }
     Ok(did)
+}
+
+/// A product of integers that becomes floats at once is one of floats: they hold codes less their zero points exactly, and
+/// sums of up to 2^24; larger ones are rounded now and then, as the conversion of the whole sum would be.
+fn float_product(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
+    let Some(Op::Cast(Cast { to: DType::F32 })) = graph.op(node) else { return Ok(None) };
+    let sums = graph.operand(node, 0);
+    if graph.ty(sums).dtype != DType::S32 {
+        return Ok(None);
+    }
+    let product: Op = match graph.op(sums.node) {
+        Some(Op::PlainMatMul(_)) => MatMul { bias: false, residual: false, clamp: Clamp::NONE }.into(),
+        Some(Op::IntConv(c)) => Conv {
+            window: c.window.clone(),
+            groups: c.groups,
+            layout: Layout::ChannelsFirst,
+            bias: false,
+            residual: false,
+            clamp: Clamp::NONE,
+        }
+        .into(),
+        _ => return Ok(None),
+    };
+    let mut operands = graph.operands(sums.node);
+    for v in &mut operands {
+        let name = format!("{}_numbers", graph.node(v.node).name);
+        *v = graph.add(&name, Cast { to: DType::F32 }, &[*v])?.out();
+    }
+    graph.rewrite(node, product, &operands)?;
+    Ok(Some("a product of integers that becomes floats is one of floats"))
 }
 
 /// max(x, c) and min(x, c) are clips, x/c is x·(1/c), x² is x·x, x·sigmoid(x) is SiLU, x·hardsigmoid(x) is hard-swish;
@@ -296,12 +326,26 @@ fn widen(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
         let mut dims = graph.shape(*v).to_vec();
         dims.insert(at, 1);
         let reshape = reshape_to(&name, dims)?;
+        // Weights that are rounded stay so, as a constant and its rounding.
+        if let Some(Op::FakeQuant(f)) = graph.op(v.node).cloned()
+            && slot == 1
+        {
+            let source = graph.operand(v.node, 0);
+            let source = graph.add(&format!("{}_2d", graph.node(source.node).name), reshape, &[source])?;
+            let params = f.params.axis().map_or_else(
+                || f.params.clone(),
+                |axis| f.params.on_axis(if axis < at { axis } else { axis + 1 }),
+            );
+            let rounded = FakeQuant { params, ..f };
+            *v = graph.add(&format!("{}_2d", graph.node(v.node).name), rounded, &[source.out()])?.out();
+            continue;
+        }
         *v = graph.add(&format!("{}_2d", graph.node(v.node).name), reshape, &[*v])?.out();
         merge_moves(graph, v.node)?;
         *v = no_op(graph, v.node).unwrap_or(*v);
     }
     let wide: Op = match op {
-        Some(Op::Conv(c)) => qcc_ir::ops::Conv { window, ..c }.into(),
+        Some(Op::Conv(c)) => Conv { window, ..c }.into(),
         Some(Op::Pool(p)) => Pool { window, ..p }.into(),
         _ => return Ok(None),
     };

@@ -4,14 +4,30 @@ use crate::{
     Context, Pass, PassError, Record,
     edit::{live_op, replace},
 };
-use qcc_ir::{Graph, NodeId, Tensor, TensorType};
+use qcc_ir::{Graph, NodeId, Op, Stage, Tensor, TensorType};
 
-/// See the module.
-pub(crate) const FOLD_CONSTANTS: Pass = Pass { name: "fold_constants", run };
+/// See the module. Weights on a grid stay as they are: integer ops take the codes.
+pub(crate) const FOLD_CONSTANTS: Pass = Pass {
+    name: "fold_constants",
+    run: |graph, ctx, record| {
+        let is_rounded = |op: &Op| matches!(op, Op::FakeQuant(_) | Op::Dequantize(_));
+        let is_kept = graph.stage == Stage::FakeQuant;
+        fold(graph, ctx, record, |op| is_kept && is_rounded(op))
+    },
+};
 
-fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+/// See the module. Weights on a grid, too.
+pub(crate) const FOLD_ROUNDED: Pass =
+    Pass { name: "fold_constants", run: |graph, ctx, record| fold(graph, ctx, record, |_| false) };
+
+fn fold(
+    graph: &mut Graph,
+    ctx: &Context<'_>,
+    record: &mut Record,
+    is_kept: impl Fn(&Op) -> bool,
+) -> Result<(), PassError> {
     for node in graph.order() {
-        let Some(op) = live_op(graph, node) else { continue };
+        let Some(op) = live_op(graph, node).filter(|op| !is_kept(op)) else { continue };
         let operands = graph.operands(node);
         let values: Option<Vec<&Tensor>> = operands.iter().map(|&v| graph.constant_value(v)).collect();
         // No op has several results; one that had would be left as it is.
@@ -21,7 +37,9 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         let name = graph.node(node).name.clone();
         let types: Vec<&TensorType> = operands.iter().map(|&v| graph.ty(v)).collect();
         let before: usize = types.iter().map(|t| t.bytes()).sum();
-        if result.bytes() > ctx.options.fold_limit.max(before) {
+        // Numbers take more room than their codes, but a run would make the same ones each time.
+        let is_conversion = matches!(op, Op::Dequantize(_));
+        if result.bytes() > ctx.options.fold_limit.max(before) && !is_conversion {
             record.declined(
                 &name,
                 format!(

@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 pub(crate) const FUSE_RESIDUAL: Pass = Pass { name: "fuse_residual", run };
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+    if ctx.options.interchange {
+        return Ok(());
+    }
     let order = graph.order();
     let position: BTreeMap<NodeId, usize> = order.iter().enumerate().map(|(i, &n)| (n, i)).collect();
     for node in order {

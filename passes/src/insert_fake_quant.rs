@@ -4,7 +4,9 @@
 
 use crate::{
     Context, Pass, PassError, Range, Record, WeightBits, WeightGrid,
+    adopt_grids::round_before_moves,
     calibrate::value_name,
+    capability::int8_capability,
     classes::Classes,
     edit::{Product, activations, clamp_of, f32_constant, has_weights, is_move},
     fold_normalize::pixel_range,
@@ -13,7 +15,7 @@ use crate::{
 use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, ValueId,
     numerics::RequantMode,
-    ops::{BinaryKind, FakeQuant, PoolKind, UnaryKind},
+    ops::{BinaryKind, Conv, FakeQuant, MatMul, PoolKind, UnaryKind},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +29,9 @@ const MOST_BIAS: f64 = (BIAS_CODES / 2) as f64;
 const LEAST_FACTOR: f64 = 1.0 / (1 << 22) as f64;
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+    if graph.stage == Stage::FakeQuant {
+        return complete(graph, record);
+    }
     for warning in &ctx.ranges.warnings {
         record.warning(&graph.name, warning);
     }
@@ -45,12 +50,136 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     for (&value, grid) in &grids {
         quantize_activation(graph, value, grid, &chosen)?;
     }
+    if ctx.options.interchange {
+        round_behind_moves(graph)?;
+    }
     for node in nodes {
         let narrow = ctx.options.weight_bits == WeightBits::Seven && has_weights(graph, node);
         let with = if narrow { ", by weights of 7 bits" } else { "" };
         record.applied(&graph.node(node).name, format!("computes on its grid{with}"));
     }
     graph.stage = Stage::FakeQuant;
+    Ok(())
+}
+
+/// Of a graph that brings its own grids: rounds the biases that the model has as floats, and says what stays float.
+fn complete(graph: &mut Graph, record: &mut Record) -> Result<(), PassError> {
+    // Canonicalisation may have put moves behind what computes.
+    round_before_moves(graph)?;
+    for node in graph.order() {
+        let Some(op) = graph.op(node) else { continue };
+        let name = graph.node(node).name.clone();
+        if matches!(op, Op::Conv(Conv { bias: true, .. }) | Op::MatMul(MatMul { bias: true, .. })) {
+            round_own_bias(graph, node)?;
+        }
+        if graph.node(node).outputs().iter().any(|t| t.dtype == DType::F32)
+            && let Err(why) = has_own_grids(graph, node)
+        {
+            record.declined(&name, format!("stays float: {why}"));
+        }
+    }
+    Ok(())
+}
+
+/// Rounds a constant bias to s_x·s_w, where the model has grids for both.
+fn round_own_bias(graph: &mut Graph, node: NodeId) -> Result<(), PassError> {
+    let operands = graph.operands(node);
+    let (Some(x), Some(w)) = (grid_behind(graph, operands[0]), grid_behind(graph, operands[1])) else {
+        return Ok(());
+    };
+    let (Some((s_x, _)), Some(bias)) = (x.params.as_per_tensor(), f32_constant(graph, operands[2])) else {
+        return Ok(());
+    };
+    let name = &graph.node(node).name;
+    let fail = |e| PassError::op(name, "FakeQuant", e);
+    let scales: Vec<f32> = w.params.scales().iter().map(|s| s * s_x).collect();
+    let fits = |(c, b): (usize, &f32)| {
+        let scale = scales[if w.params.axis().is_some() { c } else { 0 }];
+        scale.is_normal() && f64::from(b.abs()) <= f64::from(scale) * MOST_BIAS
+    };
+    let is_one_each = scales.len() == 1 || scales.len() == bias.len();
+    if !is_one_each || !bias.iter().enumerate().all(fits) {
+        return Ok(());
+    }
+    let params = match w.params.axis() {
+        Some(_) => {
+            let zeros = vec![0; scales.len()];
+            QuantParams::per_axis(0, scales, zeros)
+        }
+        None => QuantParams::per_tensor(scales[0], 0),
+    };
+    let op = FakeQuant { dtype: DType::S32, lo: -BIAS_CODES, hi: BIAS_CODES, params: params.map_err(fail)? };
+    let rounded = graph.add(&format!("{name}_bias_fq"), op, &[operands[2]])?;
+    graph.set_operand(node, 2, rounded.out())?;
+    Ok(())
+}
+
+/// The grid that a value is on, through the moves that keep it.
+fn grid_behind(graph: &Graph, mut value: ValueId) -> Option<FakeQuant> {
+    loop {
+        match graph.op(value.node)? {
+            Op::FakeQuant(f) => return Some(f.clone()),
+            op if is_move(op) => value = graph.operand(value.node, 0),
+            _ => return None,
+        }
+    }
+}
+
+/// Whether an op is between grids of the model, so that integers can compute it; otherwise why not.
+fn has_own_grids(graph: &Graph, node: NodeId) -> Result<(), String> {
+    if matches!(graph.op(node), Some(Op::FakeQuant(_) | Op::Dequantize(_) | Op::Quantize(_))) {
+        return Ok(());
+    }
+    if graph.op(node).is_some_and(is_move) {
+        return Ok(());
+    }
+    let without_constants = |why: String| match why.as_str() {
+        "its weights are not constant" => None,
+        _ => Some(why),
+    };
+    if let Err(why) = int8_capability(graph, node)
+        && let Some(why) = without_constants(why)
+    {
+        return Err(why);
+    }
+    for (_, v) in activations(graph, node) {
+        let name = || value_name(graph, v);
+        match grid_behind(graph, v) {
+            None => return Err(format!("the model has no grid for `{}`, which it takes", name())),
+            Some(f) if f.dtype != DType::U8 || f.params.as_per_tensor().is_none() => {
+                return Err(format!("the grid of `{}` is {} {:?}", name(), f.dtype, f.params));
+            }
+            Some(_) => {}
+        }
+    }
+    let end = clamp_behind(graph, node).unwrap_or(node).out();
+    match graph.sole_use(end).map(|u| graph.op(u.node)) {
+        Some(Some(Op::FakeQuant(f))) if f.dtype == DType::U8 => Ok(()),
+        _ => Err("the model has no grid for its result alone".into()),
+    }
+}
+
+/// Rounds what moves make of rounded numbers once more, which changes nothing.
+fn round_behind_moves(graph: &mut Graph) -> Result<(), PassError> {
+    for node in graph.order() {
+        if !graph.op(node).is_some_and(is_move) {
+            continue;
+        }
+        let grid = |v: ValueId| match graph.op(v.node) {
+            Some(Op::FakeQuant(f)) => Some(f.clone()),
+            _ => None,
+        };
+        let grids: Vec<Option<FakeQuant>> = activations(graph, node).iter().map(|(_, v)| grid(*v)).collect();
+        let [Some(first), rest @ ..] = &grids[..] else { continue };
+        let is_one = rest.iter().all(|f| f.as_ref() == Some(first)) && first.params.axis().is_none();
+        let is_rounded =
+            graph.uses(node.out()).iter().any(|u| matches!(graph.op(u.node), Some(Op::FakeQuant(_))));
+        if is_one && !is_rounded {
+            let name = format!("{}_fq", graph.node(node).name);
+            let rounded = graph.add(&name, first.clone(), &[node.out()])?.out();
+            graph.replace_all_uses(node.out(), rounded)?;
+        }
+    }
     Ok(())
 }
 

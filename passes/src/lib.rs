@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod adopt_grids;
 mod affine;
 mod assign_devices;
 mod assign_layout;
@@ -90,6 +91,8 @@ const PIPELINE: &[Line] = &[
     line(Part::Prepare, check_pins::CHECK_PINS),
     // Before anything looks at the input.
     line(Part::Prepare, take_pixels::TAKE_PIXELS),
+    // Before constants are folded: weights are to stay the integers that the model has.
+    line(Part::Prepare, adopt_grids::ADOPT_GRIDS),
     // Everything below sees one spelling of each computation.
     line(Part::Prepare, canonicalise::CANONICALISE),
     // Folds look for constant operands, and what canonicalisation reshaped may be constant.
@@ -108,8 +111,9 @@ const PIPELINE: &[Line] = &[
     line(Part::Quantize, fold_normalize::FOLD_NORMALIZE),
     // The fused graph is the one that was calibrated: its values are what gets a grid.
     line(Part::Quantize, insert_fake_quant::INSERT_FAKE_QUANT),
-    // Weights stay float here, rounded to their grids once and for all.
-    line_for(Part::Lower, Precision::FakeQuant, fold_constants::FOLD_CONSTANTS),
+    // Weights stay float here, rounded to their grids once and for all; in float, those that the model rounded itself.
+    line_for(Part::Lower, Precision::FakeQuant, fold_constants::FOLD_ROUNDED),
+    line_for(Part::Lower, Precision::Float, fold_constants::FOLD_ROUNDED),
     // While moves and elementwise ops are still uniform: afterwards integer and float ops would need it twice.
     line(Part::Lower, assign_layout::ASSIGN_LAYOUT),
     line_for(Part::Lower, Precision::Int8, lower_to_int8::LOWER_TO_INT8),

@@ -13,12 +13,12 @@ use crate::{
     insert_fake_quant::clamp_behind,
 };
 use qcc_ir::{
-    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType,
-    ValueId,
+    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Shape, Stage, Tensor,
+    TensorType, ValueId,
     numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer, WeightSums},
     ops::{
-        Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
-        QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
+        Binary, BinaryKind, Clamp, Concat, Dequantize, FakeQuant, Gather, Pool, PoolKind, QAveragePool,
+        QBinary, QBinaryKind, QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,13 +37,13 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     };
     for &input in graph.inputs() {
         let name = &graph.node(input).name;
-        let ty = match pixel_params(graph, input) {
-            Some(params) => {
-                record.applied(name, "its pixels are codes");
-                TensorType { quant: Some(params), ..graph.ty(input.out()).clone() }
-            }
-            None => graph.ty(input.out()).clone(),
-        };
+        let mut ty = graph.ty(input.out()).clone();
+        if let Some(params) = pixel_params(graph, input) {
+            record.applied(name, "its pixels are codes");
+            ty.quant = Some(params);
+        } else if let Some(params) = declared_params(graph, input) {
+            ty.quant = Some(params);
+        }
         let value = builder.new.input(name, ty)?;
         builder.real.insert(input.out(), value);
     }
@@ -74,6 +74,48 @@ fn pixel_params(graph: &Graph, input: NodeId) -> Option<QuantParams> {
             _ => None,
         })
     })
+}
+
+/// The grid on which an input's integers are read, by the one op that takes them.
+fn declared_params(graph: &Graph, input: NodeId) -> Option<QuantParams> {
+    match graph.op(graph.sole_use(input.out())?.node)? {
+        Op::AssumeGrid(grid) => grid.params.clone(),
+        _ => None,
+    }
+}
+
+/// A constant on a grid.
+enum RoundedConstant<'a> {
+    /// Numbers and what rounds them.
+    Numbers(&'a Tensor, &'a FakeQuant),
+    /// Codes, and a type with their grid.
+    Codes(&'a Tensor, &'a TensorType),
+}
+
+impl RoundedConstant<'_> {
+    fn dtype(&self) -> DType {
+        match self {
+            RoundedConstant::Numbers(_, f) => f.dtype,
+            RoundedConstant::Codes(_, ty) => ty.dtype,
+        }
+    }
+
+    fn codes(&self) -> Result<(Tensor, TensorType), OpError> {
+        match *self {
+            RoundedConstant::Numbers(tensor, f) => integers(tensor, f),
+            RoundedConstant::Codes(tensor, ty) => Ok((tensor.clone(), ty.clone())),
+        }
+    }
+
+    fn numbers(&self) -> Result<Tensor, OpError> {
+        let (op, tensor, ty) = match *self {
+            RoundedConstant::Numbers(tensor, f) => (Op::from(f.clone()), tensor, tensor.ty()),
+            RoundedConstant::Codes(tensor, ty) => (Op::from(Dequantize {}), tensor, ty.clone()),
+        };
+        let results = op.infer(&[&ty])?;
+        let numbers = op.eval(&[tensor], &[&ty], &results)?;
+        numbers.into_iter().next().ok_or_else(|| OpError::unsupported("gave no result"))
+    }
 }
 
 struct Builder<'a> {
@@ -120,8 +162,19 @@ impl Builder<'_> {
         };
         match op {
             // Its users say what they need it as.
-            Op::FakeQuant(_) if self.rounded_constant(node.out()).is_some() => return Ok(()),
+            Op::FakeQuant(_) | Op::Dequantize(_) if self.rounded_constant(node.out()).is_some() => {
+                return Ok(());
+            }
             Op::FakeQuant(f) => return self.convert(node, f),
+            Op::Dequantize(_) if self.reads_codes(node)? => return Ok(()),
+            Op::Quantize(q) if self.gives_codes(node, q)? => return Ok(()),
+            Op::AssumeGrid(grid) => {
+                let x = self.as_real(self.old.operand(node, 0))?;
+                if self.new.ty(x).quant == grid.params {
+                    self.real.insert(node.out(), x);
+                    return Ok(());
+                }
+            }
             _ => {}
         }
         if self.on_grids(node) {
@@ -148,8 +201,9 @@ impl Builder<'_> {
         }
         let operands =
             self.old.operands(node).into_iter().map(|v| self.as_real(v)).collect::<Result<Vec<_>, _>>()?;
-        let value = self.new.add(&name, op.clone(), &operands)?.out();
-        self.real.insert(node.out(), value);
+        let own = self.new.add(&name, op.clone(), &operands)?;
+        let ports = 0..self.old.node(node).outputs().len() as u16;
+        self.real.extend(ports.map(|port| (node.port(port), own.port(port))));
         Ok(())
     }
 
@@ -158,17 +212,60 @@ impl Builder<'_> {
         let pinned = self.ctx.options.pin(self.old, node).is_some_and(|d| d != Device::Int8Jit);
         let activations = activations(self.old, node);
         let has_codes = |v: ValueId| {
-            self.codes.contains_key(&v) || self.rounded_constant(v).is_some_and(|(_, f)| f.dtype.size() == 1)
+            self.codes.contains_key(&v) || self.rounded_constant(v).is_some_and(|c| c.dtype().size() == 1)
         };
         !pinned && !activations.is_empty() && activations.iter().all(|(_, v)| has_codes(*v))
     }
 
-    /// The constant behind a fake-quantization of one, and the fake-quantization.
-    fn rounded_constant(&self, value: ValueId) -> Option<(&Tensor, &FakeQuant)> {
-        match self.old.op(value.node)? {
-            Op::FakeQuant(f) => Some((self.old.constant_value(self.old.operand(value.node, 0))?, f)),
+    /// The constant behind a fake-quantization or dequantization of one.
+    fn rounded_constant(&self, value: ValueId) -> Option<RoundedConstant<'_>> {
+        let op = self.old.op(value.node)?;
+        let constant = || {
+            let x = self.old.operand(value.node, 0);
+            Some((self.old.constant_value(x)?, self.old.ty(x)))
+        };
+        match op {
+            Op::FakeQuant(f) => constant().map(|(tensor, _)| RoundedConstant::Numbers(tensor, f)),
+            Op::Dequantize(_) => constant().map(|(tensor, ty)| RoundedConstant::Codes(tensor, ty)),
             _ => None,
         }
+    }
+
+    /// Takes the codes that a dequantization reads for those of its result, where they are on one grid of 8 bits.
+    fn reads_codes(&mut self, node: NodeId) -> Result<bool, PassError> {
+        let x = self.as_real(self.old.operand(node, 0))?;
+        let ty = self.new.ty(x);
+        let Some((scale, zero_point)) = ty.per_tensor() else { return Ok(false) };
+        let codes = match ty.dtype {
+            DType::U8 => x,
+            DType::S8 => {
+                let name = format!("{}_unsigned", self.name(self.old.operand(node, 0)));
+                let fail = |e| PassError::op(&name, "QUnary", e);
+                let output = OutputGrid::full(DType::U8, scale, zero_point + 128).map_err(fail)?;
+                self.new.add(&name, QUnary { kind: UnaryKind::Identity, output }, &[x])?.out()
+            }
+            _ => return Ok(false),
+        };
+        self.codes.insert(node.out(), codes);
+        Ok(true)
+    }
+
+    /// Gives codes that are known in the type that a quantization makes them in.
+    fn gives_codes(&mut self, node: NodeId, q: &Quantize) -> Result<bool, PassError> {
+        let Some(&codes) = self.codes.get(&self.old.operand(node, 0)) else { return Ok(false) };
+        let ty = self.new.ty(codes);
+        let value = match q.params.as_per_tensor().filter(|_| q.dtype.size() == 1) {
+            Some(_) if ty.dtype == q.dtype && ty.quant.as_ref() == Some(&q.params) => codes,
+            Some((scale, zero_point)) if matches!(q.dtype, DType::U8 | DType::S8) => {
+                let name = self.old.node(node).name.clone();
+                let fail = |e| PassError::op(&name, "QUnary", e);
+                let output = OutputGrid::full(q.dtype, scale, zero_point).map_err(fail)?;
+                self.new.add(&name, QUnary { kind: UnaryKind::Identity, output }, &[codes])?.out()
+            }
+            _ => return Ok(false),
+        };
+        self.real.insert(node.out(), value);
+        Ok(true)
     }
 
     /// The fake-quantization that is the one user of the node, and the grid and bounds it stands for.
@@ -239,19 +336,13 @@ impl Builder<'_> {
         }
         let name = self.name(value).to_string();
         let real = match (self.codes.get(&value).copied(), self.rounded_constant(value)) {
-            (Some(codes), _) => {
+            (Some(codes), None) => {
                 let source = format!("{}_dequantize", self.new.node(codes.node).name);
                 self.new.add(&source, Dequantize {}, &[codes])?.out()
             }
-            (None, Some((tensor, f))) => {
-                let fail = |e| PassError::op(&name, "FakeQuant", e);
-                let ty = tensor.ty();
-                let rounded = Op::from(f.clone())
-                    .eval(&[tensor], &[&ty], std::slice::from_ref(&ty))
-                    .map_err(fail)?
-                    .pop()
-                    .ok_or_else(|| fail(OpError::unsupported("gave no result")))?;
-                self.new.constant(&name, rounded)
+            (_, Some(constant)) => {
+                let numbers = constant.numbers().map_err(|e| PassError::op(&name, "constant", e))?;
+                self.new.constant(&name, numbers)
             }
             (None, None) => {
                 let why = OpError::unsupported("its value was asked for before it was built");
@@ -267,12 +358,12 @@ impl Builder<'_> {
         if let Some(&codes) = self.codes.get(&value) {
             return Ok(codes);
         }
-        let Some((tensor, f)) = self.rounded_constant(value) else {
+        let Some(constant) = self.rounded_constant(value) else {
             let why = OpError::unsupported("it has no codes");
             return Err(PassError::op(self.name(value), self.old.mnemonic(value.node), why));
         };
         let name = self.name(value).to_string();
-        let (tensor, ty) = integers(tensor, f).map_err(|e| PassError::op(&name, "constant", e))?;
+        let (tensor, ty) = constant.codes().map_err(|e| PassError::op(&name, "constant", e))?;
         let codes = self.new.quantized_constant(&name, tensor, ty)?;
         self.codes.insert(value, codes);
         Ok(codes)
@@ -340,6 +431,91 @@ impl Builder<'_> {
         Ok(Ok((lowered, operands)))
     }
 
+    /// Weights less their zero points have 9 bits. Those that leave s8 are two parts of 8 bits, w₁ + w₂, and
+    /// x·(w₁ + w₂) is (x, x)·(w₁, w₂): the input channels that have a w₂ are there twice.
+    fn split_weights(
+        &mut self,
+        node: NodeId,
+        product: &Product,
+        operands: &mut [ValueId],
+    ) -> Result<Result<(), String>, PassError> {
+        let name = self.old.node(node).name.clone();
+        let fail = |e| PassError::op(&name, "constant", e);
+        let ty = self.new.ty(operands[1]).clone();
+        let (Some(params), Some(tensor)) = (ty.quant.clone(), self.new.constant_value(operands[1])) else {
+            return Ok(Err("its weights are not constant".into()));
+        };
+        if ty.dtype == DType::S8 && params.zero_points().iter().all(|&z| z == 0) {
+            return Ok(Ok(()));
+        }
+        let (out, inner, has_groups) = match product {
+            Product::Conv(c) => (QConv::CHANNEL_AXIS, 1, c.groups > 1),
+            Product::MatMul(_) => (QMatMul::CHANNEL_AXIS, 0, false),
+        };
+        if has_groups || params.axis().is_some_and(|a| a != out) {
+            let what = if has_groups { "it has groups" } else { "scales are not by output channel" };
+            return Ok(Err(format!("its weights less their zero points leave the range of s8, and {what}")));
+        }
+        let parts = WeightParts::of(tensor, &params, inner).map_err(fail)?;
+        let Some(WeightParts { weights, twice }) = parts else {
+            return Ok(Err("its weights less their zero points leave two times the range of s8".into()));
+        };
+        let scales = params.scales().to_vec();
+        let params = match params.axis() {
+            None => QuantParams::per_tensor(scales[0], 0),
+            Some(axis) => QuantParams::per_axis(axis, scales.clone(), vec![0; scales.len()]),
+        };
+        let own = self.new.node(operands[1].node).name.clone();
+        let ty = params
+            .and_then(|p| TensorType::quantized(DType::S8, weights.shape().clone(), p))
+            .map_err(fail)?;
+        operands[1] = self.new.quantized_constant(&format!("{own}_parts"), weights, ty)?;
+        if !twice.is_empty() {
+            let axis = product.channel_axis(self.new.shape(operands[0]).rank());
+            let channels = self.new.shape(operands[0])[axis];
+            let again = if twice.len() == channels {
+                operands[0]
+            } else {
+                let shape = Shape::new([twice.len()]).map_err(|e| fail(e.into()))?;
+                let indices = Tensor::from_vec::<i64>(shape, twice).map_err(|e| fail(e.into()))?;
+                let indices = self.new.constant(&format!("{name}_channels"), indices);
+                self.new.add(&format!("{name}_again"), Gather { axis }, &[operands[0], indices])?.out()
+            };
+            operands[0] =
+                self.new.add(&format!("{name}_twice"), Concat { axis }, &[operands[0], again])?.out();
+        }
+        Ok(Ok(()))
+    }
+
+    /// Makes sums of a product fit 32 bits where its bias takes them alone; see [`coarsened`].
+    fn leave_room(
+        &mut self,
+        node: NodeId,
+        operands: &mut [ValueId],
+        record: &mut Record,
+    ) -> Result<(), PassError> {
+        let name = self.old.node(node).name.clone();
+        let axis = match self.old.op(node) {
+            Some(Op::Conv(_)) => QConv::CHANNEL_AXIS,
+            _ => QMatMul::CHANNEL_AXIS,
+        };
+        let constant = |v: ValueId| self.new.constant_value(v).map(|tensor| (tensor, self.new.ty(v)));
+        let (Some(weights), Some(bias)) = (constant(operands[1]), constant(operands[2])) else {
+            return Ok(());
+        };
+        let coarsened = coarsened(weights, bias, axis).map_err(|e| PassError::op(&name, "constant", e))?;
+        let Some(Coarsened { weights, bias, channels }) = coarsened else { return Ok(()) };
+        for (slot, (tensor, ty)) in [(1, weights), (2, bias)] {
+            let own = self.new.node(operands[slot].node).name.clone();
+            operands[slot] = self.new.quantized_constant(&format!("{own}_coarse"), tensor, ty)?;
+        }
+        record.applied(
+            &name,
+            format!("{channels} channels have coarser weights, to leave room for their bias"),
+        );
+        Ok(())
+    }
+
     /// A convolution or matrix product of integers, in the first requantization mode that can express it.
     fn product(
         &mut self,
@@ -355,14 +531,20 @@ impl Builder<'_> {
         let has_weights = has_weights(self.old, node);
         let parameters = &old[if has_weights { 1 } else { 2 }..2 + usize::from(has_bias)];
         let rounded: Option<Vec<DType>> =
-            parameters.iter().map(|&v| self.rounded_constant(v).map(|(_, f)| f.dtype)).collect();
-        let expected = [DType::S8, DType::S32];
-        let expected = &expected[if has_weights { 0 } else { 1 }..1 + usize::from(has_bias)];
-        if rounded.is_none_or(|dtypes| dtypes != expected) {
+            parameters.iter().map(|&v| self.rounded_constant(v).map(|c| c.dtype())).collect();
+        let expected = [[DType::S8, DType::S32], [DType::U8, DType::S32]]
+            .map(|types| types[if has_weights { 0 } else { 1 }..1 + usize::from(has_bias)].to_vec());
+        if rounded.is_none_or(|dtypes| !expected.contains(&dtypes)) {
             let what = if has_weights { "weights and bias are" } else { "bias is" };
             return Ok(Err(format!("its {what} not constant, rounded to s8 and s32")));
         }
-        let operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
+        let mut operands = old.iter().map(|&v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
+        if has_weights && let Err(why) = self.split_weights(node, &product, &mut operands)? {
+            return Ok(Err(why));
+        }
+        if has_weights && has_bias {
+            self.leave_room(node, &mut operands, record)?;
+        }
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.new.ty(v)).collect();
         if has_bias && let Err(why) = bias_fits(&types) {
             return Ok(Err(why));
@@ -385,6 +567,106 @@ impl Builder<'_> {
         }
         Ok(Err(refusals.join("; ")))
     }
+}
+
+/// Weights of 9 bits in parts of 8.
+struct WeightParts {
+    /// s8, with the second parts behind the first along the axis of input channels.
+    weights: Tensor,
+    /// The input channels that have second parts.
+    twice: Vec<i64>,
+}
+
+impl WeightParts {
+    /// `None` where two parts are too few. `inner` is the axis of input channels.
+    fn of(codes: &Tensor, params: &QuantParams, inner: usize) -> Result<Option<WeightParts>, OpError> {
+        let shape = codes.shape().clone();
+        let strides = shape.strides();
+        let grid_at = |i: usize| params.axis().map_or(0, |a| i / strides[a] % shape[a]);
+        let all = codes.to_i64().ok_or_else(|| OpError::dtype("weights that are not integers"))?;
+        let split = |(i, &q): (usize, &i64)| {
+            let steps = q - i64::from(params.at(grid_at(i)).1);
+            let first = steps.clamp(-128, 127);
+            (first as i8, steps - first)
+        };
+        let parts: Vec<(i8, i64)> = all.iter().enumerate().map(split).collect();
+        if parts.iter().any(|(_, second)| !(-128..=127).contains(second)) {
+            return Ok(None);
+        }
+        let (run, channels) = (strides[inner], shape[inner]);
+        let mut has_second = vec![false; channels];
+        for (i, (_, second)) in parts.iter().enumerate() {
+            has_second[i / run % channels] |= *second != 0;
+        }
+        let twice: Vec<usize> = (0..channels).filter(|&c| has_second[c]).collect();
+        let mut weights = Vec::with_capacity(parts.len() * 2);
+        for block in parts.chunks(run * channels) {
+            weights.extend(block.iter().map(|(first, _)| *first));
+            for &c in &twice {
+                weights.extend(block[c * run..(c + 1) * run].iter().map(|(_, second)| *second as i8));
+            }
+        }
+        let mut dims = shape.to_vec();
+        dims[inner] += twice.len();
+        let weights = Tensor::from_vec::<i8>(Shape::new(dims)?, weights)?;
+        Ok(Some(WeightParts { weights, twice: twice.into_iter().map(|c| c as i64).collect() }))
+    }
+}
+
+/// The most that a sum may reach: a quarter of it is left for the zero point of the result.
+const MOST_SUM: i64 = i32::MAX as i64 / 4 * 3;
+
+/// Weights and bias of which some channels are on coarser grids.
+struct Coarsened {
+    weights: (Tensor, TensorType),
+    bias: (Tensor, TensorType),
+    /// How many channels.
+    channels: usize,
+}
+
+/// Puts the weights of channels whose bias fills the 32 bits of a sum, as quantizers make them for channels of next to no
+/// weight, on grids 2, 4, 8… times coarser, until products fit beside the bias. Beside such a bias a step of the
+/// weights is nothing: half a step of each of K weights changes a result by K·255/2^30 of what the bias is, at most.
+fn coarsened(
+    (weights, weights_ty): (&Tensor, &TensorType),
+    (bias, bias_ty): (&Tensor, &TensorType),
+    axis: usize,
+) -> Result<Option<Coarsened>, OpError> {
+    let (Some(params), Some(bias_params)) = (&weights_ty.quant, &bias_ty.quant) else { return Ok(None) };
+    let channels = bias.shape().elements();
+    if params.axis() != Some(axis) || bias_params.axis() != Some(0) || channels == 0 {
+        return Ok(None);
+    }
+    let inner: usize = weights.shape()[axis + 1..].iter().product();
+    let channel = |i: usize| i / inner % channels;
+    let (codes, offsets) = (weights.as_slice::<i8>()?, bias.as_slice::<i32>()?);
+    let mut products = vec![0i64; channels];
+    for (i, &w) in codes.iter().enumerate() {
+        products[channel(i)] += i64::from(w).abs() * 255;
+    }
+    let shift = |(&b, &p): (&i32, &i64)| {
+        let sum = i64::from(b).abs() + p;
+        (0..31).find(|s| sum >> s <= MOST_SUM).unwrap_or(31)
+    };
+    let shifts: Vec<i32> = offsets.iter().zip(&products).map(shift).collect();
+    let coarse = shifts.iter().filter(|&&s| s > 0).count();
+    if coarse == 0 {
+        return Ok(None);
+    }
+    let part = |x: f64, c: usize| (x / f64::from(1u32 << shifts[c])).round_ties_even();
+    let scales = |p: &QuantParams| (0..channels).map(|c| p.at(c).0 * (1u32 << shifts[c]) as f32).collect();
+    let finer = codes.iter().enumerate().map(|(i, &w)| part(w.into(), channel(i)) as i8).collect();
+    let lower = offsets.iter().enumerate().map(|(c, &b)| part(b.into(), c) as i32).collect();
+    let typed = |tensor: Tensor, params: &QuantParams, axis: usize| {
+        let params = QuantParams::per_axis(axis, scales(params), vec![0; channels])?;
+        let ty = TensorType::quantized(tensor.dtype(), tensor.shape().clone(), params)?;
+        Ok::<_, OpError>((tensor, ty))
+    };
+    Ok(Some(Coarsened {
+        weights: typed(Tensor::from_vec::<i8>(weights.shape().clone(), finer)?, params, axis)?,
+        bias: typed(Tensor::from_vec::<i32>(bias.shape().clone(), lower)?, bias_params, 0)?,
+        channels: coarse,
+    }))
 }
 
 /// The wanted mode, then those that can express more.

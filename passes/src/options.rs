@@ -105,6 +105,9 @@ pub struct Options {
     /// Leaves means and deviations in an op of their own where they could go into a convolution: slower, but the codes
     /// are those of images that were normalised outside.
     pub keep_normalize: bool,
+    /// Makes a quantized graph for other runtimes, which make integer ops of what has a pair of quantize and dequantize
+    /// around it: sums stay ops of their own, and numbers are rounded behind moves, too.
+    pub interchange: bool,
     /// Devices for nodes of the model, by name.
     pub pins: BTreeMap<String, Device>,
     /// What the code generator can lower; the rest runs in the interpreter.
@@ -122,6 +125,7 @@ impl Default for Options {
             weight_bits: WeightBits::default(),
             image_input: None,
             keep_normalize: false,
+            interchange: false,
             pins: BTreeMap::new(),
             capability: |_, _| Ok(()),
             fold_limit: 1 << 20,

@@ -3,9 +3,12 @@
 use crate::{
     Backend, Calibration, Difference, DynamicModel, Error, Feed, JitOptions, Model, Pixels, Preprocess,
     Program, ProgramInfo, Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
+    machine_memory,
 };
+use qcc_codegen::SharedWeights;
 use qcc_ir::{
-    Device, Graph, Op, Output, ValueId,
+    Device, Graph, Op, Output, Stage, ValueId,
+    memory::{MemoryError, MemoryPlan, signature_bytes},
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
@@ -59,6 +62,8 @@ type Observer = Arc<dyn Fn(Event<'_>) + Send + Sync>;
 #[derive(Clone)]
 pub struct Compiler {
     options: Options,
+    /// The mode that was asked for.
+    requant: Option<RequantMode>,
     calibrator: Calibrator,
     samples: Option<Samples>,
     preprocess: Preprocess,
@@ -67,6 +72,8 @@ pub struct Compiler {
     tier: Option<String>,
     threads: Threads,
     listing: bool,
+    max_memory: Option<u64>,
+    shared: Option<Arc<SharedWeights>>,
     observer: Option<Observer>,
 }
 
@@ -84,9 +91,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The graph, at `Stage::Float`.
+    /// The graph, at `Stage::Float`; at `Stage::FakeQuant` where the model [brings its own grids](Self::brings_grids).
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Whether the model is quantized already. Then nothing is calibrated, and int8 computes on its grids.
+    pub fn brings_grids(&self) -> bool {
+        self.graph.stage == Stage::FakeQuant
     }
 }
 
@@ -102,6 +114,7 @@ impl Compiler {
     pub fn new() -> Compiler {
         Compiler {
             options: Options { capability: qcc_codegen::capability, ..Options::default() },
+            requant: None,
             calibrator: Calibrator::MinMax,
             samples: None,
             preprocess: Preprocess::default(),
@@ -110,6 +123,8 @@ impl Compiler {
             tier: None,
             threads: Threads::one(),
             listing: false,
+            max_memory: None,
+            shared: None,
             observer: None,
         }
     }
@@ -120,9 +135,10 @@ impl Compiler {
         self
     }
 
-    /// How accumulators of integer ops become codes.
+    /// How accumulators of integer ops become codes. Where nothing is said: [`RequantMode::Q15`]; and for a model that
+    /// [brings its own grids](Prepared::brings_grids) [`RequantMode::Float`], with which it is what its author ran.
     pub fn requant(mut self, mode: RequantMode) -> Compiler {
-        self.options.requant = mode;
+        self.requant = Some(mode);
         self
     }
 
@@ -205,6 +221,13 @@ impl Compiler {
         self
     }
 
+    /// Quantizes for other runtimes, to be exported as ONNX: with sums as ops of their own, and with every op between
+    /// grids, as they want it to compute with integers.
+    pub fn interchange(mut self, is_for_others: bool) -> Compiler {
+        self.options.interchange = is_for_others;
+        self
+    }
+
     /// Places the node of this name on a device.
     pub fn pin(mut self, node: impl Into<String>, device: Device) -> Compiler {
         self.options.pins.insert(node.into(), device);
@@ -220,6 +243,25 @@ impl Compiler {
     /// Keeps the text of generated code; see [`Model::listing`].
     pub fn listing(mut self, keep: bool) -> Compiler {
         self.listing = keep;
+        self
+    }
+
+    /// Bytes of memory that a model may take: its file and weights, and what a run computes. More is an error before it is
+    /// taken. Default: [`machine_memory`].
+    pub fn max_memory(mut self, bytes: u64) -> Compiler {
+        self.max_memory = Some(bytes);
+        self
+    }
+
+    /// The memory that a model may take.
+    pub fn memory_limit(&self) -> u64 {
+        self.max_memory.unwrap_or_else(machine_memory)
+    }
+
+    /// Shares packed weights among the models that it compiles: those of one network for several shapes read the same
+    /// ones.
+    pub fn share_weights(mut self) -> Compiler {
+        self.shared.get_or_insert_default();
         self
     }
 
@@ -261,7 +303,7 @@ impl Compiler {
     /// # Errors
     /// Where the file is not a model.
     pub fn dynamic_file(&self, path: &Path) -> Result<DynamicModel, Error> {
-        DynamicModel::load(path, Backend::Jit(Box::new(self.clone())))
+        DynamicModel::load(path, Backend::jit(self.clone()), self.memory_limit())
     }
 
     /// The shapes and dimensions that were bound.
@@ -311,7 +353,7 @@ impl Compiler {
     /// Where the file is not a model, its ops are not supported, or shapes do not fit.
     pub fn import_file(&self, path: &Path) -> Result<Graph, Error> {
         let failed = |e| Error::Import { path: path.display().to_string(), source: Box::new(e) };
-        let model = onnx::Model::load(path).map_err(failed)?;
+        let model = onnx::Model::load_within(path, self.memory_limit()).map_err(failed)?;
         self.imported(model.graph(&self.bindings).map_err(failed)?)
     }
 
@@ -335,6 +377,10 @@ impl Compiler {
     /// # Errors
     /// Where a pin names no node.
     pub fn prepare(&self, mut graph: Graph) -> Result<Prepared, Error> {
+        // What is certain without a plan: no pass makes constants, inputs or results much smaller.
+        let MemoryPlan { constants, .. } = MemoryPlan::of(&graph);
+        let least = constants.saturating_add(signature_bytes(&graph));
+        MemoryError::check("the model", least, self.memory_limit())?;
         let report = qcc_passes::prepare(&mut graph, &self.pass_options(), &mut self.watch())?;
         self.warn_of(&report);
         Ok(Prepared { graph, report })
@@ -356,17 +402,29 @@ impl Compiler {
         let mut exact = Compiler { observer: None, ..self.clone() };
         exact.options.keep_normalize = true;
         let exact = exact.lower(prepared, calibrated)?;
-        let jit = JitOptions::new(choose_tier(self.tier.as_deref())?);
+        let jit = JitOptions {
+            max_memory: self.memory_limit(),
+            ..JitOptions::new(choose_tier(self.tier.as_deref())?)
+        };
         let samples = self.samples.clone().unwrap_or_else(Samples::noise).limit(DIFFERENCE_SAMPLES);
         let feed = samples.bind(&graph_inputs(folded.graph()), &self.preprocess)?;
         Difference::between(&exact.jit(&jit)?, &folded.jit(&jit)?, &feed)
     }
 
-    /// Runs the prepared graph in float on the samples and collects ranges.
+    /// Runs the prepared graph in float on the samples and collects ranges. One that brings its own grids needs none.
     ///
     /// # Errors
     /// Where samples cannot be read or do not fit the model.
     pub fn calibrate(&self, prepared: &Prepared) -> Result<Calibrated, Error> {
+        if prepared.brings_grids() {
+            let summary = Calibration {
+                origin: "the model's own grids".into(),
+                samples: 0,
+                calibrator: self.calibrator,
+                synthetic: false,
+            };
+            return Ok(Calibrated { ranges: Ranges::default(), summary });
+        }
         let samples = self.samples.clone().unwrap_or_else(|| {
             self.tell(Event::Warning(
                 "no calibration data: ranges come from synthetic noise. The result is good for timing; \
@@ -439,8 +497,12 @@ impl Compiler {
             ..Options::default()
         };
         qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo { precision: Precision::Float, ..self.info(&graph, None, &Report::default()) };
-        let jit = JitOptions::new(choose_tier(self.tier.as_deref())?).threads(Threads::new(0)?);
+        let info = ProgramInfo {
+            precision: Precision::Float,
+            ..self.info(&graph, options.requant, None, &Report::default())
+        };
+        let jit =
+            JitOptions { listing: false, shared: None, ..self.jit_options()? }.threads(Threads::new(0)?);
         Ok(Program::new(graph, info).jit(&jit)?)
     }
 
@@ -452,21 +514,36 @@ impl Compiler {
         let mut graph = prepared.graph.clone();
         let none = Ranges::default();
         let ranges = calibrated.map_or(&none, |c| &c.ranges);
-        let options = self.pass_options();
+        let options = Options { requant: self.requant_of(prepared), ..self.pass_options() };
         let quantized = qcc_passes::quantize(&mut graph, ranges, &options, &mut self.watch())?;
         let lowered = qcc_passes::lower(&mut graph, &options, &mut self.watch())?;
         let report = quantized.then(lowered);
         self.warn_of(&report);
-        let info = self.info(&graph, calibrated, &prepared.report.clone().then(report));
+        let report = prepared.report.clone().then(report);
+        let info = self.info(&graph, options.requant, calibrated, &report);
         Ok(Program::new(graph, info))
     }
 
-    fn info(&self, graph: &Graph, calibrated: Option<&Calibrated>, report: &Report) -> ProgramInfo {
+    /// The mode that was asked for, or the default for this model.
+    fn requant_of(&self, prepared: &Prepared) -> RequantMode {
+        self.requant.unwrap_or(match prepared.brings_grids() {
+            true => RequantMode::Float,
+            false => RequantMode::Q15,
+        })
+    }
+
+    fn info(
+        &self,
+        graph: &Graph,
+        requant: RequantMode,
+        calibrated: Option<&Calibrated>,
+        report: &Report,
+    ) -> ProgramInfo {
         let quantized = self.options.precision != Precision::Float;
         ProgramInfo {
             qcc: env!("CARGO_PKG_VERSION").into(),
             precision: self.options.precision,
-            requant: self.options.requant,
+            requant,
             weight_bits: self.options.weight_bits,
             calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
             preprocess: self.preprocess.clone(),
@@ -491,7 +568,9 @@ impl Compiler {
     /// Where this CPU lacks the tier.
     pub fn jit_options(&self) -> Result<JitOptions, Error> {
         let tier = choose_tier(self.tier.as_deref())?;
-        Ok(JitOptions { listing: self.listing, ..JitOptions::new(tier).threads(self.threads.clone()) })
+        let options = JitOptions::new(tier).threads(self.threads.clone());
+        let (listing, max_memory) = (self.listing, self.memory_limit());
+        Ok(JitOptions { listing, max_memory, shared: self.shared.clone(), ..options })
     }
 
     fn tell(&self, event: Event<'_>) {

@@ -5,10 +5,7 @@
 //! are equal; floats are within `atol + rtol * |expected|`; integers and truth values are equal.
 
 use crate::{Backend, DynamicModel};
-use qcc_ir::{
-    DType, Tensor,
-    onnx::{self, Model},
-};
+use qcc_ir::{DType, Tensor, onnx};
 use std::{
     error::Error,
     fs,
@@ -64,12 +61,12 @@ impl Case {
         Ok(cases)
     }
 
-    /// Runs all data sets of the case, one after the other.
+    /// Runs all data sets of the case, one after the other. The model may take this many bytes of memory.
     ///
     /// # Errors
     /// The reason why it fails, in one sentence.
-    pub fn run(&self, backend: &Backend, tolerance: Tolerance) -> Result<(), String> {
-        let run = || self.run_all(backend, tolerance).map_err(|e| chain(&*e));
+    pub fn run(&self, backend: &Backend, tolerance: Tolerance, max_memory: u64) -> Result<(), String> {
+        let run = || self.run_all(backend, tolerance, max_memory).map_err(|e| chain(&*e));
         // A defect of qcc is one failed case, not the end of all.
         match panic::catch_unwind(AssertUnwindSafe(run)) {
             Ok(result) => result,
@@ -81,10 +78,14 @@ impl Case {
         }
     }
 
-    fn run_all(&self, backend: &Backend, tolerance: Tolerance) -> Result<(), Box<dyn Error>> {
+    fn run_all(
+        &self,
+        backend: &Backend,
+        tolerance: Tolerance,
+        max_memory: u64,
+    ) -> Result<(), Box<dyn Error>> {
         let path = self.folder.join("model.onnx");
-        let model = Model::load(&path)?;
-        let model = DynamicModel::new(model, path.display().to_string(), backend.clone());
+        let model = DynamicModel::load(&path, backend.clone(), max_memory)?;
         let mut sets = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;

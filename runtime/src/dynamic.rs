@@ -13,6 +13,7 @@ use crate::{BindError, Compiler, Error, Model, Session, TensorView};
 use lru::LruCache;
 use qcc_ir::{
     DType, Graph, Tensor, interpreter,
+    memory::{MemoryError, MemoryPlan},
     onnx::{self, Bindings, Eager, Imported, Part, Rest},
 };
 use std::{
@@ -97,14 +98,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DynamicModel {
-    /// Reads an ONNX file.
+    /// Reads an ONNX file of a model that may take this many bytes of memory.
     ///
     /// # Errors
-    /// Where the file is not a model or its ops are not supported.
-    pub fn load(path: &Path, backend: Backend) -> Result<DynamicModel, Error> {
+    /// Where the file is not a model, its ops are not supported, or it is too large.
+    pub fn load(path: &Path, backend: Backend, max_memory: u64) -> Result<DynamicModel, Error> {
         let origin = path.display().to_string();
         let failed = |e| Error::Import { path: origin.clone(), source: Box::new(e) };
-        let model = onnx::Model::load(path).map_err(failed)?;
+        let model = onnx::Model::load_within(path, max_memory).map_err(failed)?;
         Ok(DynamicModel::new(model, origin, backend))
     }
 
@@ -206,7 +207,7 @@ impl DynamicModel {
                 }
             };
             let outputs = graph.outputs().iter().map(|o| o.name.clone()).collect();
-            let code = self.0.backend.compile(graph)?;
+            let code = self.0.backend.compile(graph, self.0.model.max_memory())?;
             let made = Arc::new(Specialisation { code, outputs, next, compile_time: start.elapsed() });
             let key = key(infos, inputs, &wanted);
             lock(&self.0.state).specialisations.put(key, made.clone());
@@ -224,9 +225,17 @@ fn key(infos: &[onnx::InputInfo], inputs: &[Tensor], wanted: &BTreeSet<String>) 
 }
 
 impl Backend {
-    fn compile(&self, graph: Graph) -> Result<Code, Error> {
+    /// Machine code by this compiler, whose models share their packed weights.
+    pub fn jit(compiler: Compiler) -> Backend {
+        Backend::Jit(Box::new(compiler.share_weights()))
+    }
+
+    fn compile(&self, graph: Graph, max_memory: u64) -> Result<Code, Error> {
         Ok(match self {
-            Backend::Interpreter => Code::Interpreted(graph),
+            Backend::Interpreter => {
+                MemoryError::check("the model", MemoryPlan::of(&graph).total(), max_memory)?;
+                Code::Interpreted(graph)
+            }
             Backend::Jit(compiler) => {
                 let model = compiler.compile_graph(graph)?;
                 Code::Compiled { model, sessions: Mutex::new(Vec::new()) }

@@ -1,6 +1,6 @@
 use crate::{BindError, DataError, ProgramError, TierError, threads::ThreadsError, zoo::ZooError};
 use qcc_codegen::CodegenError;
-use qcc_ir::onnx::ImportError;
+use qcc_ir::{memory::MemoryError, onnx::ImportError};
 use qcc_passes::PassError;
 
 /// What can go wrong between a model file and its results.
@@ -15,6 +15,9 @@ pub enum Error {
         /// What is wrong.
         source: Box<ImportError>,
     },
+    /// More memory would be needed than is allowed.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The `.qcc` file is not usable.
     #[error(transparent)]
     Program(#[from] ProgramError),

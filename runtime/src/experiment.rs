@@ -12,8 +12,8 @@ pub const TRAINED: &str = "fashion_resnet8";
 /// The name of the large network in the report.
 pub const LARGE: &str = "resnet50-cifar100";
 
-/// Programs of one model: float, fake-quant, and int8 in each of these modes, as far as `precisions` has them. The
-/// model is prepared and calibrated once.
+/// Programs of one model: float, fake-quant, and int8 in each of these modes (in the model's default where there are
+/// none), as far as `precisions` has them. The model is prepared and calibrated once.
 ///
 /// # Errors
 /// Where the model cannot be calibrated or lowered.
@@ -30,12 +30,12 @@ pub fn programs(
     for &precision in precisions {
         let with = compiler.clone().precision(precision);
         match precision {
-            Precision::Int8 => {
+            Precision::Int8 if !modes.is_empty() => {
                 for &mode in modes {
                     programs.push(with.clone().requant(mode).lower(&prepared, calibrated.as_ref())?);
                 }
             }
-            Precision::Float | Precision::FakeQuant => {
+            Precision::Int8 | Precision::Float | Precision::FakeQuant => {
                 programs.push(with.lower(&prepared, calibrated.as_ref())?)
             }
         }

@@ -1,8 +1,11 @@
 //! Compiled models and sessions.
 
-use crate::{Error, FileTimes, Program, ProgramInfo, TensorView, TensorViewMut, Threads, view::holds};
+use crate::{
+    Error, FileTimes, Program, ProgramInfo, TensorView, TensorViewMut, Threads, machine_memory, view::holds,
+};
 use qcc_codegen::{
-    CodegenError, CompileTimes, CompiledModel, Execution, ListingKind, Step, Tier, Tiling, Work,
+    CodegenError, CompileTimes, CompiledModel, Execution, ListingKind, SharedWeights, Step, Tier, Tiling,
+    Work,
 };
 use qcc_ir::{Device, NodeId, Tensor, TensorType};
 use smallvec::SmallVec;
@@ -42,12 +45,17 @@ pub struct JitOptions {
     pub measure_pack_only: bool,
     /// Keep the text of every function for [`Model::listing`].
     pub listing: bool,
+    /// Where packed weights are shared with models that are made with the same one; `None`: nowhere.
+    pub shared: Option<Arc<SharedWeights>>,
+    /// Bytes of memory that the model may take.
+    pub max_memory: u64,
 }
 
 impl JitOptions {
     /// Code for use on one thread.
     pub fn new(tier: &'static Tier) -> JitOptions {
-        JitOptions { tier, threads: Threads::one(), measure_pack_only: false, listing: false }
+        let (threads, max_memory) = (Threads::one(), machine_memory());
+        JitOptions { tier, threads, measure_pack_only: false, listing: false, shared: None, max_memory }
     }
 
     /// Threads of the model's sessions.
@@ -72,7 +80,9 @@ impl Program {
             measure_pack_only: options.measure_pack_only,
             listing: options.listing,
             release: self.release(),
+            shared: options.shared.clone(),
             tilings: self.tilings(options.tier),
+            max_memory: options.max_memory,
             ..qcc_codegen::Options::new(options.tier)
         };
         let compiled = Arc::new(qcc_codegen::compile(self.graph(), &codegen)?);

@@ -78,8 +78,8 @@ impl<'a, T: Element, D: Dimension> TryFrom<&'a mut Array<T, D>> for TensorViewMu
 /// Whether memory typed `given` can hold elements of `wanted`: types that share a Rust type pass for each other.
 pub(crate) fn holds(given: DType, wanted: DType) -> bool {
     let rust = |d| match d {
-        DType::S4 => DType::S8,
-        DType::U4 | DType::Bool => DType::U8,
+        DType::S2 | DType::S4 => DType::S8,
+        d if d.size() == 1 && d != DType::S8 => DType::U8,
         d => d,
     };
     given == wanted || rust(given) == rust(wanted)

@@ -1,5 +1,9 @@
 //! What the tests of the whole compiler share: where data lies, deterministic inputs, compiled runs on every tier.
 
+pub mod attempt;
+pub mod mutate;
+pub mod seeds;
+
 use qcc_codegen::{CodegenError, CompiledModel, Execution, Options, Parallel, Serial, TIERS, Tier};
 use qcc_ir::{DType, Graph, Shape, Tensor, TensorType};
 use std::{

@@ -29,7 +29,8 @@ pub(crate) fn run(args: &Compile, quiet: u8, out: &mut impl Write) -> Result<(),
         return Err(Failure::Usage("--tune goes with --emit qcc: other forms hold no tilings".into()));
     }
     let (compiler, terminal) = super::compiler(&args.options, &args.images, args.tier.isa.as_deref(), quiet)?;
-    let compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    let compiler = compiler.precision(args.precision);
+    let compiler = args.requant.requant.iter().fold(compiler, |c, &mode| c.requant(mode));
     let written = match args.emit {
         Emit::Qcc => emit_program(args, &compiler, &terminal, out),
         Emit::Onnx | Emit::Qir => {
@@ -146,6 +147,7 @@ fn emit_graph(
         (None, Emit::Onnx, Precision::FakeQuant | Precision::Int8) => Some(LAST_FAKE_QUANT_PASS),
         _ => None,
     };
+    let compiler = &compiler.clone().interchange(args.emit == Emit::Onnx && args.stop_after.is_none());
     let graph = if is_program(&args.model) {
         let program = Program::load(&args.model)?;
         explain(args, &program, out)?;

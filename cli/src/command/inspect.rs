@@ -14,7 +14,8 @@ use std::{collections::BTreeMap, io::Write};
 
 pub(crate) fn run(args: &Inspect, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
     let (compiler, terminal) = super::compiler(&args.options, &args.images, None, quiet)?;
-    let mut compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    let compiler = compiler.precision(args.precision);
+    let mut compiler = args.requant.requant.iter().fold(compiler, |c, &mode| c.requant(mode));
     if args.options.calibration.calibrate.is_none() {
         // A plan does not depend on ranges: no warning is due.
         compiler = compiler.calibration(Samples::noise().limit(1));

@@ -43,6 +43,9 @@ fn compiler(
     for (node, device) in &options.pin {
         compiler = compiler.pin(node, *device);
     }
+    if let Some(bytes) = options.memory.max_memory {
+        compiler = compiler.max_memory(bytes);
+    }
     compiler = compiler.weight_bits(options.weight_bits);
     if options.weights == "per-tensor" {
         compiler = compiler.weights(passes::WeightGrid::PerTensor);

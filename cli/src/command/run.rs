@@ -8,7 +8,7 @@ use crate::{
 use comfy_table::Table;
 use qcc_runtime::{
     Compiler, Error, LoadPhase, Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads,
-    ir::{Tensor, onnx::InputInfo},
+    ir::{Tensor, memory::MemoryError, onnx::InputInfo},
     is_program, read_npy, read_npz, top, write_npy,
 };
 use std::{
@@ -20,7 +20,8 @@ use std::{
 
 pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
     let (compiler, terminal) = super::compiler(&args.options, &args.images, args.tier.isa.as_deref(), quiet)?;
-    let compiler = compiler.precision(args.precision).requant(args.requant.requant);
+    let compiler = compiler.precision(args.precision);
+    let compiler = args.requant.requant.iter().fold(compiler, |c, &mode| c.requant(mode));
     let compiler = compiler.threads(Threads::new(args.threads.threads)?);
     let ran = match is_program(&args.model) {
         true => run_program(args, &compiler)?,
@@ -92,6 +93,8 @@ fn run_onnx(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
     let types = model.model().input_types(&bindings).map_err(failed)?;
     let infos: Vec<TensorInfo> =
         declared.iter().zip(types).map(|(i, ty)| TensorInfo { name: i.name.clone(), ty }).collect();
+    let bytes = infos.iter().map(|i| i.ty.bytes() as u64).fold(0, u64::saturating_add);
+    MemoryError::check("the inputs", bytes, compiler.memory_limit()).map_err(Error::from)?;
     let inputs = read_inputs(args, &infos, given, &super::preprocess(&args.images))?;
     let start = Instant::now();
     let run = model.run(&inputs)?;

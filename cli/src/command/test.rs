@@ -9,6 +9,7 @@ use crate::{
 use qcc_runtime::{
     Backend, Compiler, Precision,
     conformance::{Case, Tolerance},
+    machine_memory,
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &Test, quiet: u8, out: &mut impl Write) -> Result<(), Fa
     let done = AtomicUsize::new(0);
     let group_of = |name: &str| groups.get(name).cloned().unwrap_or_default();
     let run = |case: &Case| {
-        let results = backends.iter().map(|b| case.run(b, tolerance)).collect();
+        let results = backends.iter().map(|b| case.run(b, tolerance, memory(args))).collect();
         terminal.progress("testing", done.fetch_add(1, Ordering::Relaxed) + 1, cases.len());
         Outcome { name: case.name.clone(), group: group_of(&case.name), results }
     };
@@ -85,15 +86,20 @@ fn silenced<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
+/// The memory that a model may take.
+fn memory(args: &Test) -> u64 {
+    args.memory.max_memory.unwrap_or_else(machine_memory)
+}
+
 fn backend(kind: TestBackend, args: &Test) -> Backend {
     match kind {
         TestBackend::Interpreter => Backend::Interpreter,
         TestBackend::Jit => {
-            let compiler = Compiler::new().precision(Precision::Float);
-            Backend::Jit(Box::new(match &args.tier.isa {
+            let compiler = Compiler::new().precision(Precision::Float).max_memory(memory(args));
+            Backend::jit(match &args.tier.isa {
                 Some(isa) => compiler.tier(isa),
                 None => compiler,
-            }))
+            })
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     lower::Lowering,
     model::Work,
     module::{FunctionKind, Location},
+    shared::PackKey,
     tier::Isa,
 };
 use cranelift_module::FuncId;
@@ -31,8 +32,19 @@ pub(crate) struct Operands {
     pub(crate) y: Location,
     /// The residual, with readable slack behind it.
     pub(crate) r: Option<Location>,
-    /// The packed weights, where they are not among the model's but packed by an earlier step.
-    pub(crate) w: Option<Location>,
+    /// The packed weights.
+    pub(crate) w: PackedAt,
+}
+
+/// Where packed weights lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PackedAt {
+    /// Among the model's weights.
+    Model,
+    /// Where an earlier step has packed them.
+    Value(Location),
+    /// Among those that models share: which of the ones that this model uses.
+    Shared(usize),
 }
 
 /// The constants of a problem. Its weights are packed at some time in `'s`.
@@ -112,8 +124,8 @@ pub(crate) fn lower<'s>(
     let starts = (coefficients.starts, Start::Params);
     let tiles = Tiles::define(cx, kernel, problem, epilogue, starts, weights, residual)?;
     let Some(tiles) = tiles else { return Ok(()) };
-    let panels = tiles.pack_all(cx, coefficients)?;
-    tiles.step(cx, operands, panels, work)
+    let (w, panels) = tiles.pack_all(cx, coefficients)?;
+    tiles.step(cx, Operands { w, ..operands }, panels, work)
 }
 
 /// The functions that configure matrix registers of `rows` rows and release them; `None` for 0.
@@ -212,7 +224,7 @@ pub(crate) fn lower_pairs(
             });
         }
     }
-    tiles.step(cx, Operands { w: Some(packed.location), ..operands }, entries, work)
+    tiles.step(cx, Operands { w: PackedAt::Value(packed.location), ..operands }, entries, work)
 }
 
 /// The functions and panels of a dense problem before its code is placed.
@@ -435,11 +447,11 @@ impl<'t, 'a> Tiles<'t, 'a> {
         &self,
         cx: &mut Lowering<'_, 's>,
         coefficients: &Coefficients<'_, 's>,
-    ) -> Result<Vec<PanelEntry>, CodegenError> {
+    ) -> Result<(PackedAt, Vec<PanelEntry>), CodegenError> {
         let (p, cut) = (self.problem, &self.cut);
         let panels: Vec<(usize, &Panel)> =
             (0..p.groups).flat_map(|group| cut.panels.iter().map(move |panel| (group, panel))).collect();
-        let weights = self.pack_weights(cx, coefficients, &panels)?;
+        let (at, weights) = self.pack_weights(cx, coefficients, &panels)?;
         let mut entries = Vec::with_capacity(panels.len());
         for ((group, panel), weights) in panels.into_iter().zip(weights) {
             entries.push(PanelEntry {
@@ -450,16 +462,16 @@ impl<'t, 'a> Tiles<'t, 'a> {
                 class: class_index(&self.classes, panel),
             });
         }
-        Ok(entries)
+        Ok((at, entries))
     }
 
-    /// Offsets of the packed weights of these panels of groups.
+    /// The packed weights of these panels of groups, and the offsets of each.
     fn pack_weights<'s>(
         &self,
         cx: &mut Lowering<'_, 's>,
         coefficients: &Coefficients<'_, 's>,
         panels: &[(usize, &Panel)],
-    ) -> Result<Vec<u32>, CodegenError> {
+    ) -> Result<(PackedAt, Vec<u32>), CodegenError> {
         let (runs, run) = (self.problem.runs(), self.problem.run);
         let parts: Vec<(PanelFormat, Range<usize>)> = panels
             .iter()
@@ -470,12 +482,14 @@ impl<'t, 'a> Tiles<'t, 'a> {
         };
         let sizes: Vec<usize> = parts.iter().map(size).collect();
         let tensor = coefficients.tensor;
+        let all = parts.clone();
+        let key = |order| move || PackKey::new(tensor.bytes(), order, all, runs, run);
         match coefficients.weights {
-            Elements::Codes(weights) => cx.packed(tensor, &sizes, move |i, bytes| {
+            Elements::Codes(weights) => cx.packed(tensor, key(weights.order), &sizes, move |i, bytes| {
                 let (format, channels) = parts[i].clone();
                 pack::pack_weights_into(format, channels, runs, run, bytes, &weights);
             }),
-            Elements::Floats(weights) => cx.packed(tensor, &sizes, move |i, bytes| {
+            Elements::Floats(weights) => cx.packed(tensor, key(weights.order), &sizes, move |i, bytes| {
                 let (format, channels) = parts[i].clone();
                 pack::pack_weights_into(format, channels, runs, run, bytes, &weights);
             }),

@@ -65,7 +65,7 @@ pub(crate) struct Problem {
 
 /// Where the weights of a problem lie in their tensor: those of a channel are a matrix of inputs × taps, in which K counts
 /// the inputs of one tap after the other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct WeightOrder {
     /// From the weights of one output channel (counted over all groups) to those of the next.
     pub(crate) channel: usize,

@@ -454,7 +454,7 @@ impl Walk<TileFunction, AroundFunction> {
 mod tests {
     use super::*;
     use crate::{
-        dense::{Strides, choose::Panel, spec::Product},
+        dense::{Strides, choose::Panel, driver::PackedAt, spec::Product},
         module::Location,
     };
     use std::{cell::RefCell, ptr};
@@ -531,7 +531,8 @@ mod tests {
         let cut_panels =
             (0..panels as usize).map(|i| Panel { first: 16 * i, width: 16, columns: 16 }).collect();
         let cut = Cut { isa: Isa::Avx512Vnni, rows, cols, panels: cut_panels, order };
-        let operands = Operands { a: Location::Input(0), y: Location::Output(0), r: None, w: None };
+        let operands =
+            Operands { a: Location::Input(0), y: Location::Output(0), r: None, w: PackedAt::Model };
         let entries =
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];

@@ -8,7 +8,7 @@ use crate::{
     CodegenError,
     dense::{
         Problem, Strides, WeightOrder,
-        driver::{self, Operands, Pair, Starts},
+        driver::{self, Operands, PackedAt, Pair, Starts},
         repack::SecondOperands,
         spec::{Epilogue, Product},
     },
@@ -204,7 +204,7 @@ impl Batch {
             a_dims.iter().zip(&a.strides).map(|(&n, &stride)| (n - 1) * stride as usize).sum::<usize>();
         let a_elements = reach / self.product.element() + 1;
         let second = SecondOperands { view, dims: b_dims, zero_points };
-        let operands = Operands { a: a.location, y: cx.location(node.out())?, r, w: None };
+        let operands = Operands { a: a.location, y: cx.location(node.out())?, r, w: PackedAt::Model };
         let problem = self.problem(&rows);
         let refuse = |cx: &Lowering, e| cx.refuse(node, e);
         let bias = self.extras.bias.map(|slot| product::constant(cx.graph, node, slot)).transpose();

@@ -20,7 +20,7 @@ use crate::{
         Problem, asm,
         choose::{self, Cut, Share, Tiling},
         clif_tile::TILE_PARAMETERS,
-        driver::PendingWalk,
+        driver::{PackedAt, PendingWalk},
         margins, pack,
         spec::TileSpec,
         strip::StripSpec,
@@ -31,6 +31,7 @@ use crate::{
     module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
     routine::{Routine, Source},
+    shared::{self, PackKey, SHARED_FROM, SharedWeights},
     sharing::{self, Cost},
     tier::Isa,
     times::{CompileTimes, ThreadTime},
@@ -39,12 +40,15 @@ use crate::{
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_module::FuncId;
 use product::IntegerProducts;
-use qcc_ir::{Device, Graph, NodeId, Op, OpError, Tensor, TensorType, ValueId};
-use rayon::Scope;
+use qcc_ir::{
+    Device, Graph, NodeId, Op, OpError, Tensor, TensorType, ValueId,
+    memory::{MemoryError, signature_bytes},
+};
+use rayon::{Scope, prelude::*};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -79,7 +83,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
         Op::Resample(_) => &resample::RESAMPLE,
         Op::QResample(_) => &resample::Q_RESAMPLE,
-        Op::Reshape(_) | Op::Transfer(_) => &shape::ALIAS,
+        Op::Reshape(_) | Op::Transfer(_) | Op::AssumeGrid(_) => &shape::ALIAS,
         Op::Transpose(_) => &shape::TRANSPOSE,
         Op::Slice(_) => &shape::SLICE,
         Op::Concat(_) => &shape::CONCAT,
@@ -97,6 +101,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
         // Rare, and as fast as memory lets them be in the interpreter.
         Op::BitCast(_)
+        | Op::CastSmall(_)
         | Op::ArgExtreme(_)
         | Op::TopK(_)
         | Op::Cumulate(_)
@@ -108,8 +113,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::GatherNd(_)
         | Op::ScatterElements(_)
         | Op::ScatterNd(_) => return None,
-        // Folded by the passes, or of imported integers, which the interpreter reads on another grid or multiplies.
-        Op::BatchNorm(_) | Op::AssumeGrid(_) | Op::IntConv(_) | Op::IntMatMul(_) => return None,
+        // Folded by the passes, or products of integers that nothing says the meaning of.
+        Op::BatchNorm(_) | Op::IntConv(_) | Op::PlainMatMul(_) => return None,
     })
 }
 
@@ -231,9 +236,13 @@ pub(crate) struct Lowering<'w, 's> {
     pub(crate) graph: &'s Graph,
     pub(crate) options: &'s Options,
     pub(crate) plan: Plan,
+    /// Bytes of memory besides the arena.
+    besides: u64,
     workers: &'w Scope<'s>,
     code: CodeBuilder<'w, 's>,
     weights: WeightBlock<'s>,
+    /// Packed weights that models share, in the order in which walks name them.
+    shared: Vec<SharedPart>,
     /// The constants of integer products.
     pub(crate) products: &'s IntegerProducts,
     /// What writing weights takes.
@@ -265,6 +274,14 @@ pub(crate) struct PendingStep {
     pub(crate) code: PendingCode,
 }
 
+/// Packed weights that models share.
+enum SharedPart {
+    /// Another model has packed them.
+    Found(Arc<Memory>),
+    /// They are being packed.
+    Made(PackKey, Arc<OnceLock<Arc<Memory>>>),
+}
+
 /// A constant that is still being packed.
 struct Unpacked<'s> {
     release: &'s Option<Release>,
@@ -291,8 +308,19 @@ pub(crate) enum PendingCode {
     Routine(Routine),
 }
 
+/// What goes through the nodes makes, complete once the workers are done.
+struct AllLowered {
+    code: Functions,
+    weight_bytes: usize,
+    shared: Vec<SharedPart>,
+    steps: Vec<PendingStep>,
+    arena_bytes: u64,
+}
+
 /// What lowering made of a graph.
 pub(crate) struct Lowered {
+    /// Packed weights that it shares with other models.
+    pub(crate) shared: Vec<Arc<Memory>>,
     pub(crate) code: Functions,
     pub(crate) weights: Weights,
     pub(crate) steps: Vec<PendingStep>,
@@ -336,17 +364,36 @@ fn lower_within(
         });
         let waiting = begin.elapsed() - lowering;
         match lowered {
-            Ok((code, weights, steps, arena_bytes)) => {
-                let weights = Weights::new(memory, weights);
+            Ok(AllLowered { code, weight_bytes, shared, steps, arena_bytes }) => {
+                let weights = Weights::new(memory, weight_bytes);
+                let shared = finished(shared, options)?;
                 let (packing, generating) = (packing.sum(), generating.sum());
                 let sealing = Duration::ZERO;
                 let times = CompileTimes { constants, lowering, waiting, sealing, packing, generating };
-                return Ok(Lowered { code, weights, steps, arena_bytes, times });
+                return Ok(Lowered { shared, code, weights, steps, arena_bytes, times });
             }
             Err((_, true)) if room < MAX_WEIGHT_BYTES => room = room.saturating_mul(2).min(MAX_WEIGHT_BYTES),
             Err((error, _)) => return Err(error),
         }
     }
+}
+
+/// The packed weights, which later models may find from now on.
+fn finished(parts: Vec<SharedPart>, options: &Options) -> Result<Vec<Arc<Memory>>, CodegenError> {
+    let finish = |part| match part {
+        SharedPart::Found(memory) => Ok(memory),
+        SharedPart::Made(key, made) => {
+            let memory = made.get().cloned().ok_or_else(|| CodegenError::Backend {
+                function: "weights".into(),
+                reason: "they were not packed".into(),
+            })?;
+            if let Some(shared) = &options.shared {
+                shared.insert(key, &memory);
+            }
+            Ok(memory)
+        }
+    };
+    parts.into_iter().map(finish).collect()
 }
 
 /// About what the packed weights will take: the constants, and padding to whole panels.
@@ -359,6 +406,16 @@ fn constant_bytes(graph: &Graph) -> usize {
     bytes.fold(0, usize::saturating_add)
 }
 
+/// The most that a step takes which the interpreter runs: copies of its operands and its results.
+fn interpreted_bytes(graph: &Graph) -> u64 {
+    let of = |(id, n): (NodeId, &qcc_ir::Node)| {
+        let operands = graph.operands(id).into_iter().filter(|v| graph.constant_value(*v).is_none());
+        let operands: u64 = operands.map(|v| graph.ty(v).bytes() as u64).fold(0, u64::saturating_add);
+        n.outputs().iter().map(|ty| ty.bytes() as u64).fold(operands, u64::saturating_add)
+    };
+    graph.nodes().filter(|(_, n)| n.device == Some(Device::Interpreter)).map(of).max().unwrap_or(0)
+}
+
 impl<'w, 's> Lowering<'w, 's> {
     fn new(
         graph: &'s Graph,
@@ -368,13 +425,23 @@ impl<'w, 's> Lowering<'w, 's> {
         (weights, packing): (WeightBlock<'s>, &'s ThreadTime),
         (code, workers): (CodeBuilder<'w, 's>, &'w Scope<'s>),
     ) -> Result<Lowering<'w, 's>, CodegenError> {
+        let plan = Plan::new(graph)?;
+        // Packed weights take about what the constants do, which stay. What steps take that the interpreter runs is
+        // theirs while they run.
+        let besides = (constant_bytes as u64)
+            .saturating_mul(2)
+            .saturating_add(signature_bytes(graph))
+            .saturating_add(interpreted_bytes(graph));
+        MemoryError::check("the model", besides.saturating_add(plan.arena_bytes), options.max_memory)?;
         Ok(Lowering {
             graph,
             options,
-            plan: Plan::new(graph)?,
+            plan,
+            besides,
             workers,
             code,
             weights,
+            shared: Vec::new(),
             products,
             packing,
             constants: BTreeMap::new(),
@@ -392,10 +459,9 @@ impl<'w, 's> Lowering<'w, 's> {
         })
     }
 
-    /// All functions, bytes of weights, steps, and bytes of the arena; or an error, and whether it is that the weights
+    /// All that lowering makes; or an error, and whether it is that the weights
     /// have outgrown their memory.
-    #[allow(clippy::type_complexity, reason = "taken apart at once, by the only caller")]
-    fn lower_all(mut self) -> Result<(Functions, usize, Vec<PendingStep>, u64), (CodegenError, bool)> {
+    fn lower_all(mut self) -> Result<AllLowered, (CodegenError, bool)> {
         let order = self.plan.order.clone();
         let mut lowered = order.into_iter().try_for_each(|node| self.lower_node(node));
         let copies = self.plan.output_copies.clone();
@@ -405,7 +471,13 @@ impl<'w, 's> Lowering<'w, 's> {
         match lowered.and_then(|()| check_arena(arena_bytes)) {
             Ok(()) => {
                 self.share_steps();
-                Ok((self.code.into_functions(), self.weights.len(), self.steps, arena_bytes))
+                Ok(AllLowered {
+                    code: self.code.into_functions(),
+                    weight_bytes: self.weights.len(),
+                    shared: self.shared,
+                    steps: self.steps,
+                    arena_bytes,
+                })
             }
             Err(error) => Err((error, self.weights.is_outgrown())),
         }
@@ -499,7 +571,7 @@ impl<'w, 's> Lowering<'w, 's> {
             Some(tensor) if is_constant(self.graph, root) => {
                 let offset = match tensor.bytes().len() {
                     0..SMALL => self.weights(tensor.bytes(), 64)?,
-                    size => self.packed(tensor, &[size], |_, part| part.copy_from_slice(tensor.bytes()))?[0],
+                    size => self.own(tensor, &[size], |_, part| part.copy_from_slice(tensor.bytes()))?[0],
                 };
                 self.constants.insert(root, offset);
                 Ok(Location::Weights(offset))
@@ -518,7 +590,9 @@ impl<'w, 's> Lowering<'w, 's> {
         let slack = crate::dense::spec::SLACK as u64;
         self.scratch_used += bytes.saturating_add(slack).next_multiple_of(64);
         self.scratch_bytes = self.scratch_bytes.max(self.scratch_used);
-        check_arena(self.plan.arena_bytes.saturating_add(self.scratch_bytes))?;
+        let arena = self.plan.arena_bytes.saturating_add(self.scratch_bytes);
+        check_arena(arena)?;
+        MemoryError::check("the model", self.besides.saturating_add(arena), self.options.max_memory)?;
         Ok(Location::Arena(offset))
     }
 
@@ -548,9 +622,24 @@ impl<'w, 's> Lowering<'w, 's> {
         self.workers.spawn(move |_| packing.of(|| writes.into_iter().for_each(|write| write())));
     }
 
-    /// Reserves parts of these sizes in the weights, each aligned to [`ALIGN`](pack::ALIGN), and has them written from
-    /// this constant: `write(i, part)`, on any thread. The parts are zeros before. Their offsets.
+    /// Has parts of these sizes, each aligned to [`ALIGN`](pack::ALIGN), written from this constant: `write(i, part)`, on
+    /// any thread. The parts are zeros before. Where they lie, and their offsets there.
     pub(crate) fn packed(
+        &mut self,
+        constant: &'s Tensor,
+        key: impl FnOnce() -> PackKey,
+        sizes: &[usize],
+        write: impl Fn(usize, &mut [u8]) + Send + Sync + 's,
+    ) -> Result<(PackedAt, Vec<u32>), CodegenError> {
+        let all = sizes.iter().copied().fold(0, usize::saturating_add);
+        match self.options.shared.as_ref().filter(|_| all >= SHARED_FROM) {
+            Some(shared) => self.packed_shared(shared, constant, key(), sizes, write),
+            None => Ok((PackedAt::Model, self.own(constant, sizes, write)?)),
+        }
+    }
+
+    /// The same among the model's own weights; their offsets.
+    fn own(
         &mut self,
         constant: &'s Tensor,
         sizes: &[usize],
@@ -570,6 +659,47 @@ impl<'w, 's> Lowering<'w, 's> {
             self.write(size, move || (write.0)(i, &mut part[..size]));
         }
         Ok(offsets)
+    }
+
+    /// The same among the weights that models share; what another one has packed is not packed again.
+    fn packed_shared(
+        &mut self,
+        shared: &SharedWeights,
+        constant: &'s Tensor,
+        key: PackKey,
+        sizes: &[usize],
+        write: impl Fn(usize, &mut [u8]) + Send + Sync + 's,
+    ) -> Result<(PackedAt, Vec<u32>), CodegenError> {
+        let (mut memory, offsets) = shared::memory_for(sizes, pack::ALIGN)?;
+        let at = PackedAt::Shared(self.shared.len());
+        let places = offsets.iter().map(|&o| u32::try_from(o)).collect::<Result<Vec<_>, _>>();
+        let places = places.map_err(|_| CodegenError::TooLarge {
+            what: "the weights of a layer".into(),
+            bytes: memory.bytes().len() as u64,
+            limit: MAX_WEIGHT_BYTES as u64,
+        })?;
+        if let Some(found) = shared.get(&key) {
+            self.shared.push(SharedPart::Found(found));
+            return Ok((at, places));
+        }
+        let made = Arc::new(OnceLock::new());
+        self.shared.push(SharedPart::Made(key, made.clone()));
+        let sizes = sizes.to_vec();
+        let release = &self.options.release;
+        self.write(memory.bytes().len(), move || {
+            let _released = Unpacked { release, constant };
+            let mut rest = memory.bytes_mut();
+            let mut parts = Vec::with_capacity(sizes.len());
+            for &size in &sizes {
+                let (part, behind) = rest.split_at_mut(size.next_multiple_of(pack::ALIGN));
+                parts.push(&mut part[..size]);
+                rest = behind;
+            }
+            parts.into_par_iter().enumerate().for_each(|(i, part)| write(i, part));
+            // Nobody else sets it.
+            let _ = made.set(Arc::new(memory));
+        });
+        Ok((at, places))
     }
 
     /// A name for a function of the current node: `kernel`, `__` and the node's number.

@@ -6,7 +6,7 @@ use crate::{
     dense::{
         Problem, WeightOrder, Weights,
         depthwise::{self, Taps},
-        driver::{self, Coefficients, Elements, Operands, Starts},
+        driver::{self, Coefficients, Elements, Operands, PackedAt, Starts},
         pad::{self, Border},
         spec::{Epilogue, Product},
         strip::Strips,
@@ -229,7 +229,7 @@ pub(super) fn lower(
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
     let y = cx.result_view(node)?.location;
-    let operands = Operands { a, y, r, w: None };
+    let operands = Operands { a, y, r, w: PackedAt::Model };
     let tensor = constant(cx.graph, node, 1).map_err(|e| cx.refuse(node, e))?;
     let (order, run) = (parts.order, problem.run);
     let work = cx.work(node);

@@ -6,11 +6,11 @@ use qcc_ir::{
     DType, Graph, OutputGrid, QuantParams, TensorType,
     ops::{
         Binary, BinaryKind, Cast, Dequantize, FakeQuant, QBinary, QBinaryKind, QUnary, Quantize, Transpose,
-        Unary, UnaryKind,
+        Unary, UnaryKind, Where,
     },
 };
 
-pub(crate) const UNARY: [UnaryKind; 29] = [
+pub(crate) const UNARY: [UnaryKind; 34] = [
     UnaryKind::Relu,
     UnaryKind::LeakyRelu { alpha: 0.1 },
     UnaryKind::Clip { lo: -1.5, hi: 6.0 },
@@ -40,15 +40,21 @@ pub(crate) const UNARY: [UnaryKind; 29] = [
     UnaryKind::Round,
     UnaryKind::Identity,
     UnaryKind::HardSigmoid { alpha: -0.2, beta: 0.5 },
+    UnaryKind::Celu { alpha: 0.7 },
+    UnaryKind::Swish { alpha: 1.702 },
+    UnaryKind::ThresholdedRelu { alpha: 0.5 },
+    UnaryKind::Shrink { lambda: 0.5, bias: 0.25 },
+    UnaryKind::Shrink { lambda: -0.5, bias: 1.5 },
 ];
 
-const BINARY: [BinaryKind; 11] = [
+const BINARY: [BinaryKind; 12] = [
     BinaryKind::Add,
     BinaryKind::Sub,
     BinaryKind::Mul,
     BinaryKind::Div,
     BinaryKind::Max,
     BinaryKind::Min,
+    BinaryKind::PRelu,
     BinaryKind::Equal,
     BinaryKind::Less,
     BinaryKind::LessOrEqual,
@@ -99,6 +105,26 @@ proptest! {
         let a = plain(dtype, &broadcast_from(&d, ones.0 & !ones.1, false));
         let b = plain(dtype, &broadcast_from(&d, ones.1, true));
         check(&graph_of(Binary { kind }, &[a, b]), seed);
+    }
+
+    #[test]
+    fn choices_broadcast(
+        d in dims(), ones in any::<(u32, u32)>(), seed in any::<u64>(),
+        dtype in prop::sample::select(vec![
+            DType::F32, DType::S32, DType::U8, DType::S8, DType::U16, DType::S16, DType::Bool, DType::U4, DType::S4,
+        ]),
+    ) {
+        let condition = plain(DType::Bool, &broadcast_from(&d, ones.0, true));
+        let x = plain(dtype, &broadcast_from(&d, ones.1 & !ones.0, false));
+        let y = plain(dtype, &broadcast_from(&d, ones.1 & ones.0, true));
+        check(&graph_of(Where {}, &[condition, x, y]), seed);
+    }
+
+    #[test]
+    fn bits_of_integers(d in dims(), ones in any::<u32>(), kind in 0..3, seed in any::<u64>()) {
+        let kind = [BinaryKind::And, BinaryKind::Or, BinaryKind::Xor][kind as usize];
+        let b = plain(DType::S32, &broadcast_from(&d, ones, true));
+        check(&graph_of(Binary { kind }, &[plain(DType::S32, &d), b]), seed);
     }
 
     #[test]
@@ -231,6 +257,13 @@ struct Growth {
     second: usize,
 }
 
+/// Kinds of growth behind the functions of one number and those of two that give floats.
+const OTHER: usize = UNARY.len() + 7;
+const SELECT: usize = OTHER + 1;
+const FAKE: usize = OTHER + 2;
+const QUANTIZE: usize = OTHER + 3;
+const DEQUANTIZE: usize = OTHER + 4;
+
 /// A graph of functions of elements: floats, codes on a grid and truth values, of which some are used twice, some are
 /// broadcast, and the last one is the output.
 fn grown(dims: &[usize], per_channel: bool, growth: &[Growth]) -> Graph {
@@ -255,18 +288,25 @@ fn grown(dims: &[usize], per_channel: bool, growth: &[Growth]) -> Graph {
         let (f, h) = (floats[step.first % floats.len()], floats[step.second % floats.len()]);
         let code = codes[step.first % codes.len()];
         last = match step.kind {
-            0..29 => g.add(&name, Unary { kind: UNARY[step.kind] }, &[f]).unwrap().out(),
-            29..35 => g.add(&name, Binary { kind: BINARY[step.kind - 29] }, &[f, h]).unwrap().out(),
-            35 => {
+            kind if kind < UNARY.len() => g.add(&name, Unary { kind: UNARY[kind] }, &[f]).unwrap().out(),
+            kind if kind < OTHER => {
+                g.add(&name, Binary { kind: BINARY[kind - UNARY.len()] }, &[f, h]).unwrap().out()
+            }
+            OTHER => {
                 let truth = g.add(&name, Binary { kind: BinaryKind::Less }, &[f, h]).unwrap();
                 g.add(&format!("{name}_cast"), Cast { to: DType::F32 }, &[truth.out()]).unwrap().out()
             }
-            36 => {
+            SELECT => {
+                let truth = g.add(&name, Binary { kind: BinaryKind::Less }, &[f, h]).unwrap();
+                let operands = [truth.out(), x, floats[(step.first + 1) % floats.len()]];
+                g.add(&format!("{name}_where"), Where {}, &operands).unwrap().out()
+            }
+            FAKE => {
                 let params = QuantParams::per_tensor(0.1, 7).unwrap();
                 let op = FakeQuant { dtype: DType::U8, params, lo: 0, hi: 255 };
                 g.add(&name, op, &[f]).unwrap().out()
             }
-            37 if **g.shape(f) == *dims => {
+            QUANTIZE if **g.shape(f) == *dims => {
                 let op = Quantize { dtype: DType::U8, params: params.clone() };
                 let q = g.add(&name, op, &[f]).unwrap().out();
                 if !per_channel {
@@ -274,7 +314,7 @@ fn grown(dims: &[usize], per_channel: bool, growth: &[Growth]) -> Graph {
                 }
                 q
             }
-            38 => g.add(&name, Dequantize {}, &[code]).unwrap().out(),
+            DEQUANTIZE => g.add(&name, Dequantize {}, &[code]).unwrap().out(),
             _ => {
                 let other = codes[step.second % codes.len()];
                 let op = QBinary { kind: QBinaryKind::Add, output: grid(DType::U8, 0.07, 80, false) };
@@ -297,7 +337,7 @@ proptest! {
     #[test]
     fn chains_equal_their_definition(
         d in dims(), per_channel: bool, seed in any::<u64>(),
-        growth in prop::collection::vec((0usize..40, 0usize..8, 0usize..8), 1..16),
+        growth in prop::collection::vec((0..DEQUANTIZE + 2, 0usize..8, 0usize..8), 1..16),
     ) {
         let dims = [&d[..], &[1 + seed as usize % 70]].concat();
         // Mostly the last value is used, as in chains.
@@ -312,6 +352,24 @@ proptest! {
             .collect();
         check(&grown(&dims, per_channel, &growth), seed);
     }
+}
+
+/// The mask of attention, which broadcasts, and the comparison that makes it: one step that reads scores once.
+#[test]
+fn a_comparison_and_a_choice_are_one_step() {
+    let mut g = Graph::new("mask");
+    let scores = g.input("scores", plain(DType::F32, &[2, 3, 17, 33])).unwrap();
+    let mask = g.input("mask", plain(DType::F32, &[2, 1, 17, 33])).unwrap();
+    let zero = g.constant("zero", qcc_ir::Tensor::scalar(0f32));
+    let lowest = g.constant("lowest", qcc_ir::Tensor::scalar(f32::NEG_INFINITY));
+    let full = g.add("full", qcc_ir::ops::Expand { shape: g.shape(scores).clone() }, &[mask]).unwrap();
+    let kept = g.add("kept", Binary { kind: BinaryKind::Greater }, &[full.out(), zero]).unwrap();
+    let masked = g.add("masked", Where {}, &[kept.out(), scores, lowest]).unwrap();
+    g.output("masked", masked.out());
+    check(&g, 3);
+    let model = super::compiled(&super::placed(&g), super::tiers()[0]);
+    let names: Vec<&str> = model.steps().iter().map(|s| s.kernel.as_str()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
 }
 
 #[test]

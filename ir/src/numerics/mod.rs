@@ -17,6 +17,7 @@ mod grid;
 mod line;
 pub mod math;
 mod requantize;
+mod small_float;
 
 pub use fixed_point::{AddRescale, MulRescale, Multiplier};
 pub use grid::{dequantize, fake_quant, normalize, quantize, table};
@@ -25,3 +26,4 @@ pub use requantize::{
     ChannelBounds, Q15_RESIDUAL_SHIFT, Refusal, RequantMode, Requantizer, Rescale, ResidualInput,
     TFLITE_RESIDUAL_SHIFT, WeightSums, rounding_shift_right_away, saturating_rounding_doubling_high_mul,
 };
+pub use small_float::{PowerRounding, small_float, small_float_code};

@@ -1,4 +1,4 @@
-use crate::{Error, OpError, ShapeError};
+use crate::{Error, OpError, ShapeError, memory::MemoryError};
 use std::{fmt, path::PathBuf};
 
 /// Why a model cannot be imported.
@@ -57,6 +57,9 @@ pub enum ImportError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// More memory than the model may take.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// A node whose operands or attributes are not usable.
     #[error("node `{node}` ({op}): {source}")]
     Node {

@@ -4,6 +4,7 @@
 //! relative path; no part of it may be a symbolic link; and the file must be regular and have one name only, since a
 //! hard link could be another name of any file of the same disk.
 
+use crate::memory::MemoryError;
 use bytes::Bytes;
 use onnx_protobuf::StringStringEntryProto;
 use std::{
@@ -20,6 +21,8 @@ pub(super) struct ExternalFiles {
     contents: BTreeMap<PathBuf, Bytes>,
     /// Bytes that tensors at unaligned offsets took, as copies.
     copied: usize,
+    /// Bytes that files may still take.
+    left: u64,
 }
 
 struct Location<'a> {
@@ -83,7 +86,7 @@ fn same_file(a: &Metadata, b: &Metadata) -> bool {
 }
 
 /// Reads a file below `folder`, refusing links on the way to it.
-fn read_within(folder: &Path, path: &Path) -> Result<Bytes, String> {
+fn read_within(folder: &Path, path: &Path, allowed: u64) -> Result<Bytes, String> {
     let shown = path.display();
     let failed = |e: std::io::Error| format!("cannot read {shown}: {e}");
     let mut at = folder.to_path_buf();
@@ -114,6 +117,7 @@ fn read_within(folder: &Path, path: &Path) -> Result<Bytes, String> {
     if !same_file(&seen, &opened) {
         return Err(format!("{shown} was exchanged while it was read"));
     }
+    MemoryError::check(&format!("reading {shown}"), opened.len(), allowed).map_err(|e| e.to_string())?;
     // The length may be that of a sparse file, larger than the disk: what cannot be had is an error, not an abort.
     let mut bytes = Vec::new();
     let length = usize::try_from(opened.len()).unwrap_or(usize::MAX);
@@ -124,17 +128,17 @@ fn read_within(folder: &Path, path: &Path) -> Result<Bytes, String> {
 
 impl ExternalFiles {
     /// The files of the folder that the model file is in.
-    pub(super) fn beside(model: &Path) -> ExternalFiles {
+    pub(super) fn beside(model: &Path, max_memory: u64) -> ExternalFiles {
         let folder = match model.parent() {
             Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
             _ => PathBuf::from("."),
         };
-        ExternalFiles { folder: Some(folder), contents: BTreeMap::new(), copied: 0 }
+        ExternalFiles { folder: Some(folder), contents: BTreeMap::new(), copied: 0, left: max_memory }
     }
 
     /// No files: external data is refused.
     pub(super) fn none() -> ExternalFiles {
-        ExternalFiles { folder: None, contents: BTreeMap::new(), copied: 0 }
+        ExternalFiles { folder: None, contents: BTreeMap::new(), copied: 0, left: 0 }
     }
 
     /// The `expected` bytes at the place that `entries` name.
@@ -153,7 +157,8 @@ impl ExternalFiles {
         let file = match self.contents.get(&path) {
             Some(file) => file.clone(),
             None => {
-                let file = read_within(folder, &path)?;
+                let file = read_within(folder, &path, self.left)?;
+                self.left = self.left.saturating_sub(file.len() as u64);
                 self.contents.insert(path, file.clone());
                 file
             }

@@ -9,11 +9,17 @@ use super::{
 use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
     limits::{
-        MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_SPLICED_NODES,
+        MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_LOOP_NODES,
+        MAX_LOOP_OPERATIONS, MAX_SPLICED_NODES,
     },
+    memory::Bytes,
     ops::{AssumeGrid, Cast, PoolKind},
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
+};
 use typed_arena::Arena;
 
 /// What a graph's symbolic dimensions are to be.
@@ -108,8 +114,10 @@ impl Model {
             values: BTreeMap::new(),
             known: BTreeMap::new(),
             used: self.used(),
-            budget: MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)),
+            budget: self.folded_bytes(),
+            in_loop: false,
             is_eager: false,
+            work: Rc::default(),
             spliced: 0,
             splices: 0,
             blocked: Vec::new(),
@@ -119,6 +127,12 @@ impl Model {
             importer.input(info, shape, bindings)?;
         }
         Ok(importer)
+    }
+
+    /// Bytes of constants that import may compute of others.
+    fn folded_bytes(&self) -> usize {
+        let allowed = usize::try_from(self.max_memory).unwrap_or(usize::MAX);
+        MAX_FOLDED_BYTES.saturating_add(self.weight_bytes().saturating_mul(2)).min(allowed)
     }
 
     /// Fails with all ops that are not supported.
@@ -242,6 +256,63 @@ fn concrete(
     Shape::new(dims).map_err(|e| refuse(e.to_string()))
 }
 
+/// What loops may take that run by their definition, all together.
+pub(super) struct Work {
+    nodes: Cell<u64>,
+    operations: Cell<u64>,
+}
+
+impl Default for Work {
+    fn default() -> Work {
+        Work { nodes: Cell::new(MAX_LOOP_NODES), operations: Cell::new(MAX_LOOP_OPERATIONS) }
+    }
+}
+
+impl Work {
+    /// Takes from what is left.
+    fn take(&self, nodes: u64, operations: u64) -> Result<(), NodeError> {
+        match (self.nodes.get().checked_sub(nodes), self.operations.get().checked_sub(operations)) {
+            (Some(nodes), Some(operations)) => {
+                self.nodes.set(nodes);
+                self.operations.set(operations);
+                Ok(())
+            }
+            _ => Err(OpError::too_large(format!(
+                "the rounds of loops that run by their definition compute more than {MAX_LOOP_NODES} nodes or \
+                 {MAX_LOOP_OPERATIONS} operations: give them fewer rounds"
+            ))
+            .into()),
+        }
+    }
+}
+
+/// Takes bytes of results from what import may make.
+fn take_bytes(budget: &mut usize, bytes: usize) -> Result<(), NodeError> {
+    *budget = budget.checked_sub(bytes).ok_or_else(|| {
+        OpError::too_large(format!(
+            "its results take {}, where {} are left of what import may make: allow more with --max-memory \
+             (`max_memory` of the library)",
+            Bytes(bytes as u64),
+            Bytes(*budget as u64)
+        ))
+    })?;
+    Ok(())
+}
+
+/// About how many operations an op takes: multiply-accumulates, taps of windows, and elements read and made.
+fn operations(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> u64 {
+    let elements = |ty: &TensorType| ty.shape.elements() as u64;
+    let made = results.iter().map(elements).fold(0, u64::saturating_add);
+    let read = operands.iter().map(|ty| elements(ty)).fold(0, u64::saturating_add);
+    let taps = match op {
+        Op::Pool(pool) => pool.window.taps() as u64,
+        Op::ArgMaxPool(pool) => pool.window.taps() as u64,
+        Op::Lrn(lrn) => lrn.size as u64,
+        _ => 1,
+    };
+    op.macs(operands, results).saturating_add(made.saturating_mul(taps)).saturating_add(read)
+}
+
 pub(super) struct Importer<'m> {
     pub(super) model: &'m Model,
     /// Nodes that stand for others.
@@ -253,9 +324,13 @@ pub(super) struct Importer<'m> {
     pub(super) known: BTreeMap<ValueId, Tensor>,
     used: BTreeSet<&'m str>,
     /// Bytes that folding may still make.
-    budget: usize,
+    pub(super) budget: usize,
+    /// Whether this is a round of a loop that runs by its definition.
+    pub(super) in_loop: bool,
     /// Whether everything is to be folded, whatever it takes: all inputs are constants.
     pub(super) is_eager: bool,
+    /// What eager computations may still take, together with those around this one.
+    pub(super) work: Rc<Work>,
     /// Nodes that were put in the place of others, and how often that was.
     spliced: usize,
     splices: usize,
@@ -477,12 +552,20 @@ impl<'m> Importer<'m> {
         if !is_little && !self.is_eager {
             return Ok(None);
         }
+        if self.in_loop {
+            self.work.take(1, operations(op, &types, &results))?;
+        }
+        if self.is_eager {
+            take_bytes(&mut self.budget, made)?;
+        }
         let values = match op.eval(&tensors, &types, &results) {
             Ok(values) => values,
             Err(OpError::Unsupported(_)) if !self.is_eager => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        self.budget = self.budget.saturating_sub(made);
+        if !self.is_eager {
+            self.budget = self.budget.saturating_sub(made);
+        }
         let constants = values.into_iter().zip(results).map(|(value, ty)| match ty.quant {
             None => Ok(self.graph.constant(name, value)),
             Some(_) => Ok(self.graph.quantized_constant(name, value, ty)?),
@@ -727,12 +810,23 @@ impl<'m> Node<'_, 'm> {
         }
     }
 
+    /// Whether all values are known, and computed at once.
+    pub(super) fn is_eager(&self) -> bool {
+        self.importer.is_eager
+    }
+
+    /// Takes bytes of results that stay from what may be made.
+    pub(super) fn take_bytes(&mut self, bytes: usize) -> Result<(), NodeError> {
+        take_bytes(&mut self.importer.budget, bytes)
+    }
+
     /// The results of a graph for these values of its inputs and of what it takes from around it, by definition.
     pub(super) fn evaluate(
         &self,
         body: &Body,
         mut values: BTreeMap<String, Tensor>,
     ) -> Result<Vec<Tensor>, NodeError> {
+        // Ops that emit nothing cost something, too.
         values.extend(body.initializers.iter().map(|(name, t)| (name.clone(), t.clone())));
         let closed = Body {
             inputs: Vec::new(),
@@ -741,10 +835,16 @@ impl<'m> Node<'_, 'm> {
             nodes: body.nodes.clone(),
             captures: Vec::new(),
         };
-        self.importer.model.with(Vec::new(), closed).evaluate().map_err(|e| match e {
+        let part = self.importer.model.with(Vec::new(), closed);
+        part.round(&self.importer.work, self.importer.budget).map_err(|e| match e {
             ImportError::Node { source, .. } => source,
             other => OpError::unsupported(other.to_string()).into(),
         })
+    }
+
+    /// Counts a round of a loop among what eager computations may take: its body may have no node.
+    pub(super) fn count_round(&self) -> Result<(), NodeError> {
+        self.importer.work.take(1, 0)
     }
 
     /// A beginning of names that occurs nowhere else.
@@ -954,13 +1054,7 @@ impl<'m> Node<'_, 'm> {
         ty: &TensorType,
         make: impl FnOnce() -> Result<Tensor, OpError>,
     ) -> Result<ValueId, NodeError> {
-        let budget = &mut self.importer.budget;
-        *budget = budget.checked_sub(ty.bytes()).ok_or_else(|| {
-            OpError::too_large(format!(
-                "makes a constant {ty} of {} bytes, where {budget} are left of those that import may make",
-                ty.bytes()
-            ))
-        })?;
+        take_bytes(&mut self.importer.budget, ty.bytes())?;
         Ok(self.constant_part(part, make()?))
     }
 

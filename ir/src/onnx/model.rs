@@ -7,7 +7,11 @@ use super::{
     functions::Functions,
     tensor, wire,
 };
-use crate::{DType, Tensor, limits::MAX_MODEL_BYTES};
+use crate::{
+    DType, Tensor,
+    limits::{MAX_MEMORY_BYTES, MAX_MODEL_BYTES},
+    memory::MemoryError,
+};
 use bytes::Bytes;
 use onnx_protobuf::{
     GraphProto, Message, ModelProto, OperatorSetIdProto, ValueInfoProto, tensor_shape_proto::dimension,
@@ -77,11 +81,19 @@ pub struct Model {
     pub(super) opsets: BTreeMap<String, i64>,
     pub(super) inputs: Vec<InputInfo>,
     pub(super) body: Body,
+    /// Bytes that import may take for what it computes.
+    pub(super) max_memory: u64,
 }
 
 impl Model {
     /// Reads a model file. External data is read from the model's folder, and from nowhere else.
     pub fn load(path: &Path) -> Result<Model, ImportError> {
+        Model::load_within(path, MAX_MEMORY_BYTES)
+    }
+
+    /// The same, for a model that may take this many bytes of memory: it is refused before it does where its files are larger,
+    /// and so is what import would compute of it.
+    pub fn load_within(path: &Path, max_memory: u64) -> Result<Model, ImportError> {
         let read = |source| ImportError::Read { path: path.into(), source };
         let meta = fs::metadata(path).map_err(read)?;
         if !meta.is_file() {
@@ -93,16 +105,18 @@ impl Model {
                 meta.len()
             )));
         }
+        // The bytes of the file, and what the parser makes of them.
+        MemoryError::check("reading the model file", meta.len().saturating_mul(2), max_memory)?;
         let bytes = fs::read(path).map_err(read)?;
-        Model::read(&bytes, &mut ExternalFiles::beside(path))
+        Model::read(&bytes, &mut ExternalFiles::beside(path, max_memory), max_memory)
     }
 
     /// Parses a model that is in memory. Refuses external data: there is no folder to look for it.
     pub fn parse(bytes: impl Into<Bytes>) -> Result<Model, ImportError> {
-        Model::read(&bytes.into(), &mut ExternalFiles::none())
+        Model::read(&bytes.into(), &mut ExternalFiles::none(), MAX_MEMORY_BYTES)
     }
 
-    fn read(bytes: &[u8], files: &mut ExternalFiles) -> Result<Model, ImportError> {
+    fn read(bytes: &[u8], files: &mut ExternalFiles, max_memory: u64) -> Result<Model, ImportError> {
         if bytes.len() > MAX_MODEL_BYTES {
             return Err(ImportError::NotAModel(format!("it has more than {MAX_MODEL_BYTES} bytes")));
         }
@@ -111,7 +125,7 @@ impl Model {
         }
         wire::scan(bytes)?;
         let proto = ModelProto::parse_from_bytes(bytes).map_err(|e| ImportError::Parse(e.to_string()))?;
-        Model::validate(proto, files)
+        Ok(Model { max_memory, ..Model::validate(proto, files)? })
     }
 
     fn validate(mut proto: ModelProto, files: &mut ExternalFiles) -> Result<Model, ImportError> {
@@ -130,7 +144,19 @@ impl Model {
         let body = body::decode(graph, names, &mut decoder)?;
         body.check_closed()?;
         let body = functions.expand(body)?;
-        Ok(Model { name, ir_version: proto.ir_version, opsets, inputs: declared, body })
+        Ok(Model {
+            name,
+            ir_version: proto.ir_version,
+            opsets,
+            inputs: declared,
+            body,
+            max_memory: MAX_MEMORY_BYTES,
+        })
+    }
+
+    /// The memory that the model may take, in bytes.
+    pub fn max_memory(&self) -> u64 {
+        self.max_memory
     }
 
     /// The graph's name.
@@ -270,7 +296,11 @@ fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
         Some(dimension::Value::DimParam(name)) if !name.is_empty() => Ok(Dim::Symbol(name.clone())),
         _ => Ok(Dim::Unknown),
     };
-    let dims = ty.shape.as_ref().map(|s| s.dim.iter().map(dim).collect::<Result<Vec<_>, _>>()).transpose()?;
+    let dims = ty
+        .shape
+        .as_ref()
+        .map(|s| s.dim.iter().map(dim).collect::<Result<Vec<_>, ImportError>>())
+        .transpose()?;
     Ok(InputInfo { name: v.name.clone(), dtype, dims })
 }
 

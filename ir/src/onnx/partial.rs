@@ -3,10 +3,13 @@
 use super::{
     Bindings, ImportError, InputInfo, Model, NodeError,
     body::{Body, NodeDef},
-    import::{Importer, Part},
+    import::{Importer, Part, Work},
 };
 use crate::{DType, NodeId, Tensor, ValueId, limits::MAX_KNOWN_ELEMENTS};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 use typed_arena::Arena;
 
 /// A node that is computed by its definition as soon as the values of its operands are there.
@@ -78,6 +81,7 @@ impl Model {
             opsets: self.opsets.clone(),
             inputs,
             body,
+            max_memory: self.max_memory,
         }
     }
 
@@ -88,12 +92,28 @@ impl Model {
     pub fn evaluate(&self) -> Result<Vec<Tensor>, ImportError> {
         let arena = Arena::new();
         let mut importer = self.importer(&Bindings::default(), &arena)?;
-        importer.is_eager = true;
-        importer.all_nodes()?;
-        if let Some((_, reason)) = std::mem::take(&mut importer.blocked).into_iter().next() {
+        importer.budget = usize::try_from(self.max_memory).unwrap_or(usize::MAX);
+        importer.evaluated()
+    }
+
+    /// The same as a round of a loop, of which so many bytes may be made.
+    pub(super) fn round(&self, work: &Rc<Work>, bytes: usize) -> Result<Vec<Tensor>, ImportError> {
+        let arena = Arena::new();
+        let mut importer = self.importer(&Bindings::default(), &arena)?;
+        (importer.in_loop, importer.work, importer.budget) = (true, work.clone(), bytes);
+        importer.evaluated()
+    }
+}
+
+impl Importer<'_> {
+    /// The results of a model without inputs.
+    fn evaluated(mut self) -> Result<Vec<Tensor>, ImportError> {
+        self.is_eager = true;
+        self.all_nodes()?;
+        if let Some((_, reason)) = std::mem::take(&mut self.blocked).into_iter().next() {
             return Err(reason);
         }
-        let graph = importer.finish()?;
+        let graph = self.finish()?;
         let value = |o: &crate::Output| {
             graph.constant_value(o.value).cloned().ok_or_else(|| {
                 ImportError::Structure(format!("`{}` cannot be computed without inputs", o.name))

@@ -3,7 +3,7 @@
 use super::{ImportError, external::ExternalFiles};
 use crate::{
     DType, Element, Shape, Tensor,
-    limits::{MAX_DENSE_BYTES, MAX_MODEL_BYTES},
+    limits::{MAX_DENSE_BYTES, MAX_MEMORY_BYTES, MAX_MODEL_BYTES},
 };
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -27,21 +27,21 @@ pub(super) fn dtype(code: i32) -> Result<DType, String> {
         13 => DType::U64,
         16 => DType::BF16,
         21 => DType::U4,
+        17 => DType::F8E4M3Fn,
+        18 => DType::F8E4M3Fnuz,
+        19 => DType::F8E5M2,
+        20 => DType::F8E5M2Fnuz,
         22 => DType::S4,
+        23 => DType::F4E2M1,
+        24 => DType::F8E8M0,
+        25 => DType::U2,
+        26 => DType::S2,
         0 => return Err("its element type is undefined".into()),
         _ => {
             let name = match code {
                 8 => "string",
                 14 => "complex64",
                 15 => "complex128",
-                17 => "float8e4m3fn",
-                18 => "float8e4m3fnuz",
-                19 => "float8e5m2",
-                20 => "float8e5m2fnuz",
-                23 => "float4e2m1",
-                24 => "float8e8m0",
-                25 => "uint2",
-                26 => "int2",
                 _ => return Err(format!("element type {code} does not exist")),
             };
             return Err(format!("element type {name} is not supported"));
@@ -66,7 +66,15 @@ pub(super) const fn dtype_code(dtype: DType) -> i32 {
         DType::U64 => 13,
         DType::BF16 => 16,
         DType::U4 => 21,
+        DType::F8E4M3Fn => 17,
+        DType::F8E4M3Fnuz => 18,
+        DType::F8E5M2 => 19,
+        DType::F8E5M2Fnuz => 20,
         DType::S4 => 22,
+        DType::F4E2M1 => 23,
+        DType::F8E8M0 => 24,
+        DType::U2 => 25,
+        DType::S2 => 26,
     }
 }
 
@@ -79,25 +87,24 @@ pub(super) fn shape(dims: &[i64]) -> Result<Shape, String> {
     Shape::new(dims).map_err(|e| e.to_string())
 }
 
-fn is_packed(dtype: DType) -> bool {
-    matches!(dtype, DType::S4 | DType::U4)
+/// How many elements share a byte of a file; 1 where they take whole bytes.
+fn per_byte(dtype: DType) -> usize {
+    (8 / dtype.bits()).max(1)
 }
 
 /// Bytes that a tensor takes in a file.
 fn stored_bytes(dtype: DType, shape: &Shape) -> usize {
-    match is_packed(dtype) {
-        true => shape.elements().div_ceil(2),
-        false => shape.elements() * dtype.size(),
-    }
+    (shape.elements() * dtype.size()).div_ceil(per_byte(dtype))
 }
 
-/// Unpacks two 4-bit elements a byte, the first in the low half.
+/// Unpacks elements that share bytes, the first in the lowest bits.
 fn unpack(dtype: DType, packed: impl Iterator<Item = u8>, elements: usize) -> Vec<u8> {
-    let sign_extend = |nibble: u8| match dtype {
-        DType::S4 => (((nibble << 4) as i8) >> 4) as u8,
-        _ => nibble,
+    let bits = dtype.bits();
+    let element = |byte: u8, i: usize| {
+        let top = byte << (8 - bits * (i + 1));
+        if dtype.is_signed() { ((top as i8) >> (8 - bits)) as u8 } else { top >> (8 - bits) }
     };
-    packed.flat_map(|b| [sign_extend(b & 15), sign_extend(b >> 4)]).take(elements).collect()
+    packed.flat_map(|byte| (0..8 / bits).map(move |i| element(byte, i))).take(elements).collect()
 }
 
 /// A tensor over the bytes that a file holds for it.
@@ -107,7 +114,7 @@ fn from_stored(dtype: DType, shape: Shape, stored: Bytes) -> Result<Tensor, Stri
         return Err(format!("{dtype}[{shape}] takes {expected} bytes, but {} are stored", stored.len()));
     }
     let memory = match dtype {
-        DType::S4 | DType::U4 => unpack(dtype, stored.iter().copied(), shape.elements()).into(),
+        _ if per_byte(dtype) > 1 => unpack(dtype, stored.iter().copied(), shape.elements()).into(),
         DType::Bool => stored.iter().map(|&b| u8::from(b != 0)).collect(),
         _ => stored,
     };
@@ -147,7 +154,7 @@ fn from_typed(t: &mut TensorProto, dtype: DType, shape: Shape) -> Result<Tensor,
     if let Some((other, _)) = fields.iter().find(|(name, len)| *name != own && *len > 0) {
         return Err(format!("is of {dtype}, but has {other}"));
     }
-    let expected = if is_packed(dtype) { shape.elements().div_ceil(2) } else { shape.elements() };
+    let expected = shape.elements().div_ceil(per_byte(dtype));
     let got = fields.iter().map(|(_, len)| len).sum::<usize>();
     if got != expected {
         return Err(format!("{dtype}[{shape}] takes {expected} numbers in {own}, but {got} are stored"));
@@ -177,14 +184,17 @@ fn from_typed(t: &mut TensorProto, dtype: DType, shape: Shape) -> Result<Tensor,
             let v = t.int32_data.iter().map(|&v| u8::from(v != 0)).collect();
             Tensor::from_vec_as::<u8>(dtype, shape, v)
         }
-        DType::S4 | DType::U4 => {
+        DType::F8E4M3Fn | DType::F8E4M3Fnuz | DType::F8E5M2 | DType::F8E5M2Fnuz | DType::F8E8M0 => {
+            return narrowed::<i32, u8>(shape, dtype, &t.int32_data);
+        }
+        DType::S4 | DType::U4 | DType::F4E2M1 | DType::S2 | DType::U2 => {
             let v = t.int32_data.iter().map(|v| {
-                // Writers store a byte of two elements either as it is or sign-extended.
+                // Writers store a byte of several elements either as it is or sign-extended.
                 u8::try_from(*v).or_else(|_| i8::try_from(*v).map(|b| b as u8))
             });
-            let packed: Vec<u8> = v
-                .collect::<Result<_, _>>()
-                .map_err(|_| format!("int32_data holds more than a byte a pair of {dtype}"))?;
+            let packed: Vec<u8> = v.collect::<Result<_, _>>().map_err(|_| {
+                format!("int32_data holds more than a byte for {} of {dtype}", per_byte(dtype))
+            })?;
             let n = shape.elements();
             Tensor::from_bytes(dtype, shape, unpack(dtype, packed.into_iter(), n).into())
         }
@@ -220,7 +230,7 @@ pub fn read_tensor(path: &Path) -> Result<Tensor, ImportError> {
     }
     let bytes = fs::read(path).map_err(read)?;
     let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| ImportError::Parse(e.to_string()))?;
-    decode(proto, &path.display().to_string(), &mut ExternalFiles::beside(path))
+    decode(proto, &path.display().to_string(), &mut ExternalFiles::beside(path, MAX_MEMORY_BYTES))
 }
 
 /// The tensor that `t` stores; its data is moved out, not copied. `what` names it in errors.

@@ -511,7 +511,8 @@ impl Operator for QConv {
 
 pub(super) fn conv_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {
     let w = &operands[1].shape;
-    results[0].shape.elements() as u64 * w[1..].iter().product::<usize>() as u64
+    let each = w[1..].iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
+    (results[0].shape.elements() as u64).saturating_mul(each)
 }
 
 /// Operand `slot`, or the arity error.

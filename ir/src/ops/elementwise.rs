@@ -3,7 +3,7 @@
 use super::{Operator, arity, conv::per_tensor, numbers::Numbers, shape::one_grid};
 use crate::{
     DType, OpError, OutputGrid, Shape, Tensor, TensorType,
-    numerics::{self, AddRescale, MulRescale, math::Real},
+    numerics::{self, AddRescale, MulRescale, PowerRounding, math::Real},
     tensor::with_element,
 };
 use ndarray::{ArrayViewD, IxDyn};
@@ -195,7 +195,8 @@ pub struct BitCast {
     pub to: DType,
 }
 
-/// Conversion between element types. Float to integer truncates and saturates; NaN becomes 0.
+/// Conversion between element types. Float to integer truncates and saturates, but to four bits and fewer it wraps; NaN
+/// becomes 0. To floats of 8 bits and fewer it saturates, and to f8e8m0 rounds up: [`CastSmall`] has other ways.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cast {
     /// The result's type.
@@ -366,10 +367,10 @@ impl BinaryKind {
     fn takes(self, dtype: DType) -> bool {
         use BinaryKind::*;
         match self {
-            And | Or | Xor => !dtype.is_float(),
+            And | Or | Xor => dtype.is_integer() || dtype == DType::Bool,
             ShiftLeft | ShiftRight => dtype.is_integer() && !dtype.is_signed(),
-            Equal => true,
-            _ => dtype != DType::Bool,
+            Equal => !dtype.is_small_float(),
+            _ => dtype.is_float() || dtype.is_integer(),
         }
     }
 
@@ -485,7 +486,7 @@ impl Operator for Unary {
         let allowed = match self.kind {
             Not => x.dtype == DType::Bool,
             Identity => true,
-            Neg | Abs | Sign | Relu | Clip { .. } => x.dtype != DType::Bool,
+            Neg | Abs | Sign | Relu | Clip { .. } => x.dtype.is_float() || x.dtype.is_integer(),
             _ => x.dtype.is_float(),
         };
         if !allowed || (x.quant.is_some() && self.kind != Identity) {
@@ -602,8 +603,7 @@ impl Operator for Where {
 impl Operator for BitCast {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
-        let is_packed = |d: DType| matches!(d, DType::S4 | DType::U4);
-        if x.dtype.size() != self.to.size() || is_packed(x.dtype) != is_packed(self.to) || x.quant.is_some() {
+        if x.dtype.bits() != self.to.bits() || x.quant.is_some() {
             return Err(OpError::dtype(format!("the bits of {x} as {}", self.to)));
         }
         Ok(vec![TensorType::new(self.to, x.shape)])
@@ -618,9 +618,9 @@ impl Operator for BitCast {
         let (x, shape) = (operands[0], results[0].shape.clone());
         let code = |byte: &u8| match self.to {
             DType::Bool => u8::from(*byte != 0),
-            // A byte each in memory, extended from four bits.
-            DType::S4 => (((*byte << 4) as i8) >> 4) as u8,
-            DType::U4 => *byte & 15,
+            // A byte each in memory, extended from fewer bits.
+            DType::S2 | DType::S4 => (((*byte << (8 - self.to.bits())) as i8) >> (8 - self.to.bits())) as u8,
+            DType::U2 | DType::U4 | DType::F4E2M1 => *byte & ((1 << self.to.bits()) - 1),
             _ => *byte,
         };
         let bytes = match self.to.size() {
@@ -750,6 +750,42 @@ impl Operator for QBinary {
             },
         )?;
         Ok(vec![Tensor::from_bytes(results[0].dtype, shape.clone(), codes.into())?])
+    }
+}
+
+/// Conversion to floats of 8 bits and fewer, by [`small_float_code`](crate::numerics::small_float_code).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CastSmall {
+    /// The result's type.
+    pub to: DType,
+    /// Whether what is too large becomes the largest number.
+    pub saturate: bool,
+    /// How powers of two are chosen.
+    pub rounding: PowerRounding,
+}
+
+impl Operator for CastSmall {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        if x.quant.is_some()
+            || !self.to.is_small_float()
+            || !matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16)
+        {
+            return Err(OpError::dtype(format!("{x} as {}: takes f32, f16 and bf16", self.to)));
+        }
+        Ok(vec![TensorType::new(self.to, x.shape)])
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let x = operands[0].to_f32().unwrap_or_default();
+        let code = |x: f32| numerics::small_float_code(self.to, x, self.saturate, self.rounding);
+        let codes = x.into_iter().map(code).collect();
+        Ok(vec![Tensor::from_vec_as::<u8>(self.to, results[0].shape.clone(), codes)?])
     }
 }
 

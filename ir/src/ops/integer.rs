@@ -1,7 +1,7 @@
-//! Products of integers that stay integers: what ONNX's ConvInteger and MatMulInteger compute before anything says what
+//! Convolutions of integers that stay integers: what ONNX's ConvInteger computes before anything says what
 //! the sums stand for. Zero points are taken off before, by other ops, so that they may be computed at run time.
 
-use super::{Operator, Window, conv, matmul};
+use super::{Operator, Window, conv};
 use crate::{DType, OpError, Tensor, TensorType};
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +15,6 @@ pub struct IntConv {
     /// Number of groups that the channels are split into.
     pub groups: usize,
 }
-
-/// y = a·b of s32, wrapping: `[…, M, K]·[…, K, N]` with leading dimensions broadcast.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct IntMatMul {}
 
 fn both_s32<'a>(operands: &[&'a TensorType]) -> Result<[&'a TensorType; 2], OpError> {
     match operands {
@@ -66,34 +62,5 @@ impl Operator for IntConv {
 
     fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {
         conv::conv_macs(operands, results)
-    }
-}
-
-impl Operator for IntMatMul {
-    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
-        let [a, b] = both_s32(operands)?;
-        Ok(vec![TensorType::new(DType::S32, matmul::product_shape(&a.shape, &b.shape)?)])
-    }
-
-    fn eval(
-        &self,
-        operands: &[&Tensor],
-        _types: &[&TensorType],
-        results: &[TensorType],
-    ) -> Result<Vec<Tensor>, OpError> {
-        let (a, b) = (operands[0].as_slice::<i32>()?, operands[1].as_slice::<i32>()?);
-        let y = &results[0].shape;
-        let mut sums = vec![0i32; y.elements()];
-        matmul::for_each_row(operands[0].shape(), operands[1].shape(), y, |row, a_at, b_at| {
-            let sums = &mut sums[row];
-            for (a, b) in a[a_at].iter().zip(b[b_at].chunks(sums.len())) {
-                sums.iter_mut().zip(b).for_each(|(s, b)| *s = s.wrapping_add(a.wrapping_mul(*b)));
-            }
-        });
-        Ok(vec![Tensor::from_vec(y.clone(), sums)?])
-    }
-
-    fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {
-        matmul::product_macs(operands, results)
     }
 }

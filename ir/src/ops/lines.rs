@@ -73,6 +73,9 @@ impl Lines {
 }
 
 fn check_axis(x: &TensorType, axis: usize) -> Result<(), OpError> {
+    if x.dtype.is_small_float() {
+        return Err(OpError::dtype(format!("{x} is only stored and moved; cast it")));
+    }
     match axis < x.shape.rank() {
         true => Ok(()),
         false => Err(OpError::attribute(format!("axis {axis} of {x}"))),

@@ -9,7 +9,7 @@ use super::{
     numbers::Numbers,
 };
 use crate::{
-    DType, OpError, OutputGrid, Shape, Tensor, TensorType,
+    DType, Element, OpError, OutputGrid, Shape, Tensor, TensorType,
     numerics::{ChannelBounds, RequantMode, Requantizer, WeightSums},
 };
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,61 @@ pub struct QMatMul {
     pub requant: RequantMode,
     /// Grid and bounds of the result.
     pub output: OutputGrid,
+}
+
+/// y = a·b of numbers that have no kernels: `[…, M, K]·[…, K, N]` with leading dimensions broadcast, of f64, or of
+/// integers of 32 or 64 bits, which wrap. Nothing is fused into it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PlainMatMul {}
+
+impl Operator for PlainMatMul {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [a, b] = arity(operands)?;
+        let of_numbers = matches!(a.dtype, DType::F64 | DType::S32 | DType::U32 | DType::S64 | DType::U64);
+        if !of_numbers || a.dtype != b.dtype || a.quant.is_some() || b.quant.is_some() {
+            return Err(OpError::dtype(format!(
+                "takes f64 or plain integers of 32 or 64 bits, got {a} and {b}"
+            )));
+        }
+        Ok(vec![TensorType::new(a.dtype, product_shape(&a.shape, &b.shape)?)])
+    }
+
+    /// Each sum with k ascending.
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let y = &results[0].shape;
+        Ok(vec![match results[0].dtype {
+            DType::F64 => plain_product(operands, y, |sum, a: f64, b| sum + a * b)?,
+            DType::S32 => plain_product(operands, y, |sum, a: i32, b| sum.wrapping_add(a.wrapping_mul(b)))?,
+            DType::U32 => plain_product(operands, y, |sum, a: u32, b| sum.wrapping_add(a.wrapping_mul(b)))?,
+            DType::S64 => plain_product(operands, y, |sum, a: i64, b| sum.wrapping_add(a.wrapping_mul(b)))?,
+            _ => plain_product(operands, y, |sum, a: u64, b| sum.wrapping_add(a.wrapping_mul(b)))?,
+        }])
+    }
+
+    fn macs(&self, operands: &[&TensorType], results: &[TensorType]) -> u64 {
+        product_macs(operands, results)
+    }
+}
+
+fn plain_product<T: Element + Default>(
+    operands: &[&Tensor],
+    y: &Shape,
+    add: impl Fn(T, T, T) -> T,
+) -> Result<Tensor, OpError> {
+    let (a, b) = (operands[0].as_slice::<T>()?, operands[1].as_slice::<T>()?);
+    let mut sums = start::<T>(y, None);
+    for_each_row(operands[0].shape(), operands[1].shape(), y, |row, a_at, b_at| {
+        let sums = &mut sums[row];
+        for (&a, b) in a[a_at].iter().zip(b[b_at].chunks(sums.len())) {
+            sums.iter_mut().zip(b).for_each(|(s, &b)| *s = add(*s, a, b));
+        }
+    });
+    Ok(Tensor::from_vec(y.clone(), sums)?)
 }
 
 /// The determinant of each matrix `[…, N, N]` of floats: by elimination with the largest pivot of a column, in f64, and
@@ -370,5 +425,5 @@ fn add_products<B: Copy + Into<i32>>(
 
 pub(super) fn product_macs(operands: &[&TensorType], results: &[TensorType]) -> u64 {
     let a = &operands[0].shape;
-    results[0].shape.elements() as u64 * a[a.rank() - 1] as u64
+    (results[0].shape.elements() as u64).saturating_mul(a[a.rank() - 1] as u64)
 }

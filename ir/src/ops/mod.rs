@@ -22,14 +22,15 @@ mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
 pub use elementwise::{
-    Binary, BinaryKind, BitCast, Cast, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary, UnaryKind, Where,
+    Binary, BinaryKind, BitCast, Cast, CastSmall, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary,
+    UnaryKind, Where,
 };
 pub use grid_sample::{GridSample, SampleMode, SamplePadding};
 pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
-pub use integer::{IntConv, IntMatMul};
+pub use integer::IntConv;
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
-pub use matmul::{Determinant, MatMul, QMatMul};
+pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
@@ -124,12 +125,12 @@ ops! {
     MatMul,
     /// Matrix product of u8 by s8, requantized.
     QMatMul,
+    /// Matrix product of f64 or integers.
+    PlainMatMul,
     /// Determinants of matrices.
     Determinant,
     /// Convolution of s32, wrapping.
     IntConv,
-    /// Matrix product of s32, wrapping.
-    IntMatMul,
     /// Batch normalisation with fixed statistics.
     BatchNorm,
     /// Local response normalisation across channels.
@@ -160,6 +161,8 @@ ops! {
     Where,
     /// Conversion between element types.
     Cast,
+    /// Conversion to floats of 8 bits and fewer.
+    CastSmall,
     /// The same bits read as another type.
     BitCast,
     /// Sum, mean, maximum… along axes.

@@ -1,6 +1,9 @@
 //! Elements of any numeric type in the arithmetic that ops compute in.
 
-use crate::{DType, Element, OpError, Shape, Tensor};
+use crate::{
+    DType, Element, OpError, Shape, Tensor,
+    numerics::{PowerRounding, small_float, small_float_code},
+};
 use std::cmp::Ordering;
 
 /// Decoded elements. f16 and bf16 are computed in f32 and rounded once; integers and booleans in 128 bits, which hold
@@ -34,8 +37,14 @@ impl Numbers {
             DType::F16 => Numbers::F32(map(x, half::f16::to_f32)?),
             DType::BF16 => Numbers::F32(map(x, half::bf16::to_f32)?),
             DType::F64 => Numbers::F64(map(x, |x: f64| x)?),
-            DType::S8 | DType::S4 => Numbers::Int(map(x, |x: i8| x.into())?),
-            DType::U8 | DType::U4 => Numbers::Int(map(x, |x: u8| x.into())?),
+            DType::S8 | DType::S4 | DType::S2 => Numbers::Int(map(x, |x: i8| x.into())?),
+            DType::U8 | DType::U4 | DType::U2 => Numbers::Int(map(x, |x: u8| x.into())?),
+            small @ (DType::F8E4M3Fn
+            | DType::F8E4M3Fnuz
+            | DType::F8E5M2
+            | DType::F8E5M2Fnuz
+            | DType::F8E8M0
+            | DType::F4E2M1) => Numbers::F32(map(x, |code| small_float(small, code))?),
             DType::Bool => Numbers::Int(map(x, |x: u8| i128::from(x != 0))?),
             DType::S16 => Numbers::Int(map(x, |x: i16| x.into())?),
             DType::U16 => Numbers::Int(map(x, |x: u16| x.into())?),
@@ -55,8 +64,8 @@ impl Numbers {
         }
     }
 
-    /// As a tensor of `dtype`: floats are rounded once to floats; to integers they are truncated and saturate, NaN
-    /// becoming 0; integers are rounded once to floats and wrap to integers; to `bool` whatever is not 0 is true.
+    /// As a tensor of `dtype`: floats are rounded once to floats; to integers they are truncated and saturate (to those of
+    /// four bits and fewer they wrap, as ONNX has it), NaN becoming 0; integers are rounded once to floats and wrap to integers; to `bool` whatever is not 0 is true.
     pub(super) fn encode(self, dtype: DType, shape: Shape) -> Result<Tensor, OpError> {
         match self {
             Numbers::F32(x) if dtype == DType::F32 => Ok(Tensor::from_vec(shape, x)?),
@@ -110,7 +119,10 @@ impl Number for f64 {
     }
     fn to_integer(self, dtype: DType) -> i128 {
         let (lo, hi) = range(dtype);
-        (self as i128).clamp(lo, hi)
+        match dtype {
+            DType::S2 | DType::U2 | DType::S4 | DType::U4 => (self as i128).to_integer(dtype),
+            _ => (self as i128).clamp(lo, hi),
+        }
     }
     fn is_zero(self) -> bool {
         self == 0.0
@@ -162,8 +174,16 @@ fn encode<N: Number>(x: &[N], dtype: DType, shape: Shape) -> Result<Tensor, OpEr
         DType::F16 => collect(x, dtype, shape, |x| half::f16::from_f32(x.to_odd())),
         DType::BF16 => collect(x, dtype, shape, |x| half::bf16::from_f32(x.to_odd())),
         DType::Bool => collect(x, dtype, shape, |x| u8::from(!x.is_zero())),
-        DType::S8 | DType::S4 => collect(x, dtype, shape, |x| integer(x) as i8),
-        DType::U8 | DType::U4 => collect(x, dtype, shape, |x| integer(x) as u8),
+        DType::S8 | DType::S4 | DType::S2 => collect(x, dtype, shape, |x| integer(x) as i8),
+        DType::U8 | DType::U4 | DType::U2 => collect(x, dtype, shape, |x| integer(x) as u8),
+        DType::F8E4M3Fn
+        | DType::F8E4M3Fnuz
+        | DType::F8E5M2
+        | DType::F8E5M2Fnuz
+        | DType::F8E8M0
+        | DType::F4E2M1 => {
+            collect(x, dtype, shape, |x| small_float_code(dtype, x.to_odd(), true, PowerRounding::Up))
+        }
         DType::S16 => collect(x, dtype, shape, |x| integer(x) as i16),
         DType::U16 => collect(x, dtype, shape, |x| integer(x) as u16),
         DType::S32 => collect(x, dtype, shape, |x| integer(x) as i32),

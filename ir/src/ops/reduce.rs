@@ -2,7 +2,7 @@
 
 use super::{Operator, arity, numbers::Numbers};
 use crate::{
-    DType, OpError, Shape, Tensor, TensorType,
+    OpError, Shape, Tensor, TensorType,
     numerics::{math::Real, total},
 };
 use ndarray::{ArrayViewD, IxDyn};
@@ -47,7 +47,7 @@ pub struct Reduce {
 impl Operator for Reduce {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
-        if x.quant.is_some() || x.dtype == DType::Bool {
+        if x.quant.is_some() || !(x.dtype.is_float() || x.dtype.is_integer()) {
             return Err(OpError::dtype(format!("takes plain numbers, got {x}")));
         }
         if !self.axes.is_sorted_by(|a, b| a < b) || self.axes.iter().any(|&a| a >= x.shape.rank()) {

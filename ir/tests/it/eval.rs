@@ -221,7 +221,7 @@ fn binary_functions_of_integers() {
     assert_eq!(binary(Or, &p, &q).unwrap(), bools(&[0, 1, 1, 1]));
     assert_eq!(binary(Xor, &p, &q).unwrap(), bools(&[0, 1, 1, 0]));
     assert_eq!(binary(Equal, &p, &q).unwrap(), bools(&[1, 0, 0, 1]));
-    assert!(binary(Add, &p, &q).is_err() && binary(And, &list(&[1u8]), &list(&[1u8])).is_err());
+    assert!(binary(Add, &p, &q).is_err() && binary(And, &list(&[1f32]), &list(&[1f32])).is_err());
 }
 
 #[test]
@@ -823,6 +823,242 @@ fn windows_too_large_are_refused() {
     };
     let x = f32s(&[1, 1, 1, 1], &[1.0]);
     assert!(refusal(eval(pool(1 << 20), &[&x])).contains("taps"));
+}
+
+// ---- choices, bits and remainders
+
+#[test]
+fn choices_broadcast_three_operands() {
+    let condition = Tensor::from_vec_as(DType::Bool, shape(&[2, 1]), vec![1u8, 0]).unwrap();
+    let y = eval(Where {}, &[&condition, &of(&[3], &[1i64, 2, 3]), &Tensor::scalar(9i64)]).unwrap();
+    assert_eq!(y, of(&[2, 3], &[1i64, 2, 3, 9, 9, 9]));
+    let nan = eval(Where {}, &[&bools(&[0, 2]), &list(&[1f32]), &list(&[f32::NAN, 5.0])]).unwrap();
+    assert!(nan.to_f32().unwrap()[0].is_nan() && nan.to_f32().unwrap()[1] == 1.0);
+    assert!(refusal(eval(Where {}, &[&list(&[1u8]), &list(&[1u8]), &list(&[1u8])])).contains("bool"));
+    assert!(refusal(eval(Where {}, &[&bools(&[1]), &list(&[1u8]), &list(&[1f32])])).contains("one type"));
+    let (x, y) = (coded(list(&[7u8]), 0.5, 3), coded(list(&[8u8]), 0.25, 3));
+    let condition = bools(&[1]);
+    let typed = [(condition.clone(), condition.ty()), x.clone(), y];
+    assert!(refusal(eval_typed(Where {}, &typed)).contains("grid"));
+    assert_eq!(
+        eval_typed(Where {}, &[(condition.clone(), condition.ty()), x.clone(), x]).unwrap(),
+        list(&[7u8])
+    );
+}
+
+#[test]
+fn remainders_have_the_sign_of_one_operand() {
+    let (a, b) = (list(&[-4i32, 7, 5, 4, -7, 8]), list(&[2i32, -3, 8, -2, 3, 5]));
+    let run = |kind| eval(Binary { kind }, &[&a, &b]).unwrap();
+    assert_eq!(run(BinaryKind::Modulo), list(&[0i32, -2, 5, 0, 2, 3]));
+    assert_eq!(run(BinaryKind::Remainder), list(&[0i32, 1, 5, 0, -1, 3]));
+    let (a, b) = (list(&[-4.3f32, 7.2, 5.0, 4.3, -7.2]), list(&[2.1f32, -3.4, 8.0, -2.1, 3.4]));
+    close(
+        &eval(Binary { kind: BinaryKind::Remainder }, &[&a, &b]).unwrap(),
+        &[5],
+        &[-0.1, 0.4, 5.0, 0.1, -0.4],
+    );
+    close(&eval(Binary { kind: BinaryKind::Modulo }, &[&a, &b]).unwrap(), &[5], &[2.0, -3.0, 5.0, -2.0, 3.0]);
+    let least = eval(Binary { kind: BinaryKind::Remainder }, &[&list(&[i64::MIN]), &list(&[-1i64])]).unwrap();
+    assert_eq!(least, list(&[0i64]));
+    let kind = BinaryKind::Modulo;
+    assert!(refusal(eval(Binary { kind }, &[&list(&[1u8]), &list(&[0u8])])).contains("divided by zero"));
+}
+
+#[test]
+fn bits_of_integers() {
+    let run = |kind, a: &Tensor, b: &Tensor| eval(Binary { kind }, &[a, b]);
+    let (a, b) = (list(&[-2i16, 12]), list(&[7i16, 10]));
+    assert_eq!(run(BinaryKind::And, &a, &b).unwrap(), list(&[6i16, 8]));
+    assert_eq!(run(BinaryKind::Or, &a, &b).unwrap(), list(&[-1i16, 14]));
+    assert_eq!(run(BinaryKind::Xor, &a, &b).unwrap(), list(&[-7i16, 6]));
+    let (a, b) = (list(&[16u8, 255, 255, 1]), list(&[1u8, 7, 8, 255]));
+    assert_eq!(run(BinaryKind::ShiftLeft, &a, &b).unwrap(), list(&[32u8, 128, 0, 0]));
+    assert_eq!(run(BinaryKind::ShiftRight, &a, &b).unwrap(), list(&[8u8, 1, 0, 0]));
+    let most = list(&[u64::MAX]);
+    assert_eq!(run(BinaryKind::ShiftRight, &most, &list(&[63u64])).unwrap(), list(&[1u64]));
+    assert_eq!(run(BinaryKind::ShiftLeft, &most, &most).unwrap(), list(&[0u64]));
+    assert!(refusal(run(BinaryKind::ShiftLeft, &list(&[1i8]), &list(&[1i8]))).contains("ShiftLeft"));
+    assert!(refusal(run(BinaryKind::And, &list(&[1f32]), &list(&[1f32]))).contains("And"));
+    assert!(refusal(run(BinaryKind::Add, &bools(&[1]), &bools(&[1]))).contains("Add"));
+}
+
+#[test]
+fn slopes_of_negative_numbers() {
+    let x = list(&[-2f32, 3.0, f32::NAN]);
+    let y = eval(Binary { kind: BinaryKind::PRelu }, &[&x, &list(&[0.5f32])]).unwrap().to_f32().unwrap();
+    assert!(y[..2] == [-1.0, 3.0] && y[2].is_nan());
+    let y = eval(Binary { kind: BinaryKind::PRelu }, &[&list(&[-2i32, 3]), &list(&[5i32])]).unwrap();
+    assert_eq!(y, list(&[-10i32, 3]));
+}
+
+#[test]
+fn bits_read_as_another_type() {
+    let ones = eval(BitCast { to: DType::F32 }, &[&list(&[0x3f80_0000u32])]).unwrap();
+    assert_eq!(ones, list(&[1f32]));
+    assert_eq!(eval(BitCast { to: DType::Bool }, &[&list(&[0u8, 7])]).unwrap(), bools(&[0, 1]));
+    let s4 = Tensor::from_vec_as(DType::S4, shape(&[1]), vec![-1i8]).unwrap();
+    assert_eq!(eval(BitCast { to: DType::U4 }, &[&s4]).unwrap().to_i64(), Some(vec![15]));
+    assert!(refusal(eval(BitCast { to: DType::F64 }, &[&list(&[1f32])])).contains("the bits of"));
+    assert!(refusal(eval(BitCast { to: DType::S4 }, &[&list(&[1i8])])).contains("the bits of"));
+}
+
+#[test]
+fn floats_wrap_to_four_bits() {
+    let x = list(&[-9f32, -8.9, 7.5, 8.0, 300.0, f32::NAN, f32::INFINITY]);
+    assert_eq!(eval(Cast { to: DType::S4 }, &[&x]).unwrap().to_i64().unwrap(), [7, -8, 7, -8, -4, 0, -1]);
+    assert_eq!(eval(Cast { to: DType::U4 }, &[&x]).unwrap().to_i64().unwrap()[..5], [7, 8, 7, 8, 12]);
+}
+
+#[test]
+fn functions_with_a_threshold() {
+    use UnaryKind::*;
+    let x = list(&[-2f32, -0.5, 0.0, 0.5, 2.0]);
+    close(&unary(ThresholdedRelu { alpha: 0.5 }, &x), &[5], &[0.0, 0.0, 0.0, 0.0, 2.0]);
+    close(&unary(Shrink { lambda: 1.0, bias: 0.25 }, &x), &[5], &[-1.75, 0.0, 0.0, 0.0, 1.75]);
+    close(&unary(Celu { alpha: 2.0 }, &x), &[5], &[-1.264_241_1, -0.442_398_43, 0.0, 0.5, 2.0]);
+    close(
+        &unary(Swish { alpha: 2.0 }, &x),
+        &[5],
+        &[-0.035_972_42, -0.134_470_71, 0.0, 0.365_529_3, 1.964_027_6],
+    );
+    for kind in [ThresholdedRelu { alpha: 0.5 }, Shrink { lambda: 1.0, bias: 0.25 }, Celu { alpha: 2.0 }] {
+        assert!(unary(kind, &list(&[f32::NAN])).to_f32().unwrap()[0].is_nan(), "{kind:?}");
+    }
+}
+
+// ---- by index
+
+#[test]
+fn elements_are_picked_along_an_axis() {
+    let x = of(&[2, 2], &[1i32, 2, 3, 4]);
+    let indices = of(&[2, 2], &[0i64, 0, 1, -2]);
+    assert_eq!(eval(GatherElements { axis: 1 }, &[&x, &indices]).unwrap(), of(&[2, 2], &[1, 1, 4, 3]));
+    // Fewer than the operand has, beside the axis; more along it.
+    let indices = of(&[1, 3], &[0i32, 1, 1]);
+    assert_eq!(eval(GatherElements { axis: 1 }, &[&x, &indices]).unwrap(), of(&[1, 3], &[1, 2, 2]));
+    assert!(refusal(eval(GatherElements { axis: 0 }, &[&x, &indices])).contains("axis 0"));
+    let beyond = of(&[1, 1], &[2i64]);
+    assert!(refusal(eval(GatherElements { axis: 1 }, &[&x, &beyond])).contains("index 2 is out of range"));
+    assert!(refusal(eval(GatherElements { axis: 1 }, &[&x, &of(&[1, 1], &[0u8])])).contains("s32 or s64"));
+    let none = eval(GatherElements { axis: 1 }, &[&x, &of::<i64>(&[2, 0], &[])]).unwrap();
+    assert_eq!(none, of::<i32>(&[2, 0], &[]));
+}
+
+#[test]
+fn parts_are_picked_by_tuples() {
+    let x = of(&[2, 2, 2], &[0i8, 1, 2, 3, 4, 5, 6, 7]);
+    let whole = eval(GatherNd { batch_dims: 0 }, &[&x, &of(&[2, 2], &[0i64, 1, -1, 0])]).unwrap();
+    assert_eq!(whole, of(&[2, 2], &[2i8, 3, 4, 5]));
+    let batches = eval(GatherNd { batch_dims: 1 }, &[&x, &of(&[2, 1], &[1i64, 0])]).unwrap();
+    assert_eq!(batches, of(&[2, 2], &[2i8, 3, 4, 5]));
+    let one = eval(GatherNd { batch_dims: 0 }, &[&x, &list(&[1i64, 1, 1])]).unwrap();
+    assert_eq!(one, Tensor::scalar(7i8));
+    assert!(refusal(eval(GatherNd { batch_dims: 0 }, &[&x, &list(&[0i64; 4])])).contains("tuples"));
+    assert!(refusal(eval(GatherNd { batch_dims: 2 }, &[&x, &of(&[2, 1], &[0i64; 2])])).contains("tuples"));
+    assert!(refusal(eval(GatherNd { batch_dims: 0 }, &[&x, &list(&[5i64])])).contains("out of range"));
+}
+
+#[test]
+fn elements_are_updated_in_order() {
+    let x = of(&[1, 5], &[1f32, 2.0, 3.0, 4.0, 5.0]);
+    let (at, by) = (of(&[1, 3], &[1i64, -2, 1]), of(&[1, 3], &[1.5f32, 2.5, 7.0]));
+    let run = |update| eval(ScatterElements { axis: 1, update }, &[&x, &at, &by]).unwrap().to_f32().unwrap();
+    assert_eq!(run(Update::Replace), [1.0, 7.0, 3.0, 2.5, 5.0]);
+    assert_eq!(run(Update::Add), [1.0, 10.5, 3.0, 6.5, 5.0]);
+    assert_eq!(run(Update::Mul), [1.0, 21.0, 3.0, 10.0, 5.0]);
+    assert_eq!(run(Update::Max), [1.0, 7.0, 3.0, 4.0, 5.0]);
+    assert_eq!(run(Update::Min), [1.0, 1.5, 3.0, 2.5, 5.0]);
+    let wraps = ScatterElements { axis: 0, update: Update::Add };
+    let sum = eval(wraps, &[&list(&[250u8]), &list(&[0i64, 0]), &list(&[9u8, 9])]).unwrap();
+    assert_eq!(sum, list(&[12u8]));
+    let or = ScatterElements { axis: 0, update: Update::Add };
+    assert_eq!(eval(or, &[&bools(&[0]), &list(&[0i32, 0]), &bools(&[1, 1])]).unwrap(), bools(&[1]));
+    let half = |x: f32| list(&[half::f16::from_f32(x)]);
+    let add = ScatterElements { axis: 0, update: Update::Add };
+    assert_eq!(eval(add.clone(), &[&half(2048.0), &list(&[0i64]), &half(1.0)]).unwrap(), half(2048.0));
+    assert!(refusal(eval(add.clone(), &[&list(&[1f32]), &list(&[1i64]), &list(&[1f32])])).contains("range"));
+    assert!(refusal(eval(add, &[&list(&[1f32]), &list(&[0i64]), &list(&[1f32, 2.0])])).contains("updates"));
+}
+
+#[test]
+fn parts_are_updated_by_tuples() {
+    let x = of(&[3, 2], &[0i64, 1, 2, 3, 4, 5]);
+    let (at, by) = (of(&[2, 1], &[2i64, 0]), of(&[2, 2], &[10i64, 20, 30, 40]));
+    let run = |update| eval(ScatterNd { update }, &[&x, &at, &by]).unwrap();
+    assert_eq!(run(Update::Replace), of(&[3, 2], &[30i64, 40, 2, 3, 10, 20]));
+    assert_eq!(run(Update::Mul), of(&[3, 2], &[0i64, 40, 2, 3, 40, 100]));
+    let single = [&x, &of(&[1, 2], &[1i64, 1]), &list(&[9i64])];
+    assert_eq!(eval(ScatterNd { update: Update::Min }, &single).unwrap(), x);
+    assert!(refusal(eval(ScatterNd { update: Update::Add }, &[&x, &at, &list(&[1i64])])).contains("updates"));
+}
+
+// ---- lines
+
+#[test]
+fn places_of_extremes() {
+    let x = of(&[2, 3], &[2f32, 1.0, 2.0, 0.0, f32::NAN, f32::NAN]);
+    let run =
+        |largest, axis, keep_dims, last| eval(ArgExtreme { largest, axis, keep_dims, last }, &[&x]).unwrap();
+    assert_eq!(run(true, 1, true, false), of(&[2, 1], &[0i64, 1]));
+    assert_eq!(run(true, 1, false, true), list(&[2i64, 2]));
+    assert_eq!(run(false, 1, false, false), list(&[1i64, 1]));
+    assert_eq!(run(false, 0, false, false), list(&[1i64, 1, 1]));
+    let bytes =
+        eval(ArgExtreme { largest: false, axis: 0, keep_dims: false, last: true }, &[&list(&[3u8, 1, 1])]);
+    assert_eq!(bytes.unwrap(), Tensor::scalar(2i64));
+    let empty = f32s(&[2, 0], &[]);
+    let of_none = ArgExtreme { largest: true, axis: 1, keep_dims: false, last: false };
+    assert!(refusal(eval(of_none, &[&empty])).contains("no elements"));
+}
+
+#[test]
+fn top_few_in_order() {
+    let x = of(&[2, 4], &[1f32, 3.0, 3.0, 2.0, f32::NAN, -1.0, 0.0, -0.0]);
+    let run = |k, axis, largest| eval(TopK { k, axis, largest }, &[&x]).unwrap();
+    assert_eq!(run(3, 1, true), of(&[2, 3], &[1i64, 2, 3, 0, 2, 3]));
+    assert_eq!(run(2, 1, false), of(&[2, 2], &[0i64, 3, 1, 2]));
+    assert_eq!(run(4, 1, false), of(&[2, 4], &[0i64, 3, 1, 2, 1, 2, 3, 0]));
+    assert_eq!(run(1, 0, true), of(&[1, 4], &[1i64, 0, 0, 0]));
+    assert_eq!(run(0, 1, true), of::<i64>(&[2, 0], &[]));
+    assert!(refusal(eval(TopK { k: 3, axis: 0, largest: true }, &[&x])).contains("the top 3"));
+    // Against a sort of everything.
+    let many = seeded(DType::S8, &shape(&[1, 500]), 3);
+    let values = many.as_slice::<i8>().unwrap();
+    let mut sorted: Vec<i64> = (0..500).collect();
+    sorted.sort_by_key(|&i| (-i16::from(values[i as usize]), i));
+    for k in [1, 7, 499, 500] {
+        let got = eval(TopK { k, axis: 1, largest: true }, &[&many]).unwrap();
+        assert_eq!(got.as_slice::<i64>().unwrap(), &sorted[..k]);
+    }
+}
+
+#[test]
+fn running_totals() {
+    let x = of(&[2, 3], &[1i32, 2, 3, 4, 5, 6]);
+    let run = |kind, axis, exclusive, reverse| {
+        eval(Cumulate { kind, axis, exclusive, reverse }, &[&x]).unwrap().as_slice::<i32>().unwrap().to_vec()
+    };
+    use CumulateKind::{Product, Sum};
+    assert_eq!(run(Sum, 1, false, false), [1, 3, 6, 4, 9, 15]);
+    assert_eq!(run(Sum, 1, true, false), [0, 1, 3, 0, 4, 9]);
+    assert_eq!(run(Sum, 1, false, true), [6, 5, 3, 15, 11, 6]);
+    assert_eq!(run(Sum, 0, true, true), [4, 5, 6, 0, 0, 0]);
+    assert_eq!(run(Product, 1, true, true), [6, 3, 1, 30, 6, 1]);
+    let wraps = Cumulate { kind: Product, axis: 0, exclusive: false, reverse: false };
+    assert_eq!(eval(wraps.clone(), &[&list(&[16u8, 16, 7])]).unwrap(), list(&[16u8, 0, 0]));
+    assert!(refusal(eval(wraps, &[&bools(&[1])])).contains("plain numbers"));
+}
+
+#[test]
+fn determinants_of_batches() {
+    let x = f32s(
+        &[2, 3, 3],
+        &[0.0, 2.0, 1.0, 1.0, 1.0, 0.0, 2.0, 0.0, 3.0, 1.0, 2.0, 3.0, 2.0, 4.0, 6.0, 1.0, 1.0, 1.0],
+    );
+    assert_eq!(eval(Determinant {}, &[&x]).unwrap(), list(&[-8f32, 0.0]));
+    assert_eq!(eval(Determinant {}, &[&f32s(&[2, 0, 0], &[])]).unwrap(), list(&[1f32, 1.0]));
+    assert!(refusal(eval(Determinant {}, &[&f32s(&[2, 3], &[0.0; 6])])).contains("square"));
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Graphs and tensors that several tests use.
 
 use qcc_ir::{
-    DType, Device, Graph, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId, numerics::RequantMode,
-    ops::*, text::seeded,
+    DType, Device, Graph, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
+    numerics::{PowerRounding, RequantMode},
+    ops::*,
+    text::seeded,
 };
 
 pub(crate) fn shape(dims: &[usize]) -> Shape {
@@ -74,6 +76,10 @@ pub(crate) fn every_op() -> Graph {
     let softmax = add(Softmax { axis: 1, log: true }.into(), &[matmul], &mut g);
     let half = add(Cast { to: DType::BF16 }.into(), &[softmax], &mut g);
     g.output("half", half);
+
+    let small = CastSmall { to: DType::F8E5M2, saturate: false, rounding: PowerRounding::Nearest };
+    let small = add(small.into(), &[softmax], &mut g);
+    g.output("small", small);
 
     // Moves.
     let reshape = add(Reshape { shape: shape(&[2, 2, 36]) }.into(), &[image], &mut g);
@@ -174,7 +180,7 @@ pub(crate) fn every_op() -> Graph {
     let int_conv = IntConv { window: window.clone(), groups: 2 };
     let int_conv = add(int_conv.into(), &[wide, wide_weights], &mut g);
     let transposed = add(Transpose { perm: vec![0, 1, 3, 2] }.into(), &[int_conv], &mut g);
-    let int_product = add(IntMatMul {}.into(), &[int_conv, transposed], &mut g);
+    let int_product = add(PlainMatMul {}.into(), &[int_conv, transposed], &mut g);
     g.output("int_product", int_product);
     let qb = weights(&mut g, TensorType::new(DType::S32, shape(&[4])));
     let r = g.input("residual", quantized(DType::U8, &[1, 4, 3, 3], 0.05, 3)).unwrap();

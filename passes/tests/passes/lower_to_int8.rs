@@ -145,7 +145,7 @@ fn what_the_model_quantizes_itself_stays_as_it_is() {
     let y = net.conv1x1("conv", d, 4);
     let float = net.finish(y);
     let (fake, placed, report) = compiled(&float, &Options::default());
-    assert!(declined(&report, "insert_fake_quant", "d").contains("quantized by the model itself"));
+    assert!(declined(&report, "insert_fake_quant", "conv").contains("no grid for its result"));
     let pooled = placed.ty(find(&placed, "pool").out());
     assert_eq!(pooled.per_tensor(), Some((1.0 / 64.0, 128)));
     let x = inputs(&float, 9);

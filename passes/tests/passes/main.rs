@@ -1,5 +1,6 @@
 //! Tests of the passes: one module a pass, and the whole way.
 
+mod adopt_grids;
 mod assign_layout;
 mod calibrate;
 mod canonicalise;

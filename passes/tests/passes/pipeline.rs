@@ -4,7 +4,7 @@ use crate::common::*;
 use qcc_ir::{
     Device, Graph, Stage,
     numerics::RequantMode,
-    ops::{BinaryKind, UnaryKind, Window},
+    ops::{Activation, BinaryKind, Cell, Recurrent, UnaryKind, Window},
 };
 use qcc_passes::{Options, PassError, Precision, WeightBits, WeightGrid, plan};
 
@@ -242,4 +242,29 @@ fn every_pass_is_observed_in_order_with_a_valid_graph() {
     qcc_passes::quantize(&mut graph, &ranges, &options, &mut observe).unwrap();
     qcc_passes::lower(&mut graph, &options, &mut observe).unwrap();
     assert_eq!(seen, qcc_passes::pass_names(), "int8 runs each pass once");
+}
+
+#[test]
+fn every_result_of_an_op_of_several_goes_through() {
+    let mut net = Net::new(3);
+    let gates = net.input("gates", &[4, 2, 5]);
+    let gates = net.unary("shifted", UnaryKind::Tanh, gates);
+    let state = net.input("state", &[2, 5]);
+    let weights = net.random_constant("weights", &[5, 5], 0.3);
+    let rnn = Recurrent {
+        cell: Cell::Rnn,
+        activations: vec![Activation::Affine { alpha: 0.5, beta: 0.1 }],
+        clip: None,
+        reverse: false,
+        lengths: false,
+    };
+    let rnn = net.graph.add("rnn", rnn, &[gates, weights, state]).unwrap();
+    let y = net.binary("y", BinaryKind::Add, rnn.out(), rnn.port(1));
+    let float = net.finish(y);
+    for precision in [Precision::Float, Precision::FakeQuant, Precision::Int8] {
+        let (_, placed, report) = compiled(&float, &Options { precision, ..Options::default() });
+        let x = inputs(&float, 9);
+        let d = distance(&run(&float, &x), &run(&placed, &x));
+        assert!(d <= if precision == Precision::Float { 1e-5 } else { 0.05 }, "{precision:?}: {d}\n{report}");
+    }
 }

@@ -91,14 +91,15 @@ macro_rules! with_element {
             DType::F16 => $f::<half::f16> $args,
             DType::BF16 => $f::<half::bf16> $args,
             DType::F64 => $f::<f64> $args,
-            DType::S8 | DType::S4 => $f::<i8> $args,
-            DType::U8 | DType::U4 | DType::Bool => $f::<u8> $args,
+            DType::S8 | DType::S4 | DType::S2 => $f::<i8> $args,
             DType::S16 => $f::<i16> $args,
             DType::U16 => $f::<u16> $args,
             DType::S32 => $f::<i32> $args,
             DType::U32 => $f::<u32> $args,
             DType::S64 => $f::<i64> $args,
             DType::U64 => $f::<u64> $args,
+            // All others are bytes.
+            _ => $f::<u8> $args,
         }
     };
 }
@@ -118,8 +119,8 @@ fn row_major(tensor: &Tensor) -> Result<Tensor, qcc_ir::TensorError> {
     with_element!(tensor.dtype(), convert(tensor))
 }
 
-/// Writes a tensor as `.npy`. NumPy has no 16-bit float of either kind in this library's writer, so both are widened
-/// to `f32`, which loses nothing.
+/// Writes a tensor as `.npy`. The library's writer has no floats of 16 bits and fewer, so they are widened to
+/// `f32`, which loses nothing.
 pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<(), DataError> {
     let fail = |reason: String| DataError::Write { file: path.display().to_string(), reason };
     let file = File::create(path).map_err(|e| fail(e.to_string()))?;
@@ -128,21 +129,22 @@ pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<(), DataError> {
     let wrote = match tensor.dtype() {
         DType::F32 => tensor.view::<f32>().map_err(view)?.write_npy(&mut writer),
         DType::F64 => tensor.view::<f64>().map_err(view)?.write_npy(&mut writer),
-        DType::F16 | DType::BF16 => {
+        small if small.is_small_float() || matches!(small, DType::F16 | DType::BF16) => {
             let wide = tensor.to_f32().unwrap_or_default();
             let array =
                 ArrayD::from_shape_vec(IxDyn(tensor.shape()), wide).map_err(|e| fail(e.to_string()))?;
             array.write_npy(&mut writer)
         }
         DType::Bool => tensor.view::<u8>().map_err(view)?.mapv(|b| b != 0).write_npy(&mut writer),
-        DType::S8 | DType::S4 => tensor.view::<i8>().map_err(view)?.write_npy(&mut writer),
-        DType::U8 | DType::U4 => tensor.view::<u8>().map_err(view)?.write_npy(&mut writer),
+        DType::S8 | DType::S4 | DType::S2 => tensor.view::<i8>().map_err(view)?.write_npy(&mut writer),
         DType::S16 => tensor.view::<i16>().map_err(view)?.write_npy(&mut writer),
         DType::U16 => tensor.view::<u16>().map_err(view)?.write_npy(&mut writer),
         DType::S32 => tensor.view::<i32>().map_err(view)?.write_npy(&mut writer),
         DType::U32 => tensor.view::<u32>().map_err(view)?.write_npy(&mut writer),
         DType::S64 => tensor.view::<i64>().map_err(view)?.write_npy(&mut writer),
         DType::U64 => tensor.view::<u64>().map_err(view)?.write_npy(&mut writer),
+        // All others are bytes.
+        _ => tensor.view::<u8>().map_err(view)?.write_npy(&mut writer),
     };
     wrote.map_err(|e| fail(e.to_string()))?;
     writer.flush().map_err(|e| fail(e.to_string()))

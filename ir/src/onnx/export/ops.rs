@@ -3,7 +3,7 @@
 use super::{Exporter, proto::*};
 use crate::{
     DType, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
-    numerics::quantize,
+    numerics::{PowerRounding, quantize, small_float_code},
     onnx::tensor::dtype_code,
     ops::{
         ArgExtreme, BinaryKind, Clamp, Conv, Coordinates, Cumulate, CumulateKind, FakeQuant, GridSample,
@@ -55,6 +55,13 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::Unary(op) => w.unary(op.kind),
         Op::Binary(op) => Ok(w.binary(op.kind)),
         Op::Where(_) => Ok(w.plain("Where", vec![])),
+        Op::CastSmall(op) if op.to == DType::F8E8M0 => {
+            Err(OpError::unsupported("has no form before opset 24"))
+        }
+        Op::CastSmall(op) => {
+            let attributes = vec![int("to", dtype_code(op.to).into()), int("saturate", op.saturate.into())];
+            Ok(w.plain("Cast", attributes))
+        }
         Op::BitCast(_) => Err(OpError::unsupported("has no form before opset 26")),
         Op::Cast(op) => Ok(w.plain("Cast", vec![int("to", dtype_code(op.to).into())])),
         Op::Reduce(op) => w.reduce(op),
@@ -94,14 +101,13 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         // What integers stand for is said by the ops that dequantize them; where they are, has no ONNX form.
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
         Op::GridSample(op) => Ok(w.plain("GridSample", grid_sample_attributes(op))),
+        Op::PlainMatMul(_) => Ok(w.plain("MatMul", vec![])),
+        Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
         Op::Recurrent(_) => {
             Err(OpError::unsupported("is the recurrence of a layer without the products of its input"))
         }
         Op::ArgMaxPool(_) => {
             Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
-        }
-        Op::IntConv(_) | Op::IntMatMul(_) => {
-            Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does"))
         }
         Op::QConv(_)
         | Op::QMatMul(_)
@@ -193,8 +199,14 @@ fn numbers(dtype: DType, shape: Shape, values: &[f64]) -> Result<Tensor> {
         DType::F64 => of!(|&v| v),
         DType::F16 => of!(|&v| f16::from_f64(v)),
         DType::BF16 => of!(|&v| bf16::from_f64(v)),
-        DType::S8 | DType::S4 => of!(|&v| v as i8),
-        DType::U8 | DType::U4 | DType::Bool => of!(|&v| v as u8),
+        DType::S8 | DType::S4 | DType::S2 => of!(|&v| v as i8),
+        DType::U8 | DType::U4 | DType::U2 | DType::Bool => of!(|&v| v as u8),
+        DType::F8E4M3Fn
+        | DType::F8E4M3Fnuz
+        | DType::F8E5M2
+        | DType::F8E5M2Fnuz
+        | DType::F8E8M0
+        | DType::F4E2M1 => of!(|&v| small_float_code(dtype, v as f32, true, PowerRounding::Up)),
         DType::S16 => of!(|&v| v as i16),
         DType::U16 => of!(|&v| v as u16),
         DType::S32 => of!(|&v| v as i32),

@@ -1,6 +1,6 @@
 //! Messages of the schema from tensors, types and attributes.
 
-use crate::{DType, Tensor, TensorType, onnx::tensor::dtype_code};
+use crate::{Tensor, TensorType, onnx::tensor::dtype_code};
 use onnx_protobuf::{
     AttributeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
     attribute_proto::AttributeType,
@@ -30,14 +30,16 @@ pub(in crate::onnx) fn ints(name: &str, values: impl IntoIterator<Item = usize>)
     AttributeProto { name: name.into(), type_: AttributeType::INTS.into(), ints, ..Default::default() }
 }
 
-/// Two 4-bit elements a byte, the first in the low half.
-fn pack(elements: &[u8]) -> Vec<u8> {
-    elements.chunks(2).map(|pair| (pair[0] & 15) | (pair.get(1).unwrap_or(&0) << 4)).collect()
+/// Elements of so few bits that several share a byte, the first in its lowest bits.
+fn pack(elements: &[u8], bits: usize) -> Vec<u8> {
+    let mask = (1u8 << bits) - 1;
+    let byte = |part: &[u8]| part.iter().enumerate().fold(0, |b, (i, e)| b | (e & mask) << (i * bits));
+    elements.chunks(8 / bits).map(byte).collect()
 }
 
 pub(in crate::onnx) fn tensor(name: &str, value: &Tensor) -> TensorProto {
     let raw_data = match value.dtype() {
-        DType::S4 | DType::U4 => pack(value.bytes()),
+        dtype if dtype.bits() < 8 => pack(value.bytes(), dtype.bits()),
         _ => value.bytes().to_vec(),
     };
     TensorProto {

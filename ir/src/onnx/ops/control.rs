@@ -6,7 +6,7 @@
 
 use crate::{
     DType, OpError, Shape, Tensor,
-    limits::{MAX_LOOP_ROUNDS, MAX_UNROLLED_NODES},
+    limits::{MAX_LOOP_NODES, MAX_SCANNED_NODES, MAX_UNROLLED_NODES},
     onnx::{
         NodeError,
         attribute::Attribute,
@@ -83,23 +83,22 @@ pub(super) fn loop_(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> 
         ))
         .into());
     }
+    let counted = is_counted(body);
     let begins = match operands.get(1).copied().unwrap_or_default() {
         "" => Some(true),
         _ => node.if_known(1)?.map(|t| truth(&t)).transpose()?,
     };
     let rounds = match operands.first().copied().unwrap_or_default() {
         "" => None,
-        _ => match node.if_known(0)? {
-            Some(t) => Some(scalar(&t)?.max(0) as u64),
-            None => None,
-        },
+        // The number alone tells how a loop goes that nothing else ends.
+        _ if counted => node.known(0, "M")?,
+        _ => node.if_known(0)?,
     };
+    let rounds = rounds.map(|t| scalar(&t)).transpose()?.map(|n| n.max(0) as u64);
     let nodes = body.nodes.len().max(1) as u64;
     let unrolled = match (begins, rounds) {
         (Some(false), _) => Some(0),
-        (Some(true), Some(n)) if is_counted(body) && n.saturating_mul(nodes) <= MAX_UNROLLED_NODES as u64 => {
-            Some(n)
-        }
+        (Some(true), Some(n)) if counted && n.saturating_mul(nodes) <= MAX_UNROLLED_NODES as u64 => Some(n),
         _ => None,
     };
     match unrolled {
@@ -204,11 +203,14 @@ fn run_loop(
         None => true,
     };
     let mut stacked: Vec<Vec<Tensor>> = vec![Vec::new(); body.outputs.len() - 1 - carried];
+    if let Some(n) = rounds.filter(|&n| n > MAX_LOOP_NODES && goes_on && is_counted(body)) {
+        return Err(
+            OpError::too_large(format!("runs {n} rounds, above {MAX_LOOP_NODES}: give it fewer")).into()
+        );
+    }
     let mut round = 0;
     while goes_on && rounds.is_none_or(|n| round < n) {
-        if round >= MAX_LOOP_ROUNDS {
-            return Err(OpError::too_large(format!("runs more than {MAX_LOOP_ROUNDS} rounds")).into());
-        }
+        node.count_round()?;
         let mut given: BTreeMap<String, Tensor> =
             body.captures.iter().filter_map(|name| Some((name.clone(), named(name)?))).collect();
         let inputs = [Tensor::scalar(round as i64), bool_scalar(true)?].into_iter().chain(state);
@@ -217,6 +219,8 @@ fn run_loop(
         goes_on = results.next().map(|t| truth(&t)).transpose()?.unwrap_or(false);
         state = results.by_ref().take(carried).collect();
         for (all, result) in stacked.iter_mut().zip(results) {
+            // A round's own memory is free again when it is over; what is stacked stays, and is copied into one.
+            node.take_bytes(result.bytes().len().saturating_mul(2))?;
             all.push(result);
         }
         round += 1;
@@ -321,6 +325,17 @@ pub(super) fn scan(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> {
     }
 }
 
+/// Fails where a scan has too many nodes, all rounds together.
+fn check_unrolled(nodes: usize) -> Result<(), NodeError> {
+    if nodes <= MAX_SCANNED_NODES {
+        return Ok(());
+    }
+    Err(OpError::too_large(format!(
+        "has {nodes} nodes unrolled, above {MAX_SCANNED_NODES}: scan shorter inputs"
+    ))
+    .into())
+}
+
 struct Scan<'a> {
     body: &'a Body,
     operands: &'a [&'a str],
@@ -359,14 +374,10 @@ impl Scan<'_> {
         made: &mut usize,
     ) -> Result<Vec<NodeDef>, NodeError> {
         let rounds = self.rounds(node)?;
-        *made = made.saturating_add(rounds.saturating_mul(self.body.nodes.len().max(1)));
-        if *made > MAX_UNROLLED_NODES * 8 {
-            return Err(OpError::too_large(format!(
-                "has {made} nodes unrolled, above {}",
-                MAX_UNROLLED_NODES * 8
-            ))
-            .into());
-        }
+        // A slice of each input, the nodes, and what names the results.
+        let each = self.operands.len() + self.body.nodes.len() + self.body.outputs.len();
+        *made = made.saturating_add(rounds.saturating_mul(each.max(1)));
+        check_unrolled(*made)?;
         let prefix = node.splice_prefix();
         let mut nodes = Vec::new();
         let mut values: Vec<String> = operands[..self.states].iter().map(|&s| s.to_owned()).collect();
@@ -413,6 +424,8 @@ impl Scan<'_> {
 fn batched_scan(node: &mut Node<'_, '_>, scan: &Scan<'_>) -> Result<Vec<NodeDef>, NodeError> {
     let first = scan.operands.first().copied().unwrap_or_default();
     let samples = node.shape_of(first)?.first().copied().unwrap_or(0);
+    // A batch of tensors without elements can have any length.
+    check_unrolled(samples.saturating_mul(scan.operands.len().max(1)))?;
     let prefix = node.splice_prefix();
     let (mut nodes, mut made) = (Vec::new(), 0);
     let mut stacked: Vec<Vec<String>> = vec![Vec::new(); scan.outputs.len()];

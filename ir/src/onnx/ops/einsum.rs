@@ -2,13 +2,14 @@
 
 use super::{
     elementwise::{binary_part, cast_part},
+    matmul::product_of,
     shape::reshape_part,
 };
 use crate::{
     DType, OpError, Shape, ValueId,
     limits::MAX_RANK,
     onnx::{NodeError, import::Node},
-    ops::{BinaryKind, Clamp, MatMul, Reduce, ReduceKind, Slice, SliceSpec, Transpose},
+    ops::{BinaryKind, Reduce, ReduceKind, Slice, SliceSpec, Transpose},
 };
 use std::collections::BTreeMap;
 
@@ -102,8 +103,12 @@ pub(super) fn einsum(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
         None => implied(&axes, ellipsis),
     };
     check(node, &equation, &operands, &axes, &result)?;
-    // Products of matrices are of f32.
-    let arithmetic = if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
+    let arithmetic = match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        // Sums that wrap do so the same in more bits.
+        DType::S8 | DType::S16 | DType::U8 | DType::U16 => DType::S32,
+        _ => dtype,
+    };
     let mut factors = Vec::with_capacity(axes.len());
     for (i, (labels, &x)) in axes.into_iter().zip(&operands).enumerate() {
         let value = cast_part(node, &format!("{i}_wide"), x, arithmetic)?;
@@ -290,7 +295,6 @@ fn multiplied(
         Ok(Shape::new(labels.iter().map(|l| lengths[l]).collect::<Vec<_>>())?.elements())
     };
     let [b, m, n, k] = [count(&batch)?, count(&rows)?, count(&columns)?, count(&inner)?];
-    let dtype = node.ty(left.value).dtype;
     let mut side = |name: &str, f: Factor, order: [&[Label]; 3], dims: &[usize]| {
         let f = ordered(node, &format!("{part}_{name}"), f, &order.concat())?;
         reshape_part(node, &format!("{part}_{name}_matrices"), f.value, dims.to_vec())
@@ -299,17 +303,10 @@ fn multiplied(
         let left = side("left", left, [&batch, &rows, &[]], &[b, m, 1])?;
         let right = side("right", right, [&batch, &[], &columns], &[b, 1, n])?;
         binary_part(node, &format!("{part}_product"), BinaryKind::Mul, left, right)?
-    } else if dtype == DType::F32 {
+    } else {
         let left = side("left", left, [&batch, &rows, &inner], &[b, m, k])?;
         let right = side("right", right, [&batch, &inner, &columns], &[b, k, n])?;
-        let product = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
-        node.emit_part(&format!("{part}_product"), product, &[left, right])?
-    } else {
-        let left = side("left", left, [&batch, &rows, &inner], &[b, m, 1, k])?;
-        let right = side("right", right, [&batch, &columns, &inner], &[b, 1, n, k])?;
-        let products = binary_part(node, &format!("{part}_products"), BinaryKind::Mul, left, right)?;
-        let sum = Reduce { kind: ReduceKind::Sum, axes: vec![3], keep_dims: false };
-        node.emit_part(&format!("{part}_product"), sum, &[products])?
+        product_of(node, &format!("{part}_product"), left, right)?
     };
     let labels = [batch, rows, columns].concat();
     let dims = labels.iter().map(|l| lengths[l]).collect();

@@ -2,8 +2,9 @@
 
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
+    numerics::PowerRounding,
     onnx::{NodeError, import::Node, tensor},
-    ops::{Binary, BinaryKind, BitCast, Cast, Expand, Unary, UnaryKind, Where},
+    ops::{Binary, BinaryKind, BitCast, Cast, CastSmall, Expand, Unary, UnaryKind, Where},
 };
 
 fn unary(node: &mut Node<'_, '_>, kind: UnaryKind) -> Result<ValueId, NodeError> {
@@ -350,11 +351,31 @@ pub(super) fn mean(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 }
 
 pub(super) fn cast(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    // Only the 8-bit floats, which are not supported, heed these.
-    node.ignore(&["saturate", "round_mode"]);
     let x = node.operand(0, "input")?;
     let to = target(node)?;
-    node.emit(Cast { to }, &[x])
+    converted(node, x, to)
+}
+
+/// Only conversions to floats of 8 bits and fewer heed attributes: `saturate`, and how powers of two are chosen.
+fn converted(node: &mut Node<'_, '_>, x: ValueId, to: DType) -> Result<ValueId, NodeError> {
+    let saturate = node.flag("saturate", true)?;
+    let rounding = match node.string("round_mode", "up")? {
+        "up" => PowerRounding::Up,
+        "down" => PowerRounding::Down,
+        "nearest" => PowerRounding::Nearest,
+        other => return Err(NodeError::attribute("round_mode", format!("is {other:?}"))),
+    };
+    let is_default = saturate && (to != DType::F8E8M0 || rounding == PowerRounding::Up);
+    match to.is_small_float() && !is_default {
+        true => {
+            let x = match node.ty(x).dtype {
+                DType::F32 | DType::F16 | DType::BF16 => x,
+                _ => cast_part(node, "f32", x, DType::F32)?,
+            };
+            node.emit(CastSmall { to, saturate, rounding }, &[x])
+        }
+        false => node.emit(Cast { to }, &[x]),
+    }
 }
 
 fn target(node: &mut Node<'_, '_>) -> Result<DType, NodeError> {
@@ -369,10 +390,9 @@ pub(super) fn dtype(attribute: &str, code: i64) -> Result<DType, NodeError> {
 }
 
 pub(super) fn cast_like(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    node.ignore(&["saturate", "round_mode"]);
     let (x, like) = (node.operand(0, "input")?, node.operand(1, "target_type")?);
     let to = node.ty(like).dtype;
-    node.emit(Cast { to }, &[x])
+    converted(node, x, to)
 }
 
 pub(super) fn identity(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {

@@ -4,7 +4,7 @@ use super::{conv::window_and_groups, quantize::dynamically_quantized};
 use crate::{
     DType, OpError, Shape, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Binary, BinaryKind, Cast, IntConv, IntMatMul, Reshape},
+    ops::{Binary, BinaryKind, Cast, IntConv, PlainMatMul, Reshape},
 };
 
 /// (x − x_zero_point) convolved with (w − w_zero_point), in s32. Padding holds the zero point.
@@ -104,9 +104,9 @@ fn product(
     let name = if part.is_empty() { String::new() } else { format!("_{part}") };
     let name = format!("{}{name}", node.name());
     if a_rank != 1 && b_rank != 1 {
-        return node.emit_named(&name, IntMatMul {}, &[a, b]);
+        return node.emit_named(&name, PlainMatMul {}, &[a, b]);
     }
-    let y = node.emit_part("matrix", IntMatMul {}, &[a, b])?;
+    let y = node.emit_part("matrix", PlainMatMul {}, &[a, b])?;
     let mut dims = node.shape(y).to_vec();
     if b_rank == 1 {
         dims.pop();

@@ -1,9 +1,13 @@
 //! Matrix products.
 
+use super::elementwise::{binary_part, cast_part};
 use crate::{
-    OpError, Shape, Tensor, ValueId,
+    DType, OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Binary, BinaryKind, Clamp, Dequantize, Determinant, Expand, MatMul, Op, Reshape, Transpose},
+    ops::{
+        Binary, BinaryKind, Clamp, Dequantize, Determinant, Expand, MatMul, Op, PlainMatMul, Reshape,
+        Transpose,
+    },
 };
 
 /// alpha·A'·B' + beta·C. The factors go into constants where B and C are; a vector C becomes the bias.
@@ -23,6 +27,20 @@ pub(super) fn general_product(
     beta: f32,
 ) -> Result<ValueId, NodeError> {
     let (trans_a, trans_b) = (node.flag("transA", false)?, node.flag("transB", false)?);
+    let dtype = node.ty(a).dtype;
+    if dtype != DType::F32 {
+        let [a, b] = [wide(node, "A", a)?, wide(node, "B", b)?];
+        let c = c.map(|c| wide(node, "C", c)).transpose()?;
+        let a = if trans_a { transpose(node, a)? } else { a };
+        let b = if trans_b { transpose(node, b)? } else { b };
+        let y = product_of(node, "product", a, b)?;
+        let mut y = scaled_by(node, "scaled", y, alpha)?;
+        if let Some(c) = c {
+            let c = scaled_by(node, "C_scaled", c, beta)?;
+            y = binary_part(node, "sum", BinaryKind::Add, y, c)?;
+        }
+        return cast_part(node, "narrow", y, dtype);
+    }
     for m in [a, b] {
         if node.ty(m).shape.rank() != 2 {
             return Err(OpError::shape(format!("takes matrices, got {}", node.ty(m))).into());
@@ -63,6 +81,44 @@ pub(super) fn general_product(
         return Err(OpError::shape(why).into());
     }
     node.emit(Binary { kind: BinaryKind::Add }, &[y, c])
+}
+
+/// f16 and bf16 as f32, in which they are computed; other types as they are.
+fn wide(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId, NodeError> {
+    match node.ty(x).dtype {
+        DType::F16 | DType::BF16 => cast_part(node, &format!("{part}_wide"), x, DType::F32),
+        _ => Ok(x),
+    }
+}
+
+/// The product of matrices of any type that is computed in.
+pub(super) fn product_of(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    a: ValueId,
+    b: ValueId,
+) -> Result<ValueId, NodeError> {
+    match node.ty(a).dtype {
+        DType::F32 => {
+            let product = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
+            node.emit_part(part, product, &[a, b])
+        }
+        _ => node.emit_part(part, PlainMatMul {}, &[a, b]),
+    }
+}
+
+/// The value times a factor of its own type.
+fn scaled_by(node: &mut Node<'_, '_>, part: &str, x: ValueId, factor: f32) -> Result<ValueId, NodeError> {
+    if factor == 1.0 {
+        return Ok(x);
+    }
+    let dtype = node.ty(x).dtype;
+    if dtype.is_integer() && factor.fract() != 0.0 {
+        return Err(OpError::unsupported(format!("scales {dtype} by {factor}")).into());
+    }
+    let factor = node.constant_part(&format!("{part}_factor"), Tensor::scalar(factor));
+    let factor = cast_part(node, &format!("{part}_factor_cast"), factor, dtype)?;
+    binary_part(node, part, BinaryKind::Mul, x, factor)
 }
 
 /// C as a vector of one element a column, where it is one row for all or one number.
@@ -115,19 +171,26 @@ pub(super) fn matmul_of(
     mut a: ValueId,
     mut b: ValueId,
 ) -> Result<ValueId, NodeError> {
-    let product = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
+    let dtype = node.ty(a).dtype;
     let (a_shape, b_shape) = (node.shape(a), node.shape(b));
     let (row, column) = (a_shape.rank() == 1, b_shape.rank() == 1);
-    if !row && !column {
+    if dtype == DType::F32 && !row && !column {
+        let product = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
         return node.emit(product, &[a, b]);
     }
+    a = wide(node, "A", a)?;
+    b = wide(node, "B", b)?;
     if row {
         a = node.emit_part("row", Reshape { shape: Shape::new([1, a_shape[0]])? }, &[a])?;
     }
     if column {
         b = node.emit_part("column", Reshape { shape: Shape::new([b_shape[0], 1])? }, &[b])?;
     }
-    let y = node.emit_part("product", product, &[a, b])?;
+    let y = product_of(node, "product", a, b)?;
+    let y = cast_part(node, "narrow", y, dtype)?;
+    if !row && !column {
+        return Ok(y);
+    }
     let mut dims = node.shape(y).to_vec();
     if column {
         dims.pop();

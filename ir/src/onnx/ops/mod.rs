@@ -256,6 +256,7 @@ const MICROSOFT: Table = &[
     ("QGemm", 1, One(qlinear::gemm)),
     ("QLinearAdd", 1, One(qlinear::add)),
     ("QLinearMul", 1, One(qlinear::mul)),
+    ("QLinearWhere", 1, One(qlinear::select)),
     ("QLinearSigmoid", 1, One(qlinear::sigmoid)),
     ("QLinearLeakyRelu", 1, One(qlinear::leaky_relu)),
     ("QLinearSoftmax", 1, One(qlinear::softmax)),

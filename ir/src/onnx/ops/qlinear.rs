@@ -9,7 +9,9 @@ use super::{
 use crate::{
     DType, OpError, Tensor, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Binary, BinaryKind, Concat, PoolKind, Reduce, ReduceKind, Reshape, Transpose, Unary, UnaryKind},
+    ops::{
+        Binary, BinaryKind, Concat, PoolKind, Reduce, ReduceKind, Reshape, Transpose, Unary, UnaryKind, Where,
+    },
 };
 
 /// The codes in this slot, whose scale and zero point follow, as real numbers. `axis` is that of several scales.
@@ -146,6 +148,15 @@ pub(super) fn add(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 
 pub(super) fn mul(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     binary(node, BinaryKind::Mul)
+}
+
+/// Where the condition holds X, elsewhere Y.
+pub(super) fn select(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let condition = node.operand(0, "condition")?;
+    let dtype = dtype(node, 1, "X")?;
+    let (x, y) = (real(node, 1, "X", None)?, real(node, 4, "Y", None)?);
+    let z = node.emit(Where {}, &[condition, x, y])?;
+    codes(node, z, 7, dtype)
 }
 
 fn unary(node: &mut Node<'_, '_>, kind: UnaryKind) -> Result<ValueId, NodeError> {

@@ -6,10 +6,11 @@
 
 use crate::{
     DType, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
+    numerics::PowerRounding,
     onnx::{NodeError, import::Node, tensor},
     ops::{
-        AssumeGrid, Binary, BinaryKind, Cast, Dequantize, Expand, Quantize, Reduce, ReduceKind, Reshape,
-        Slice, SliceSpec, Unary, UnaryKind,
+        AssumeGrid, Binary, BinaryKind, Cast, CastSmall, Dequantize, Expand, Quantize, Reduce, ReduceKind,
+        Reshape, Slice, SliceSpec, Unary, UnaryKind,
     },
 };
 
@@ -26,10 +27,7 @@ pub(super) fn microsoft_quantize_linear(node: &mut Node<'_, '_>) -> Result<Value
 
 fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeError> {
     let x = node.operand(0, "x")?;
-    // Only the 8-bit floats, which are not supported, heed it.
-    if node.opset() >= 19 {
-        node.ignore(&["saturate"]);
-    }
+    let saturate = node.opset() < 19 || node.flag("saturate", true)?;
     let declared = match node.opset() >= 21 {
         true => type_attribute(node, "output_dtype")?,
         false => None,
@@ -42,7 +40,16 @@ fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeErro
         (Some(d), _) | (None, Some(d)) => d,
         (None, None) => DType::U8,
     };
-    quantized(node, "", x, grid, dtype, precision)
+    match dtype.is_float() {
+        true => quantized_to_float(
+            node,
+            x,
+            grid,
+            precision,
+            CastSmall { to: dtype, saturate, rounding: PowerRounding::Up },
+        ),
+        false => quantized(node, "", x, grid, dtype, precision),
+    }
 }
 
 pub(super) fn dequantize_linear(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
@@ -84,11 +91,14 @@ pub(super) fn dynamically_quantized(node: &mut Node<'_, '_>, x: ValueId) -> Resu
     let range = node.emit_part("range", binary(BinaryKind::Sub), &[most, least])?;
     let scale = node.emit_part("scale", binary(BinaryKind::Div), &[range, steps])?;
     let above = node.emit_part("above", binary(BinaryKind::Sub), &[zero, least])?;
-    let place = node.emit_part("place", binary(BinaryKind::Div), &[above, scale])?;
+    // Of zeros alone: their codes are 0, whatever divides them.
+    let tiny = node.constant_part("tiny", Tensor::scalar(f32::MIN_POSITIVE));
+    let step = node.emit_part("step", binary(BinaryKind::Max), &[scale, tiny])?;
+    let place = node.emit_part("place", binary(BinaryKind::Div), &[above, step])?;
     let place = node.emit_part("within", Unary { kind: UnaryKind::Clip { lo: 0.0, hi: 255.0 } }, &[place])?;
     let place = node.emit_part("rounded", Unary { kind: UnaryKind::Round }, &[place])?;
     let zero_point = node.emit_part("zero_point", Cast { to: DType::U8 }, &[place])?;
-    let grid = Grid { scale, zero_point: Some(zero_point), axis: None, block: 0 };
+    let grid = Grid { scale: step, zero_point: Some(zero_point), axis: None, block: 0 };
     let codes = quantized(node, "codes", x, &grid, DType::U8, None)?;
     Ok([codes, scale, zero_point])
 }
@@ -158,7 +168,12 @@ impl Grid {
         if !scale.dtype.is_float() {
             return Err(OpError::quant(format!("scales must be floats, not {scale}")).into());
         }
-        if codes.dtype.size() > 4 || !codes.dtype.is_integer() {
+        let known = node.constant_value(self.scale).and_then(Tensor::to_f32).unwrap_or_default();
+        if let Some(scale) = known.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            return Err(OpError::quant(format!("scale {scale} is not a finite number above 0")).into());
+        }
+        let is_small_float = codes.dtype.is_float() && codes.dtype.size() == 1;
+        if codes.dtype.size() > 4 || !(codes.dtype.is_integer() || is_small_float) {
             return Err(OpError::quant(format!("{} cannot hold quantized values", codes.dtype)).into());
         }
         let Some(zero) = self.zero_point.map(|z| node.ty(z)) else { return Ok(()) };
@@ -227,10 +242,18 @@ impl Grid {
         codes: &TensorType,
         spread: &Spread,
     ) -> Result<Option<QuantParams>, NodeError> {
-        let Some(scales) = node.constant_value(self.scale).and_then(Tensor::to_f32) else { return Ok(None) };
-        // Grids that are none, which models have where a tensor is all zeros, are computed as they are.
-        if !scales.iter().all(|s| s.is_finite() && *s > 0.0) {
-            return Ok(None);
+        let scales = node.constant_value(self.scale).filter(|_| codes.dtype.is_integer());
+        let Some(scales) = scales.and_then(Tensor::to_f32) else { return Ok(None) };
+        if let Some(odd) = scales.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            // Scales that are computed of data may be 0, where a tensor is all zeros: they are taken as they are.
+            if node.is_eager() {
+                return Ok(None);
+            }
+            let name = node.name_of(self.scale);
+            return Err(OpError::quant(format!(
+                "scale {odd} in `{name}` is not a finite number above 0: quantize the model anew"
+            ))
+            .into());
         }
         let zeros = match self.zero_point.map(|z| node.constant_value(z)) {
             None => vec![0; scales.len()],
@@ -386,6 +409,34 @@ pub(super) fn quantized(
     emit(node, part, Cast { to: dtype }, &[codes])
 }
 
+/// (x/scale + zero point) as a float of 8 bits or fewer.
+fn quantized_to_float(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    grid: &Grid,
+    precision: Option<DType>,
+    to: CastSmall,
+) -> Result<ValueId, NodeError> {
+    let ty = TensorType::new(to.to, node.shape(x));
+    grid.check(node, &ty)?;
+    let spread = grid.spread(node, &ty.shape)?;
+    let precision = precision.unwrap_or(node.ty(grid.scale).dtype);
+    if !precision.is_float() {
+        return Err(NodeError::attribute("precision", format!("is {precision}, which is no float")));
+    }
+    let x = node.emit_part("real", Cast { to: precision }, &[x])?;
+    let scale = node.emit_part("step", Cast { to: precision }, &[grid.scale])?;
+    let scale = spread.spread(node, "steps", scale, &ty.shape)?;
+    let steps = node.emit_part("quotient", Binary { kind: BinaryKind::Div }, &[x, scale])?;
+    let mut steps = node.emit_part("wide", Cast { to: DType::F32 }, &[steps])?;
+    if let Some(zero) = grid.zero_point {
+        let zero = node.emit_part("zero", Cast { to: DType::F32 }, &[zero])?;
+        let zero = spread.spread(node, "zeros", zero, &ty.shape)?;
+        steps = node.emit_part("sum", Binary { kind: BinaryKind::Add }, &[steps, zero])?;
+    }
+    node.emit(to, &[steps])
+}
+
 /// (x − zero point)·scale, in f32 and then of type `to`. Weights become a constant with a grid; values that have the
 /// very grid stay; others get it.
 pub(super) fn dequantized(
@@ -442,6 +493,9 @@ fn dequantized_constant(
 ) -> Result<Option<Tensor>, NodeError> {
     let constant = |v: ValueId| node.constant_value(v);
     let (Some(codes), Some(scales)) = (constant(x), constant(grid.scale)) else { return Ok(None) };
+    if codes.dtype().is_float() {
+        return Ok(None);
+    }
     let zeros = match grid.zero_point.map(constant) {
         None => None,
         Some(None) => return Ok(None),
@@ -473,9 +527,11 @@ fn dequantized_at_run_time(
         true => Ok(v),
         false => node.emit_part(&within(part, what), Cast { to }, &[v]),
     };
-    let mut steps = cast(node, "integers", x, DType::S32)?;
+    // Codes may also be floats of 8 bits.
+    let wider = if node.ty(x).dtype.is_float() { DType::F32 } else { DType::S32 };
+    let mut steps = cast(node, "codes", x, wider)?;
     if let Some(zero) = grid.zero_point {
-        let zero = cast(node, "zero", zero, DType::S32)?;
+        let zero = cast(node, "zero", zero, wider)?;
         let zero = spread.spread(node, &within(part, "zeros"), zero, &shape)?;
         steps = node.emit_part(&within(part, "centred"), Binary { kind: BinaryKind::Sub }, &[steps, zero])?;
     }

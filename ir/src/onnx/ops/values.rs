@@ -87,9 +87,18 @@ fn places(node: &mut Node<'_, '_>, part: &str, places: &[usize]) -> Result<Value
     node.computed(part, &ty, || Ok(Tensor::from_vec(shape, places.iter().map(|&i| i as i64).collect())?))
 }
 
+/// Fails for floats that are only stored: their codes are not compared.
+fn check_compared(x: &Tensor) -> Result<(), NodeError> {
+    match x.dtype().is_small_float() {
+        true => Err(OpError::dtype(format!("{} is only stored and moved; cast it", x.ty())).into()),
+        false => Ok(()),
+    }
+}
+
 /// The indices of elements that are not 0, one row for each axis.
 pub(super) fn non_zero(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let x = node.required(0, "X")?;
+    check_compared(&x)?;
     let found: Vec<usize> = with_element!(x.dtype(), T => {
         let zero = <T as bytemuck::Zeroable>::zeroed();
         let elements = x.as_slice::<T>().map_err(OpError::from)?;
@@ -135,6 +144,7 @@ pub(super) fn compress(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 pub(super) fn unique(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
     let x = node.operand(0, "X")?;
     let known = node.required(0, "X")?;
+    check_compared(&known)?;
     let sorted = node.flag("sorted", true)?;
     let shape = known.shape().clone();
     let (x, axis, shape) = match node.optional_int("axis")? {

@@ -160,9 +160,6 @@ pub(super) fn shared(part: &str) -> Option<PathBuf> {
     found
 }
 
-/// Good twins with ops that are not supported yet.
-const NOT_YET: [&str; 3] = ["e24_dyn_scale_zero_at_run.onnx", "z_ql_block.onnx", "z_matmulinteger.onnx"];
-
 #[test]
 fn shared_samples_are_answered_as_expected() {
     let Some(folder) = shared("hostile") else { return };
@@ -174,7 +171,6 @@ fn shared_samples_are_answered_as_expected() {
         let answer =
             Model::load(&folder.join("files").join(file)).and_then(|m| m.graph(&Bindings::default()));
         let ok = match (&answer, expect) {
-            (_, "accept") if NOT_YET.contains(&file) => answer.is_err(),
             (Ok(_), _) => expect != "reject",
             (Err(_), "accept") => false,
             (Err(e), _) => mention.is_empty() || mention.split('|').any(|word| e.to_string().contains(word)),

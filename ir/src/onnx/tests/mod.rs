@@ -1,9 +1,11 @@
 //! Models built in code: what import makes of them, and what it refuses.
 
+mod control;
 mod errors;
 mod export;
 mod external;
 mod hostile;
+mod index;
 mod networks;
 mod ops;
 mod quantized;

@@ -130,6 +130,13 @@ fn functions_of_codes() {
     assert_eq!(codes(&binary("QLinearAdd"), &inputs), [11, 19]);
     assert_eq!(codes(&binary("QLinearMul"), &inputs), [4, 28]);
 
+    let select =
+        with_grids(microsoft("QLinearWhere", &["c", "a", "s2", "z1", "a", "s0.5", "z0", "s1", "z10"]))
+            .input_of("c", DType::Bool, &[2])
+            .input_of("a", DType::U8, &[2]);
+    let condition = Tensor::from_vec_as::<u8>(DType::Bool, Shape::new([2]).unwrap(), vec![1, 0]).unwrap();
+    assert_eq!(codes(&select, &[condition, of(&[2], &[4u8, 4])]), [16, 12]);
+
     let unary = |op: &str| {
         with_grids(microsoft(op, &["x", "s2", "z1", "s0.5", "z10"])).input_of("x", DType::U8, &[2])
     };
