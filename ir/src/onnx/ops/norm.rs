@@ -104,6 +104,16 @@ fn check_broadcast(node: &Node<'_, '_>, v: ValueId, x: ValueId) -> Result<()> {
 pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let (x, scale) = (node.operand(0, "X")?, node.operand(1, "Scale")?);
     let bias = node.optional(2);
+    layer_of(node, x, scale, bias)
+}
+
+/// The layer normalisation of these values, by the node's attributes.
+pub(super) fn layer_of(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    scale: ValueId,
+    bias: Option<ValueId>,
+) -> Result<Vec<ValueId>> {
     let epsilon = node.float("epsilon", 1e-5)?;
     let axes = layer_axes(node, x)?;
     for v in [scale].into_iter().chain(bias) {
@@ -127,6 +137,11 @@ pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId
 /// x/√(mean of squares + epsilon)·scale, over all axes from `axis` on.
 pub(super) fn rms_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (x, scale) = (node.operand(0, "X")?, node.operand(1, "scale")?);
+    rms_of(node, x, scale)
+}
+
+/// The same of these values, by the node's attributes.
+pub(super) fn rms_of(node: &mut Node<'_, '_>, x: ValueId, scale: ValueId) -> Result<ValueId> {
     let epsilon = node.float("epsilon", 1e-5)?;
     let axes = layer_axes(node, x)?;
     check_broadcast(node, scale, x)?;
