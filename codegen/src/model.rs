@@ -233,7 +233,7 @@ pub struct CompiledModel {
     arena_bytes: u64,
     pub(crate) weights: Weights,
     /// Packed weights that it shares with other models.
-    shared: Vec<Arc<Memory>>,
+    pub(crate) shared: Vec<Arc<Memory>>,
     tier: &'static Tier,
     pub(crate) code: Code,
     times: CompileTimes,

@@ -129,12 +129,95 @@ fn float_product(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
         _ => return Ok(None),
     };
     let mut operands = graph.operands(sums.node);
+    if !operands.iter().all(|v| is_of_few_bits(graph, *v)) {
+        return Ok(None);
+    }
     for v in &mut operands {
-        let name = format!("{}_numbers", graph.node(v.node).name);
-        *v = graph.add(&name, Cast { to: DType::F32 }, &[*v])?.out();
+        *v = as_numbers(graph, *v)?;
     }
     graph.rewrite(node, product, &operands)?;
     Ok(Some("a product of integers that becomes floats is one of floats"))
+}
+
+/// Whether these are codes of 8 bits, or such less a zero point.
+fn is_of_few_bits(graph: &Graph, value: ValueId) -> bool {
+    if let Some(tensor) = graph.constant_value(value) {
+        return tensor.to_i64().is_some_and(|v| v.iter().all(|q| q.abs() < 1 << 9));
+    }
+    let operands = graph.operands(value.node);
+    match graph.op(value.node) {
+        Some(Op::Cast(_)) => {
+            let from = graph.ty(operands[0]).dtype;
+            from.is_integer() && from.size() == 1
+        }
+        Some(Op::Binary(Binary { kind: BinaryKind::Sub })) => {
+            operands.iter().all(|v| is_of_few_bits(graph, *v))
+        }
+        Some(Op::Reshape(_)) => is_of_few_bits(graph, operands[0]),
+        _ => false,
+    }
+}
+
+/// Integers [of a few bits](is_of_few_bits) as f32: without a way through integers where they were whole floats before, as codes are that a
+/// model makes when it runs.
+fn as_numbers(graph: &mut Graph, value: ValueId) -> Result<ValueId, PassError> {
+    let name = format!("{}_numbers", graph.node(value.node).name);
+    let is_narrow = |v: ValueId| graph.ty(v).dtype.is_integer() && graph.ty(v).dtype.size() == 1;
+    match graph.op(value.node).cloned() {
+        Some(Op::Cast(_)) => {
+            let x = graph.operand(value.node, 0);
+            if is_narrow(x) && graph.ty(value).dtype == DType::S32 {
+                return as_numbers(graph, x);
+            }
+            if graph.ty(x).dtype == DType::F32 && is_narrow(value) && is_code(graph, x, graph.ty(value).dtype)
+            {
+                return Ok(x);
+            }
+        }
+        Some(Op::Reshape(r)) => {
+            let x = graph.operand(value.node, 0);
+            let x = as_numbers(graph, x)?;
+            return Ok(graph.add(&name, r, &[x])?.out());
+        }
+        Some(Op::Binary(Binary { kind: BinaryKind::Sub })) if graph.ty(value).dtype == DType::S32 => {
+            let operands = graph.operands(value.node);
+            let a = as_numbers(graph, operands[0])?;
+            let b = as_numbers(graph, operands[1])?;
+            return Ok(graph.add(&name, Binary { kind: BinaryKind::Sub }, &[a, b])?.out());
+        }
+        _ => {}
+    }
+    Ok(graph.add(&name, Cast { to: DType::F32 }, &[value])?.out())
+}
+
+/// Whether all these numbers, but for NaN, are whole and within the range of a type.
+fn is_code(graph: &Graph, value: ValueId, dtype: DType) -> bool {
+    let within = |lo: f32, hi: f32| {
+        dtype.integer_range().is_some_and(|(least, most)| lo >= least as f32 && hi <= most as f32)
+    };
+    let x = || graph.operand(value.node, 0);
+    match graph.op(value.node) {
+        Some(Op::Unary(Unary { kind: UnaryKind::Clip { lo, hi } })) => {
+            within(*lo, *hi) && lo.fract() == 0.0 && hi.fract() == 0.0 && is_whole(graph, x())
+        }
+        Some(Op::Unary(Unary { kind: UnaryKind::Round })) => match graph.op(x().node) {
+            Some(Op::Unary(Unary { kind: UnaryKind::Clip { lo, hi } })) => within(*lo, *hi),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// Whether all these numbers, but for NaN and infinities, are whole.
+fn is_whole(graph: &Graph, value: ValueId) -> bool {
+    let operands = graph.operands(value.node);
+    match graph.op(value.node) {
+        Some(Op::Unary(Unary { kind: UnaryKind::Round })) => true,
+        Some(Op::Binary(Binary { kind: BinaryKind::Add })) => operands.iter().all(|v| is_whole(graph, *v)),
+        Some(Op::Reshape(_)) => is_whole(graph, operands[0]),
+        Some(Op::Cast(_)) => graph.ty(operands[0]).dtype.is_integer(),
+        _ => false,
+    }
 }
 
 /// max(x, c) and min(x, c) are clips, x/c is x·(1/c), x² is x·x, x·sigmoid(x) is SiLU, x·hardsigmoid(x) is hard-swish;

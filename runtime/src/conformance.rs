@@ -152,7 +152,8 @@ pub fn compare(got: &Tensor, expected: &Tensor, tolerance: Tolerance) -> Result<
             let least = if d == DType::BF16 { 1.0 / 64.0 } else { 0.0 };
             let relative = tolerance.relative.max(least);
             Box::new(move |a, b| {
-                a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= tolerance.absolute + relative * b.abs()
+                let within = (a - b).abs() <= tolerance.absolute + relative * b.abs();
+                a == b || a.is_nan() && b.is_nan() || b.is_finite() && within
             })
         }
         _ => {

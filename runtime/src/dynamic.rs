@@ -293,3 +293,65 @@ impl Next {
         Ok((rest, inputs))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Precision, bundled};
+    use qcc_ir::Shape;
+
+    fn model(backend: Backend) -> DynamicModel {
+        let model = onnx::Model::parse(bundled::FASHION_RESNET8.to_vec()).unwrap();
+        DynamicModel::new(model, "fashion", backend)
+    }
+
+    fn images(count: usize) -> Tensor {
+        let elements = (0..count * 28 * 28).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>();
+        Tensor::from_vec(Shape::new([count, 1, 28, 28]).unwrap(), elements).unwrap()
+    }
+
+    #[test]
+    fn each_batch_size_is_compiled_once() {
+        let compiled = model(Backend::jit(Compiler::new().precision(Precision::Float)));
+        let interpreted = model(Backend::Interpreter);
+        for (count, is_new) in [(1, true), (3, true), (1, false), (2, true), (3, false)] {
+            let x = images(count);
+            let run = compiled.run(&[x.clone()]).unwrap();
+            assert_eq!(run.compiled == 1, is_new, "batch of {count}");
+            assert_eq!(run.compile_time.is_zero(), !is_new);
+            let expected = interpreted.run(&[x]).unwrap();
+            let (got, expected) = (run.outputs[0].to_f64(), expected.outputs[0].to_f64());
+            assert_eq!(run.outputs[0].shape()[0], count);
+            for (a, b) in got.iter().zip(&expected) {
+                assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "batch of {count}: {a} instead of {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn callers_at_the_same_time_get_their_own_results() {
+        let compiled = model(Backend::jit(Compiler::new().precision(Precision::Float)));
+        let expected: Vec<Tensor> =
+            (1..4).map(|n| compiled.run(&[images(n)]).unwrap().outputs.swap_remove(0)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in (1..4).cycle().take(12) {
+                        let outputs = compiled.run(&[images(n)]).unwrap().outputs;
+                        assert_eq!(outputs[0], expected[n - 1]);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn inputs_that_are_not_the_models_are_refused() {
+        let model = model(Backend::Interpreter);
+        let refused = |inputs: &[Tensor]| model.run(inputs).err().unwrap().to_string();
+        assert!(refused(&[]).contains("1 inputs"));
+        assert!(refused(&[Tensor::scalar(1i32)]).contains("expected f32"));
+        let wrong = Tensor::zeros(DType::F32, Shape::new([1, 3, 28, 28]).unwrap());
+        assert!(refused(&[wrong]).contains("has 3 where the model declares 1"));
+    }
+}

@@ -107,6 +107,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::Cumulate(_)
         | Op::Determinant(_)
         | Op::ArgMaxPool(_)
+        | Op::GridSample(_)
         | Op::Recurrent(_)
         | Op::GatherElements(_)
         | Op::GatherNd(_)

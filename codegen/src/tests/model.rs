@@ -1,12 +1,16 @@
 //! The framework: aliases, outputs, errors, determinism, memory.
 
-use super::{Threads, compiled, convolutions, placed, plain, run, run_serially, tiers};
-use crate::{CodegenError, CompiledModel, Execution, ListingKind, Options, Release, Serial, compile};
+use super::{
+    Random, Threads, compiled, convolutions, placed, plain, random_tensor, run, run_serially, tiers,
+};
+use crate::{
+    CodegenError, CompiledModel, Execution, ListingKind, Options, Release, Serial, SharedWeights, compile,
+};
 use qcc_ir::{
     DType, Device, Graph, OutputGrid, QuantParams, Shape, Stage, Tensor,
     ops::{
-        Binary, BinaryKind, Dequantize, QUnary, Quantize, Reshape, Slice, SliceSpec, Softmax, Transfer,
-        Transpose, Unary, UnaryKind,
+        Binary, BinaryKind, Clamp, Dequantize, MatMul, QUnary, Quantize, Reshape, Slice, SliceSpec, Softmax,
+        Transfer, Transpose, Unary, UnaryKind,
     },
 };
 use std::{
@@ -232,4 +236,41 @@ fn an_execution_can_be_sent_to_another_thread() {
     let run = Execution::new(compiled(&mixed(), tiers()[0]));
     is_send(&run);
     is_send(&Arc::clone(run.model()));
+}
+
+/// A product of so many rows by a matrix of 200 x 300, which takes more than the least that is shared.
+fn product(rows: usize, seed: u64) -> Graph {
+    let mut g = Graph::new("product");
+    let x = g.input("x", plain(DType::F32, &[rows, 200])).unwrap();
+    let w = g.constant("w", random_tensor(&plain(DType::F32, &[200, 300]), &mut Random::new(seed)));
+    let op = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
+    let y = g.add("y", op, &[x, w]).unwrap();
+    g.output("y", y.out());
+    placed(&g)
+}
+
+#[test]
+fn models_share_what_they_pack_alike_and_compute_the_same() {
+    for tier in tiers() {
+        let shared = Arc::new(SharedWeights::new());
+        let with = |g: &Graph, shared: Option<&Arc<SharedWeights>>| {
+            Arc::new(compile(g, &Options { shared: shared.cloned(), ..Options::new(tier) }).unwrap())
+        };
+        let models: Vec<_> = [64, 128].map(|rows| with(&product(rows, 1), Some(&shared))).into();
+        let other = with(&product(64, 2), Some(&shared));
+        let [first, second] = &models[..] else { unreachable!() };
+        assert_eq!((first.shared.len(), second.shared.len(), other.shared.len()), (1, 1, 1), "{tier}");
+        assert!(Arc::ptr_eq(&first.shared[0], &second.shared[0]), "{tier}: other rows, the same weights");
+        assert!(!Arc::ptr_eq(&first.shared[0], &other.shared[0]), "{tier}: other weights");
+        for (rows, model) in [(64, first), (128, second)] {
+            let x = random_tensor(&plain(DType::F32, &[rows, 200]), &mut Random::new(5));
+            let alone = with(&product(rows, 1), None);
+            assert!(alone.shared.is_empty());
+            assert_eq!(run_serially(model, &[x.bytes()]), run_serially(&alone, &[x.bytes()]), "{tier}");
+        }
+        // They live as long as one of the models does.
+        let weak = Arc::downgrade(&first.shared[0]);
+        drop(models);
+        assert!(weak.upgrade().is_none());
+    }
 }

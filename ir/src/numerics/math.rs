@@ -173,6 +173,8 @@ pub(crate) trait Real:
 {
     /// The number nearest to a constant.
     fn of(x: f64) -> Self;
+    /// Truncated, and the nearest index where it is none; 0 for NaN.
+    fn to_index(self) -> usize;
     fn exp(self) -> Self;
     fn ln(self) -> Self;
     fn tanh(self) -> Self;
@@ -234,6 +236,9 @@ impl Real for f32 {
     fn of(x: f64) -> f32 {
         x as f32
     }
+    fn to_index(self) -> usize {
+        self as usize
+    }
     fn exp(self) -> f32 {
         exp(self)
     }
@@ -266,6 +271,9 @@ impl Real for f32 {
 impl Real for f64 {
     fn of(x: f64) -> f64 {
         x
+    }
+    fn to_index(self) -> usize {
+        self as usize
     }
     fn sigmoid(self) -> f64 {
         let t = (-self.abs()).exp();

@@ -101,13 +101,16 @@ pub fn small_float(dtype: DType, code: u8) -> f32 {
 }
 
 /// The code of a number. One that is too large becomes the largest if it is to saturate, otherwise infinite or NaN, if
-/// the type has one. NaN without a code becomes the largest number. Of f8e8m0 the sign is lost, and infinity is NaN.
+/// the type has one. NaN becomes −0 of f4e2m1, which has none. Of f8e8m0 the sign is lost, and infinity is NaN.
 pub fn small_float_code(dtype: DType, x: f32, saturate: bool, rounding: PowerRounding) -> u8 {
     let Some(layout) = Layout::of(dtype) else { return power_code(x, saturate, rounding) };
     let sign = if x.is_sign_negative() { layout.sign() } else { 0 };
     let nan = match layout.nan {
-        Nan::None => layout.largest,
-        Nan::From(_) => sign | 0x7f,
+        // As the conversions that ONNX's cases were made with have it.
+        Nan::None => layout.sign(),
+        // The quiet one, where there are several.
+        Nan::From(_) if layout.infinity.is_some() => sign | 0x7e,
+        Nan::From(first) => sign | first,
         Nan::NegativeZero => layout.sign(),
     };
     if x.is_nan() {
@@ -207,7 +210,7 @@ mod tests {
         let over = SIGNED.map(|d| small_float_code(d, f32::NEG_INFINITY, false, PowerRounding::Up));
         assert_eq!(over, [0xff, 0x80, 0xfc, 0x80, 0xf]);
         let none = SIGNED.map(|d| small_float_code(d, f32::NAN, true, PowerRounding::Up));
-        assert_eq!(none, [0x7f, 0x80, 0x7f, 0x80, 0x7]);
+        assert_eq!(none, [0x7f, 0x80, 0x7e, 0x80, 0x8]);
         assert_eq!(
             SIGNED.map(|d| small_float_code(d, -1e-9, true, PowerRounding::Up)),
             [0x80, 0, 0x80, 0, 8]

@@ -550,7 +550,9 @@ impl<'m> Importer<'m> {
         let (given, made) = (bytes(&mut types.iter().copied()), bytes(&mut results.iter()));
         let costs_little =
             !matches!(op, Op::Pool(_) | Op::Lrn(_)) && op.macs(&types, &results) <= MAX_FOLDED_MACS;
-        let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(given) && made <= self.budget && costs_little;
+        // Weights in half the bits become f32, which most is computed in.
+        let grows = if matches!(op, Op::Cast(_)) { 2 * given } else { given };
+        let is_little = made <= MAX_FOLDED_TENSOR_BYTES.max(grows) && made <= self.budget && costs_little;
         if !is_little && !self.is_eager {
             return Ok(None);
         }

@@ -5,6 +5,7 @@
 
 mod conv;
 mod elementwise;
+mod grid_sample;
 mod index;
 mod integer;
 mod lines;
@@ -24,6 +25,7 @@ pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, CastSmall, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary,
     UnaryKind, Where,
 };
+pub use grid_sample::{GridSample, SampleMode, SamplePadding};
 pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, position};
 pub use integer::IntConv;
 pub(crate) use lines::by_size;
@@ -141,6 +143,8 @@ ops! {
     Pool,
     /// Places of the largest elements of windows.
     ArgMaxPool,
+    /// Elements around any places, interpolated.
+    GridSample,
     /// The recurrence of a recurrent layer, in one direction.
     Recurrent,
     /// Average over windows of quantized values, requantized.

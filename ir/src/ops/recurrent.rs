@@ -311,7 +311,7 @@ impl Operator for Recurrent {
             let why = format!("{:?} takes {} activations", self.cell, self.cell.activations());
             return Err(OpError::attribute(why));
         }
-        if self.clip.is_some_and(|c| !(c >= 0.0)) {
+        if self.clip.is_some_and(|c| c.is_nan() || c < 0.0) {
             return Err(OpError::attribute(format!("clip {:?}", self.clip)));
         }
         let x = operand(operands, 0)?;

@@ -1141,3 +1141,28 @@ fn lengths_beyond_the_steps_are_refused() {
         assert!(refusal(result).contains("has a length of"), "{length}");
     }
 }
+
+#[test]
+fn samples_at_any_places() {
+    let x = f32s(&[1, 1, 1, 4], &[1.0, 2.0, 4.0, 8.0]);
+    let sample = |mode, padding, align_corners, at: f32| {
+        let grid = f32s(&[1, 1, 1, 2], &[at, 0.0]);
+        eval(GridSample { mode, padding, align_corners }, &[&x, &grid]).unwrap().as_slice::<f32>().unwrap()[0]
+    };
+    use {SampleMode::*, SamplePadding::*};
+    // x = ((g + 1)·4 − 1)/2: 0.25 is 2, 0.5 is 2.5, 1.25 is 4; with corners aligned (g + 1)·3/2.
+    assert_eq!(sample(Linear, Zeros, false, 0.25), 4.0);
+    assert_eq!(sample(Linear, Zeros, false, 0.5), 6.0);
+    assert_eq!(sample(Linear, Zeros, false, 1.0), 4.0);
+    assert_eq!(sample(Linear, Border, false, 1.25), 8.0);
+    assert_eq!(sample(Linear, Reflection, false, 1.5), 6.0);
+    assert_eq!(sample(Linear, Zeros, true, 1.0), 8.0);
+    assert_eq!(sample(Nearest, Zeros, false, 0.5), 4.0);
+    assert_eq!(sample(Nearest, Zeros, false, 2.0), 0.0);
+    // Keys' weights half way between: −0.09375, 0.59375, 0.59375, −0.09375.
+    assert_eq!(sample(Cubic, Border, false, 0.0), 0.59375 * 6.0 - 0.09375 * 9.0);
+    assert_eq!(sample(Nearest, Border, false, f32::NAN), 1.0);
+    let deep = GridSample { mode: Nearest, padding: Zeros, align_corners: false };
+    let (x, grid) = (counting(&[1, 1, 1, 1, 1, 2], 0), counting(&[1, 1, 1, 1, 1, 4], 0));
+    assert!(refusal(eval(deep, &[&x, &grid])).contains("4 dimensions"));
+}

@@ -106,6 +106,11 @@ pub(crate) fn every_op() -> Graph {
     };
     let places = add(places.into(), &[image], &mut g);
     g.output("places", places);
+    let places = weights(&mut g, TensorType::f32(&[1, 2, 3, 2]).unwrap());
+    let sample =
+        GridSample { mode: SampleMode::Cubic, padding: SamplePadding::Reflection, align_corners: true };
+    let sample = add(sample.into(), &[image, places], &mut g);
+    g.output("sample", sample);
     let gates = g.input("gates", TensorType::f32(&[3, 2, 8]).unwrap()).unwrap();
     let state_weights = weights(&mut g, TensorType::f32(&[2, 8]).unwrap());
     let state = weights(&mut g, TensorType::f32(&[2, 2]).unwrap());

@@ -1,9 +1,9 @@
 use crate::common::*;
 use qcc_ir::{
-    Op, Shape, Tensor,
+    DType, Op, Shape, Tensor,
     ops::{
-        BinaryKind, Expand, Layout, PadMode, Pool, PoolKind, Reduce, ReduceKind, Slice, SliceSpec, UnaryKind,
-        Window,
+        BinaryKind, Cast, Expand, Layout, PadMode, PlainMatMul, Pool, PoolKind, Reduce, ReduceKind, Slice,
+        SliceSpec, UnaryKind, Window,
     },
 };
 
@@ -227,4 +227,48 @@ fn the_mean_of_a_token_is_no_pool() {
     net.graph.output("tokens", tokens);
     let (after, _) = prepared(&net.finish(channels));
     assert_eq!((count(&after, "Reduce"), count(&after, "Pool")), (1, 1));
+}
+
+/// As models have it whose activations are quantized when they run.
+#[test]
+fn products_of_integers_that_become_floats_need_no_integers() {
+    let mut net = Net::new(20);
+    let x = net.input("x", &[3, 5]);
+    let scaled = net.constant("steps", &[], vec![0.01]);
+    let y = net.binary("quotient", BinaryKind::Div, x, scaled);
+    let y = net.unary("round", UnaryKind::Round, y);
+    let zero = net.constant("zero", &[], vec![127.4]);
+    let zero = net.binary("moved", BinaryKind::Add, zero, x);
+    let zero = net.unary("bounded", UnaryKind::Clip { lo: 0.0, hi: 255.0 }, zero);
+    let zero = net.unary("whole", UnaryKind::Round, zero);
+    let zero = net.op("zero_u8", Cast { to: DType::U8 }, &[zero]);
+    let back = net.op("zero_f32", Cast { to: DType::F32 }, &[zero]);
+    let y = net.binary("sum", BinaryKind::Add, y, back);
+    let y = net.unary("clip", UnaryKind::Clip { lo: 0.0, hi: 255.0 }, y);
+    let y = net.op("codes", Cast { to: DType::U8 }, &[y]);
+    let [y, zero] = [y, zero].map(|v| net.op("wide", Cast { to: DType::S32 }, &[v]));
+    let y = net.binary("centred", BinaryKind::Sub, y, zero);
+    let w = Tensor::from_vec(Shape::new([5, 2]).unwrap(), (-5..5).collect::<Vec<i32>>()).unwrap();
+    let w = net.graph.constant("w", w);
+    let y = net.op("product", PlainMatMul {}, &[y, w]);
+    let y = net.op("numbers", Cast { to: DType::F32 }, &[y]);
+    let (after, report) = prepared(&net.finish(y));
+    assert_eq!((count(&after, "PlainMatMul"), count(&after, "MatMul")), (0, 1), "{report}");
+    // The zero point alone, which the sum takes from the integer.
+    assert_eq!(count(&after, "Cast"), 2, "{report}");
+}
+
+#[test]
+fn products_of_wide_integers_stay_integers() {
+    let mut net = Net::new(21);
+    let x = net.input("x", &[3, 5]);
+    let wide = net.constant("wide", &[], vec![1e8]);
+    let x = net.binary("scaled", BinaryKind::Mul, x, wide);
+    let x = net.op("integers", Cast { to: DType::S32 }, &[x]);
+    let w = Tensor::from_vec(Shape::new([5, 2]).unwrap(), (-5..5).collect::<Vec<i32>>()).unwrap();
+    let w = net.graph.constant("w", w);
+    let y = net.op("product", PlainMatMul {}, &[x, w]);
+    let y = net.op("numbers", Cast { to: DType::F32 }, &[y]);
+    let (after, report) = prepared(&net.finish(y));
+    assert_eq!((count(&after, "PlainMatMul"), count(&after, "MatMul")), (1, 0), "{report}");
 }

@@ -6,9 +6,9 @@ use crate::{
     numerics::{PowerRounding, quantize, small_float_code},
     onnx::tensor::dtype_code,
     ops::{
-        ArgExtreme, BinaryKind, Clamp, Conv, Coordinates, Cumulate, CumulateKind, FakeQuant, Interpolation,
-        Layout, MatMul, Nearest, Normalize, Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind, Resample,
-        Slice, SliceSpec, TopK, UnaryKind, Update, Window,
+        ArgExtreme, BinaryKind, Clamp, Conv, Coordinates, Cumulate, CumulateKind, FakeQuant, GridSample,
+        Interpolation, Layout, MatMul, Nearest, Normalize, Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind,
+        Resample, SampleMode, SamplePadding, Slice, SliceSpec, TopK, UnaryKind, Update, Window,
     },
 };
 use half::{bf16, f16};
@@ -100,6 +100,7 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::FakeQuant(op) => w.fake_quant(op),
         // What integers stand for is said by the ops that dequantize them; where they are, has no ONNX form.
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
+        Op::GridSample(op) => Ok(w.plain("GridSample", grid_sample_attributes(op))),
         Op::PlainMatMul(_) => Ok(w.plain("MatMul", vec![])),
         Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
         Op::Recurrent(_) => {
@@ -127,6 +128,21 @@ fn reduction(update: Update) -> &'static str {
         Update::Max => "max",
         Update::Min => "min",
     }
+}
+
+/// In the spelling of opset 16, where samples have two dimensions; later ones say linear and cubic.
+fn grid_sample_attributes(op: &GridSample) -> Vec<AttributeProto> {
+    let mode = match op.mode {
+        SampleMode::Nearest => "nearest",
+        SampleMode::Linear => "bilinear",
+        SampleMode::Cubic => "bicubic",
+    };
+    let padding = match op.padding {
+        SamplePadding::Zeros => "zeros",
+        SamplePadding::Border => "border",
+        SamplePadding::Reflection => "reflection",
+    };
+    vec![string("mode", mode), string("padding_mode", padding), int("align_corners", op.align_corners.into())]
 }
 
 fn binary_name(kind: BinaryKind, dtype: DType) -> &'static str {

@@ -200,13 +200,15 @@ fn without_repeats(node: &mut Node<'_, '_>, part: &str, factor: Factor) -> Resul
 
 /// The product of all factors, summed over all labels that the result does not have; from the left.
 fn contracted(node: &mut Node<'_, '_>, factors: Vec<Factor>, result: &[Label]) -> Result<Factor, NodeError> {
-    let mut rest = factors.into_iter();
+    // The last factor that has a label.
+    let mut last: BTreeMap<Label, usize> = BTreeMap::new();
+    for (i, factor) in factors.iter().enumerate() {
+        last.extend(factor.labels.iter().map(|&l| (l, i)));
+    }
     let mut product: Option<Factor> = None;
-    let mut round = 0;
-    while let Some(next) = rest.next() {
-        let is_needed = |l: Label| result.contains(&l) || rest.as_slice().iter().any(|f| f.has(l));
+    for (round, next) in factors.into_iter().enumerate() {
+        let is_needed = |l: Label| result.contains(&l) || last.get(&l).is_some_and(|&i| i > round);
         let part = format!("step{round}");
-        round += 1;
         product = Some(match product {
             None => summed(node, &part, next, &|l| !is_needed(l))?,
             Some(left) => {

@@ -365,17 +365,28 @@ fn converted(node: &mut Node<'_, '_>, x: ValueId, to: DType) -> Result<ValueId, 
         "nearest" => PowerRounding::Nearest,
         other => return Err(NodeError::attribute("round_mode", format!("is {other:?}"))),
     };
-    let is_default = saturate && (to != DType::F8E8M0 || rounding == PowerRounding::Up);
-    match to.is_small_float() && !is_default {
-        true => {
-            let x = match node.ty(x).dtype {
-                DType::F32 | DType::F16 | DType::BF16 => x,
-                _ => cast_part(node, "f32", x, DType::F32)?,
-            };
-            node.emit(CastSmall { to, saturate, rounding }, &[x])
-        }
+    match to.is_small_float() {
+        true => to_small_float(node, x, to, saturate, rounding),
         false => node.emit(Cast { to }, &[x]),
     }
+}
+
+/// The value as a float of 8 bits or fewer.
+pub(super) fn to_small_float(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    to: DType,
+    saturate: bool,
+    rounding: PowerRounding,
+) -> Result<ValueId, NodeError> {
+    if saturate && (to != DType::F8E8M0 || rounding == PowerRounding::Up) {
+        return node.emit(Cast { to }, &[x]);
+    }
+    let x = match node.ty(x).dtype {
+        DType::F32 | DType::F16 | DType::BF16 => x,
+        _ => cast_part(node, "f32", x, DType::F32)?,
+    };
+    node.emit(CastSmall { to, saturate, rounding }, &[x])
 }
 
 fn target(node: &mut Node<'_, '_>) -> Result<DType, NodeError> {

@@ -91,20 +91,24 @@ fn wide(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId, Node
     }
 }
 
-/// The product of matrices of any type that is computed in.
+/// What multiplies matrices of this type.
+fn product_op(dtype: DType) -> Op {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => {
+            MatMul { bias: false, residual: false, clamp: Clamp::NONE }.into()
+        }
+        _ => PlainMatMul {}.into(),
+    }
+}
+
+/// The product of matrices of any type.
 pub(super) fn product_of(
     node: &mut Node<'_, '_>,
     part: &str,
     a: ValueId,
     b: ValueId,
 ) -> Result<ValueId, NodeError> {
-    match node.ty(a).dtype {
-        DType::F32 => {
-            let product = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
-            node.emit_part(part, product, &[a, b])
-        }
-        _ => node.emit_part(part, PlainMatMul {}, &[a, b]),
-    }
+    node.emit_part(part, product_op(node.ty(a).dtype), &[a, b])
 }
 
 /// The value times a factor of its own type.
@@ -171,15 +175,11 @@ pub(super) fn matmul_of(
     mut a: ValueId,
     mut b: ValueId,
 ) -> Result<ValueId, NodeError> {
-    let dtype = node.ty(a).dtype;
     let (a_shape, b_shape) = (node.shape(a), node.shape(b));
     let (row, column) = (a_shape.rank() == 1, b_shape.rank() == 1);
-    if dtype == DType::F32 && !row && !column {
-        let product = MatMul { bias: false, residual: false, clamp: Clamp::NONE };
-        return node.emit(product, &[a, b]);
+    if !row && !column {
+        return node.emit(product_op(node.ty(a).dtype), &[a, b]);
     }
-    a = wide(node, "A", a)?;
-    b = wide(node, "B", b)?;
     if row {
         a = node.emit_part("row", Reshape { shape: Shape::new([1, a_shape[0]])? }, &[a])?;
     }
@@ -187,10 +187,6 @@ pub(super) fn matmul_of(
         b = node.emit_part("column", Reshape { shape: Shape::new([b_shape[0], 1])? }, &[b])?;
     }
     let y = product_of(node, "product", a, b)?;
-    let y = cast_part(node, "narrow", y, dtype)?;
-    if !row && !column {
-        return Ok(y);
-    }
     let mut dims = node.shape(y).to_vec();
     if column {
         dims.pop();

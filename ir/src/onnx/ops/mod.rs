@@ -6,10 +6,13 @@ mod constant;
 mod control;
 mod conv;
 mod conv_transpose;
+mod detection;
 mod einsum;
 mod elementwise;
+mod fused;
 mod index;
 mod integer;
+mod loss;
 mod matmul;
 mod norm;
 mod pool;
@@ -19,6 +22,7 @@ mod recurrent;
 mod reduce;
 mod resize;
 mod shape;
+mod signal;
 mod values;
 mod weight_only;
 mod window;
@@ -72,6 +76,22 @@ const ONNX: Table = &[
     ("GRU", 7, Many(recurrent::gru)),
     ("LSTM", 7, Many(recurrent::lstm)),
     ("RNN", 7, Many(recurrent::rnn)),
+
+    ("NegativeLogLikelihoodLoss", 12, One(loss::negative_log_likelihood)),
+    ("SoftmaxCrossEntropyLoss", 12, Many(loss::softmax_cross_entropy)),
+
+    ("GridSample", 16, One(resize::grid_sample)),
+    ("MaxUnpool", 9, One(pool::max_unpool)),
+    ("NonMaxSuppression", 10, One(detection::non_max_suppression)),
+
+    ("BlackmanWindow", 17, One(signal::blackman_window)),
+    ("DFT", 17, One(signal::dft)),
+    ("HammingWindow", 17, One(signal::hamming_window)),
+    ("HannWindow", 17, One(signal::hann_window)),
+    ("STFT", 17, One(signal::stft)),
+
+    // ONNX Runtime writes it, in this domain.
+    ("SimplifiedLayerNormalization", 1, One(norm::rms_normalization)),
 
     ("MaxPool", 1, Many(pool::max_pool)),
     ("AveragePool", 1, One(pool::average_pool)),
@@ -244,6 +264,15 @@ const MICROSOFT: Table = &[
     ("QLinearGlobalAveragePool", 1, One(qlinear::global_average_pool)),
     ("QLinearReduceMean", 1, One(qlinear::reduce_mean)),
     ("QLinearConcat", 1, One(qlinear::concat)),
+
+    ("FusedConv", 1, One(fused::conv)),
+    ("FusedMatMul", 1, One(fused::matmul)),
+    ("BiasGelu", 1, One(fused::bias_gelu)),
+    ("FastGelu", 1, One(fused::fast_gelu)),
+    ("Gelu", 1, One(fused::gelu)),
+    ("QuickGelu", 1, One(fused::quick_gelu)),
+    ("SkipLayerNormalization", 1, Many(fused::skip_layer_normalization)),
+    ("SkipSimplifiedLayerNormalization", 1, Many(fused::skip_simplified_layer_normalization)),
 
     ("MatMulIntegerToFloat", 1, One(integer::matmul_integer_to_float)),
     ("DynamicQuantizeMatMul", 1, One(integer::dynamic_quantize_matmul)),

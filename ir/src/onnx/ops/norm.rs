@@ -104,6 +104,16 @@ fn check_broadcast(node: &Node<'_, '_>, v: ValueId, x: ValueId) -> Result<()> {
 pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let (x, scale) = (node.operand(0, "X")?, node.operand(1, "Scale")?);
     let bias = node.optional(2);
+    layer_of(node, x, scale, bias)
+}
+
+/// The layer normalisation of these values, by the node's attributes.
+pub(super) fn layer_of(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    scale: ValueId,
+    bias: Option<ValueId>,
+) -> Result<Vec<ValueId>> {
     let epsilon = node.float("epsilon", 1e-5)?;
     let axes = layer_axes(node, x)?;
     for v in [scale].into_iter().chain(bias) {
@@ -127,6 +137,11 @@ pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId
 /// x/√(mean of squares + epsilon)·scale, over all axes from `axis` on.
 pub(super) fn rms_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (x, scale) = (node.operand(0, "X")?, node.operand(1, "scale")?);
+    rms_of(node, x, scale)
+}
+
+/// The same of these values, by the node's attributes.
+pub(super) fn rms_of(node: &mut Node<'_, '_>, x: ValueId, scale: ValueId) -> Result<ValueId> {
     let epsilon = node.float("epsilon", 1e-5)?;
     let axes = layer_axes(node, x)?;
     check_broadcast(node, scale, x)?;
@@ -273,11 +288,29 @@ pub(super) fn softmax_of(node: &mut Node<'_, '_>, x: ValueId, log: bool, coerces
         None => return Err(NodeError::attribute("axis", format!("is {axis} for {}", node.ty(x)))),
     };
     if !coerces || Some(at) == last {
-        return node.emit(Softmax { axis: at, log }, &[x]);
+        return softmax_along(node, "", at, log, x);
     }
     let rows = shape[..at].iter().product::<usize>();
     let columns = shape[at..].iter().product::<usize>();
     let matrix = node.emit_part("matrix", Reshape { shape: Shape::new([rows, columns])? }, &[x])?;
-    let y = node.emit_part("rows", Softmax { axis: 1, log }, &[matrix])?;
+    let y = softmax_along(node, "rows", 1, log, matrix)?;
     node.emit(Reshape { shape }, &[y])
+}
+
+/// Of f64, which [`Softmax`] does not take, in steps.
+fn softmax_along(node: &mut Node<'_, '_>, part: &str, axis: usize, log: bool, x: ValueId) -> Result<ValueId> {
+    if node.ty(x).dtype != DType::F64 {
+        return node.step(part, Softmax { axis, log }, &[x]);
+    }
+    let largest = node.reduced("largest", ReduceKind::Max, vec![axis], x)?;
+    let below = node.sub("below", x, largest)?;
+    let powers = node.unary("powers", UnaryKind::Exp, below)?;
+    let total = node.reduced("total", ReduceKind::Sum, vec![axis], powers)?;
+    match log {
+        false => node.div(part, powers, total),
+        true => {
+            let total = node.unary("log_total", UnaryKind::Log, total)?;
+            node.sub(part, below, total)
+        }
+    }
 }

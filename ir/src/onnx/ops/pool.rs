@@ -1,10 +1,16 @@
 //! Pools.
 
-use super::window::{kernel_shape, window};
+use super::{
+    lengths,
+    window::{kernel_shape, list, window},
+};
 use crate::{
-    ValueId,
+    OpError, Shape, Tensor, TensorType, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{ArgMaxPool, BinaryKind, Layout, Pool, PoolKind, ReduceKind, UnaryKind, Window},
+    ops::{
+        ArgMaxPool, BinaryKind, Layout, Pool, PoolKind, ReduceKind, ScatterElements, UnaryKind, Update,
+        Window,
+    },
 };
 
 /// The largest elements and, where they are wanted, their places in the whole operand; row by row or, with
@@ -48,6 +54,48 @@ fn pool_of(
     let ceil_mode = has_ceil_mode && node.flag("ceil_mode", false)?;
     let window = window(node, kernel, &spatial, has_dilations)?;
     Ok(Pool { kind, window, ceil_mode, layout: Layout::ChannelsFirst })
+}
+
+/// Elements put back at the places that a max pool took them from, and 0 elsewhere. Places count in the whole result.
+///
+/// With pads, the extents that a pool of these attributes would have had at least; an operand says where there were more.
+pub(super) fn max_unpool(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (x, places) = (node.operand(0, "X")?, node.operand(1, "I")?);
+    let (batch, channels, spatial) = Layout::ChannelsFirst.split(&node.ty(x).shape)?;
+    if node.shape(places) != node.shape(x) {
+        let why = format!("places {} are not those of {}", node.ty(places), node.ty(x));
+        return Err(OpError::shape(why).into());
+    }
+    let kernel = kernel_shape(node)?.ok_or_else(|| NodeError::attribute("kernel_shape", "is missing"))?;
+    let n = spatial.len();
+    let (strides, pads) = (list(node, "strides", n, 1)?, list(node, "pads", 2 * n, 0)?);
+    let given = node.known_ints(2, "output_shape")?;
+    if kernel.len() != n {
+        return Err(NodeError::attribute("kernel_shape", format!("has {} entries for {n}", kernel.len())));
+    }
+    let dims = match given {
+        Some(given) => lengths("output_shape", &given)?,
+        None => {
+            let extent = |d: usize| {
+                let last = spatial[d].checked_sub(1)?.checked_mul(strides[d])?.checked_add(kernel[d])?;
+                last.checked_sub(pads[d].checked_add(pads[n + d])?)
+            };
+            let extents = (0..n).map(extent).collect::<Option<Vec<_>>>();
+            let extents =
+                extents.ok_or_else(|| OpError::shape("pads are larger than what they are cut from"))?;
+            [&[batch, channels], &extents[..]].concat()
+        }
+    };
+    let shape = Shape::new(dims)?;
+    TensorType::new(node.ty(x).dtype, shape.clone()).check_size()?;
+    let (dtype, count) = (node.ty(x).dtype, node.shape(x).elements());
+    let zero = node.constant_part("zero", Tensor::zeros(dtype, Shape::scalar()));
+    let zeros = node.expanded("zeros", [shape.elements()], zero)?;
+    let flat_places = node.shaped("places", [count], places)?;
+    let flat = node.shaped("elements", [count], x)?;
+    let scatter = ScatterElements { axis: 0, update: Update::Replace };
+    let y = node.emit_part("scattered", scatter, &[zeros, flat_places, flat])?;
+    node.shaped("", shape, y)
 }
 
 /// (Σ |x|^p)^(1/p) over windows: the sum is an average that counts all taps, times their number.

@@ -40,7 +40,7 @@ fn quantize_by(node: &mut Node<'_, '_>, grid: &Grid) -> Result<ValueId, NodeErro
         (Some(d), _) | (None, Some(d)) => d,
         (None, None) => DType::U8,
     };
-    match dtype.is_float() {
+    match dtype.is_small_float() {
         true => quantized_to_float(
             node,
             x,
@@ -168,12 +168,17 @@ impl Grid {
         if !scale.dtype.is_float() {
             return Err(OpError::quant(format!("scales must be floats, not {scale}")).into());
         }
-        let known = node.constant_value(self.scale).and_then(Tensor::to_f32).unwrap_or_default();
-        if let Some(scale) = known.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            return Err(OpError::quant(format!("scale {scale} is not a finite number above 0")).into());
+        // Scales that are computed of data may be 0, where a tensor is all zeros: they are taken as they are.
+        let known = node.constant_value(self.scale).filter(|_| !node.is_eager());
+        let known = known.and_then(Tensor::to_f32).unwrap_or_default();
+        if let Some(odd) = known.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            let name = node.name_of(self.scale);
+            return Err(OpError::quant(format!(
+                "scale {odd} in `{name}` is not a finite number above 0: quantize the model anew"
+            ))
+            .into());
         }
-        let is_small_float = codes.dtype.is_float() && codes.dtype.size() == 1;
-        if codes.dtype.size() > 4 || !(codes.dtype.is_integer() || is_small_float) {
+        if codes.dtype.size() > 4 || !(codes.dtype.is_integer() || codes.dtype.is_small_float()) {
             return Err(OpError::quant(format!("{} cannot hold quantized values", codes.dtype)).into());
         }
         let Some(zero) = self.zero_point.map(|z| node.ty(z)) else { return Ok(()) };
@@ -244,16 +249,8 @@ impl Grid {
     ) -> Result<Option<QuantParams>, NodeError> {
         let scales = node.constant_value(self.scale).filter(|_| codes.dtype.is_integer());
         let Some(scales) = scales.and_then(Tensor::to_f32) else { return Ok(None) };
-        if let Some(odd) = scales.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            // Scales that are computed of data may be 0, where a tensor is all zeros: they are taken as they are.
-            if node.is_eager() {
-                return Ok(None);
-            }
-            let name = node.name_of(self.scale);
-            return Err(OpError::quant(format!(
-                "scale {odd} in `{name}` is not a finite number above 0: quantize the model anew"
-            ))
-            .into());
+        if scales.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+            return Ok(None);
         }
         let zeros = match self.zero_point.map(|z| node.constant_value(z)) {
             None => vec![0; scales.len()],
@@ -493,7 +490,7 @@ fn dequantized_constant(
 ) -> Result<Option<Tensor>, NodeError> {
     let constant = |v: ValueId| node.constant_value(v);
     let (Some(codes), Some(scales)) = (constant(x), constant(grid.scale)) else { return Ok(None) };
-    if codes.dtype().is_float() {
+    if codes.dtype().is_small_float() {
         return Ok(None);
     }
     let zeros = match grid.zero_point.map(constant) {
@@ -528,7 +525,7 @@ fn dequantized_at_run_time(
         false => node.emit_part(&within(part, what), Cast { to }, &[v]),
     };
     // Codes may also be floats of 8 bits.
-    let wider = if node.ty(x).dtype.is_float() { DType::F32 } else { DType::S32 };
+    let wider = if node.ty(x).dtype.is_small_float() { DType::F32 } else { DType::S32 };
     let mut steps = cast(node, "codes", x, wider)?;
     if let Some(zero) = grid.zero_point {
         let zero = cast(node, "zero", zero, wider)?;

@@ -4,7 +4,7 @@ use super::reduce::axes;
 use crate::{
     DType, OpError, Shape, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Cast, Coordinates, Interpolation, Nearest, Resample},
+    ops::{Cast, Coordinates, GridSample, Interpolation, Nearest, Resample, SampleMode, SamplePadding},
 };
 
 /// How one axis changes.
@@ -227,4 +227,35 @@ fn chain(
         }
         false => node.emit(last, &[value]),
     }
+}
+
+/// Opset 20 renamed the modes and allows any number of dimensions.
+pub(super) fn grid_sample(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (x, grid) = (node.operand(0, "X")?, node.operand(1, "grid")?);
+    let default = if node.opset() >= 20 { "linear" } else { "bilinear" };
+    let mode = match node.string("mode", default)? {
+        "nearest" => SampleMode::Nearest,
+        "linear" | "bilinear" => SampleMode::Linear,
+        "cubic" | "bicubic" => SampleMode::Cubic,
+        other => return Err(NodeError::attribute("mode", format!("is {other:?}"))),
+    };
+    let padding = match node.string("padding_mode", "zeros")? {
+        "zeros" => SamplePadding::Zeros,
+        "border" => SamplePadding::Border,
+        "reflection" => SamplePadding::Reflection,
+        other => return Err(NodeError::attribute("padding_mode", format!("is {other:?}"))),
+    };
+    let align_corners = node.flag("align_corners", false)?;
+    // Places may be given in other floats than the elements are.
+    let own = node.ty(x).dtype;
+    let places = node.ty(grid).dtype;
+    let op = GridSample { mode, padding, align_corners };
+    if own == places {
+        return node.emit(op, &[x, grid]);
+    }
+    let wide = if [own, places].contains(&DType::F64) { DType::F64 } else { DType::F32 };
+    let x = node.cast_to("wide", wide, x)?;
+    let grid = node.cast_to("wide_grid", wide, grid)?;
+    let y = node.step(if own == wide { "" } else { "samples" }, op, &[x, grid])?;
+    node.cast_to("", own, y)
 }

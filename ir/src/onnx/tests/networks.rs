@@ -343,3 +343,131 @@ fn narrow_floats_are_summed_in_f32_and_rounded_once() {
     let x = of(&[1, 4], &[half(2048.0), half(1.0), half(1.0), half(1.0)]);
     assert_eq!(d.run(&[x])[0], of(&[1, 1], &[half(2052.0)]));
 }
+
+#[test]
+fn losses_count_what_is_not_ignored() {
+    let x = of(&[3, 2], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let loss = |more: Vec<AttributeProto>, inputs: &[&str]| {
+        let mut n = node("NegativeLogLikelihoodLoss", inputs, &["y"]);
+        n.attribute.extend(more);
+        Draft::new(13, [n])
+            .input("x", &[3, 2])
+            .constant("t", i64s(&[1, -1, 0]))
+            .constant("w", of(&[2], &[10f32, 100.0]))
+            .floats(std::slice::from_ref(&x))
+    };
+    let ignore = || int("ignore_index", -1);
+    assert_eq!(loss(vec![ignore(), string("reduction", "none")], &["x", "t"]), [-2.0, 0.0, -5.0]);
+    assert_eq!(loss(vec![ignore(), string("reduction", "sum")], &["x", "t", "w"]), [-250.0]);
+    assert_eq!(loss(vec![ignore()], &["x", "t"]), [-3.5]);
+    assert_eq!(loss(vec![ignore()], &["x", "t", "w"]), [-250.0 / 110.0]);
+    let n = node("SoftmaxCrossEntropyLoss", &["x", "t"], &["y", "p"]);
+    let both = Draft::new(13, [n]).input("x", &[3, 2]).constant("t", i64s(&[1, 1, 0])).outputs(&["y", "p"]);
+    let results = both.run(std::slice::from_ref(&x));
+    let near = (1.0 + (-1f32).exp()).ln();
+    close(slice(&results[0]), &[(near + near + near + 1.0) / 3.0]);
+    close(slice(&results[1]), &[-near - 1.0, -near, -near - 1.0, -near, -near - 1.0, -near]);
+}
+
+#[test]
+fn fourier_transforms_and_back() {
+    let x = wavy(&[2, 5, 1]);
+    let forward = Draft::new(17, [node("DFT", &["x"], &["y"])]).input("x", &[2, 5, 1]);
+    let spectrum = forward.run(std::slice::from_ref(&x)).remove(0);
+    assert_eq!(spectrum.shape().dims(), [2, 5, 2]);
+    let sum: f32 = slice(&x)[..5].iter().sum();
+    close(&slice(&spectrum)[..2], &[sum, 0.0]);
+    let back = Draft::new(17, [node("DFT", &["x"], &["y"]).with(int("inverse", 1))]).input("x", &[2, 5, 2]);
+    let back = back.floats(std::slice::from_ref(&spectrum));
+    close(&back.iter().step_by(2).copied().collect::<Vec<_>>(), slice(&x));
+    // Frames of a short-time transform are transforms of the frames, times the window.
+    let n = node("STFT", &["x", "s", "w"], &["y"]);
+    let stft = Draft::new(17, [n])
+        .input("x", &[2, 5, 1])
+        .constant("s", Tensor::scalar(2i64))
+        .constant("w", of(&[3], &[1f32, 2.0, 3.0]));
+    let frames = stft.run(std::slice::from_ref(&x)).remove(0);
+    assert_eq!(frames.shape().dims(), [2, 2, 2, 2]);
+    let expected: f32 = (0..3).map(|i| slice(&x)[2 + i] * (1 + i) as f32).sum();
+    close(&slice(&frames)[4..6], &[expected, 0.0]);
+    forward.clone().constant("a", i64s(&[7])).run(std::slice::from_ref(&x));
+    let mut wrong = forward;
+    wrong.nodes[0].attribute.push(int("axis", 2));
+    wrong.refused("`axis`");
+    let huge = Draft::new(17, [node("DFT", &["x", "n"], &["y"])]).input("x", &[1, 5, 1]);
+    huge.constant("n", Tensor::scalar(1i64 << 40)).refused("takes a matrix above");
+}
+
+#[test]
+fn boxes_that_overlap_a_better_one_go() {
+    let boxes = of(&[1, 3, 4], &[0f32, 0.0, 2.0, 2.0, 2.0, 2.2, 0.0, 0.2, 5.0, 5.0, 6.0, 6.0]);
+    let draft = |most: i64, least: f32| {
+        Draft::new(11, [node("NonMaxSuppression", &["b", "s", "n", "i", "l"], &["y"])])
+            .constant("b", boxes.clone())
+            .constant("s", of(&[1, 1, 3], &[0.5f32, 0.9, 0.3]))
+            .constant("n", i64s(&[most]))
+            .constant("i", of(&[1], &[0.5f32]))
+            .constant("l", of(&[1], &[least]))
+            .run(&[])
+            .remove(0)
+    };
+    assert_eq!(draft(5, 0.0), of(&[2, 3], &[0i64, 0, 1, 0, 0, 2]));
+    assert_eq!(draft(1, 0.0), of(&[1, 3], &[0i64, 0, 1]));
+    assert_eq!(draft(5, 0.3), of(&[1, 3], &[0i64, 0, 1]));
+    assert_eq!(draft(0, 0.0), of::<i64>(&[0, 3], &[]));
+    let run_time = Draft::new(11, [node("NonMaxSuppression", &["b", "s"], &["y"])]).input("b", &[1, 3, 4]);
+    run_time.input("s", &[1, 1, 3]).refused("must be known");
+}
+
+#[test]
+fn layers_of_every_direction_and_layout() {
+    let x = wavy(&[3, 2, 2]);
+    let (w, r, b) = (wavy(&[2, 12, 2]), wavy(&[2, 12, 3]), wavy(&[2, 24]));
+    let draft = |op: &str, gates: usize, outputs: &[&str], layout: bool| {
+        let n = node(op, &["x", "w", "r", "b"], outputs).with(int("hidden_size", 3));
+        let n = n.with(string("direction", "bidirectional")).with(int("layout", layout.into()));
+        let part =
+            |t: &Tensor, columns: usize| of(&[2, gates * 3, columns], &slice(t)[..2 * gates * 3 * columns]);
+        Draft::new(14, [n])
+            .input("x", if layout { &[2, 3, 2] } else { &[3, 2, 2] })
+            .constant("w", part(&w, 2))
+            .constant("r", part(&r, 3))
+            .constant("b", of(&[2, 2 * gates * 3], &slice(&b)[..4 * gates * 3]))
+            .outputs(outputs)
+    };
+    let turned: Vec<f32> = (0..2)
+        .flat_map(|b| (0..3).map(move |t| (t, b)))
+        .flat_map(|(t, b)| slice(&x)[(t * 2 + b) * 2..][..2].to_vec())
+        .collect();
+    for (op, gates) in [("RNN", 1), ("GRU", 3), ("LSTM", 4)] {
+        let outputs: &[&str] = if op == "LSTM" { &["y", "h", "c"] } else { &["y", "h"] };
+        let steps_first = draft(op, gates, outputs, false).run(std::slice::from_ref(&x));
+        let sequences_first = draft(op, gates, outputs, true).run(&[of(&[2, 3, 2], &turned)]);
+        assert_eq!(steps_first[0].shape().dims(), [3, 2, 2, 3], "{op}");
+        assert_eq!(sequences_first[0].shape().dims(), [2, 3, 2, 3], "{op}");
+        let (y, h) = (slice(&steps_first[0]), slice(&steps_first[1]));
+        for (d, s, j) in (0..2).flat_map(|d| (0..2).flat_map(move |s| (0..3).map(move |j| (d, s, j)))) {
+            // The last step of a direction is its last state.
+            let last = if d == 0 { 2 } else { 0 };
+            assert_eq!(y[((last * 2 + d) * 2 + s) * 3 + j], h[(d * 2 + s) * 3 + j], "{op}");
+            assert_eq!(h[(d * 2 + s) * 3 + j], slice(&sequences_first[1])[(s * 2 + d) * 3 + j], "{op}");
+        }
+    }
+    let mut wrong = draft("LSTM", 4, &["y"], false);
+    wrong.nodes[0]
+        .attribute
+        .push(AttributeProto { strings: vec![b"Sin".to_vec(); 6], ..strings("activations") });
+    wrong.refused("does not exist");
+    let mut size = draft("GRU", 3, &["y"], false);
+    size.nodes[0].attribute[0] = int("hidden_size", 4);
+    size.refused("`hidden_size` is 4");
+}
+
+/// An attribute of strings, without any.
+fn strings(name: &str) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        type_: onnx_protobuf::attribute_proto::AttributeType::STRINGS.into(),
+        ..Default::default()
+    }
+}
