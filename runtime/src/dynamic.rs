@@ -316,7 +316,7 @@ mod tests {
         let interpreted = model(Backend::Interpreter);
         for (count, is_new) in [(1, true), (3, true), (1, false), (2, true), (3, false)] {
             let x = images(count);
-            let run = compiled.run(&[x.clone()]).unwrap();
+            let run = compiled.run(std::slice::from_ref(&x)).unwrap();
             assert_eq!(run.compiled == 1, is_new, "batch of {count}");
             assert_eq!(run.compile_time.is_zero(), !is_new);
             let expected = interpreted.run(&[x]).unwrap();

@@ -17,13 +17,13 @@ pub struct IntConv {
 }
 
 fn both_s32<'a>(operands: &[&'a TensorType]) -> Result<[&'a TensorType; 2], OpError> {
-    match operands {
-        &[a, b]
+    match *operands {
+        [a, b]
             if a.dtype == DType::S32 && b.dtype == DType::S32 && a.quant.is_none() && b.quant.is_none() =>
         {
             Ok([a, b])
         }
-        &[a, b] => Err(OpError::dtype(format!("takes plain s32, got {a} and {b}"))),
+        [a, b] => Err(OpError::dtype(format!("takes plain s32, got {a} and {b}"))),
         _ => Err(OpError::Arity { expected: "2".into(), got: operands.len() }),
     }
 }

@@ -169,7 +169,7 @@ fn scans_go_both_ways() {
             .outputs(&["y", "rows"])
     };
     let x = of(&[3, 2], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    let forward = d(scan.clone()).run(&[x.clone()]);
+    let forward = d(scan.clone()).run(std::slice::from_ref(&x));
     assert_eq!(forward[0], of(&[2], &[9f32, 12.0]));
     assert_eq!(forward[1], of(&[3, 2], &[1f32, 2.0, 4.0, 6.0, 9.0, 12.0]));
     let backward = d(scan.with(reversed)).run(&[x]);
@@ -251,7 +251,7 @@ fn functions_are_their_nodes() {
     let model = Model::parse(p.write_to_bytes().unwrap()).unwrap();
     let graph = model.graph(&Bindings::default()).unwrap();
     let x = of(&[2], &[-1f32, 3.0]);
-    assert_eq!(interpreter::run(&graph, &[x.clone()]).unwrap(), [of(&[2], &[-1f32, 6.0])]);
+    assert_eq!(interpreter::run(&graph, std::slice::from_ref(&x)).unwrap(), [of(&[2], &[-1f32, 6.0])]);
     // Without the attribute, the op's own default holds.
     let p = calling(node("Twice", &["x"], &["y"]), vec![inner, outer]);
     let graph = Model::parse(p.write_to_bytes().unwrap()).unwrap().graph(&Bindings::default()).unwrap();
