@@ -127,7 +127,7 @@ fn an_index_of_run_time_that_is_out_of_range_is_an_error() {
     for tier in tiers() {
         let model = compiled(&graph, tier);
         let mut execution = Execution::new(model);
-        let mut y = vec![0; 15 * 2 * 4];
+        let mut y = [0; 15 * 2 * 4];
         let mut go = |index: u8| {
             let e = execution.run(&[&[index; 15]], &mut [&mut y[..]], &Serial, None);
             e.map_err(|e| e.to_string())
