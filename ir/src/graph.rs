@@ -246,6 +246,14 @@ impl Graph {
         Ok(self.push(name, Kind::Constant(value), vec![ty]).out())
     }
 
+    /// Adds a constant of this type: of plain numbers, or of quantized integers where it has a grid.
+    pub fn constant_of(&mut self, name: &str, value: Tensor, ty: TensorType) -> Result<ValueId, Error> {
+        match ty.quant {
+            Some(_) => self.quantized_constant(name, value, ty),
+            None => Ok(self.constant(name, value)),
+        }
+    }
+
     /// Adds an op. Its result types are inferred; an op that refuses its operands is not added.
     ///
     /// `name` is made unique by a suffix where it is taken.

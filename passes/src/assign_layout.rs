@@ -196,10 +196,7 @@ impl Builder<'_> {
     }
 
     fn constant(&mut self, name: &str, tensor: &Tensor, ty: &TensorType) -> Result<ValueId, PassError> {
-        Ok(match ty.quant {
-            Some(_) => self.new.quantized_constant(name, tensor.clone(), ty.clone())?,
-            None => self.new.constant(name, tensor.clone()),
-        })
+        Ok(self.new.constant_of(name, tensor.clone(), ty.clone())?)
     }
 
     fn visit(&mut self, node: NodeId, record: &mut Record) -> Result<(), PassError> {

@@ -150,11 +150,8 @@ impl Builder<'_> {
         let op = match self.old.node(node).kind() {
             Kind::Input => return Ok(()),
             Kind::Constant(tensor) => {
-                let ty = self.old.ty(node.out());
-                let value = match ty.quant {
-                    Some(_) => self.new.quantized_constant(&name, tensor.clone(), ty.clone())?,
-                    None => self.new.constant(&name, tensor.clone()),
-                };
+                let ty = self.old.ty(node.out()).clone();
+                let value = self.new.constant_of(&name, tensor.clone(), ty)?;
                 self.real.insert(node.out(), value);
                 return Ok(());
             }

@@ -570,11 +570,9 @@ impl<'m> Importer<'m> {
         if !self.is_eager {
             self.budget = self.budget.saturating_sub(made);
         }
-        let constants = values.into_iter().zip(results).map(|(value, ty)| match ty.quant {
-            None => Ok(self.graph.constant(name, value)),
-            Some(_) => Ok(self.graph.quantized_constant(name, value, ty)?),
-        });
-        constants.collect::<Result<Vec<_>, NodeError>>().map(Some)
+        let constants = values.into_iter().zip(results);
+        let constants = constants.map(|(value, ty)| self.graph.constant_of(name, value, ty));
+        Ok(Some(constants.collect::<Result<Vec<_>, _>>()?))
     }
 
     pub(super) fn finish(mut self) -> Result<Graph, ImportError> {
