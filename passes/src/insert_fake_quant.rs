@@ -8,7 +8,7 @@ use crate::{
     calibrate::value_name,
     capability::int8_capability,
     classes::Classes,
-    edit::{Product, activations, clamp_of, f32_constant, has_weights, is_move},
+    edit::{Product, activations, channel_runs, clamp_of, f32_constant, has_weights, is_move},
     fold_normalize::pixel_range,
     regions,
 };
@@ -479,11 +479,9 @@ fn scale_of(graph: &Graph, grids: &BTreeMap<ValueId, OutputGrid>, mut value: Val
 }
 
 fn largest_by_channel(weights: &[f32], shape: &[usize], axis: usize) -> Vec<f32> {
-    let inner: usize = shape[axis + 1..].iter().product();
     let mut largest = vec![0f32; shape[axis]];
-    for (i, w) in weights.iter().enumerate() {
-        let c = i / inner % shape[axis];
-        largest[c] = largest[c].max(w.abs());
+    for (c, run) in channel_runs(weights, shape, axis) {
+        largest[c] = run.iter().fold(largest[c], |most, w| most.max(w.abs()));
     }
     largest
 }
