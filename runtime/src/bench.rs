@@ -298,7 +298,7 @@ fn specialise(model: &DynamicModel, inputs: &[Tensor]) -> Result<Loaded, Error> 
     let before = memory::begin_peak();
     let start = Instant::now();
     let run = model.run(inputs)?;
-    let first_run = start.elapsed().saturating_sub(run.compile_time);
+    let first_run = start.elapsed().saturating_sub(run.compile_time + run.calibration_time);
     Ok(Loaded { models: run.models, load: run.compile_time, first_run, memory: taken(before) })
 }
 

@@ -121,7 +121,7 @@ enum Contestants {
 fn contestants(args: &Bench, compiler: &Compiler, path: &Path) -> Result<Contestants, Failure> {
     let source = if args.input.is_empty() { Source::Noise } else { Source::Files(&args.input) };
     if is_program(path) {
-        let program = Program::load(path)?;
+        let program = compiler.program_of_file(path)?;
         let inputs = match source {
             Source::Files(_) => {
                 let preprocess = super::preprocess_of(&args.images, program.info())?;

@@ -8,7 +8,8 @@ use crate::{
 };
 use comfy_table::Table;
 use qcc_runtime::{
-    Compiler, LoadPhase, Model, Session, TensorView, Threads, ir::Tensor, is_program, top, write_npy,
+    Compiler, DynamicModel, LoadPhase, Model, Preprocess, Program, ProgramFile, Session, TensorView, Threads,
+    ir::Tensor, is_program, top, write_npy,
 };
 use std::{
     collections::BTreeSet,
@@ -22,9 +23,21 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
     let compiler = compiler.precision(args.precision);
     let compiler = args.requant.requant.iter().fold(compiler, |c, &mode| c.requant(mode));
     let compiler = compiler.threads(Threads::new(args.threads.threads)?);
+    let start = Instant::now();
+    let images = super::preprocess(&args.images);
     let ran = match is_program(&args.model) {
-        true => run_program(args, &compiler)?,
-        false => run_onnx(args, &compiler)?,
+        false => {
+            let model = compiler.dynamic_file(&args.model)?;
+            run_dynamic(args, &compiler, &model, start.elapsed(), &images)?
+        }
+        true => match ProgramFile::load(&args.model, compiler.memory_limit())? {
+            ProgramFile::Placed(program) => run_program(args, &compiler, &program)?,
+            ProgramFile::Dynamic(program) => {
+                let model = program.model_with(&compiler, args.model.display().to_string());
+                let images = super::images_or(images, &program.info().preprocess);
+                run_dynamic(args, &compiler, &model, start.elapsed(), &images)?
+            }
+        },
     };
     terminal.clear();
     if args.options.explain {
@@ -58,8 +71,8 @@ struct Ran {
     first_run: Duration,
 }
 
-fn run_program(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
-    let model = compiler.compile_file(&args.model)?;
+fn run_program(args: &Run, compiler: &Compiler, program: &Program) -> Result<Ran, Failure> {
+    let model = compiler.jit(program)?;
     let preprocess = super::preprocess_of(&args.images, model.info())?;
     let inputs = inputs::read(source(args), model.inputs(), Vec::new(), &preprocess)?;
     let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
@@ -71,18 +84,25 @@ fn run_program(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
 }
 
 /// Shapes are those of arrays that are given, or what the command line and the model say.
-fn run_onnx(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
-    let start = Instant::now();
-    let model = compiler.dynamic_file(&args.model)?;
-    let read = start.elapsed();
-    let inputs = inputs::of_model(source(args), &model, compiler, &super::preprocess(&args.images))?;
+fn run_dynamic(
+    args: &Run,
+    compiler: &Compiler,
+    model: &DynamicModel,
+    read: Duration,
+    images: &Preprocess,
+) -> Result<Ran, Failure> {
+    let inputs = inputs::of_model(source(args), model, compiler, images)?;
     let start = Instant::now();
     let run = model.run(&inputs)?;
     let all = start.elapsed();
     let names = model.model().outputs().map(str::to_owned);
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    let before = vec![("read the file", ms(read)), ("import, passes and code", ms(run.compile_time))];
-    let first_run = all.saturating_sub(run.compile_time);
+    let mut before = vec![("read the file", ms(read))];
+    if !run.calibration_time.is_zero() {
+        before.push(("calibration", ms(run.calibration_time)));
+    }
+    before.push(("import, passes and code", ms(run.compile_time)));
+    let first_run = all.saturating_sub(run.compile_time + run.calibration_time);
     Ok(Ran { outputs: names.zip(run.outputs).collect(), parts: run.models, before, first_run })
 }
 
