@@ -436,6 +436,7 @@ Examples:
   qcc bench --isa avx2 --json experiment.json
   qcc bench net.onnx --shape input=1x3x224x224 --layers
   qcc bench net.qcc --threads 4 --reps 100 --layers=graph
+  qcc bench net.onnx --input sentence.npz         on these inputs, of their shapes
   qcc bench --peaks                               arithmetic and bandwidth of this CPU, by tier")]
 pub(crate) struct Bench {
     /// The model: .onnx or .qcc. Without one, the founding experiment runs.
@@ -449,6 +450,11 @@ pub(crate) struct Bench {
     /// founding experiment has all of them.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = requant_or_all())]
     pub(crate) requant: Vec<Modes>,
+
+    /// An input, and with it its shape: INPUT=FILE, or FILE alone for a model of one input or an .npz of all. Default:
+    /// noise.
+    #[arg(long, value_name = "[INPUT=]FILE", requires = "model")]
+    pub(crate) input: Vec<String>,
 
     /// Timed runs of each.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]

@@ -274,6 +274,25 @@ fn bench_writes_the_figures_as_json() {
 }
 
 #[test]
+fn bench_takes_inputs_and_their_shapes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    ndarray_npy::write_npy(file("x.npy"), &ndarray::Array4::<f32>::zeros((3, 1, 28, 28))).unwrap();
+    let (m, input, json) = (model(), format!("image={}", file("x.npy")), file("out.json"));
+    let words = ["--precision", "float", "--reps", "2", "--json", &json, "-qq"];
+    stdout(&qcc(&[&["bench", &m, "--input", &input][..], &words].concat()));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let macs = |report: &serde_json::Value| -> u64 {
+        let layers = report["runs"][0]["layers"].as_array().unwrap();
+        layers.iter().map(|l| l["macs"].as_u64().unwrap()).sum()
+    };
+    stdout(&qcc(&[&["bench", &m, "--shape", "image=1x1x28x28"][..], &words].concat()));
+    let one: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(macs(&report), 3 * macs(&one));
+    assert!(error(&["bench", &m, "--input", "nothing.npy"], 1).contains("nothing.npy"));
+}
+
+#[test]
 fn graphs_can_be_written_on_the_way() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).display().to_string();

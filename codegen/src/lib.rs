@@ -24,6 +24,7 @@ mod model;
 mod module;
 mod parallel;
 mod plan;
+mod recurrence;
 mod routine;
 mod shared;
 mod sharing;

@@ -11,15 +11,17 @@ use crate::{
         spec::SLACK,
         walk::{AroundFunction, Bases, TileFunction, Walk},
     },
-    lower::{self, Lowered, PendingCode},
+    lower::{self, Lowered, PendingCode, PendingStep},
     memory::Memory,
     module::{Code, Ctx, FunctionText, Location, disassemble},
     parallel::Parallel,
+    recurrence::Recurrence,
     routine::{Routine, Source},
     shared::SharedWeights,
     weights::Weights,
 };
 use bytes::Bytes;
+use cranelift_module::FuncId;
 use qcc_ir::{Device, Graph, NodeId, Op, Stage, Tensor, TensorType, limits::MAX_MEMORY_BYTES};
 use std::{
     collections::BTreeMap,
@@ -129,6 +131,8 @@ enum Action {
     Walk(Box<Walk<TileFunction, AroundFunction>>),
     Routine(Routine),
     Interpret(Box<Interpretation>),
+    /// Steps that are repeated.
+    Repeat(Box<Recurrence>, Vec<Step>),
 }
 
 /// A node that is computed by its definition, on copies of its operands.
@@ -220,7 +224,11 @@ impl Step {
     pub(crate) fn entry_address(&self) -> Option<usize> {
         match self.action {
             Action::Call(entry) => Some(entry as usize),
-            Action::Pending | Action::Walk(_) | Action::Routine(_) | Action::Interpret(_) => None,
+            Action::Pending
+            | Action::Walk(_)
+            | Action::Routine(_)
+            | Action::Interpret(_)
+            | Action::Repeat(..) => None,
         }
     }
 }
@@ -252,15 +260,7 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
     let Lowered { shared, code, weights, steps, arena_bytes, times } = lower::lower(graph, options)?;
     let start = Instant::now();
     let (code, entry_of) = code.seal()?;
-    let steps = steps.into_iter().map(|p| match p.code {
-        PendingCode::Interpreter => p.step,
-        PendingCode::Routine(routine) => Step { action: Action::Routine(routine), ..p.step },
-        PendingCode::Function(id) => Step { action: Action::Call(entry(entry_of(id))), ..p.step },
-        PendingCode::Walk(walk) => {
-            let walk = walk.map(|id| tile(entry_of(id)), |id| around(entry_of(id)));
-            Step { action: Action::Walk(Box::new(walk)), ..p.step }
-        }
-    });
+    let steps = steps.into_iter().map(|p| executable(p, &entry_of));
     let named = |name: &str, ty: &TensorType| (name.to_string(), ty.clone());
     Ok(CompiledModel {
         steps: steps.collect(),
@@ -277,6 +277,23 @@ pub fn compile(graph: &Graph, options: &Options) -> Result<CompiledModel, Codege
         code,
         times: CompileTimes { sealing: start.elapsed(), ..times },
     })
+}
+
+/// A step with its functions at their addresses.
+fn executable(pending: PendingStep, entry_of: &impl Fn(FuncId) -> *const u8) -> Step {
+    let PendingStep { step, code } = pending;
+    let action = match code {
+        PendingCode::Interpreter => return step,
+        PendingCode::Routine(routine) => Action::Routine(routine),
+        PendingCode::Function(id) => Action::Call(entry(entry_of(id))),
+        PendingCode::Walk(walk) => {
+            Action::Walk(Box::new(walk.map(|id| tile(entry_of(id)), |id| around(entry_of(id)))))
+        }
+        PendingCode::Recurrence(recurrence, body) => {
+            Action::Repeat(recurrence, body.into_iter().map(|p| executable(p, entry_of)).collect())
+        }
+    };
+    Step { action, ..step }
 }
 
 /// Machine code of every function of a graph at `Stage::Placed`, by name, with its constants behind it and addresses of
@@ -451,18 +468,7 @@ impl Execution {
         };
         for (i, step) in self.model.steps.iter().enumerate() {
             let start = profile.is_some().then(Instant::now);
-            match &step.action {
-                Action::Pending => {}
-                Action::Call(entry) => share(&ctx, step, pool, &|ctx, part, parts| {
-                    let units = step.part(part, parts);
-                    entry(ctx, units.start, units.end);
-                }),
-                Action::Routine(routine) => run_routine(routine, step, &ctx, inputs.len(), pool)?,
-                Action::Walk(walk) => share(&ctx, step, pool, &|ctx, part, parts| {
-                    walk.run(&bases(ctx, &walk.operands, inputs.len(), &self.model.shared), part, parts);
-                }),
-                Action::Interpret(op) => op.run(step, &ctx, inputs.len())?,
-            }
+            run_step(step, &ctx, inputs.len(), &self.model.shared, pool)?;
             if let (Some(times), Some(start)) = (profile.as_deref_mut(), start) {
                 times[i] += start.elapsed();
             }
@@ -493,6 +499,38 @@ impl Execution {
             None => Ok(()),
         }
     }
+}
+
+fn run_step(
+    step: &Step,
+    ctx: &Ctx,
+    inputs: usize,
+    shared: &[Arc<Memory>],
+    pool: &dyn Parallel,
+) -> Result<(), CodegenError> {
+    match &step.action {
+        Action::Pending => {}
+        Action::Call(entry) => share(ctx, step, pool, &|ctx, part, parts| {
+            let units = step.part(part, parts);
+            entry(ctx, units.start, units.end);
+        }),
+        Action::Routine(routine) => run_routine(routine, step, ctx, inputs, pool)?,
+        Action::Walk(walk) => share(ctx, step, pool, &|ctx, part, parts| {
+            walk.run(&bases(ctx, &walk.operands, inputs, shared), part, parts);
+        }),
+        Action::Interpret(op) => op.run(step, ctx, inputs)?,
+        Action::Repeat(recurrence, body) => {
+            let resolve = |location| resolve(ctx, location, inputs);
+            let refuse = |source| CodegenError::Node { node: step.name.clone(), op: step.op, source };
+            let run = || body.iter().try_for_each(|step| run_step(step, ctx, inputs, shared, pool));
+            // SAFETY: the plan keeps the buffers of operands, results and scratch apart and alive, and steps do not overlap.
+            #[allow(unsafe_code, reason = "rows move within the arena by address")]
+            unsafe {
+                recurrence.run(resolve, refuse, run)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Follows a routine, and tells what it did not take.

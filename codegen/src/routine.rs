@@ -29,7 +29,7 @@ pub(crate) enum Source {
 
 impl Source {
     /// The first byte.
-    fn address(&self, resolve: &impl Fn(Location) -> *mut u8) -> *const u8 {
+    pub(crate) fn address(&self, resolve: &impl Fn(Location) -> *mut u8) -> *const u8 {
         match self {
             Source::At(location) => resolve(*location).cast_const(),
             Source::Constant(tensor) => tensor.bytes().as_ptr(),

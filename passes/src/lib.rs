@@ -31,6 +31,7 @@ mod fuse_clamp;
 mod fuse_pad;
 mod fuse_residual;
 mod insert_fake_quant;
+mod join_columns;
 mod lint_data;
 mod lower_to_int8;
 mod options;
@@ -117,6 +118,8 @@ const PIPELINE: &[Line] = &[
     // While moves and elementwise ops are still uniform: afterwards integer and float ops would need it twice.
     line(Part::Lower, assign_layout::ASSIGN_LAYOUT),
     line_for(Part::Lower, Precision::Int8, lower_to_int8::LOWER_TO_INT8),
+    // With channels last, where neighbouring columns of few channels look like more channels; of convolutions that stay float.
+    line(Part::Lower, join_columns::JOIN_COLUMNS),
     // Which device an op can run on depends on what it has become.
     line(Part::Lower, assign_devices::ASSIGN_DEVICES),
 ];

@@ -1,9 +1,9 @@
 //! Timing: programs of one model next to each other.
 
 use crate::{
-    Error, Host, JitOptions, Layer, LoadPhase, Losses, Model, Precision, Preprocess, Program, ProgramError,
-    Samples, Score, Session, TensorView, WeightBits, container::ContainerError, layers::Profiles, memory,
-    model::output_views, quantile::Sorted,
+    DynamicModel, Error, Host, JitOptions, Layer, LoadPhase, Losses, Model, Precision, Preprocess, Program,
+    ProgramError, Samples, Score, Session, TensorView, WeightBits, container::ContainerError,
+    layers::Profiles, memory, model::output_views, quantile::Sorted,
 };
 use qcc_ir::{Tensor, numerics::RequantMode};
 use serde::Serialize;
@@ -92,43 +92,74 @@ const WARM_UP: usize = 2;
 /// lengthen the others.
 const PROFILED: usize = 25;
 
-/// A program that is timed.
+/// What is timed.
+enum Subject {
+    /// A program, into memory of the caller.
+    Whole(Session),
+    /// A model of whose parts each decides what the next one is.
+    Parts(DynamicModel),
+}
+
 struct Contestant {
-    session: Session,
+    subject: Subject,
     times: Vec<Duration>,
     profiles: Profiles,
 }
 
 impl Contestant {
-    fn new(model: &Model) -> Contestant {
-        Contestant { session: Session::new(model), times: Vec::new(), profiles: Profiles::default() }
+    fn new(subject: Subject) -> Contestant {
+        Contestant { subject, times: Vec::new(), profiles: Profiles::default() }
     }
 
-    fn turn(&mut self, inputs: &[TensorView<'_>], reps: usize, profiled: usize) -> Result<(), Error> {
-        let model = self.session.model().clone();
-        let mut buffers: Vec<Vec<u8>> = model.outputs().iter().map(|o| vec![0; o.ty.bytes()]).collect();
-        let mut views = output_views(model.outputs(), &mut buffers);
-        for i in 0..WARM_UP + reps {
-            let start = Instant::now();
-            self.session.run_into(inputs, &mut views)?;
-            if i >= WARM_UP {
-                self.times.push(start.elapsed());
+    fn turn(&mut self, inputs: &[Tensor], reps: usize, profiled: usize) -> Result<(), Error> {
+        match &mut self.subject {
+            Subject::Whole(session) => {
+                let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
+                let model = session.model().clone();
+                let mut buffers: Vec<Vec<u8>> =
+                    model.outputs().iter().map(|o| vec![0; o.ty.bytes()]).collect();
+                let mut outputs = output_views(model.outputs(), &mut buffers);
+                time(&mut self.times, reps, || session.run_into(&views, &mut outputs))?;
+                for _ in 0..profiled {
+                    session.start_profile();
+                    let start = Instant::now();
+                    session.run_into(&views, &mut outputs)?;
+                    let run = start.elapsed();
+                    self.profiles.add(session.profile(), run);
+                }
+                session.stop_profile();
+            }
+            Subject::Parts(model) => {
+                time(&mut self.times, reps, || model.run(inputs).map(drop))?;
+                for _ in 0..profiled {
+                    let start = Instant::now();
+                    let (_, layers) = model.profile(inputs)?;
+                    self.profiles.add(layers, start.elapsed());
+                }
             }
         }
-        for _ in 0..profiled {
-            self.session.start_profile();
-            let start = Instant::now();
-            self.session.run_into(inputs, &mut views)?;
-            let run = start.elapsed();
-            self.profiles.add(self.session.profile(), run);
-        }
-        self.session.stop_profile();
         Ok(())
     }
 }
 
-/// Times programs of one model: each is written to a `.qcc` file, loaded, and then all take turns on the same input.
-/// The host is measured too.
+/// Adds the times of so many runs, after those that warm up.
+fn time(
+    times: &mut Vec<Duration>,
+    reps: usize,
+    mut run: impl FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
+    for i in 0..WARM_UP + reps {
+        let start = Instant::now();
+        run()?;
+        if i >= WARM_UP {
+            times.push(start.elapsed());
+        }
+    }
+    Ok(())
+}
+
+/// Times programs of one model: each is written to a `.qcc` file, loaded, and then all take turns on the same inputs, which
+/// are noise where none are given. The host is measured too.
 ///
 /// `progress` is told how many turns are done, of how many.
 ///
@@ -137,51 +168,94 @@ impl Contestant {
 pub fn bench(
     programs: &[Program],
     jit: &JitOptions,
+    inputs: Option<&[Tensor]>,
     reps: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<BenchReport, Error> {
-    let reps = reps.max(1);
     let mut loaded = Vec::with_capacity(programs.len());
     for program in programs {
-        loaded.push(load(program, jit)?);
+        loaded.push(load(program, jit, inputs)?);
     }
-    let mut report =
-        BenchReport { isa: jit.tier.name.into(), threads: jit.threads.count(), host: None, runs: Vec::new() };
-    let Some(first) = loaded.first() else { return Ok(report) };
-    let batch = noise(&first.model)?;
-    let inputs: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
-    let host = Host::measure(jit.tier, loaded.iter().map(|l| footprint(&l.model)).max().unwrap_or(0))?;
-
-    let mut contestants: Vec<Contestant> = loaded.iter().map(|l| Contestant::new(&l.model)).collect();
+    let inputs = match (inputs, loaded.first().and_then(|l| l.models.first())) {
+        (None, Some(model)) => noise(model)?,
+        (inputs, _) => inputs.unwrap_or_default().to_vec(),
+    };
+    let session = |l: &Loaded| l.models.iter().map(Session::new).map(Subject::Whole).next();
+    let contestants = loaded.iter().filter_map(session).map(Contestant::new).collect();
     // What requantization costs is a property of the mode, but what is left without it is not: one is enough.
     let pack_only = programs.iter().find(|p| p.info().precision == Precision::Int8);
     let pack_only =
         pack_only.map(|p| p.jit(&JitOptions { measure_pack_only: true, ..jit.clone() })).transpose()?;
-    contestants.extend(pack_only.as_ref().map(Contestant::new));
+    let bare = pack_only.map(|model| Contestant::new(Subject::Whole(Session::new(&model))));
+    compete(loaded, contestants, bare, jit, &inputs, reps, progress)
+}
+
+/// Times models on inputs of theirs as whoever runs them does: outputs are memory of their own. What a first run of these
+/// shapes takes to compile is told as the time to load.
+///
+/// # Errors
+/// Where a model does not take the inputs.
+pub fn bench_dynamic(
+    models: &[DynamicModel],
+    jit: &JitOptions,
+    inputs: &[Tensor],
+    reps: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<BenchReport, Error> {
+    let mut loaded = Vec::with_capacity(models.len());
+    for model in models {
+        loaded.push(specialise(model, inputs)?);
+    }
+    let contestants = models.iter().map(|m| Contestant::new(Subject::Parts(m.clone()))).collect();
+    compete(loaded, contestants, None, jit, inputs, reps, progress)
+}
+
+/// All take turns, also one that does not requantize.
+fn compete(
+    loaded: Vec<Loaded>,
+    mut contestants: Vec<Contestant>,
+    bare: Option<Contestant>,
+    jit: &JitOptions,
+    inputs: &[Tensor],
+    reps: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<BenchReport, Error> {
+    let reps = reps.max(1);
+    let mut report =
+        BenchReport { isa: jit.tier.name.into(), threads: jit.threads.count(), host: None, runs: Vec::new() };
+    if loaded.is_empty() {
+        return Ok(report);
+    }
+    let host = Host::measure(jit.tier, loaded.iter().map(|l| footprint(&l.models)).max().unwrap_or(0))?;
+    let has_bare = bare.is_some();
+    contestants.extend(bare);
     let rounds = ROUNDS.min(reps);
     let turns = rounds * contestants.len();
     let mut turn = 0;
     for round in 0..rounds {
         let part = |of: usize| of * (round + 1) / rounds - of * round / rounds;
         for contestant in &mut contestants {
-            contestant.turn(&inputs, part(reps), part(reps.min(PROFILED)))?;
+            contestant.turn(inputs, part(reps), part(reps.min(PROFILED)))?;
             turn += 1;
             progress(turn, turns);
         }
     }
-    let bare = pack_only.and_then(|_| contestants.pop());
+    let bare = if has_bare { contestants.pop() } else { None };
     for (loaded, contestant) in loaded.into_iter().zip(contestants) {
-        report.runs.push(loaded.report(&contestant, bare.as_ref(), &host));
+        report.runs.extend(loaded.report(&contestant, bare.as_ref(), &host));
     }
     report.host = Some(host);
     Ok(report)
 }
 
 /// Bytes that a run touches.
-fn footprint(model: &Model) -> u64 {
-    let memory = model.memory();
-    let outside: usize = model.inputs().iter().chain(model.outputs()).map(|t| t.ty.bytes()).sum();
-    memory.weights + memory.arena + outside as u64
+fn footprint(models: &[Model]) -> u64 {
+    let of = |model: &Model| {
+        let memory = model.memory();
+        let outside: usize = model.inputs().iter().chain(model.outputs()).map(|t| t.ty.bytes()).sum();
+        memory.weights + memory.arena + outside as u64
+    };
+    models.iter().map(of).sum()
 }
 
 /// Noise for a model's inputs.
@@ -192,15 +266,17 @@ pub(crate) fn noise(model: &Model) -> Result<Vec<Tensor>, Error> {
     }
 }
 
+/// A model that is ready, and what that took.
 struct Loaded {
-    model: Model,
+    /// Its parts.
+    models: Vec<Model>,
     load: Duration,
     first_run: Duration,
     memory: Option<u64>,
 }
 
 /// Loads a program as a user would: from a file.
-fn load(program: &Program, jit: &JitOptions) -> Result<Loaded, Error> {
+fn load(program: &Program, jit: &JitOptions, inputs: Option<&[Tensor]>) -> Result<Loaded, Error> {
     let failed = |e| ProgramError { path: "a temporary file".into(), source: ContainerError::Write(e) };
     let folder = tempfile::tempdir().map_err(failed)?;
     let path = folder.path().join("model.qcc");
@@ -210,23 +286,38 @@ fn load(program: &Program, jit: &JitOptions) -> Result<Loaded, Error> {
     let model = Program::load(&path)?.jit(jit)?;
     let mut session = Session::new(&model);
     let load = start.elapsed();
-    let inputs = noise(&model)?;
+    let inputs = inputs.map_or_else(|| noise(&model), |given| Ok(given.to_vec()))?;
     let start = Instant::now();
     session.run(&inputs.iter().map(TensorView::from).collect::<Vec<_>>())?;
     let first_run = start.elapsed();
-    let memory = before.and_then(|before| Some(memory::peak()?.saturating_sub(before)));
-    Ok(Loaded { model, load, first_run, memory })
+    Ok(Loaded { models: vec![model], load, first_run, memory: taken(before) })
+}
+
+/// Runs a model for the first time.
+fn specialise(model: &DynamicModel, inputs: &[Tensor]) -> Result<Loaded, Error> {
+    let before = memory::begin_peak();
+    let start = Instant::now();
+    let run = model.run(inputs)?;
+    let first_run = start.elapsed().saturating_sub(run.compile_time + run.calibration_time);
+    Ok(Loaded { models: run.models, load: run.compile_time, first_run, memory: taken(before) })
+}
+
+/// Memory that was taken at the peak since then.
+fn taken(before: Option<u64>) -> Option<u64> {
+    before.and_then(|before| Some(memory::peak()?.saturating_sub(before)))
 }
 
 impl Loaded {
-    fn report(self, contestant: &Contestant, bare: Option<&Contestant>, host: &Host) -> Run {
-        let info = self.model.info();
+    /// `None` of a model without a part.
+    fn report(self, contestant: &Contestant, bare: Option<&Contestant>, host: &Host) -> Option<Run> {
+        let first = self.models.first()?;
+        let info = first.info();
         let latency = Latency::of(&contestant.times);
-        let threads = self.model.threads().count();
-        let footprint = footprint(&self.model);
+        let threads = first.threads().count();
+        let footprint = footprint(&self.models);
         let bare = bare.filter(|_| info.precision == Precision::Int8);
         let layers = contestant.profiles.layers(bare.map(|b| &b.profiles), host, footprint, threads);
-        let gmacs = self.model.macs() as f64 / 1e6 / latency.median;
+        let gmacs = self.models.iter().map(Model::macs).sum::<u64>() as f64 / 1e6 / latency.median;
         let at_peak: f64 = layers.iter().map(|l| l.compute_ms).sum();
         // Weights that the model brought as codes stay as they are.
         let are_quantized = info.precision == Precision::Int8 && info.calibration.is_some();
@@ -247,7 +338,7 @@ impl Loaded {
                 Some(if fastest > 0.0 { differences / fastest } else { 0.0 }),
             ),
         };
-        Run {
+        Some(Run {
             model: None,
             precision: info.precision,
             requant: Some(info.requant).filter(|_| info.precision == Precision::Int8),
@@ -258,14 +349,14 @@ impl Loaded {
             requant_share,
             requant_share_of_layers,
             load_ms: milliseconds(self.load),
-            load: self.model.load_phases(),
+            load: self.models.iter().flat_map(Model::load_phases).collect(),
             first_run_ms: milliseconds(self.first_run),
             memory_mib: self.memory.map(|m| m as f64 / f64::from(1 << 20)),
             footprint_bytes: footprint,
             accuracy: None,
             lost: Losses::of(&layers, contestant.profiles.between_layers_ms(host)),
             layers,
-        }
+        })
     }
 }
 

@@ -64,13 +64,14 @@ pub fn experiment(
         setup.compiler.clone().calibration(bundled::calibration()?).preprocess(bundled::preprocess());
     let graph = trained.import_onnx(bundled::FASHION_RESNET8)?;
     let trained = programs(&trained, graph, &Precision::ALL, &RequantMode::ALL)?;
-    let mut report = named(TRAINED, bench(&trained, &jit, setup.reps, &mut |d, t| progress(TRAINED, d, t))?);
+    let mut report =
+        named(TRAINED, bench(&trained, &jit, None, setup.reps, &mut |d, t| progress(TRAINED, d, t))?);
     accuracy(&trained, &jit, &mut report)?;
 
     // Its weights are random: noise is as good as any input.
     let large = setup.compiler.clone().calibration(Samples::noise().limit(2));
     let large = programs(&large, zoo::build(LARGE)?, &Precision::ALL, &RequantMode::ALL)?;
-    let timed = bench(&large, &jit, setup.reps, &mut |d, t| progress(LARGE, d, t))?;
+    let timed = bench(&large, &jit, None, setup.reps, &mut |d, t| progress(LARGE, d, t))?;
     report.host = timed.host.clone();
     report.runs.extend(named(LARGE, timed).runs);
     Ok(report)

@@ -75,7 +75,7 @@ mod tune;
 mod view;
 pub mod zoo;
 
-pub use bench::{BenchReport, Latency, Run, bench};
+pub use bench::{BenchReport, Latency, Run, bench, bench_dynamic};
 pub use compiler::{Calibrated, Compiler, Event, IMPORT, Prepared, graph_inputs};
 pub use container::{ContainerError, is_program};
 pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_npz, write_npy};

@@ -1,5 +1,6 @@
 //! `qcc bench`.
 
+use super::inputs::{self, Source};
 use crate::{
     args::{Bench, LayerOrder, Modes},
     failure::Failure,
@@ -7,8 +8,11 @@ use crate::{
     terminal::Terminal,
 };
 use qcc_runtime::{
-    BenchReport, Compiler, Host, Layer, MemoryLevel, Precision, Run, TIERS, Threads, Tier, bench,
+    BenchReport, Compiler, DynamicModel, Host, Layer, MemoryLevel, Model, Precision, Program, ProgramInfo,
+    Run, TIERS, Threads, Tier, bench, bench_dynamic,
     experiment::{self, Setup, conclusion, experiment, programs},
+    graph_inputs,
+    ir::Tensor,
     is_program,
 };
 use std::{collections::BTreeMap, io::Write, path::Path};
@@ -78,22 +82,25 @@ fn of_model(
     out: &mut impl Write,
 ) -> Result<BenchReport, Failure> {
     let jit = compiler.jit_options()?;
-    let programs = if is_program(path) {
-        vec![compiler.program_of_file(path)?]
-    } else {
-        let precisions: Vec<Precision> =
-            Precision::ALL.into_iter().filter(|p| args.precision.contains(p)).collect();
-        programs(compiler, compiler.import_file(path)?, &precisions, &Modes::of(&args.requant))?
-    };
-    if args.options.explain {
-        for program in &programs {
-            write!(out, "{}", program.info().report)?;
+    let mut progress = |done, total| terminal.progress("timing", done, total);
+    let report = match contestants(args, compiler, path)? {
+        Contestants::Programs(programs, inputs) => {
+            explain(args, programs.iter().map(Program::info), out)?;
+            terminal.spin("measuring this CPU");
+            bench(&programs, &jit, inputs.as_deref(), args.reps, &mut progress)?
         }
-    }
-    terminal.spin("measuring this CPU");
-    let report = bench(&programs, &jit, args.reps, &mut |done, total| {
-        terminal.progress("timing", done, total);
-    })?;
+        Contestants::Models(models, inputs) => {
+            if args.options.explain {
+                // On others: the first run of these is timed.
+                for model in of_precisions(args, compiler, path)? {
+                    let run = model.run(&inputs)?;
+                    explain(args, run.models.iter().map(Model::info), out)?;
+                }
+            }
+            terminal.spin("measuring this CPU");
+            bench_dynamic(&models, &jit, &inputs, args.reps, &mut progress)?
+        }
+    };
     terminal.clear();
     writeln!(out, "{}, {}", path.display(), conditions(args, &report))?;
     print_host(&report, out)?;
@@ -102,6 +109,79 @@ fn of_model(
         writeln!(out, "{hint}")?;
     }
     Ok(report)
+}
+
+/// What takes turns, and on what; noise where nothing is said.
+enum Contestants {
+    Programs(Vec<Program>, Option<Vec<Tensor>>),
+    /// A model whose shapes or branches depend on what it computes, in each precision.
+    Models(Vec<DynamicModel>, Vec<Tensor>),
+}
+
+fn contestants(args: &Bench, compiler: &Compiler, path: &Path) -> Result<Contestants, Failure> {
+    let source = if args.input.is_empty() { Source::Noise } else { Source::Files(&args.input) };
+    if is_program(path) {
+        let program = compiler.program_of_file(path)?;
+        let inputs = match source {
+            Source::Files(_) => {
+                let preprocess = super::preprocess_of(&args.images, program.info())?;
+                Some(inputs::read(source, &graph_inputs(program.graph()), Vec::new(), &preprocess)?)
+            }
+            Source::Noise | Source::Zeros => None,
+        };
+        return Ok(Contestants::Programs(vec![program], inputs));
+    }
+    let model = compiler.dynamic_file(path)?;
+    let inputs = inputs::of_model(source, &model, compiler, &super::preprocess(&args.images))?;
+    let graph = compiler.import_for(&model, &inputs);
+    let wanted = model.wanted_values();
+    if args.input.is_empty() && !wanted.is_empty() {
+        let why = format!(
+            "what the model computes depends on the value of `{}`: give --input",
+            wanted.join("`, `")
+        );
+        return Err(Failure::Usage(why));
+    }
+    Ok(match graph? {
+        Some(graph) => {
+            let programs = programs(compiler, graph, &precisions(args), &Modes::of(&args.requant))?;
+            Contestants::Programs(programs, (!args.input.is_empty()).then_some(inputs))
+        }
+        None => Contestants::Models(of_precisions(args, compiler, path)?, inputs),
+    })
+}
+
+fn precisions(args: &Bench) -> Vec<Precision> {
+    Precision::ALL.into_iter().filter(|p| args.precision.contains(p)).collect()
+}
+
+/// A model in each precision, and in each requantization mode where it is int8.
+fn of_precisions(args: &Bench, compiler: &Compiler, path: &Path) -> Result<Vec<DynamicModel>, Failure> {
+    let modes = Modes::of(&args.requant);
+    let mut compilers = Vec::new();
+    for precision in precisions(args) {
+        let with = compiler.clone().precision(precision);
+        match precision {
+            Precision::Int8 if !modes.is_empty() => {
+                compilers.extend(modes.iter().map(|&mode| with.clone().requant(mode)));
+            }
+            _ => compilers.push(with),
+        }
+    }
+    Ok(compilers.iter().map(|c| c.dynamic_file(path)).collect::<Result<_, _>>()?)
+}
+
+fn explain<'a>(
+    args: &Bench,
+    infos: impl Iterator<Item = &'a ProgramInfo>,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    if args.options.explain {
+        for info in infos {
+            write!(out, "{}", info.report)?;
+        }
+    }
+    Ok(())
 }
 
 fn founding_experiment(

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod compile;
 pub(crate) mod eval;
+mod inputs;
 pub(crate) mod inspect;
 pub(crate) mod run;
 pub(crate) mod test;

@@ -1,5 +1,6 @@
 //! `qcc run`.
 
+use super::inputs::{self, Source};
 use crate::{
     args::Run,
     failure::Failure,
@@ -7,15 +8,13 @@ use crate::{
 };
 use comfy_table::Table;
 use qcc_runtime::{
-    Compiler, DynamicModel, Error, LoadPhase, Model, Preprocess, Program, ProgramFile, Samples, Session,
-    TensorInfo, TensorView, Threads,
-    ir::{Tensor, memory::MemoryError, onnx::InputInfo},
-    is_program, read_npy, read_npz, top, write_npy,
+    Compiler, DynamicModel, LoadPhase, Model, Preprocess, Program, ProgramFile, Session, TensorView, Threads,
+    ir::Tensor, is_program, top, write_npy,
 };
 use std::{
     collections::BTreeSet,
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -75,7 +74,7 @@ struct Ran {
 fn run_program(args: &Run, compiler: &Compiler, program: &Program) -> Result<Ran, Failure> {
     let model = compiler.jit(program)?;
     let preprocess = super::preprocess_of(&args.images, model.info())?;
-    let inputs = read_inputs(args, model.inputs(), Vec::new(), &preprocess)?;
+    let inputs = inputs::read(source(args), model.inputs(), Vec::new(), &preprocess)?;
     let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
     let start = Instant::now();
     let outputs = Session::new(&model).run(&views)?;
@@ -92,26 +91,7 @@ fn run_dynamic(
     read: Duration,
     images: &Preprocess,
 ) -> Result<Ran, Failure> {
-    let declared = model.model().inputs();
-    let mut given = arrays(args, declared)?;
-    let mut bindings = compiler.bindings().clone();
-    for (info, tensor) in declared.iter().zip(&mut given) {
-        let bound = bindings.shapes.get(&info.name);
-        if tensor.as_ref().is_some_and(|t| bound.is_some_and(|dims| dims[..] != t.shape()[..])) {
-            // A file of many samples for a shape that was asked for.
-            *tensor = None;
-        }
-        if let Some(t) = tensor {
-            bindings.shapes.insert(info.name.clone(), t.shape().to_vec());
-        }
-    }
-    let failed = |e| Error::Import { path: args.model.display().to_string(), source: Box::new(e) };
-    let types = model.model().input_types(&bindings).map_err(failed)?;
-    let infos: Vec<TensorInfo> =
-        declared.iter().zip(types).map(|(i, ty)| TensorInfo { name: i.name.clone(), ty }).collect();
-    let bytes = infos.iter().map(|i| i.ty.bytes() as u64).fold(0, u64::saturating_add);
-    MemoryError::check("the inputs", bytes, compiler.memory_limit()).map_err(Error::from)?;
-    let inputs = read_inputs(args, &infos, given, images)?;
+    let inputs = inputs::of_model(source(args), model, compiler, images)?;
     let start = Instant::now();
     let run = model.run(&inputs)?;
     let all = start.elapsed();
@@ -126,37 +106,9 @@ fn run_dynamic(
     Ok(Ran { outputs: names.zip(run.outputs).collect(), parts: run.models, before, first_run })
 }
 
-/// Arrays that are given as they are to be: of an element type and shape that the model declares.
-fn arrays(args: &Run, declared: &[InputInfo]) -> Result<Vec<Option<Tensor>>, Failure> {
-    let mut arrays = vec![None; declared.len()];
-    let names: Vec<&str> = declared.iter().map(|i| i.name.as_str()).collect();
-    for text in &args.input {
-        let (at, file) = match split(text, &names) {
-            Some(found) => found,
-            None if args.input.len() == 1 => (0, text.into()),
-            None => continue,
-        };
-        let extension = file.extension().map(|e| e.to_ascii_lowercase());
-        match extension.as_ref().and_then(|e| e.to_str()) {
-            Some("npy") => {
-                let tensor = read_npy(&file)?;
-                let takes = declared.get(at).is_some_and(|i| i.takes(tensor.dtype(), tensor.shape()));
-                if takes {
-                    arrays[at] = Some(tensor);
-                }
-            }
-            Some("npz") if args.input.len() == 1 => {
-                for (name, tensor) in read_npz(&file)? {
-                    let takes = |i: &InputInfo| i.name == name && i.takes(tensor.dtype(), tensor.shape());
-                    if let Some(at) = declared.iter().position(takes) {
-                        arrays[at] = Some(tensor);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(arrays)
+/// Where the inputs come from.
+fn source(args: &Run) -> Source<'_> {
+    if args.zeros { Source::Zeros } else { Source::Files(&args.input) }
 }
 
 /// Where the time to the first output went.
@@ -179,81 +131,6 @@ fn timings(ran: &Ran) -> Table {
         table.add_row(vec![phase, decimal(Some(ms), 2)]);
     }
     table
-}
-
-/// The inputs: those that are there, and the first sample of the files that are named for the others.
-fn read_inputs(
-    args: &Run,
-    inputs: &[TensorInfo],
-    mut given: Vec<Option<Tensor>>,
-    preprocess: &Preprocess,
-) -> Result<Vec<Tensor>, Failure> {
-    given.resize(inputs.len(), None);
-    let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-    let wanted = || {
-        let inputs = inputs.iter().map(|i| format!("{}: {}[{}]", i.name, i.ty.dtype, i.ty.shape));
-        inputs.collect::<Vec<_>>().join(", ")
-    };
-    if args.zeros {
-        return Ok(inputs.iter().map(|i| Tensor::zeros(i.ty.dtype, i.ty.shape.clone())).collect());
-    }
-    if let [file] = &args.input[..]
-        && split(file, &names).is_none()
-        && !inputs.is_empty()
-        && given.iter().any(Option::is_none)
-    {
-        // One file for all: an npz has arrays by name, and one input needs none.
-        return read(inputs, Path::new(file), preprocess);
-    }
-    let mut named = vec![false; inputs.len()];
-    for text in &args.input {
-        let Some((at, file)) = split(text, &names) else {
-            if given.iter().all(Option::is_some) {
-                continue;
-            }
-            let why = format!("`{text}` does not begin with an input and `=`; the model takes {}", wanted());
-            return Err(Failure::Usage(why));
-        };
-        if std::mem::replace(&mut named[at], true) {
-            return Err(Failure::Usage(format!("input `{}` is given twice", inputs[at].name)));
-        }
-        if given[at].is_none() {
-            given[at] = Some(read(&inputs[at..=at], &file, preprocess)?.swap_remove(0));
-        }
-    }
-    let missing: Vec<&str> =
-        inputs.iter().zip(&given).filter(|(_, g)| g.is_none()).map(|(i, _)| i.name.as_str()).collect();
-    if !missing.is_empty() {
-        let why = format!(
-            "no file for {}: give --input INPUT=FILE or --zeros; the model takes {}",
-            missing.join(", "),
-            wanted()
-        );
-        return Err(Failure::Usage(why));
-    }
-    Ok(given.into_iter().flatten().collect())
-}
-
-/// Which input `INPUT=FILE` names. Names of inputs may hold `=` as well as files.
-fn split(text: &str, inputs: &[&str]) -> Option<(usize, PathBuf)> {
-    inputs.iter().enumerate().find_map(|(i, input)| {
-        let file = text.strip_prefix(input)?.strip_prefix('=')?;
-        Some((i, file.into()))
-    })
-}
-
-/// The first sample of a file for some inputs.
-fn read(inputs: &[TensorInfo], file: &Path, preprocess: &Preprocess) -> Result<Vec<Tensor>, Failure> {
-    if let [input] = inputs
-        && file.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy"))
-    {
-        // An array of just the input's type needs no interpretation.
-        let tensor = read_npy(file)?;
-        if tensor.dtype() == input.ty.dtype && *tensor.shape() == input.ty.shape {
-            return Ok(vec![tensor]);
-        }
-    }
-    Ok(Samples::open(file)?.bind(inputs, preprocess)?.batch(0)?)
 }
 
 /// Range and mean, in one phrase.
@@ -327,13 +204,6 @@ mod tests {
         assert_eq!(name("logits"), "logits");
         assert_eq!(name("../../etc/passwd"), "_.._.._etc_passwd");
         assert_eq!((name("a/b"), name("a:b"), name("")), ("a_b".into(), "a_b_1".into(), "_".into()));
-    }
-
-    #[test]
-    fn inputs_are_told_from_files_by_the_names_of_the_model() {
-        let inputs = ["x", "a=b"];
-        assert_eq!(split("a=b=c=d.npy", &inputs), Some((1, "c=d.npy".into())));
-        assert_eq!(split("y=f.npy", &inputs), None);
     }
 
     #[test]

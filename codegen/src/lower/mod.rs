@@ -10,6 +10,7 @@ mod norm;
 mod pool;
 mod product;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod resample;
 mod shape;
@@ -30,6 +31,7 @@ use crate::{
     model::{Step, Work},
     module::{CodeBuilder, Emitter, FunctionKind, Functions, Location},
     plan::{Margins, Plan, check_arena, is_alias, is_constant, total_bytes},
+    recurrence::Recurrence,
     routine::{Routine, Source},
     shared::{self, PackKey, SHARED_FROM, SharedWeights},
     sharing::{self, Cost},
@@ -54,6 +56,9 @@ use std::{
 
 /// Nanoseconds that are worth another thread in a step that two share. Tests have small tensors and share all steps.
 const THREAD_GRAIN: f64 = if cfg!(test) { 1.0 } else { 2_000.0 };
+
+/// The same in a step that is repeated: each time, threads wait for each other, and read what the others have written.
+const REPEATED_GRAIN: f64 = 4_000.0;
 
 /// Bytes that are worth another thread's waking to be packed.
 const WORTH_THREADS: usize = 16 << 10;
@@ -96,6 +101,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Softmax(_) => &norm::SOFTMAX,
         Op::Lrn(_) => &norm::LRN,
         Op::Reduce(_) => &reduce::REDUCE,
+        Op::Recurrent(_) => &recurrent::RECURRENT,
         Op::Quantize(_) => &quantize::QUANTIZE,
         Op::Dequantize(_) => &quantize::DEQUANTIZE,
         Op::FakeQuant(_) => &quantize::FAKE_QUANT,
@@ -108,7 +114,6 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::Determinant(_)
         | Op::ArgMaxPool(_)
         | Op::GridSample(_)
-        | Op::Recurrent(_)
         | Op::GatherElements(_)
         | Op::GatherNd(_)
         | Op::ScatterElements(_)
@@ -306,6 +311,8 @@ pub(crate) enum PendingCode {
     Walk(Box<PendingWalk>),
     /// What needs no code of its own.
     Routine(Routine),
+    /// Steps that are repeated.
+    Recurrence(Box<Recurrence>, Vec<PendingStep>),
 }
 
 /// What goes through the nodes makes, complete once the workers are done.
@@ -782,6 +789,26 @@ impl<'w, 's> Lowering<'w, 's> {
             self.shares.insert(self.plan.root(node.out()), walk.share());
         }
         self.push_step(kernel, PendingCode::Walk(Box::new(walk)), units, work, nanoseconds);
+    }
+
+    /// How many steps there are.
+    pub(crate) fn steps_so_far(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Makes one step of those from `first` on, which are repeated. Threads share each of them where it is long enough.
+    pub(crate) fn repeat_steps(&mut self, kernel: &str, first: usize, recurrence: Recurrence, work: Work) {
+        let mut body = self.steps.split_off(first);
+        for PendingStep { step, .. } in &mut body {
+            let parts = (step.nanoseconds / REPEATED_GRAIN) as u64;
+            step.most_parts = if cfg!(test) { step.units } else { parts.min(step.units).max(1) };
+        }
+        if let Some(node) = self.node {
+            self.shares.remove(&self.plan.root(node.out()));
+        }
+        let once: f64 = body.iter().map(|pending| pending.step.nanoseconds).sum();
+        let nanoseconds = once * recurrence.steps as f64;
+        self.push_step(kernel, PendingCode::Recurrence(Box::new(recurrence), body), 1, work, nanoseconds);
     }
 
     /// How threads have divided the operand in a slot of the node whose steps are being emitted.

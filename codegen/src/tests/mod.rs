@@ -7,6 +7,7 @@ mod model;
 mod norm;
 mod plan;
 mod pool;
+mod recurrent;
 mod resample;
 mod shape;
 

@@ -114,12 +114,18 @@ impl Cell {
 }
 
 /// Slots of the operands that not every cell has.
-struct Slots {
-    cell: Option<usize>,
-    peepholes: Option<usize>,
-    bias: Option<usize>,
-    lengths: Option<usize>,
-    count: usize,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slots {
+    /// The initial cell.
+    pub cell: Option<usize>,
+    /// Weights of the cell in gates.
+    pub peepholes: Option<usize>,
+    /// The bias of the state in the last gate.
+    pub bias: Option<usize>,
+    /// The lengths of the sequences.
+    pub lengths: Option<usize>,
+    /// How many operands there are.
+    pub count: usize,
 }
 
 /// The operands of a [`Recurrent`], of elements of one type.
@@ -141,7 +147,18 @@ struct State<T> {
 }
 
 impl Recurrent {
-    fn slots(&self) -> Slots {
+    /// The length of sequence `b` among those of so many steps.
+    ///
+    /// # Errors
+    /// Where it is negative or beyond the steps.
+    pub fn length(b: usize, length: i64, steps: usize) -> Result<usize, OpError> {
+        let inside = usize::try_from(length).ok().filter(|&n| n <= steps);
+        inside
+            .ok_or_else(|| OpError::shape(format!("sequence {b} has a length of {length}, of {steps} steps")))
+    }
+
+    /// The slots of the operands that this recurrence has.
+    pub fn slots(&self) -> Slots {
         let mut next = 3;
         let mut slot = |present: bool| {
             let at = next;
@@ -259,14 +276,7 @@ impl Recurrent {
             };
             let length = match &lengths {
                 None => steps,
-                Some(lengths) => {
-                    usize::try_from(lengths[b]).ok().filter(|&n| n <= steps).ok_or_else(|| {
-                        OpError::shape(format!(
-                            "sequence {b} has a length of {}, of {steps} steps",
-                            lengths[b]
-                        ))
-                    })?
-                }
+                Some(lengths) => Recurrent::length(b, lengths[b], steps)?,
             };
             for i in 0..length {
                 let t = if self.reverse { length - 1 - i } else { i };

@@ -58,7 +58,7 @@ fn transposes_of_the_model_cancel() {
 fn pooled_features_are_reshaped_not_transposed() {
     let mut net = Net::new(3);
     let x = net.input("x", &[2, 1, 6, 6]);
-    let y = net.conv3x3("conv", x, 4, 1);
+    let y = net.conv3x3("conv", x, 16, 1);
     let y = net.spatial_mean("mean", y);
     let y = net.matmul("fc", y, 3);
     let (after, report) = laid_out(&net.finish(y));

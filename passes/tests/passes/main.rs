@@ -12,6 +12,7 @@ mod fuse_clamp;
 mod fuse_pad;
 mod fuse_residual;
 mod insert_fake_quant;
+mod join_columns;
 mod lower_to_int8;
 mod models;
 mod pipeline;

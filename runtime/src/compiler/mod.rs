@@ -6,7 +6,7 @@ use crate::{
 };
 use qcc_codegen::SharedWeights;
 use qcc_ir::{
-    Device, Graph, Op, Stage,
+    Device, Graph, Op, Stage, Tensor,
     memory::{MemoryError, MemoryPlan, signature_bytes},
     numerics::RequantMode,
     onnx::{self, Bindings},
@@ -360,6 +360,14 @@ impl Compiler {
         let failed = |e| Error::Import { path: "the model".into(), source: Box::new(e) };
         let model = onnx::Model::parse(bytes.to_vec()).map_err(failed)?;
         self.imported(model.graph(&self.bindings).map_err(failed)?)
+    }
+
+    /// The graph of a model for these inputs; `None` where shapes or branches depend on what is computed.
+    ///
+    /// # Errors
+    /// Where its ops are not supported, or the inputs are not the model's.
+    pub fn import_for(&self, model: &DynamicModel, inputs: &[Tensor]) -> Result<Option<Graph>, Error> {
+        model.whole_graph(inputs)?.map(|graph| self.imported(graph)).transpose()
     }
 
     fn imported(&self, graph: Graph) -> Result<Graph, Error> {

@@ -15,12 +15,12 @@ mod recipe;
 pub use program::{DynamicInfo, DynamicProgram, ProgramFile};
 
 use crate::{
-    BindError, Compiler, Error, Model, Session, TensorView,
+    BindError, Compiler, Error, LayerTime, Model, Session, TensorView,
     compiler::{Observation, ObservedPart},
 };
 use lru::LruCache;
 use qcc_ir::{
-    DType, Graph, Tensor, interpreter,
+    DType, Graph, Tensor, TensorType, interpreter,
     memory::{MemoryError, MemoryPlan},
     onnx::{self, Bindings, Eager, Imported, Part, Rest},
 };
@@ -160,11 +160,42 @@ impl DynamicModel {
         &self.0.model
     }
 
+    /// The types of the inputs, where some are bound.
+    ///
+    /// # Errors
+    /// Where a dimension that has no default is not bound, or one is that the model declares otherwise.
+    pub fn input_types(&self, bindings: &Bindings) -> Result<Vec<TensorType>, Error> {
+        let failed = |e| Error::Import { path: self.0.origin.clone(), source: Box::new(e) };
+        self.0.model.input_types(bindings).map_err(failed)
+    }
+
     /// Runs the model: all inputs to all outputs, in the order of the model's signature.
     ///
     /// # Errors
     /// Where number, element types or shapes of the inputs are not the model's, or an op does not take its operands.
     pub fn run(&self, inputs: &[Tensor]) -> Result<DynamicRun, Error> {
+        self.execute(inputs, None)
+    }
+
+    /// The same, and the time of every layer of all parts, in the order in which they ran. The interpreter tells none.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn profile(&self, inputs: &[Tensor]) -> Result<(DynamicRun, Vec<LayerTime>), Error> {
+        let mut layers = Vec::new();
+        Ok((self.execute(inputs, Some(&mut layers))?, layers))
+    }
+
+    /// The inputs to whose values graphs were specialised so far, because shapes or branches depend on them.
+    pub fn wanted_values(&self) -> Vec<String> {
+        lock(&self.0.state).wanted.iter().cloned().collect()
+    }
+
+    fn execute(
+        &self,
+        inputs: &[Tensor],
+        mut profile: Option<&mut Vec<LayerTime>>,
+    ) -> Result<DynamicRun, Error> {
         self.check(inputs)?;
         if let Engine::Jit(recipe) = &self.0.engine {
             recipe.first_inputs(inputs);
@@ -187,7 +218,7 @@ impl DynamicModel {
             if let Code::Compiled { model, .. } = &specialisation.code {
                 run.models.push(model.clone());
             }
-            let outputs = specialisation.run(&values)?;
+            let outputs = specialisation.run(&values, profile.as_deref_mut())?;
             let Some(next) = &specialisation.next else {
                 run.outputs = outputs;
                 return Ok(run);
@@ -232,25 +263,7 @@ impl DynamicModel {
                 state.wanted.clone()
             };
             let start = Instant::now();
-            let mut bindings = Bindings::default();
-            for (info, tensor) in infos.iter().zip(inputs) {
-                match wanted.contains(&info.name) {
-                    true => _ = bindings.known.insert(info.name.clone(), tensor.clone()),
-                    false => _ = bindings.shapes.insert(info.name.clone(), tensor.shape().to_vec()),
-                }
-            }
-            let failed = |e| Error::Import { path: self.0.origin.clone(), source: Box::new(e) };
-            let (graph, next) = match self.0.model.import(&bindings).map_err(failed)? {
-                Imported::Wants(names) => {
-                    lock(&self.0.state).wanted.extend(names);
-                    continue;
-                }
-                Imported::Whole(graph) => (graph, None),
-                Imported::Part(part) => {
-                    let Part { graph, eager, rest, .. } = *part;
-                    (graph, Some(Next { eager, rest, model: Mutex::new(None) }))
-                }
-            };
+            let Some((graph, next)) = self.imported(inputs, &wanted)? else { continue };
             let outputs = graph.outputs().iter().map(|o| o.name.clone()).collect();
             let (code, calibrate) = self.0.compile(graph)?;
             let times = Times { compile: start.elapsed().saturating_sub(calibrate), calibrate };
@@ -258,6 +271,45 @@ impl DynamicModel {
             let key = key(infos, inputs, &wanted);
             lock(&self.0.state).specialisations.put(key, made.clone());
             return Ok((made, true));
+        }
+    }
+
+    /// The graph for inputs of these types, and of these values where they are wanted, with what comes behind it; `None`
+    /// where more values turn out to be wanted.
+    fn imported(
+        &self,
+        inputs: &[Tensor],
+        wanted: &BTreeSet<String>,
+    ) -> Result<Option<(Graph, Option<Next>)>, Error> {
+        let mut bindings = Bindings::default();
+        for (info, tensor) in self.0.model.inputs().iter().zip(inputs) {
+            match wanted.contains(&info.name) {
+                true => _ = bindings.known.insert(info.name.clone(), tensor.clone()),
+                false => _ = bindings.shapes.insert(info.name.clone(), tensor.shape().to_vec()),
+            }
+        }
+        let failed = |e| Error::Import { path: self.0.origin.clone(), source: Box::new(e) };
+        Ok(match self.0.model.import(&bindings).map_err(failed)? {
+            Imported::Wants(names) => {
+                lock(&self.0.state).wanted.extend(names);
+                None
+            }
+            Imported::Whole(graph) => Some((graph, None)),
+            Imported::Part(part) => {
+                let Part { graph, eager, rest, .. } = *part;
+                Some((graph, Some(Next { eager, rest, model: Mutex::new(None) })))
+            }
+        })
+    }
+
+    /// The graph of the whole model for these inputs; `None` where it depends on what is computed.
+    pub(crate) fn whole_graph(&self, inputs: &[Tensor]) -> Result<Option<Graph>, Error> {
+        self.check(inputs)?;
+        loop {
+            let wanted = lock(&self.0.state).wanted.clone();
+            if let Some((graph, next)) = self.imported(inputs, &wanted)? {
+                return Ok(next.is_none().then_some(graph));
+            }
         }
     }
 }
@@ -297,7 +349,7 @@ impl Inner {
 }
 
 impl Specialisation {
-    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+    fn run(&self, inputs: &[Tensor], profile: Option<&mut Vec<LayerTime>>) -> Result<Vec<Tensor>, Error> {
         match &self.code {
             Code::Interpreted(graph) => Ok(interpreter::run(graph, inputs)?),
             Code::Observed(part) => part.run(inputs),
@@ -306,7 +358,16 @@ impl Specialisation {
                 let free = lock(sessions).pop();
                 let mut session = free.unwrap_or_else(|| Session::new(model));
                 let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
-                let outputs = session.run(&views);
+                let outputs = match profile {
+                    None => session.run(&views),
+                    Some(layers) => {
+                        session.start_profile();
+                        let outputs = session.run(&views);
+                        layers.extend(session.profile());
+                        session.stop_profile();
+                        outputs
+                    }
+                };
                 lock(sessions).push(session);
                 outputs
             }
@@ -375,6 +436,18 @@ mod tests {
                 assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "batch of {count}: {a} instead of {b}");
             }
         }
+    }
+
+    #[test]
+    fn a_profile_has_every_step_of_what_ran() {
+        let compiled = model(Backend::jit(Compiler::new().precision(Precision::Float)));
+        let (run, layers) = compiled.profile(&[images(2)]).unwrap();
+        let steps: Vec<&str> = run.models.iter().flat_map(Model::steps).map(|s| &s.name[..]).collect();
+        assert_eq!(layers.iter().map(|l| &l.name[..]).collect::<Vec<_>>(), steps);
+        assert!(layers.iter().any(|l| !l.time.is_zero()));
+        assert!(compiled.wanted_values().is_empty());
+        let whole = compiled.whole_graph(&[images(3)]).unwrap().expect("nothing depends on data");
+        assert_eq!(whole.shape(whole.inputs()[0].out())[0], 3);
     }
 
     #[test]

@@ -276,6 +276,7 @@ const MICROSOFT: Table = &[
 
     ("MatMulIntegerToFloat", 1, One(integer::matmul_integer_to_float)),
     ("DynamicQuantizeMatMul", 1, One(integer::dynamic_quantize_matmul)),
+    ("DynamicQuantizeLSTM", 1, Many(recurrent::dynamic_quantize_lstm)),
     ("MatMulNBits", 1, One(weight_only::matmul_n_bits)),
 ];
 

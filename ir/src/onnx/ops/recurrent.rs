@@ -47,8 +47,51 @@ struct Weights {
     peepholes: Option<ValueId>,
 }
 
+/// ONNX Runtime's LSTM of weights that are integers, `[directions, size, gates]`. It rounds the input of a layer, and the state
+/// before every step, to 8 bits; here they stay as they are, so that only the weights are what quantization made of them.
+pub(super) fn dynamic_quantize_lstm(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
+    let coupled = node.flag("input_forget", false)?;
+    let peepholes = node.optional(7).is_some();
+    let input = real_weights(node, 1, "W", 8)?;
+    let state = real_weights(node, 2, "R", 10)?;
+    layer_of(node, Cell::Lstm { peepholes, coupled }, input, state)
+}
+
+/// (codes − zero point)·scale as `[directions, gates, size]`. Scale and zero point are of a direction, or of each gate's
+/// numbers.
+fn real_weights(node: &mut Node<'_, '_>, slot: usize, name: &'static str, scale: usize) -> Result<ValueId> {
+    let codes = node.operand(slot, name)?;
+    let &[directions, _, gates] = node.shape(codes).dims() else {
+        return Err(OpError::shape(format!("{name} must have 3 dimensions, got {}", node.ty(codes))).into());
+    };
+    let spread = |node: &mut Node<'_, '_>, part: &str, v: ValueId| {
+        let dims = match node.shape(v).elements() {
+            n if n == directions => [directions, 1, 1],
+            _ => [directions, 1, gates],
+        };
+        node.shaped(&format!("{name}_{part}"), dims, v)
+    };
+    let (zero, scale) = (node.optional(scale + 1), node.operand(scale, "scale")?);
+    let mut steps = node.cast_to(&format!("{name}_codes"), DType::S32, codes)?;
+    if let Some(zero) = zero {
+        let zero = node.cast_to(&format!("{name}_zero"), DType::S32, zero)?;
+        let zero = spread(node, "zeros", zero)?;
+        steps = node.sub(&format!("{name}_centred"), steps, zero)?;
+    }
+    let steps = node.cast_to(&format!("{name}_steps"), DType::F32, steps)?;
+    let scale = spread(node, "scales", scale)?;
+    let numbers = node.mul(&format!("{name}_numbers"), steps, scale)?;
+    node.permuted(&format!("{name}_rows"), [0, 2, 1], numbers)
+}
+
 fn layer(node: &mut Node<'_, '_>, cell: Cell) -> Result<Vec<ValueId>> {
-    let (x, input, state) = (node.operand(0, "X")?, node.operand(1, "W")?, node.operand(2, "R")?);
+    let (input, state) = (node.operand(1, "W")?, node.operand(2, "R")?);
+    layer_of(node, cell, input, state)
+}
+
+/// A layer of these weights, `[directions, gates, size]`; its other operands are at the places that ONNX gives them.
+fn layer_of(node: &mut Node<'_, '_>, cell: Cell, input: ValueId, state: ValueId) -> Result<Vec<ValueId>> {
+    let x = node.operand(0, "X")?;
     let (bias, lengths, initial) = (node.optional(3), node.optional(4), node.optional(5));
     let is_lstm = matches!(cell, Cell::Lstm { .. });
     let initial_cell = if is_lstm { node.optional(6) } else { None };

@@ -120,6 +120,30 @@ fn a_dynamic_grid_covers_zero() {
 }
 
 #[test]
+fn a_layer_of_codes_is_that_of_the_numbers_they_mean() {
+    let x = of(&[2, 1, 2], &[0.5f32, -1.0, 0.25, 2.0]);
+    let d = Draft::new(
+        13,
+        [microsoft("DynamicQuantizeLSTM", &["x", "w", "r", "", "", "", "", "", "s", "z", "t", "u"])],
+    )
+    .with_microsoft()
+    .input("x", &[2, 1, 2])
+    .constant("w", of(&[1, 2, 4], &[1i8, -2, 3, 4, 5, -6, 7, 8]))
+    .constant("s", of(&[1], &[0.125f32]))
+    .constant("z", of(&[1], &[1i8]))
+    .constant("r", of(&[1, 1, 4], &[3i8, -5, 7, 1]))
+    .constant("t", of(&[1, 4], &[0.5f32, 0.25, 0.125, 1.0]))
+    .constant("u", of(&[1, 4], &[0i8; 4]));
+    let d = Draft { nodes: vec![d.nodes[0].clone().with(int("hidden_size", 1))], ..d };
+    let numbers = [0.0f32, 0.5, -0.375, -0.875, 0.25, 0.75, 0.375, 0.875];
+    let real = Draft::new(13, [node("LSTM", &["x", "w", "r"], &["y"]).with(int("hidden_size", 1))])
+        .input("x", &[2, 1, 2])
+        .constant("w", of(&[1, 4, 2], &numbers))
+        .constant("r", of(&[1, 4, 1], &[1.5f32, -1.25, 0.875, 1.0]));
+    assert_eq!(d.floats(std::slice::from_ref(&x)), real.floats(&[x]));
+}
+
+#[test]
 fn functions_of_codes() {
     let binary = |op: &str| {
         with_grids(microsoft(op, &["a", "s2", "z1", "b", "s0.5", "", "s1", "z10"]))
