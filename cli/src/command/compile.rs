@@ -113,6 +113,8 @@ fn describe(program: &Program) -> String {
     let mut parts = vec![info.precision.name().to_string()];
     if info.precision == Precision::Int8 {
         parts.push(info.requant.name().into());
+    }
+    if matches!(info.precision, Precision::Int8 | Precision::Int8Dynamic) {
         if info.weight_bits == WeightBits::Seven {
             parts.push("weights of 7 bits".into());
         }
@@ -197,10 +199,8 @@ fn graph_after(
     if stop.is_none() && args.emit == Emit::Onnx {
         return Ok(prepared.graph().clone());
     }
-    let calibrated = match args.precision {
-        Precision::Float => None,
-        Precision::FakeQuant | Precision::Int8 => Some(compiler.calibrate(&prepared)?),
-    };
+    let is_calibrated = args.precision.is_calibrated();
+    let calibrated = is_calibrated.then(|| compiler.calibrate(&prepared)).transpose()?;
     let program = compiler.lower(&prepared, calibrated.as_ref())?;
     explain(args, &program, out)?;
     match (taken(), stop) {

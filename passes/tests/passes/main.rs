@@ -15,3 +15,4 @@ mod insert_fake_quant;
 mod lower_to_int8;
 mod models;
 mod pipeline;
+mod quantize_dynamic;

@@ -109,6 +109,9 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::ArgMaxPool(_) => {
             Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
         }
+        Op::DynamicQuantize(_) | Op::DynamicMatMul(_) => Err(OpError::unsupported(
+            "is quantized at run time by grids of rows, which no ONNX op has; export the graph before `quantize_dynamic`",
+        )),
         Op::QConv(_)
         | Op::QMatMul(_)
         | Op::QAveragePool(_)
