@@ -253,7 +253,7 @@ fn second_operands<'a>(graph: &'a Graph, chosen: &'a BTreeSet<NodeId>) -> impl I
 }
 
 /// What was observed of a value, within what its op can produce at all.
-fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, PassError> {
+pub(crate) fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, PassError> {
     if let Some(c) = f32_constant(graph, value) {
         let range = |f: fn(f32, f32) -> f32| c.iter().copied().fold(0.0, f);
         return Ok(Range { min: range(f32::min), max: range(f32::max) });

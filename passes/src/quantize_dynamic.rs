@@ -118,9 +118,14 @@ fn codes_of(weights: &[f32], columns: usize, options: &Options) -> Result<(Vec<i
     // Of zeros alone: their codes are 0, whatever the scale.
     let scale = |&most: &f32| if most == 0.0 { 1.0 } else { (most / codes as f32).max(f32::MIN_POSITIVE) };
     let scales: Vec<f32> = largest.iter().map(scale).collect();
-    let code =
-        |(i, &w): (usize, &f32)| numerics::quantize(w, scales[i % scales.len()], 0, -codes, codes) as i8;
-    let coded = weights.iter().enumerate().map(|(i, w)| code((i % columns, w))).collect();
+    let code = |(&w, &scale): (&f32, &f32)| numerics::quantize(w, scale, 0, -codes, codes) as i8;
+    let mut coded = Vec::with_capacity(weights.len());
+    for row in weights.chunks(columns) {
+        match scales[..] {
+            [scale] => coded.extend(row.iter().map(|w| code((w, &scale)))),
+            _ => coded.extend(row.iter().zip(&scales).map(code)),
+        }
+    }
     let params = match options.weights {
         WeightGrid::PerTensor => QuantParams::per_tensor(scales[0], 0),
         WeightGrid::PerAxis => {

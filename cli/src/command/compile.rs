@@ -114,10 +114,9 @@ fn describe(program: &Program) -> String {
     if info.precision == Precision::Int8 {
         parts.push(info.requant.name().into());
     }
-    if matches!(info.precision, Precision::Int8 | Precision::Int8Dynamic) {
-        if info.weight_bits == WeightBits::Seven {
-            parts.push("weights of 7 bits".into());
-        }
+    let has_codes = matches!(info.precision, Precision::Int8 | Precision::Int8Dynamic);
+    if has_codes && info.weight_bits == WeightBits::Seven {
+        parts.push("weights of 7 bits".into());
     }
     match &info.calibration {
         Some(c) if c.synthetic => parts.push("ranges of synthetic noise (for timing only)".into()),
