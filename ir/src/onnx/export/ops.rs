@@ -110,7 +110,7 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
             Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
         }
         Op::DynamicQuantize(_) | Op::DynamicMatMul(_) => Err(OpError::unsupported(
-            "is quantized at run time by grids of rows, which no ONNX op has; export the graph before `quantize_dynamic`",
+            "is a product of codes with float results, which no ONNX op is; stop after import to export what a model says itself",
         )),
         Op::QConv(_)
         | Op::QMatMul(_)
