@@ -19,13 +19,20 @@ pub struct Eager {
 }
 
 impl Eager {
-    fn new(of: &Model, def: &NodeDef) -> Eager {
-        let reads: BTreeSet<&str> = def.reads().collect();
+    /// `constant` tells operands that are known.
+    fn new(of: &Model, def: &NodeDef, constant: impl Fn(&str) -> Option<Tensor>) -> Eager {
+        let (mut reads, mut initializers) = (BTreeSet::new(), BTreeMap::new());
+        for name in def.reads() {
+            match constant(name) {
+                Some(tensor) => _ = initializers.insert(name.to_owned(), tensor),
+                None => _ = reads.insert(name),
+            }
+        }
         let outputs = def.outputs.iter().filter(|o| !o.is_empty()).map(|o| (o.clone(), None)).collect();
         let body = Body {
             inputs: Vec::new(),
             outputs,
-            initializers: BTreeMap::new(),
+            initializers,
             nodes: vec![def.clone().into()],
             captures: Vec::new(),
         };
@@ -42,7 +49,8 @@ impl Eager {
     /// # Errors
     /// Where the op does not take these values.
     pub fn run(&self, values: BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>, ImportError> {
-        let body = Body { initializers: values, ..self.model.body.clone() };
+        let mut body = self.model.body.clone();
+        body.initializers.extend(values);
         let model = self.model.with(Vec::new(), body);
         let results = model.evaluate()?;
         Ok(model.outputs().map(str::to_owned).zip(results).collect())
@@ -208,7 +216,8 @@ impl Importer<'_> {
             captures: Vec::new(),
         };
         let rest = Rest { model: self.model.with(inputs, body), untyped };
-        let eager = eager.into_iter().map(|def| Eager::new(self.model, def)).collect();
+        let constant = |name: &str| rest.model.body.initializers.get(name).cloned();
+        let eager = eager.into_iter().map(|def| Eager::new(self.model, def, constant)).collect();
         let (_, reason) = blocked.swap_remove(0);
         Ok(Part { graph: self.graph, eager, rest, reason })
     }

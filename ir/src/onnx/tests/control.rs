@@ -213,6 +213,24 @@ fn shapes_that_are_computed_divide_a_model() {
     assert_eq!(execute(&model, &inputs), (vec![of(&[4], &[2f32; 4])], 1));
 }
 
+#[test]
+fn what_is_computed_between_graphs_takes_constants_too() {
+    // Boxes in a row, each over half of the next; all over the first are dropped, and only two are asked for.
+    let n = 1500;
+    let corners: Vec<f32> = (0..n).flat_map(|i| [0.0, i as f32, 1.0, i as f32 + 4.0]).collect();
+    let scores: Vec<f32> = (0..n).map(|i| (n - i) as f32).collect();
+    let nodes = [
+        node("Abs", &["b"], &["boxes"]),
+        node("NonMaxSuppression", &["boxes", "s", "most", "least"], &["y"]),
+    ];
+    let draft = Draft::new(11, nodes).input("b", &[1, n, 4]).input("s", &[1, 1, n]);
+    let model = model(&draft.constant("most", i64s(&[2])).constant("least", of(&[1], &[0.5f32])));
+    let inputs = [("b", of(&[1, n, 4], &corners)), ("s", of(&[1, 1, n], &scores))];
+    let (results, graphs) = execute(&model, &inputs);
+    assert_eq!(results, [of(&[2, 3], &[0i64, 0, 0, 0, 0, 2])]);
+    assert_eq!(graphs, 2);
+}
+
 fn function(name: &str, nodes: Vec<NodeProto>) -> FunctionProto {
     FunctionProto {
         name: name.into(),
