@@ -210,7 +210,8 @@ pub(crate) struct Compile {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 
-    /// What to compute with.
+    /// What to compute with. int8-dynamic quantizes activations when the model runs, row by row, in matrix products with
+    /// weights: it needs no calibration.
     #[arg(long, value_name = "PRECISION", default_value = "int8", value_parser = precision())]
     pub(crate) precision: Precision,
 

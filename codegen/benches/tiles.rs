@@ -115,7 +115,7 @@ fn prepare(
     product: Product,
     epilogue: Epilogue,
 ) -> Result<Bench, Failure> {
-    let format = PanelFormat { product, isa, panel: nr };
+    let format = PanelFormat::new(product, isa, nr);
     let (element, wide) = (product.element(), N.div_ceil(nr) * nr);
     let residual = epilogue.form().has_residual();
     // The first number of bands that holds the pixels evenly.
@@ -132,6 +132,7 @@ fn prepare(
         a_offsets: (0..mr).map(|i| (i * K * a_element) as i32).collect(),
         y_offsets: rows(wide),
         r_offsets: if residual { rows(wide) } else { vec![] },
+        g_offsets: vec![],
         loops: vec![],
         inner: (K / product.group()) as u32,
         start: Start::Params,

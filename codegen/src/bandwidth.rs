@@ -116,7 +116,7 @@ fn written_buffer(bytes: usize) -> Result<Vec<u8>, PeakError> {
 
 /// Loads into registers in turn, and nothing else.
 fn emit(isa: Isa) -> Result<Vec<u8>, IcedError> {
-    let vector = PanelFormat { product: Product::U8S8, isa, panel: 1 }.vector_bytes();
+    let vector = PanelFormat::new(Product::U8S8, isa, 1).vector_bytes();
     let mut asm = CodeAssembler::new(64)?;
     let (mut pass, mut trip) = (asm.create_label(), asm.create_label());
     asm.set_label(&mut pass)?;

@@ -578,7 +578,8 @@ fn bases(ctx: &Ctx, operands: &Operands, inputs: usize, shared: &[Arc<Memory>]) 
         PackedAt::Value(location) => at(location).cast_const(),
         PackedAt::Shared(index) => shared[index].bytes().as_ptr(),
     };
-    Bases { a: at(operands.a).cast_const(), y, r: r.cast_const(), weights: ctx.weights, w }
+    let g = operands.g.map_or(y, at);
+    Bases { a: at(operands.a).cast_const(), y, r: r.cast_const(), g: g.cast_const(), weights: ctx.weights, w }
 }
 
 impl Interpretation {

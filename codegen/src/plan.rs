@@ -1,13 +1,18 @@
 //! Where every value lives: liveness over the order of the steps, aliases, layouts, and offsets into one arena.
 //!
 //! A value is dense in a buffer of its own, or it has a [`Layout`]: it lies in the buffer of a concatenation that it is
-//! part of, or in one of its own with margins around its images, so that whoever makes it writes where it is needed. A
-//! value gets a layout only if all steps that touch it take strides; the lowerings say which do.
+//! part of, or in one of its own with margins around its images, so that whoever makes it writes where it is needed; scales
+//! and zero points that are made at run time lie in pairs. A value gets a layout only if all steps that touch it take strides; the lowerings say which do.
 //!
 //! The plan is made before any code is emitted, so that addresses are constants. Scratch memory of a node lies behind
 //! all values, at the same place for every node: steps never overlap, and memory that is reused stays in cache.
 
-use crate::{CodegenError, dense::spec::SLACK, lower, module::Location};
+use crate::{
+    CodegenError,
+    dense::spec::{RowGrid, SLACK},
+    lower,
+    module::Location,
+};
 use qcc_ir::{Graph, Kind, NodeId, Op, TensorType, ValueId, ops::UnaryKind};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -172,6 +177,9 @@ impl Plan {
                 self.lay_out_parts(graph, node, concat.axis, &readers, &results, &computed);
             }
         }
+        for &node in &order {
+            self.pair_grids(graph, node, &readers, &results);
+        }
         let hosts: BTreeSet<ValueId> = self.layouts.values().map(|l| l.host).collect();
         for &node in &order {
             let value = node.out();
@@ -184,6 +192,43 @@ impl Plan {
                 self.layouts.insert(value, surrounded(graph.ty(value), value, margins));
             }
         }
+    }
+
+    /// Lays the scales and zero points that a step makes of rows out in pairs, as products read them, where only those do.
+    fn pair_grids(
+        &mut self,
+        graph: &Graph,
+        node: NodeId,
+        readers: &BTreeMap<ValueId, Vec<Reader>>,
+        results: &BTreeSet<ValueId>,
+    ) {
+        if !matches!(graph.op(node), Some(Op::DynamicQuantize(_))) || !lower::is_generated(graph, node) {
+            return;
+        }
+        let [scale, zero] = [1, 2].map(|port| node.port(port));
+        let mut all = [scale, zero].into_iter().flat_map(|v| readers.get(&v).into_iter().flatten());
+        let are_products = all
+            .all(|r| lower::reads_grids(graph, r.node, r.slot) && graph.shape(r.value) == graph.shape(scale));
+        if !are_products
+            || results.contains(&scale)
+            || results.contains(&zero)
+            || graph.shape(scale).rank() == 0
+        {
+            return;
+        }
+        let pair = RowGrid::BYTES as u64 / graph.ty(scale).dtype.size() as u64;
+        let strides: Vec<u64> = dense_strides(graph.ty(scale)).into_iter().map(|s| s * pair).collect();
+        for (value, offset) in [(scale, 0), (zero, RowGrid::ZERO_POINT as u64)] {
+            let strides = strides.clone();
+            self.layouts.insert(value, Layout { host: scale, offset, strides, margins: Margins::NONE });
+        }
+    }
+
+    /// Where scales and zero points lie in pairs, if they do.
+    pub(crate) fn pairs(&self, scale: ValueId, zero: ValueId) -> Option<Location> {
+        let (scale, zero) = (self.root(scale), self.root(zero));
+        let are_paired = self.layouts.get(&zero)?.host == scale && self.layouts.get(&scale)?.host == scale;
+        self.place(scale).filter(|_| are_paired)
     }
 
     /// The parts of a concatenation that are written straight into it.
@@ -297,12 +342,9 @@ impl Plan {
     /// Bytes of the buffer of a host, without slack.
     fn buffer_bytes(&self, graph: &Graph, host: ValueId) -> u64 {
         let ty = graph.ty(host);
-        match self.layouts.get(&host).map(|l| l.margins) {
-            Some(m) => {
-                let extents = [ty.shape[0], ty.shape[1] + m.above + m.below, ty.shape[2] + m.left + m.right];
-                let pixels: u64 = extents.iter().map(|&n| n as u64).product();
-                pixels * (ty.shape[3] * ty.dtype.size()) as u64
-            }
+        match self.layouts.get(&host) {
+            // Images with their margins, or pairs: whatever lies between two indices of the first dimension.
+            Some(layout) => ty.shape[0] as u64 * layout.strides[0],
             None => ty.bytes() as u64,
         }
     }

@@ -61,7 +61,7 @@ pub struct VerifyError {
 /// | `Int8` | `FakeQuant`, `BatchNorm` |
 /// | `Placed` | `BatchNorm` (fake-quant graphs are placed as they are); an op without a device; an op that uses the result of an op on another device, unless that is a `Transfer` to its own device; a `Transfer` that is not on the device it hands to |
 ///
-/// Quantize, dequantize and moves of quantized values are legal everywhere: models bring them. That every operand of an
+/// Quantize, dequantize, what quantizes at run time and moves of quantized values are legal everywhere: models bring them. That every operand of an
 /// integer op has a grid is a matter of its type inference, which is repeated here.
 pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
     if graph.order().len() != graph.len() {

@@ -60,7 +60,10 @@ fn device_of(
 /// Whether the op takes or makes codes.
 fn is_integer(graph: &Graph, node: NodeId) -> bool {
     let quantized = |v: &ValueId| graph.ty(*v).quant.is_some();
-    graph.node(node).outputs().iter().any(|t| t.quant.is_some()) || graph.operands(node).iter().any(quantized)
+    let makes_codes = matches!(graph.op(node), Some(Op::DynamicQuantize(_)));
+    makes_codes
+        || graph.node(node).outputs().iter().any(|t| t.quant.is_some())
+        || graph.operands(node).iter().any(quantized)
 }
 
 fn not_of_kind(graph: &Graph, node: NodeId, device: Device) -> String {

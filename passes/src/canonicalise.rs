@@ -45,7 +45,8 @@ type Did = Option<&'static str>;
 
 type Rule = fn(&mut Graph, NodeId) -> Result<Did, PassError>;
 
-const RULES: [Rule; 6] = [merge_moves, name_compositions, gelu, mean_to_pool, widen, float_product];
+const RULES: [Rule; 7] =
+    [merge_moves, cast_before_expand, name_compositions, gelu, mean_to_pool, widen, float_product];
 
 /// The operand that the node's result equals, if the node does nothing.
 fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
@@ -105,6 +106,18 @@ fn merge_moves(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
         did = Some("merged with the reshape before it");
     }
     Ok(did)
+}
+
+/// A conversion of what was broadcast is one of what was not yet: of fewer elements.
+fn cast_before_expand(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
+    let Some(Op::Cast(cast)) = graph.op(node) else { return Ok(None) };
+    let (cast, wide) = (cast.clone(), graph.operand(node, 0));
+    let Some(Op::Expand(expand)) = graph.op(wide.node) else { return Ok(None) };
+    let (expand, narrow) = (expand.clone(), graph.operand(wide.node, 0));
+    let name = format!("{}_converted", graph.node(wide.node).name);
+    let converted = graph.add(&name, cast, &[narrow])?;
+    graph.rewrite(node, expand, &[converted.out()])?;
+    Ok(Some("converts before it is broadcast"))
 }
 
 /// A product of integers that becomes floats at once is one of floats: they hold codes less their zero points exactly, and

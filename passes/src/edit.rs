@@ -3,7 +3,7 @@
 use crate::PassError;
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Shape, Tensor, ValueId,
-    ops::{Clamp, Conv, MatMul, PoolKind, UnaryKind},
+    ops::{Clamp, Conv, DynamicMatMul, MatMul, PoolKind, UnaryKind},
 };
 
 /// The elements of a constant f32 operand.
@@ -98,6 +98,44 @@ impl Product {
         match self {
             Product::Conv(c) => c.layout.channel_axis(rank),
             Product::MatMul(_) => rank - 1,
+        }
+    }
+}
+
+/// What adds a residual and clamps itself: a product of floats, or one of codes whose results are floats.
+#[derive(Clone)]
+pub(crate) enum Sum {
+    Product(Product),
+    Dynamic(DynamicMatMul),
+}
+
+impl Sum {
+    /// The node as such, if it is one.
+    pub(crate) fn of(graph: &Graph, node: NodeId) -> Option<Sum> {
+        match graph.op(node)? {
+            Op::DynamicMatMul(m) => Some(Sum::Dynamic(m.clone())),
+            _ => Product::of(graph, node).map(Sum::Product),
+        }
+    }
+
+    pub(crate) fn op(self) -> Op {
+        match self {
+            Sum::Product(p) => p.op(),
+            Sum::Dynamic(m) => m.into(),
+        }
+    }
+
+    pub(crate) fn residual(&mut self) -> &mut bool {
+        match self {
+            Sum::Product(p) => p.residual(),
+            Sum::Dynamic(m) => &mut m.residual,
+        }
+    }
+
+    pub(crate) fn clamp(&mut self) -> &mut Clamp {
+        match self {
+            Sum::Product(p) => p.clamp(),
+            Sum::Dynamic(m) => &mut m.clamp,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    edit::{Product, clamp_of, is_move, live_op, replace},
+    edit::{Sum, clamp_of, is_move, live_op, replace},
 };
 use qcc_ir::{
     Graph, NodeId, Op,
@@ -37,7 +37,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
 }
 
 /// The product whose every element, and nothing else, arrives at `node`.
-fn producer(graph: &Graph, node: NodeId, clamp: Clamp) -> Result<(NodeId, Product), String> {
+fn producer(graph: &Graph, node: NodeId, clamp: Clamp) -> Result<(NodeId, Sum), String> {
     let mut at = node;
     loop {
         let x = graph.operand(at, 0);
@@ -45,7 +45,7 @@ fn producer(graph: &Graph, node: NodeId, clamp: Clamp) -> Result<(NodeId, Produc
         if graph.sole_use(x).is_none() {
             return Err(format!("the result of `{name}` has other uses"));
         }
-        if let Some(product) = Product::of(graph, x.node) {
+        if let Some(product) = Sum::of(graph, x.node) {
             return Ok((x.node, product));
         }
         match graph.op(x.node) {

@@ -2,7 +2,7 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    edit::{Product, live_op, replace},
+    edit::{Sum, live_op, replace},
 };
 use qcc_ir::{
     Graph, NodeId, Op, ValueId,
@@ -61,9 +61,9 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
 }
 
 /// The product that computes `sum`, if it can add `residual` itself.
-fn takes(graph: &Graph, add: NodeId, sum: ValueId, residual: ValueId) -> Result<Product, String> {
+fn takes(graph: &Graph, add: NodeId, sum: ValueId, residual: ValueId) -> Result<Sum, String> {
     let name = &graph.node(sum.node).name;
-    let mut product = Product::of(graph, sum.node).ok_or(format!("`{name}` is no product"))?;
+    let mut product = Sum::of(graph, sum.node).ok_or(format!("`{name}` is no product"))?;
     if graph.ty(sum) != graph.ty(residual) {
         return Err(format!("`{name}` has another shape than what is added"));
     }

@@ -262,7 +262,7 @@ pub(crate) fn without_range(graph: &Graph, ctx: &Context<'_>, node: NodeId) -> O
 }
 
 /// What was observed of a value, within what its op can produce at all.
-fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, PassError> {
+pub(crate) fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, PassError> {
     if let Some(c) = f32_constant(graph, value) {
         let range = |f: fn(f32, f32) -> f32| c.iter().copied().fold(0.0, f);
         return Ok(Range { min: range(f32::min), max: range(f32::max) });

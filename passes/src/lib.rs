@@ -8,7 +8,7 @@
 //! ```
 //!
 //! With [`Precision::Float`] nothing is quantized, with [`Precision::FakeQuant`] the rounding stays simulated in
-//! float. Every pass leaves a [`Record`]: what it did, what it declined and why.
+//! float, with [`Precision::Int8Dynamic`] activations get their grids when the model runs. Every pass leaves a [`Record`]: what it did, what it declined and why.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -36,9 +36,12 @@ mod lint_data;
 mod lower_to_int8;
 mod options;
 mod plan;
+mod quantize_dynamic;
 mod record;
 mod regions;
+mod take_dynamic_products;
 mod take_pixels;
+mod weight_parts;
 
 pub use calibrate::{Calibrator, Collector, Range, Ranges, observed_values};
 pub use capability::int8_capability;
@@ -46,7 +49,7 @@ pub use options::{Capability, ImageInput, Options, Precision, WeightBits, Weight
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
 
-use qcc_ir::{Graph, verify};
+use qcc_ir::{Graph, Stage, verify};
 
 /// One transformation of a graph.
 pub struct Pass {
@@ -73,8 +76,8 @@ enum Part {
 /// One line of the pipeline.
 struct Line {
     part: Part,
-    /// The only precision for which the pass runs, if not for all.
-    only: Option<Precision>,
+    /// The precisions for which the pass runs, if not for all.
+    only: Option<&'static [Precision]>,
     pass: Pass,
 }
 
@@ -82,8 +85,8 @@ const fn line(part: Part, pass: Pass) -> Line {
     Line { part, only: None, pass }
 }
 
-const fn line_for(part: Part, precision: Precision, pass: Pass) -> Line {
-    Line { part, only: Some(precision), pass }
+const fn line_for(part: Part, precisions: &'static [Precision], pass: Pass) -> Line {
+    Line { part, only: Some(precisions), pass }
 }
 
 /// The pipeline, in order; each line with the reason for its place.
@@ -94,6 +97,8 @@ const PIPELINE: &[Line] = &[
     line(Part::Prepare, take_pixels::TAKE_PIXELS),
     // Before constants are folded: weights are to stay the integers that the model has.
     line(Part::Prepare, adopt_grids::ADOPT_GRIDS),
+    // Before products of integers become products of floats, which they are where nothing better is known of them.
+    line(Part::Prepare, take_dynamic_products::TAKE_DYNAMIC_PRODUCTS),
     // Everything below sees one spelling of each computation.
     line(Part::Prepare, canonicalise::CANONICALISE),
     // Folds look for constant operands, and what canonicalisation reshaped may be constant.
@@ -113,13 +118,14 @@ const PIPELINE: &[Line] = &[
     // The fused graph is the one that was calibrated: its values are what gets a grid.
     line(Part::Quantize, insert_fake_quant::INSERT_FAKE_QUANT),
     // Weights stay float here, rounded to their grids once and for all; in float, those that the model rounded itself.
-    line_for(Part::Lower, Precision::FakeQuant, fold_constants::FOLD_ROUNDED),
-    line_for(Part::Lower, Precision::Float, fold_constants::FOLD_ROUNDED),
+    line_for(Part::Lower, &[Precision::FakeQuant, Precision::Float], fold_constants::FOLD_ROUNDED),
     // While moves and elementwise ops are still uniform: afterwards integer and float ops would need it twice.
     line(Part::Lower, assign_layout::ASSIGN_LAYOUT),
-    line_for(Part::Lower, Precision::Int8, lower_to_int8::LOWER_TO_INT8),
+    line_for(Part::Lower, &[Precision::Int8, Precision::Int8Dynamic], lower_to_int8::LOWER_TO_INT8),
     // With channels last, where neighbouring columns of few channels look like more channels; of convolutions that stay float.
     line(Part::Lower, join_columns::JOIN_COLUMNS),
+    // What has grids is on them by now: this is for products that are still of floats.
+    line_for(Part::Lower, &[Precision::Int8Dynamic], quantize_dynamic::QUANTIZE_DYNAMIC),
     // Which device an op can run on depends on what it has become.
     line(Part::Lower, assign_devices::ASSIGN_DEVICES),
 ];
@@ -151,7 +157,7 @@ pub fn prepare(
 }
 
 /// Rounds weights and activations to grids, in float: to [`Stage::FakeQuant`](qcc_ir::Stage::FakeQuant). With
-/// [`Precision::Float`] it does nothing.
+/// [`Precision::Float`], and [`Precision::Int8Dynamic`] where the model brings no grids, it does nothing.
 ///
 /// # Errors
 /// Where a value that needs a grid has no range.
@@ -161,7 +167,8 @@ pub fn quantize(
     options: &Options,
     observe: &mut Observer<'_>,
 ) -> Result<Report, PassError> {
-    if options.precision == Precision::Float {
+    let brings_grids = graph.stage == Stage::FakeQuant && options.precision == Precision::Int8Dynamic;
+    if !options.precision.is_calibrated() && !brings_grids {
         return Ok(Report::default());
     }
     run(Part::Quantize, graph, options, ranges, observe)
@@ -186,7 +193,7 @@ fn run(
     let context = Context { options, ranges };
     let mut report = Report::default();
     for Line { pass, .. } in
-        PIPELINE.iter().filter(|l| l.part == part && l.only.is_none_or(|p| p == options.precision))
+        PIPELINE.iter().filter(|l| l.part == part && l.only.is_none_or(|p| p.contains(&options.precision)))
     {
         let mut record = Record::new(pass.name);
         (pass.run)(graph, &context, &mut record)?;

@@ -11,6 +11,7 @@ use crate::{
     edit::{Product, activations, channel_runs, clamp_of, has_weights, is_move},
     fold_normalize::pixels_are_codes,
     insert_fake_quant::clamp_behind,
+    weight_parts::WeightParts,
 };
 use qcc_ir::{
     DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Shape, Stage, Tensor,
@@ -27,6 +28,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) const LOWER_TO_INT8: Pass = Pass { name: "lower_to_int8", run };
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+    if graph.stage == Stage::Float && !ctx.options.precision.is_calibrated() {
+        return Ok(());
+    }
     let mut builder = Builder {
         old: graph,
         new: Graph::new(graph.name.clone()),
@@ -563,50 +567,6 @@ impl Builder<'_> {
             return Ok(Ok((op, operands)));
         }
         Ok(Err(refusals.join("; ")))
-    }
-}
-
-/// Weights of 9 bits in parts of 8.
-struct WeightParts {
-    /// s8, with the second parts behind the first along the axis of input channels.
-    weights: Tensor,
-    /// The input channels that have second parts.
-    twice: Vec<i64>,
-}
-
-impl WeightParts {
-    /// `None` where two parts are too few. `inner` is the axis of input channels.
-    fn of(codes: &Tensor, params: &QuantParams, inner: usize) -> Result<Option<WeightParts>, OpError> {
-        let shape = codes.shape().clone();
-        let strides = shape.strides();
-        let grid_at = |i: usize| params.axis().map_or(0, |a| i / strides[a] % shape[a]);
-        let all = codes.to_i64().ok_or_else(|| OpError::dtype("weights that are not integers"))?;
-        let split = |(i, &q): (usize, &i64)| {
-            let steps = q - i64::from(params.at(grid_at(i)).1);
-            let first = steps.clamp(-128, 127);
-            (first as i8, steps - first)
-        };
-        let parts: Vec<(i8, i64)> = all.iter().enumerate().map(split).collect();
-        if parts.iter().any(|(_, second)| !(-128..=127).contains(second)) {
-            return Ok(None);
-        }
-        let (run, channels) = (strides[inner], shape[inner]);
-        let mut has_second = vec![false; channels];
-        for (i, (_, second)) in parts.iter().enumerate() {
-            has_second[i / run % channels] |= *second != 0;
-        }
-        let twice: Vec<usize> = (0..channels).filter(|&c| has_second[c]).collect();
-        let mut weights = Vec::with_capacity(parts.len() * 2);
-        for block in parts.chunks(run * channels) {
-            weights.extend(block.iter().map(|(first, _)| *first));
-            for &c in &twice {
-                weights.extend(block[c * run..(c + 1) * run].iter().map(|(_, second)| *second as i8));
-            }
-        }
-        let mut dims = shape.to_vec();
-        dims[inner] += twice.len();
-        let weights = Tensor::from_vec::<i8>(Shape::new(dims)?, weights)?;
-        Ok(Some(WeightParts { weights, twice: twice.into_iter().map(|c| c as i64).collect() }))
     }
 }
 

@@ -15,11 +15,15 @@ pub enum Precision {
     /// 8-bit integers wherever an op has an integer form.
     #[default]
     Int8,
+    /// 8-bit integers in matrix products with weights, of activations that are quantized row by row when the model runs;
+    /// f32 elsewhere. Needs no calibration. A model that brings grids has them as with [`Int8`](Precision::Int8).
+    Int8Dynamic,
 }
 
 impl Precision {
     /// All of them, in the order of benchmark tables.
-    pub const ALL: [Precision; 3] = [Precision::Float, Precision::FakeQuant, Precision::Int8];
+    pub const ALL: [Precision; 4] =
+        [Precision::Float, Precision::FakeQuant, Precision::Int8, Precision::Int8Dynamic];
 
     /// The spelling of the command line.
     pub const fn name(self) -> &'static str {
@@ -27,6 +31,15 @@ impl Precision {
             Precision::Float => "float",
             Precision::FakeQuant => "fake-quant",
             Precision::Int8 => "int8",
+            Precision::Int8Dynamic => "int8-dynamic",
+        }
+    }
+
+    /// Whether grids of activations come from ranges that were seen on samples, where the model brings none.
+    pub const fn is_calibrated(self) -> bool {
+        match self {
+            Precision::Float | Precision::Int8Dynamic => false,
+            Precision::FakeQuant | Precision::Int8 => true,
         }
     }
 }

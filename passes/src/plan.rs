@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write};
 /// what `report` has to say about why it is there.
 pub fn plan(graph: &Graph, report: &Report) -> String {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let placing = ["insert_fake_quant", "lower_to_int8", "assign_devices"];
+    let placing = ["insert_fake_quant", "lower_to_int8", "quantize_dynamic", "assign_devices"];
     for record in report.records.iter().filter(|r| placing.contains(&r.pass)) {
         for note in record.of(NoteKind::Declined) {
             reasons.entry(&note.node).or_default().push(&note.text);

@@ -11,9 +11,12 @@ use crate::{
     capability::{gains, int8_capability},
     classes::Classes,
     edit::activations,
-    insert_fake_quant::without_range,
+    insert_fake_quant::{range_of, without_range},
 };
-use qcc_ir::{Device, Graph, NodeId, Op, ValueId};
+use qcc_ir::{
+    Device, Graph, NodeId, Op, ValueId,
+    ops::{Binary, BinaryKind},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Why an op stays float that integers could compute.
@@ -52,7 +55,15 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
             format!("{unseen} ops stay float because samples have given no range of what they take or make");
         record.warning(&graph.name, why);
     }
-    for id in drop_costly(graph, &mut chosen) {
+    let mut costly = drop_costly(graph, &mut chosen);
+    let drowned: Vec<(NodeId, String)> =
+        chosen.iter().filter_map(|&id| Some((id, drowned(graph, ctx, id)?))).collect();
+    for (id, why) in drowned {
+        chosen.remove(&id);
+        refused.insert(id, why);
+    }
+    costly.extend(drop_costly(graph, &mut chosen));
+    for id in costly {
         refused
             .insert(id, "its neighbours are float: converting for it would cost more than it gains".into());
     }
@@ -65,6 +76,21 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
         record.declined(&graph.node(id).name, format!("stays float: {why}"));
     }
     chosen
+}
+
+/// Why a sum cannot be one of codes: a step of its grid holds all that one of its operands has to tell. So it is where
+/// attention adds a mask, of 0 and a number that stands for −∞, to scores.
+fn drowned(graph: &Graph, ctx: &Context<'_>, node: NodeId) -> Option<String> {
+    let Op::Binary(Binary { kind: BinaryKind::Add | BinaryKind::Sub }) = graph.op(node)? else { return None };
+    let extent = |v: ValueId| {
+        let range = range_of(graph, ctx, v).ok()?;
+        Some(f64::from(range.max) - f64::from(range.min))
+    };
+    let step = extent(node.out())? / 255.0;
+    let is_lost = |v: &ValueId| extent(*v).is_some_and(|own| own > 0.0 && own < 2.0 * step);
+    let lost = graph.operands(node).into_iter().find(is_lost)?;
+    let name = &graph.node(lost.node).name;
+    Some(format!("its steps would be about {step:.1e}, which is as much as `{name}` ranges over"))
 }
 
 /// Takes out cheap ops that cause more conversions (in elements) than they save; again while one goes, as the
@@ -83,7 +109,8 @@ fn drop_costly(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId>
             };
             let kept = cost(chosen);
             chosen.remove(&node);
-            if cost(chosen) < kept {
+            let dropped_cost = cost(chosen);
+            if dropped_cost < kept || dropped_cost == kept && scales_or_shifts(graph, node) {
                 dropped.insert(node);
             } else {
                 chosen.insert(node);
@@ -93,6 +120,13 @@ fn drop_costly(graph: &Graph, chosen: &mut BTreeSet<NodeId>) -> BTreeSet<NodeId>
             return dropped;
         }
     }
+}
+
+/// Whether a node multiplies by constants or adds them. Beside float ops that is part of what they do, and the numbers are
+/// rounded once; in integers it would be rounded again.
+fn scales_or_shifts(graph: &Graph, node: NodeId) -> bool {
+    matches!(graph.op(node), Some(Op::Binary(_)))
+        && graph.operands(node).iter().any(|v| graph.constant_value(*v).is_some())
 }
 
 /// Elements converted between float and integer for the users of a value. A graph output is a float user.

@@ -328,7 +328,7 @@ impl Loaded {
         let fastest: f64 = layers.iter().map(|l| l.min_ms).sum();
         let differences: f64 = layers.iter().filter_map(|l| l.requant_ms).sum();
         let (requant_share, requant_share_of_layers) = match info.precision {
-            Precision::Float => (None, None),
+            Precision::Float | Precision::Int8Dynamic => (None, None),
             Precision::FakeQuant => {
                 let share = share_of(&layers, "FakeQuant");
                 (Some(share), Some(share))

@@ -93,7 +93,7 @@ fn the_bundled_network_gives_the_same_bits_in_every_precision_on_every_tier() {
         let programs = [program(true), program(false)];
         let expected = match precision {
             Precision::Int8 => Pixels::Codes,
-            Precision::Float | Precision::FakeQuant => Pixels::Normalized,
+            Precision::Float | Precision::FakeQuant | Precision::Int8Dynamic => Pixels::Normalized,
         };
         assert_eq!(programs[0].info().pixels, Some(expected));
         assert_eq!(programs[1].info().pixels, None);

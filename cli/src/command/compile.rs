@@ -127,9 +127,10 @@ fn describe(program: &Program) -> String {
     let mut parts = vec![info.precision.name().to_string()];
     if info.precision == Precision::Int8 {
         parts.push(info.requant.name().into());
-        if info.weight_bits == WeightBits::Seven {
-            parts.push("weights of 7 bits".into());
-        }
+    }
+    let has_codes = matches!(info.precision, Precision::Int8 | Precision::Int8Dynamic);
+    if has_codes && info.weight_bits == WeightBits::Seven {
+        parts.push("weights of 7 bits".into());
     }
     parts.extend(info.calibration.as_ref().map(ranges));
     parts.extend(info.pixels.as_ref().map(super::pixels));
@@ -173,6 +174,10 @@ fn emit_graph(
     let stop = match (&args.stop_after, args.emit, args.precision) {
         (Some(pass), ..) => Some(pass.as_str()),
         (None, Emit::Onnx, Precision::FakeQuant | Precision::Int8) => Some(LAST_FAKE_QUANT_PASS),
+        (None, Emit::Onnx, Precision::Int8Dynamic) => {
+            let why = "ONNX has no op that quantizes rows when a model runs: --emit onnx takes --precision float or int8";
+            return Err(Failure::Usage(why.into()));
+        }
         _ => None,
     };
     let compiler = &compiler.clone().interchange(args.emit == Emit::Onnx && args.stop_after.is_none());
@@ -225,10 +230,8 @@ fn graph_after(
     if stop.is_none() && args.emit == Emit::Onnx {
         return Ok(prepared.graph().clone());
     }
-    let calibrated = match args.precision {
-        Precision::Float => None,
-        Precision::FakeQuant | Precision::Int8 => Some(compiler.calibrate(&prepared)?),
-    };
+    let is_calibrated = args.precision.is_calibrated();
+    let calibrated = is_calibrated.then(|| compiler.calibrate(&prepared)).transpose()?;
     let program = compiler.lower(&prepared, calibrated.as_ref())?;
     explain(args, &program, out)?;
     match (taken(), stop) {

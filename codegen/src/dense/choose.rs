@@ -384,8 +384,7 @@ impl Matrix {
         let loops = problem.loops.iter().map(|l| l.1 as usize);
         let mut steps = [problem.a.row, problem.a.col].into_iter().chain(loops);
         let all_results = problem.images * problem.y.image;
-        let fills_lines =
-            cut.panels.iter().all(|p| (p.width * problem.product.element()).is_multiple_of(LINE));
+        let fills_lines = cut.panels.iter().all(|p| (p.width * problem.result_bytes).is_multiple_of(LINE));
         let in_order = cut.order == Order::PixelsOuter && fills_lines;
         let results = if all_results > 2 * LEVEL2 && !in_order {
             // Each panel writes lines, or parts of them, that are far apart, and reads those of a residual: nobody
@@ -583,7 +582,7 @@ fn panels(channels: usize, widest: usize, unit: &Unit) -> Vec<Panel> {
 
 /// Groups in all of K, padding of the runs included.
 pub(crate) fn k_groups(problem: &Problem, isa: Isa) -> usize {
-    problem.runs() * PanelFormat { product: problem.product, isa, panel: 1 }.run_groups(problem.run)
+    problem.runs() * PanelFormat::new(problem.product, isa, 1).run_groups(problem.run)
 }
 
 /// Cycles of the whole problem on one core; `first` is where weights come from when they are first read. `None` for
@@ -805,6 +804,8 @@ mod tests {
             a: Strides { image: row * (size + kernel - 1), row, col: input, group: 0 },
             y: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
             r: Strides { image: size * size * channels, row: size * channels, col: channels, group: 0 },
+            g: Strides::default(),
+            result_bytes: 1,
             loops: if kernel > 1 { vec![(kernel as u32, row as i32)] } else { vec![] },
             run: kernel * input,
         }

@@ -3,7 +3,7 @@
 //! SSE4.2 has no shift by a different amount in each lane. A shift by s is a product with 2^(31−s) in 64 bits and a
 //! uniform shift by 31 instead: see [`shift_right_each`]. Small sums are shifted as floats, by a product with 2^−s.
 
-use super::spec::Epilogue;
+use super::spec::{Epilogue, RowGrid};
 use crate::module::MEM;
 use cranelift_codegen::ir::{
     ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value,
@@ -12,7 +12,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_frontend::FunctionBuilder;
 use qcc_ir::{
-    numerics::{Q15_RESIDUAL_SHIFT, Requantizer, Rescale, TFLITE_RESIDUAL_SHIFT},
+    numerics::{Dequantizer, Q15_RESIDUAL_SHIFT, Requantizer, Rescale, TFLITE_RESIDUAL_SHIFT},
     ops::Clamp,
 };
 use std::ops::Range;
@@ -37,6 +37,10 @@ pub(crate) enum Field {
     Raise,
     /// Factor of the residual.
     Residual,
+    /// Sum of the weights.
+    Sum,
+    /// f32 that is added.
+    Addend,
 }
 
 impl Field {
@@ -98,9 +102,14 @@ impl<'a> Params<'a> {
                 Rescale::Float { .. } => fields.push(Field::Factor),
             }
         }
+        if let Epilogue::Dequantize { dequantizer, zero_points, .. } = epilogue {
+            fields.extend(zero_points.then_some(Field::Sum));
+            fields.push(Field::Factor);
+            fields.extend(dequantizer.bias.is_some().then_some(Field::Addend));
+        }
         let shifts_floats = match epilogue {
             Epilogue::Requantize(q) => added(q).is_some_and(|a| reach.saturating_add(a) <= EXACT_IN_F32),
-            Epilogue::PackOnly | Epilogue::Float { .. } => false,
+            Epilogue::PackOnly | Epilogue::Dequantize { .. } | Epilogue::Float { .. } => false,
         };
         Params { epilogue, width, fields, shifts_floats }
     }
@@ -142,6 +151,9 @@ impl<'a> Params<'a> {
                         bytes.extend((1u32 << (31 - final_shift(q, c))).to_le_bytes());
                     }
                     (_, Epilogue::Requantize(q)) => bytes.extend(narrow(q, field, c)),
+                    (_, Epilogue::Dequantize { dequantizer, .. }) => {
+                        bytes.extend(dequantizing(dequantizer, field, c));
+                    }
                     _ => {}
                 }
             }
@@ -197,6 +209,15 @@ fn narrow(q: &Requantizer, field: Field, c: usize) -> [u8; 4] {
     }
 }
 
+fn dequantizing(d: &Dequantizer, field: Field, c: usize) -> [u8; 4] {
+    match (field, &d.bias) {
+        (Field::Sum, _) => d.sums[c].to_le_bytes(),
+        (Field::Factor, _) => d.scales[c].to_le_bytes(),
+        (Field::Addend, Some(bias)) => bias[c].to_le_bytes(),
+        _ => [0; 4],
+    }
+}
+
 /// One accumulator on its way out: four channels of one pixel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accumulator {
@@ -204,9 +225,10 @@ pub(crate) struct Accumulator {
     pub(crate) value: Value,
     /// Its first channel, in the panel.
     pub(crate) channel: usize,
-    /// Byte displacement of the pixel's result and residual.
+    /// Byte displacement of the pixel's result, residual and grid.
     pub(crate) y_offset: i32,
     pub(crate) r_offset: i32,
+    pub(crate) g_offset: i32,
 }
 
 /// Emits the way from accumulators to stored results for one function.
@@ -215,10 +237,11 @@ pub(crate) struct Finisher<'f, 'p, 'a> {
     pub(crate) params: &'p Params<'p>,
     /// Channels that are stored; the rest of the panel is padding.
     pub(crate) columns: usize,
-    /// Addresses of the panel's constants, and of the first pixel's result and residual.
+    /// Addresses of the panel's constants, and of the first pixel's result, residual and grid.
     pub(crate) p: Value,
     pub(crate) y: Value,
     pub(crate) r: Value,
+    pub(crate) g: Value,
 }
 
 impl Finisher<'_, '_, '_> {
@@ -235,6 +258,12 @@ impl Finisher<'_, '_, '_> {
             Epilogue::Float { clamp, residual } => {
                 for a in useful {
                     self.finish_float(a, clamp, residual);
+                }
+            }
+            Epilogue::Dequantize { dequantizer, zero_points, residual } => {
+                for a in useful {
+                    let value = self.dequantize(a, dequantizer, zero_points);
+                    self.finish_float(Accumulator { value, ..a }, dequantizer.clamp, residual);
                 }
             }
             // Sixteen results fill a vector of bytes, whichever pixels they belong to.
@@ -269,6 +298,31 @@ impl Finisher<'_, '_, '_> {
                 }
             }
         }
+    }
+
+    /// f32(acc − zero·sum)·(scale_row·scale) + bias, no step fused with another.
+    fn dequantize(&mut self, a: Accumulator, d: &Dequantizer, zero_points: bool) -> Value {
+        let mut of_row = |at: usize| {
+            let scalar = self.b.ins().load(F32, MEM, self.g, a.g_offset + at as i32);
+            self.b.ins().splat(F32X4, scalar)
+        };
+        let (scale_row, zero) = (of_row(0), zero_points.then(|| of_row(RowGrid::ZERO_POINT)));
+        let mut sum = a.value;
+        if let Some(zero) = zero {
+            let zero = cast(self.b, I32X4, zero);
+            let sums = self.constant(Field::Sum, I32X4, a.channel, 0);
+            let correction = self.b.ins().imul(zero, sums);
+            sum = self.b.ins().isub(sum, correction);
+        }
+        let scale = self.constant(Field::Factor, F32X4, a.channel, 0);
+        let scale = self.b.ins().fmul(scale_row, scale);
+        let sum = self.b.ins().fcvt_from_sint(F32X4, sum);
+        let mut x = self.b.ins().fmul(sum, scale);
+        if d.bias.is_some() {
+            let bias = self.constant(Field::Addend, F32X4, a.channel, 0);
+            x = self.b.ins().fadd(x, bias);
+        }
+        x
     }
 
     fn finish_codes(&mut self, four: &[Accumulator]) {

@@ -81,16 +81,18 @@ pub(crate) struct TileArguments {
     pub(crate) params: Value,
     pub(crate) y: Value,
     pub(crate) r: Value,
+    pub(crate) g: Value,
 }
 
-/// Parameters of a tile function: those of [`TileArguments`], and where the tile is, for those who ask.
-pub(crate) const TILE_PARAMETERS: usize = 6;
+/// Parameters of a tile function: those of [`TileArguments`], and before the last of them where the tile is, for those who
+/// ask.
+pub(crate) const TILE_PARAMETERS: usize = 7;
 
 impl TileArguments {
     /// The parameters of the function being emitted, in the order of the convention.
     pub(crate) fn of(params: &[Value]) -> TileArguments {
-        let [a, w, params, y, r] = [0, 1, 2, 3, 4].map(|i| params[i]);
-        TileArguments { a, w, params, y, r }
+        let [a, w, params, y, r, g] = [0, 1, 2, 3, 4, 6].map(|i| params[i]);
+        TileArguments { a, w, params, y, r, g }
     }
 }
 
@@ -119,14 +121,14 @@ pub(crate) fn emit_tile(
     arguments: TileArguments,
 ) {
     let vectors = spec.panel / LANES;
-    let TileArguments { a, mut w, params: p, y, r } = arguments;
+    let TileArguments { a, mut w, params: p, y, r, g } = arguments;
     let from = if spec.start == Start::Weights { w } else { p };
     let first: Vec<Value> =
         (0..vectors).map(|v| b.ins().load(dot.accumulator(), MEM, from, (v * LANES * 4) as i32)).collect();
     if spec.start == Start::Weights {
         w = b.ins().iadd_imm_s(w, spec.panel as i64 * 4);
     }
-    let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r };
+    let mut finisher = Finisher { b, params, columns: spec.columns, p, y, r, g };
     let accumulators = (0..spec.pixels()).flat_map(|_| first.iter().copied()).collect();
     let state = State { a, w, accumulators };
     let sums = Sum::new(&mut *finisher.b, spec, dot).over(&spec.loops, state).accumulators;
@@ -135,8 +137,10 @@ pub(crate) fn emit_tile(
         .enumerate()
         .map(|(i, value)| {
             let pixel = i / vectors;
-            let r_offset = spec.r_offsets.get(pixel).copied().unwrap_or(0);
-            Accumulator { value, channel: i % vectors * LANES, y_offset: spec.y_offsets[pixel], r_offset }
+            let [r_offset, g_offset] =
+                [&spec.r_offsets, &spec.g_offsets].map(|o| o.get(pixel).copied().unwrap_or(0));
+            let channel = i % vectors * LANES;
+            Accumulator { value, channel, y_offset: spec.y_offsets[pixel], r_offset, g_offset }
         })
         .collect();
     finisher.finish(&done);

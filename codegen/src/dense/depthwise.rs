@@ -314,8 +314,8 @@ impl Tile<'_> {
     /// `pixels` neighbouring output pixels.
     fn block(&self, b: &mut FunctionBuilder, pixels: usize, arguments: TileArguments) {
         let (taps, vectors) = (self.taps, self.vectors());
-        let TileArguments { a, w, params: p, y, r } = arguments;
-        let mut finisher = Finisher { b, params: self.params, columns: self.class.1, p, y, r };
+        let TileArguments { a, w, params: p, y, r, g } = arguments;
+        let mut finisher = Finisher { b, params: self.params, columns: self.class.1, p, y, r, g };
         let start: Vec<Value> =
             (0..vectors).map(|v| finisher.start(self.dot.accumulator(), v * LANES)).collect();
         let mut sums: Vec<Value> = (0..pixels).flat_map(|_| start.iter().copied()).collect();
@@ -351,7 +351,7 @@ impl Tile<'_> {
             .map(|(i, &value)| {
                 let offset = (i / vectors * self.problem.y.col) as i32;
                 let channel = i % vectors * LANES;
-                Accumulator { value, channel, y_offset: offset, r_offset: offset }
+                Accumulator { value, channel, y_offset: offset, r_offset: offset, g_offset: 0 }
             })
             .collect();
         finisher.finish(&done);

@@ -32,6 +32,8 @@ pub(crate) struct Operands {
     pub(crate) y: Location,
     /// The residual, with readable slack behind it.
     pub(crate) r: Option<Location>,
+    /// The grids of rows, one behind the other or one for all.
+    pub(crate) g: Option<Location>,
     /// The packed weights.
     pub(crate) w: PackedAt,
 }
@@ -89,6 +91,9 @@ impl Starts<'_> {
         match (self, epilogue) {
             (Starts::Codes(starts, _), Epilogue::Requantize(q)) => {
                 pack::pack_params(format, Some(q), channels, starts)
+            }
+            (Starts::Codes(starts, _), Epilogue::Dequantize { dequantizer, .. }) => {
+                pack::pack_dequantizer(format, epilogue.form(), dequantizer, channels, starts)
             }
             (Starts::Codes(starts, _), _) => pack::pack_params(format, None, channels, starts),
             (Starts::Floats(bias), Epilogue::Float { clamp, .. }) => {
@@ -156,7 +161,7 @@ fn widened(
     bytes: usize,
 ) -> Result<(Location, usize), CodegenError> {
     // The same for every panel.
-    let format = PanelFormat { product, isa: cx.options.tier.isa, panel: 0 };
+    let format = PanelFormat::new(product, cx.options.tier.isa, 0);
     match format.activation_bytes() / product.element() {
         1 => Ok((a, 1)),
         times => Ok((widen::lower(cx, a, bytes)?, times)),
@@ -219,7 +224,7 @@ pub(crate) fn lower_pairs(
                 a: (pair.a * times) as u32,
                 weights: (pair.matrix * packed.matrix_bytes + packed.panels[i]) as u32,
                 params: offsets[i],
-                y: (pair.y + panel.first * problem.product.element()) as u32,
+                y: (pair.y + panel.first * problem.result_bytes) as u32,
                 class: class_index(&tiles.classes, panel),
             });
         }
@@ -251,7 +256,7 @@ pub(crate) fn for_each_part(
 pub(crate) fn kernel_name(kernel: &str, product: Product, cut: &Cut, pixels: usize) -> String {
     let width = cut.panels.first().map_or(0, |p| p.width);
     let (isa, shape) = (cut.isa, format!("{kernel}_{pixels}x{width}"));
-    let format = PanelFormat { product, isa, panel: width };
+    let format = PanelFormat::new(product, isa, width);
     let step = product.group() * format.step_groups();
     match product {
         Product::U8S8 => format!("qu8qs8_{shape}c{step}__{isa}"),
@@ -368,6 +373,10 @@ impl<'t, 'a> Tiles<'t, 'a> {
             columns,
             a_offsets: offsets(p.a.row, p.a.col),
             r_offsets: if residual { offsets(p.r.row, p.r.col) } else { Vec::new() },
+            g_offsets: match self.epilogue {
+                Epilogue::Dequantize { .. } => offsets(p.g.row, p.g.col),
+                _ => Vec::new(),
+            },
             y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),
             inner: self.format(width).run_groups(p.run) as u32,
@@ -387,14 +396,15 @@ impl<'t, 'a> Tiles<'t, 'a> {
             return None;
         }
         let bytes = |n: usize| i32::try_from(n).ok();
-        if let Some([a, y, r]) = walk::pixels_to_next(p, &self.cut) {
-            return Some(Next { a: bytes(a)?, y: bytes(y)?, r: bytes(r)?, w: 0, params: 0 });
+        if let Some([a, y, r, g]) = walk::pixels_to_next(p, &self.cut) {
+            let [a, y, r, g] = [bytes(a)?, bytes(y)?, bytes(r)?, bytes(g)?];
+            return Some(Next { a, y, r, g, w: 0, params: 0 });
         }
         // Panels of one kind, one behind the other.
         let weights = pack::packed_bytes(format, columns, p.runs(), p.run).next_multiple_of(pack::ALIGN);
         let params = ParamLayout::new(format, self.epilogue.form()).size;
-        let columns = bytes(columns * p.product.element())?;
-        Some(Next { a: 0, w: bytes(weights)?, params: bytes(params)?, y: columns, r: columns })
+        let columns = bytes(columns * p.result_bytes)?;
+        Some(Next { a: 0, w: bytes(weights)?, params: bytes(params)?, y: columns, r: columns, g: 0 })
     }
 
     fn emit(&self, cx: &mut Lowering, name: &str, spec: TileSpec) -> Result<FuncId, CodegenError> {
@@ -428,7 +438,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
 
     /// How the tiles want panels of this width.
     fn format(&self, panel: usize) -> PanelFormat {
-        PanelFormat { product: self.problem.product, isa: self.cut.isa, panel }
+        PanelFormat::new(self.problem.product, self.cut.isa, panel).with_results(self.epilogue.form())
     }
 
     /// The channels of a panel, counted over all groups.
@@ -439,7 +449,7 @@ impl<'t, 'a> Tiles<'t, 'a> {
 
     /// Byte offset of a panel's channels in a pixel of the result.
     fn result_offset(&self, group: usize, panel: &Panel) -> u32 {
-        (group * self.problem.y.group + panel.first * self.problem.product.element()) as u32
+        (group * self.problem.y.group + panel.first * self.problem.result_bytes) as u32
     }
 
     /// Packs every panel of every group.

@@ -24,7 +24,7 @@ use rayon::prelude::*;
 use spec::Product;
 
 /// Byte strides of an operand or a result.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub(crate) struct Strides {
     /// From one image of the batch to the next.
     pub(crate) image: usize,
@@ -57,6 +57,10 @@ pub(crate) struct Problem {
     pub(crate) y: Strides,
     /// The residual; where there is none, the same as the result.
     pub(crate) r: Strides,
+    /// The grids of rows; nothing where there are none, or one for all.
+    pub(crate) g: Strides,
+    /// Bytes of an element of the result.
+    pub(crate) result_bytes: usize,
     /// Outer loops over K: trip count and byte stride in the input.
     pub(crate) loops: Vec<(u32, i32)>,
     /// Elements of K in one contiguous run.
@@ -174,7 +178,7 @@ impl Problem {
 
     /// Whether tiles of this tier may read bytes behind the last run: where it ends within what they take at once.
     pub(crate) fn overreads(&self, tier: &Tier) -> bool {
-        let step = |isa| PanelFormat { product: self.product, isa, panel: 0 }.step_groups();
+        let step = |isa| PanelFormat::new(self.product, isa, 0).step_groups();
         tier.isas(self.product).any(|isa| !self.run.is_multiple_of(self.product.group() * step(isa)))
     }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::tier::Isa;
 use qcc_ir::{
-    numerics::{Requantizer, Rescale},
+    numerics::{Dequantizer, Requantizer, Rescale},
     ops::Clamp,
 };
 use std::ops::Range;
@@ -32,9 +32,21 @@ pub struct PanelFormat {
     pub isa: Isa,
     /// NR: channels of a panel, a multiple of [`lanes`](Self::lanes).
     pub panel: usize,
+    /// Whether results are floats, which are not narrowed.
+    floats: bool,
 }
 
 impl PanelFormat {
+    /// The panels of a tile whose results are of the product's own kind: codes of codes, floats of floats.
+    pub fn new(product: Product, isa: Isa, panel: usize) -> PanelFormat {
+        PanelFormat { product, isa, panel, floats: product == Product::F32 }
+    }
+
+    /// The same for results of this epilogue.
+    pub fn with_results(self, epilogue: EpilogueForm) -> PanelFormat {
+        PanelFormat { floats: epilogue.writes_floats(), ..self }
+    }
+
     /// Bytes of a vector register.
     pub fn vector_bytes(self) -> usize {
         match self.isa {
@@ -83,9 +95,9 @@ impl PanelFormat {
     /// twice puts, in each lane, 4 channels of vector 0, then 4 of vector 1, and so on; hence for codes
     /// channel = 4·vectors·l + 4·v + i. Floats are not packed: their order is natural.
     pub fn channel_of_column(self, column: usize) -> usize {
-        match self.product {
-            Product::F32 => column,
-            Product::U8S8 | Product::U8S7 => {
+        match self.floats {
+            true => column,
+            false => {
                 let (v, l, i) = (column / self.lanes(), column % self.lanes() / 4, column % 4);
                 4 * self.vectors() * l + 4 * v + i
             }
@@ -312,6 +324,19 @@ pub struct ParamLayout {
 pub enum EpilogueLayout {
     /// Nothing.
     PackOnly,
+    /// Sums of codes to floats.
+    Dequantize {
+        /// `[NR] i32`: Σ q_w.
+        sums: usize,
+        /// `[NR] f32`.
+        scale: usize,
+        /// `[NR] f32`.
+        bias: usize,
+        /// splat f32: lower bound.
+        lo: usize,
+        /// splat f32: upper bound.
+        hi: usize,
+    },
     /// Floats.
     Float {
         /// splat f32: lower bound.
@@ -449,6 +474,10 @@ impl Regions {
         self.take(4 * self.format.panel)
     }
 
+    fn columns_if(&mut self, needed: bool) -> usize {
+        if needed { self.columns() } else { self.end }
+    }
+
     fn wide(&mut self) -> usize {
         self.take(8 * self.format.panel)
     }
@@ -527,12 +556,19 @@ fn residual_shuffles(format: PanelFormat, rescale: RescaleForm) -> usize {
 impl ParamLayout {
     /// The regions that a tile of this format with this epilogue reads.
     pub fn new(format: PanelFormat, epilogue: EpilogueForm) -> ParamLayout {
-        let codes = format.product.is_of_codes();
+        let codes = !format.floats;
         let mut regions = Regions { format, end: 0 };
         let bias = regions.columns();
         let permutation = regions.splat_if(codes && format.is_wide());
         let epilogue = match epilogue {
             EpilogueForm::PackOnly => EpilogueLayout::PackOnly,
+            EpilogueForm::Dequantize { zero_points, bias, lo, hi, .. } => EpilogueLayout::Dequantize {
+                sums: regions.columns_if(zero_points),
+                scale: regions.columns(),
+                bias: regions.columns_if(bias),
+                lo: regions.splat_if(lo),
+                hi: regions.splat_if(hi),
+            },
             EpilogueForm::Float { .. } => EpilogueLayout::Float { lo: regions.splat(), hi: regions.splat() },
             EpilogueForm::Requantize(q) => {
                 let shuffled = q.has_residual && format.is_wide();
@@ -797,6 +833,37 @@ pub fn pack_params(
             block.residual_shuffle(at.residual_shuffle, form.rescale);
         }
         block.rescale(&at.rescale, q);
+    })
+}
+
+/// Packs the constants by which sums of codes become floats, of `channels`, panel after panel. `channels` indexes the
+/// dequantizer's channels and `starts`, what sums start from.
+pub fn pack_dequantizer(
+    format: PanelFormat,
+    epilogue: EpilogueForm,
+    dequantizer: &Dequantizer,
+    channels: Range<usize>,
+    starts: &[i32],
+) -> Vec<u8> {
+    let layout = ParamLayout::new(format, epilogue);
+    let Dequantizer { sums, scales, bias, clamp } = dequantizer;
+    blocks(format, &layout, channels, |block| {
+        block.columns(layout.bias, |c| starts[c] as u32);
+        let EpilogueForm::Dequantize { zero_points, lo: has_lo, hi: has_hi, .. } = epilogue else { return };
+        let EpilogueLayout::Dequantize { sums: at_sums, scale, bias: at_bias, lo, hi } = layout.epilogue
+        else {
+            return;
+        };
+        if zero_points {
+            block.columns(at_sums, |c| sums[c] as u32);
+        }
+        block.columns(scale, |c| scales[c].to_bits());
+        if let Some(bias) = bias {
+            block.columns(at_bias, |c| bias[c].to_bits());
+        }
+        for (_, at, bound) in [(has_lo, lo, clamp.lo), (has_hi, hi, clamp.hi)].iter().filter(|b| b.0) {
+            block.splat(*at, bound.to_le_bytes());
+        }
     })
 }
 

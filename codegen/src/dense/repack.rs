@@ -91,7 +91,7 @@ pub(crate) fn pack(
     inner: usize,
 ) -> Result<PackedMatrices, CodegenError> {
     let product = if b.zero_points.is_some() { Product::U8S8 } else { Product::F32 };
-    let format = |panel: &Panel| PanelFormat { product, isa, panel: panel.width };
+    let format = |panel: &Panel| PanelFormat::new(product, isa, panel.width);
     let start_groups = usize::from(b.zero_points.is_some());
     let groups = |f: PanelFormat| start_groups + (1 + b.further_runs().len()) * f.run_groups(inner);
     let bytes = |panel: &Panel| format(panel).weight_bytes(groups(format(panel))).next_multiple_of(ALIGN);

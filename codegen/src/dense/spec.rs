@@ -3,7 +3,7 @@
 //! A convolution or matrix product is cut into *tiles* of MR result pixels × NR channels. One tile is one call
 //!
 //! ```text
-//! extern "sysv64" fn tile(a: *const u8, w: *const u8, params: *const u8, y: *mut u8, r: *const u8, at: u64)
+//! extern "sysv64" fn tile(a: *const u8, w: *const u8, params: *const u8, y: *mut u8, r: *const u8, at: u64, g: *const u8)
 //! ```
 //!
 //! * `a`: the first tap of the tile's first pixel; pixel i reads from `a + a_offsets[i]`. Elements are as wide as
@@ -16,7 +16,9 @@
 //! * `at`: of depthwise strips, row | column << 32 of the first pixel in the image of results; of matrix forms, how many
 //!   tiles of the panel have been computed before, which tells what they [prefetch](Prefetch::next_weights), and << 32 how
 //!   many tiles this call computes: a tile that says where the [next](TileSpec::next) one is computes a run of them, of
-//!   which each is multiplied while the one before is finished.
+//!   which each is multiplied while the one before is finished,
+//! * `g`: where rows of activations have grids that are known at run time, that of the tile's first pixel, a [`RowGrid`];
+//!   pixel i has the one at `g + g_offsets[i]`. Anything where they have not.
 //!
 //! The sum over K runs through `loops` (outer to inner) of contiguous runs of `inner` groups: a group is 4 codes
 //! of an int8 product and 1 number of a float one. A run whose length is no multiple of a group reads beyond its end:
@@ -31,12 +33,22 @@
 
 use qcc_ir::{
     DType,
-    numerics::{RequantMode, Requantizer, Rescale},
+    numerics::{Dequantizer, RequantMode, Requantizer, Rescale},
     ops::Clamp,
 };
 
 /// Readable bytes behind every buffer that a tile reads.
 pub const SLACK: usize = 64;
+
+/// The grid of a row of activations, as tiles read it: an f32 scale, and behind it an s32 zero point.
+pub struct RowGrid;
+
+impl RowGrid {
+    /// Bytes of one.
+    pub const BYTES: usize = 8;
+    /// Byte offset of the zero point.
+    pub const ZERO_POINT: usize = 4;
+}
 
 /// The element types of a product.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -88,6 +100,15 @@ pub enum Epilogue<'a> {
     Requantize(&'a Requantizer),
     /// Narrowed to 8 bits as they are. Wrong results, right timing: the difference to `Requantize` is its price.
     PackOnly,
+    /// Sums of codes to floats, by the one definition and the [grids of rows](RowGrid).
+    Dequantize {
+        /// The constants.
+        dequantizer: &'a Dequantizer,
+        /// Whether rows have zero points other than 0.
+        zero_points: bool,
+        /// Whether a residual is added.
+        residual: bool,
+    },
     /// Floats: residual added, then clamped, then stored.
     Float {
         /// Bounds.
@@ -103,6 +124,13 @@ impl Epilogue<'_> {
         match self {
             Epilogue::Requantize(q) => EpilogueForm::Requantize(RequantizeForm::of(q)),
             Epilogue::PackOnly => EpilogueForm::PackOnly,
+            Epilogue::Dequantize { dequantizer, zero_points, residual } => EpilogueForm::Dequantize {
+                zero_points: *zero_points,
+                bias: dequantizer.bias.is_some(),
+                lo: dequantizer.clamp.lo > f32::NEG_INFINITY,
+                hi: dequantizer.clamp.hi < f32::INFINITY,
+                residual: *residual,
+            },
             Epilogue::Float { clamp, residual } => EpilogueForm::Float {
                 lo: clamp.lo > f32::NEG_INFINITY,
                 hi: clamp.hi < f32::INFINITY,
@@ -130,6 +158,19 @@ pub enum EpilogueForm {
     Requantize(RequantizeForm),
     /// Narrowed to 8 bits as they are.
     PackOnly,
+    /// Sums of codes to floats.
+    Dequantize {
+        /// Whether rows have zero points other than 0.
+        zero_points: bool,
+        /// Whether a bias is added.
+        bias: bool,
+        /// Whether there is a lower bound.
+        lo: bool,
+        /// Whether there is an upper bound.
+        hi: bool,
+        /// Whether a residual is added.
+        residual: bool,
+    },
     /// Floats.
     Float {
         /// Whether there is a lower bound.
@@ -146,9 +187,19 @@ impl EpilogueForm {
     pub fn has_residual(self) -> bool {
         match self {
             EpilogueForm::Requantize(q) => q.has_residual,
-            EpilogueForm::Float { residual, .. } => residual,
+            EpilogueForm::Float { residual, .. } | EpilogueForm::Dequantize { residual, .. } => residual,
             EpilogueForm::PackOnly => false,
         }
+    }
+
+    /// Whether results are floats, and not codes.
+    pub fn writes_floats(self) -> bool {
+        matches!(self, EpilogueForm::Float { .. } | EpilogueForm::Dequantize { .. })
+    }
+
+    /// Bytes of a result, and of an element of the residual.
+    pub fn result_bytes(self) -> usize {
+        if self.writes_floats() { 4 } else { 1 }
     }
 }
 
@@ -249,6 +300,8 @@ pub struct TileSpec {
     pub y_offsets: Vec<i32>,
     /// Byte displacement of each pixel's residual; empty without one.
     pub r_offsets: Vec<i32>,
+    /// Byte displacement of the grid of each pixel's row; empty where they have none.
+    pub g_offsets: Vec<i32>,
     /// Outer loops over K, the outermost first: trip count and byte stride in `a`. Weights follow in this order.
     pub loops: Vec<(u32, i32)>,
     /// Groups in one contiguous run.
@@ -279,6 +332,8 @@ pub struct Next {
     pub y: i32,
     /// The residual.
     pub r: i32,
+    /// The grids of rows.
+    pub g: i32,
 }
 
 /// Lines that a tile prefetches. Nothing is computed from them, so they may lie beyond any buffer.

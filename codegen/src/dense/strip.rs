@@ -114,7 +114,7 @@ pub(crate) struct WeightVector {
 
 impl StripSpec {
     pub(crate) fn format(&self) -> PanelFormat {
-        PanelFormat { product: self.product, isa: self.isa, panel: self.panel }
+        PanelFormat::new(self.product, self.isa, self.panel)
     }
 
     /// Rows that one multiplication takes.
@@ -294,7 +294,7 @@ fn block(isa: Isa, rows: usize, vectors: usize) -> usize {
 }
 
 fn is_zmm(isa: Isa) -> bool {
-    PanelFormat { product: Product::U8S8, isa, panel: 1 }.vector_bytes() == 64
+    PanelFormat::new(Product::U8S8, isa, 1).vector_bytes() == 64
 }
 
 /// Vectors of panels, the widest first.
@@ -310,14 +310,14 @@ pub(crate) fn panel_vectors(isa: Isa, product: Product) -> &'static [usize] {
 /// Whether loads reach beyond the last channel of a pixel, and so beyond the last pixel of the input: rows of a panel
 /// are whole vectors of 32-bit lanes wide.
 pub(crate) fn overreads(product: Product, isa: Isa, channels: usize) -> bool {
-    let lanes = PanelFormat { product, isa, panel: 1 }.lanes();
+    let lanes = PanelFormat::new(product, isa, 1).lanes();
     let narrowest = panel_vectors(isa, product).iter().min().map_or(lanes, |v| v * lanes);
     !channels.is_multiple_of(narrowest)
 }
 
 /// The panels of an image, the widest first.
 pub(crate) fn panels(product: Product, isa: Isa, channels: usize) -> Vec<Panel> {
-    let lanes = PanelFormat { product, isa, panel: 1 }.lanes();
+    let lanes = PanelFormat::new(product, isa, 1).lanes();
     let widths = panel_vectors(isa, product).iter().map(|v| v * lanes);
     let narrowest = widths.clone().min().unwrap_or(lanes);
     let mut panels = Vec::new();

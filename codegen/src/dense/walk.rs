@@ -16,7 +16,8 @@ use crate::tier::Isa;
 use std::cmp::Ordering;
 
 /// A microkernel; [`spec`](super::spec) has its contract.
-pub(crate) type TileFunction = extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
+pub(crate) type TileFunction =
+    extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64, *const u8);
 
 /// Code that runs before the first or behind the last tile of a range.
 pub(crate) type AroundFunction = extern "sysv64" fn();
@@ -66,10 +67,11 @@ const PANEL: usize = 3;
 #[derive(Clone, Copy, Debug)]
 struct Axis {
     count: usize,
-    /// Bytes from one index to the next, in input, result and residual.
+    /// Bytes from one index to the next, in input, result, residual and grids of rows.
     a: usize,
     y: usize,
     r: usize,
+    g: usize,
 }
 
 /// The nested loops over images, rows and columns of blocks, and panels, as one range of units; and what a tile is given
@@ -129,6 +131,8 @@ pub(crate) struct Bases {
     pub(crate) y: *mut u8,
     /// The residual; anything where there is none.
     pub(crate) r: *const u8,
+    /// The grids of rows; anything where there are none.
+    pub(crate) g: *const u8,
     pub(crate) weights: *const u8,
     /// The packed weights: mostly the model's.
     pub(crate) w: *const u8,
@@ -137,10 +141,10 @@ pub(crate) struct Bases {
 /// The loops over all tiles of a cut with so many panels in all groups, and their order.
 fn loops(problem: &Problem, cut: &Cut, panels: usize) -> ([Axis; AXES], [usize; AXES]) {
     let axis = |count: usize, stride: fn(&Strides) -> usize, pace: usize| {
-        let [a, y, r] = [&problem.a, &problem.y, &problem.r].map(|s| stride(s) * pace);
-        Axis { count, a, y, r }
+        let [a, y, r, g] = [&problem.a, &problem.y, &problem.r, &problem.g].map(|s| stride(s) * pace);
+        Axis { count, a, y, r, g }
     };
-    let mut axes = [Axis { count: panels, a: 0, y: 0, r: 0 }; AXES];
+    let mut axes = [Axis { count: panels, a: 0, y: 0, r: 0, g: 0 }; AXES];
     axes[IMAGE] = axis(problem.images, |s| s.image, 1);
     axes[ROW] = axis(problem.rows.div_ceil(cut.rows), |s| s.row, cut.rows);
     axes[COL] = axis(problem.cols.div_ceil(cut.cols), |s| s.col, cut.cols);
@@ -153,13 +157,13 @@ fn loops(problem: &Problem, cut: &Cut, panels: usize) -> ([Axis; AXES], [usize; 
     (axes, order)
 }
 
-/// From one tile of the innermost loop to the next: bytes in input, result and residual, where that is a loop over
-/// pixels; `None` where it is the one over panels.
-pub(crate) fn pixels_to_next(problem: &Problem, cut: &Cut) -> Option<[usize; 3]> {
+/// From one tile of the innermost loop to the next: bytes in input, result, residual and grids of rows, where that is a
+/// loop over pixels; `None` where it is the one over panels.
+pub(crate) fn pixels_to_next(problem: &Problem, cut: &Cut) -> Option<[usize; 4]> {
     let (axes, order) = loops(problem, cut, problem.groups * cut.panels.len());
     let inner = order[AXES - 1];
-    let Axis { a, y, r, .. } = axes[inner];
-    (inner != PANEL).then_some([a, y, r])
+    let Axis { a, y, r, g, .. } = axes[inner];
+    (inner != PANEL).then_some([a, y, r, g])
 }
 
 /// How many panels from each one on have their tiles where `next` says.
@@ -372,7 +376,7 @@ impl Walk<TileFunction, AroundFunction> {
         let step = self.axes[inner];
         // Mostly there is one range, and always one that begins here: multiplications would be much of its price.
         let mut before = 0;
-        let [mut a, mut y, mut r] = if begin == 0 { [0; 3] } else { self.offsets(&index) };
+        let [mut a, mut y, mut r, mut g] = if begin == 0 { [0; 4] } else { self.offsets(&index) };
         loop {
             let here = left.min(step.count - index[inner]);
             let end = index[inner] + here;
@@ -397,11 +401,12 @@ impl Walk<TileFunction, AroundFunction> {
                         bases.y.wrapping_add(y + panel.y as usize),
                         bases.r.wrapping_add(r + panel.y as usize),
                         told,
+                        bases.g.wrapping_add(g),
                     );
                 }
                 before += run as u64;
                 index[inner] += run;
-                (a, y, r) = (a + run * step.a, y + run * step.y, r + run * step.r);
+                (a, y, r, g) = (a + run * step.a, y + run * step.y, r + run * step.r, g + run * step.g);
             }
             left -= here;
             if left == 0 {
@@ -419,7 +424,7 @@ impl Walk<TileFunction, AroundFunction> {
             if index[PANEL] != panel {
                 before = 0;
             }
-            [a, y, r] = self.offsets(&index);
+            [a, y, r, g] = self.offsets(&index);
         }
     }
 
@@ -441,12 +446,12 @@ impl Walk<TileFunction, AroundFunction> {
         }
     }
 
-    /// Byte offsets of a block in input, result and residual.
-    fn offsets(&self, index: &[usize; AXES]) -> [usize; 3] {
-        let sum = |[a, y, r]: [usize; 3], (axis, i): (&Axis, &usize)| {
-            [a + axis.a * i, y + axis.y * i, r + axis.r * i]
+    /// Byte offsets of a block in input, result, residual and grids of rows.
+    fn offsets(&self, index: &[usize; AXES]) -> [usize; 4] {
+        let sum = |[a, y, r, g]: [usize; 4], (axis, i): (&Axis, &usize)| {
+            [a + axis.a * i, y + axis.y * i, r + axis.r * i, g + axis.g * i]
         };
-        self.axes.iter().zip(index).fold([0; 3], sum)
+        self.axes.iter().zip(index).fold([0; 4], sum)
     }
 }
 
@@ -465,9 +470,9 @@ mod tests {
     }
 
     /// Which function, and its arguments.
-    type Call = (&'static str, [usize; 6]);
+    type Call = (&'static str, [usize; 7]);
 
-    fn log(name: &'static str, arguments: [usize; 6]) {
+    fn log(name: &'static str, arguments: [usize; 7]) {
         CALLS.with_borrow_mut(|calls| calls.push((name, arguments)));
     }
 
@@ -480,10 +485,11 @@ mod tests {
                 y: *mut u8,
                 r: *const u8,
                 at: u64,
+                g: *const u8,
             ) {
-                let addresses = [a, w, p, y.cast_const(), r].map(|p| p as usize);
-                let [a, w, p, y, r] = addresses;
-                log(stringify!($name), [a, w, p, y, r, at as usize]);
+                let addresses = [a, w, p, y.cast_const(), r, g].map(|p| p as usize);
+                let [a, w, p, y, r, g] = addresses;
+                log(stringify!($name), [a, w, p, y, r, at as usize, g]);
             }
         };
     }
@@ -492,10 +498,10 @@ mod tests {
     tile!(lower);
     tile!(corner);
     extern "sysv64" fn enter() {
-        log("enter", [0; 6]);
+        log("enter", [0; 7]);
     }
     extern "sysv64" fn leave() {
-        log("leave", [0; 6]);
+        log("leave", [0; 7]);
     }
 
     const ORDERS: [Order; 3] = [Order::PanelsOuter, Order::PixelsOuter, Order::RoundsOuter];
@@ -507,6 +513,7 @@ mod tests {
     const A: Strides = Strides { image: 10_000, row: 700, col: 10, group: 0 };
     const Y: Strides = Strides { image: 50_000, row: 900, col: 30, group: 0 };
     const R: Strides = Strides { image: 60_000, row: 1100, col: 40, group: 0 };
+    const G: Strides = Strides { image: 280, row: 56, col: 8, group: 0 };
 
     fn walk(
         rows: usize,
@@ -525,6 +532,8 @@ mod tests {
             a: A,
             y: Y,
             r: R,
+            g: G,
+            result_bytes: 1,
             loops: vec![],
             run: 4,
         };
@@ -532,7 +541,7 @@ mod tests {
             (0..panels as usize).map(|i| Panel { first: 16 * i, width: 16, columns: 16 }).collect();
         let cut = Cut { isa: Isa::Avx512Vnni, rows, cols, panels: cut_panels, order };
         let operands =
-            Operands { a: Location::Input(0), y: Location::Output(0), r: None, w: PackedAt::Model };
+            Operands { a: Location::Input(0), y: Location::Output(0), r: None, g: None, w: PackedAt::Model };
         let entries =
             (0..panels).map(|i| PanelEntry { a: i, weights: 64 * i, params: 7 * i, y: 3 * i, class: 0 });
         let tiles: PartFunctions<TileFunction> = [Some(interior), Some(right), Some(lower), Some(corner)];
@@ -547,8 +556,14 @@ mod tests {
 
     fn calls_of(walk: &Walk<TileFunction, AroundFunction>, part: usize, parts: usize) -> Vec<Call> {
         let at = |address: usize| ptr::without_provenance_mut::<u8>(address);
-        let bases =
-            Bases { a: at(1 << 20), y: at(2 << 20), r: at(3 << 20), weights: at(4 << 20), w: at(5 << 20) };
+        let bases = Bases {
+            a: at(1 << 20),
+            y: at(2 << 20),
+            r: at(3 << 20),
+            weights: at(4 << 20),
+            w: at(5 << 20),
+            g: at(6 << 20),
+        };
         walk.run(&bases, part, parts);
         CALLS.take()
     }
@@ -566,8 +581,10 @@ mod tests {
             let a = image * A.image + row * A.row + col * A.col + panel;
             let y = image * Y.image + row * Y.row + col * Y.col + 3 * panel;
             let r = image * R.image + row * R.row + col * R.col + 3 * panel;
+            let g = image * G.image + row * G.row + col * G.col;
             let (w, p) = ((5 << 20) + 64 * panel, (4 << 20) + 7 * panel);
-            calls.push((name, [(1 << 20) + a, w, p, (2 << 20) + y, (3 << 20) + r, row | col << 32]));
+            let [a, y, r, g] = [a + (1 << 20), y + (2 << 20), r + (3 << 20), g + (6 << 20)];
+            calls.push((name, [a, w, p, y, r, row | col << 32, g]));
         };
         let mut blocks = Vec::new();
         for image in 0..IMAGES {
@@ -599,9 +616,9 @@ mod tests {
                 let expected = expected(rows, cols, order, panels as usize);
                 assert_eq!(walk.units(), expected.len() as u64);
                 let calls = calls_of(&walk, 0, 1);
-                assert_eq!(calls[0], ("enter", [0; 6]));
+                assert_eq!(calls[0], ("enter", [0; 7]));
                 assert_eq!(calls[1..=expected.len()], expected, "{rows}x{cols}, {panels} panels, {order:?}");
-                assert_eq!(calls[expected.len() + 1..], [("leave", [0; 6])]);
+                assert_eq!(calls[expected.len() + 1..], [("leave", [0; 7])]);
             }
         }
     }

@@ -76,7 +76,7 @@ fn at(b: &mut FunctionBuilder, base: Value, elements: Value) -> Value {
 }
 
 /// Calls `body` with `count` pointers from `p`, `stride` bytes apart, and with how many came before each.
-fn each(
+pub(super) fn each(
     b: &mut FunctionBuilder,
     p: Value,
     count: i64,
@@ -201,7 +201,7 @@ fn combined(b: &mut FunctionBuilder, kind: ReduceKind, mut t: Vec<Value>) -> Val
 }
 
 /// What four lanes come to, in all lanes.
-fn across_lanes(
+pub(super) fn across_lanes(
     b: &mut FunctionBuilder,
     t: Value,
     join: impl Fn(&mut FunctionBuilder, Value, Value) -> Value,

@@ -164,6 +164,8 @@ impl<'g> Convolution<'g> {
             },
             y,
             r: y,
+            g: Strides::default(),
+            result_bytes: element,
             loops,
             run,
         }
@@ -310,7 +312,7 @@ impl Convolution<'_> {
         kernel: &Kernel<'_>,
         a: Location,
     ) -> Result<(), CodegenError> {
-        let parts = Parts { extras: self.extras, clamp: self.clamp, order: self.weight_order() };
+        let parts = Parts { extras: self.extras, clamp: self.clamp, grids: None, order: self.weight_order() };
         product::lower(cx, node, problem, kernel, a, &parts)
     }
 

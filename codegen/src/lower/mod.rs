@@ -4,6 +4,7 @@
 //! emitted stand next to each other. An op without one runs in the reference interpreter.
 
 mod conv;
+mod dynamic;
 mod elementwise;
 mod matmul;
 mod norm;
@@ -85,7 +86,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::Where(_) => &elementwise::WHERE,
         Op::Cast(_) => &elementwise::CAST,
         Op::Conv(_) | Op::QConv(_) => &conv::CONV,
-        Op::MatMul(_) | Op::QMatMul(_) => &matmul::MATMUL,
+        Op::MatMul(_) | Op::QMatMul(_) | Op::DynamicMatMul(_) => &matmul::MATMUL,
+        Op::DynamicQuantize(_) => &dynamic::DYNAMIC_QUANTIZE,
         Op::Resample(_) => &resample::RESAMPLE,
         Op::QResample(_) => &resample::Q_RESAMPLE,
         Op::Reshape(_) | Op::Transfer(_) | Op::AssumeGrid(_) => &shape::ALIAS,
@@ -141,7 +143,7 @@ fn has_kernel(graph: &Graph, node: NodeId) -> Result<(), String> {
 }
 
 /// Whether a node has a device that runs generated code, and a lowering.
-fn is_generated(graph: &Graph, node: NodeId) -> bool {
+pub(crate) fn is_generated(graph: &Graph, node: NodeId) -> bool {
     matches!(graph.node(node).device, Some(Device::Int8Jit | Device::FloatJit))
         && has_kernel(graph, node).is_ok()
 }
@@ -182,6 +184,13 @@ fn writes_views(op: &Op) -> bool {
                 | Op::Pool(_)
                 | Op::QAveragePool(_)
         )
+}
+
+/// Whether the step of a node reads this operand as the scales or zero points of rows.
+pub(crate) fn reads_grids(graph: &Graph, node: NodeId, slot: usize) -> bool {
+    matches!(graph.op(node), Some(Op::DynamicMatMul(_)))
+        && matmul::GRID_SLOTS.contains(&slot)
+        && is_generated(graph, node)
 }
 
 /// The margins that a node needs around this operand, if it is one that is read with them in place.

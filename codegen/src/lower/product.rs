@@ -16,8 +16,8 @@ use crate::{
 };
 use qcc_ir::{
     Device, Graph, NodeId, Op, OpError, Tensor, TensorError, ValueId,
-    numerics::{Requantizer, WeightSums},
-    ops::{Clamp, QConv, QMatMul},
+    numerics::{Dequantizer, Requantizer, WeightSums},
+    ops::{Clamp, DynamicMatMul, QConv, QMatMul},
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -32,6 +32,10 @@ pub(super) struct Extras {
 impl Extras {
     pub(super) fn new(bias: bool, residual: Option<usize>) -> Extras {
         Extras { bias: bias.then_some(2), residual }
+    }
+
+    pub(super) fn of_dynamic(product: &DynamicMatMul) -> Extras {
+        Extras { bias: product.bias_slot(), residual: product.residual_slot() }
     }
 
     pub(super) fn residual_slot(self) -> Option<usize> {
@@ -90,26 +94,39 @@ fn weight_sums(graph: &Graph, node: NodeId) -> Result<Option<Vec<WeightSums>>, O
     let axis = match graph.op(node) {
         Some(Op::QConv(_)) => QConv::CHANNEL_AXIS,
         Some(Op::QMatMul(_)) => QMatMul::CHANNEL_AXIS,
+        Some(Op::DynamicMatMul(_)) => DynamicMatMul::CHANNEL_AXIS,
         _ => return Ok(None),
     };
     Ok(Some(WeightSums::by_channel(constant(graph, node, 1)?, axis)?))
 }
 
-/// The requantizer of an integer product with these sums of weights; `None` of a float one.
-fn requantizer(graph: &Graph, node: NodeId, sums: &[WeightSums]) -> Result<Option<Requantizer>, OpError> {
+/// What becomes of the sums of an integer product.
+enum Output {
+    /// Codes.
+    Codes(Requantizer),
+    /// Floats.
+    Floats(Dequantizer),
+}
+
+/// The output of an integer product with these sums of weights; `None` of a float one.
+fn output(graph: &Graph, node: NodeId, sums: &[WeightSums]) -> Result<Option<Output>, OpError> {
     let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
-    let bias = |there: bool| there.then(|| constant(graph, node, 2)).transpose();
+    let bias = |slot: Option<usize>| slot.map(|slot| constant(graph, node, slot)).transpose();
+    let second = |there: bool| bias(there.then_some(2));
     match graph.op(node) {
-        Some(Op::QConv(c)) => c.requantizer(&types, sums, bias(c.bias)?).map(Some),
-        Some(Op::QMatMul(m)) => m.requantizer(&types, sums, bias(m.bias)?).map(Some),
+        Some(Op::QConv(c)) => c.requantizer(&types, sums, second(c.bias)?).map(Output::Codes).map(Some),
+        Some(Op::QMatMul(m)) => m.requantizer(&types, sums, second(m.bias)?).map(Output::Codes).map(Some),
+        Some(Op::DynamicMatMul(m)) => {
+            m.dequantizer(types[1], sums, bias(m.bias_slot())?).map(Output::Floats).map(Some)
+        }
         _ => Ok(None),
     }
 }
 
 /// What an integer product is computed with, besides its weights.
 pub(crate) struct IntegerProduct {
-    requantizer: Requantizer,
-    /// What sums start from: bias − z_x·Σw.
+    output: Output,
+    /// What sums start from: bias − z_x·Σw; 0 where the zero point is not known.
     starts: Vec<i32>,
     /// The magnitude that no accumulator exceeds.
     reach: i64,
@@ -122,7 +139,7 @@ pub(crate) type IntegerProducts = BTreeMap<NodeId, Result<IntegerProduct, OpErro
 pub(super) fn integer_products(graph: &Graph) -> IntegerProducts {
     let is_wanted = |node: NodeId| {
         let n = graph.node(node);
-        matches!(n.op(), Some(Op::QConv(_) | Op::QMatMul(_)))
+        matches!(n.op(), Some(Op::QConv(_) | Op::QMatMul(_) | Op::DynamicMatMul(_)))
             && matches!(n.device, Some(Device::Int8Jit | Device::FloatJit))
             && constant(graph, node, 1).is_ok()
     };
@@ -133,7 +150,7 @@ pub(super) fn integer_products(graph: &Graph) -> IntegerProducts {
 fn integer_product(graph: &Graph, node: NodeId) -> Result<IntegerProduct, OpError> {
     let refused = || OpError::unsupported("no integer product");
     let sums = weight_sums(graph, node)?.ok_or_else(refused)?;
-    let requantizer = requantizer(graph, node, &sums)?.ok_or_else(refused)?;
+    let output = output(graph, node, &sums)?.ok_or_else(refused)?;
     let has_bias = matches!(graph.op(node), Some(Op::QConv(c)) if c.bias)
         || matches!(graph.op(node), Some(Op::QMatMul(m)) if m.bias);
     let bias =
@@ -146,7 +163,7 @@ fn integer_product(graph: &Graph, node: NodeId) -> Result<IntegerProduct, OpErro
         starts.push(bias.wrapping_sub(zero.wrapping_mul(own.total as i32)));
         reach = reach.max(i64::from(bias).abs() + 255 * own.magnitude);
     }
-    Ok(IntegerProduct { requantizer, starts, reach })
+    Ok(IntegerProduct { output, starts, reach })
 }
 
 /// Fails for requantizations that cannot be expressed. Reads all weights.
@@ -158,7 +175,7 @@ pub(super) fn check_requantization(graph: &Graph, node: NodeId) -> Result<(), St
             bias.and_then(|bias| m.requantizer_of_activations(&types, bias).map(|_| ()))
         }
         _ => weight_sums(graph, node).and_then(|sums| match sums {
-            Some(sums) => requantizer(graph, node, &sums).map(|_| ()),
+            Some(sums) => output(graph, node, &sums).map(|_| ()),
             None => Ok(()),
         }),
     };
@@ -206,6 +223,17 @@ pub(super) struct Parts {
     pub(super) clamp: Clamp,
     /// Where the weights of the problem lie in their tensor.
     pub(super) order: WeightOrder,
+    /// The grids of rows, where they are known at run time.
+    pub(super) grids: Option<RowGrids>,
+}
+
+/// Grids of the rows of a first operand.
+#[derive(Clone, Copy)]
+pub(super) struct RowGrids {
+    /// Where they lie, one behind the other or one for all.
+    pub(super) location: Location,
+    /// Whether some may have a zero point other than 0.
+    pub(super) zero_points: bool,
 }
 
 /// The kernel that computes a product.
@@ -229,7 +257,8 @@ pub(super) fn lower(
 ) -> Result<(), CodegenError> {
     let r = parts.extras.residual_location(cx, node)?;
     let y = cx.result_view(node)?.location;
-    let operands = Operands { a, y, r, w: PackedAt::Model };
+    let g = parts.grids.map(|g| g.location);
+    let operands = Operands { a, y, r, g, w: PackedAt::Model };
     let tensor = constant(cx.graph, node, 1).map_err(|e| cx.refuse(node, e))?;
     let (order, run) = (parts.order, problem.run);
     let work = cx.work(node);
@@ -242,9 +271,14 @@ pub(super) fn lower(
                 Some(Err(e)) => return Err(cx.refuse(node, e.clone())),
                 None => return Err(cx.refuse(node, OpError::unsupported("no integer product"))),
             };
-            let epilogue = match cx.options.measure_pack_only {
-                true => Epilogue::PackOnly,
-                false => Epilogue::Requantize(&own.requantizer),
+            let epilogue = match &own.output {
+                Output::Codes(_) if cx.options.measure_pack_only => Epilogue::PackOnly,
+                Output::Codes(requantizer) => Epilogue::Requantize(requantizer),
+                Output::Floats(dequantizer) => Epilogue::Dequantize {
+                    dequantizer,
+                    zero_points: parts.grids.is_some_and(|g| g.zero_points),
+                    residual: r.is_some(),
+                },
             };
             let weights = Weights { elements, order, run };
             let tier = cx.options.tier;

@@ -1,6 +1,7 @@
 //! Tests of whole compiled graphs against the interpreter, on every tier of the CPU.
 
 mod dense;
+mod dynamic;
 pub(crate) mod elementwise;
 mod layout;
 mod model;

@@ -8,10 +8,17 @@
 //! y   = clamp(requantize(acc) + z_y, lo, hi)       a ReLU, ReLU6 or Clip is lo and hi
 //! ```
 //!
+//! Where a row of activations gets its grid when it is computed ([`DynamicGrid`]), sums become floats ([`Dequantizer`]):
+//!
+//! ```text
+//! y   = clamp(f32(Σ q_x·q_w − z_x·Σ q_w)·(s_x·s_w) + bias + residual)
+//! ```
+//!
 //! Integer sums do not depend on their order and wrapping cannot change a sum whose end value fits: so results are
 //! the same on every ISA tier, tile shape and thread count, as long as [`Requantizer`] is one formula. Kernels may
 //! compute it in any way; they are tested to agree with it bit for bit.
 
+mod dynamic;
 mod fixed_point;
 mod grid;
 mod line;
@@ -19,6 +26,7 @@ pub mod math;
 mod requantize;
 mod small_float;
 
+pub use dynamic::{Dequantizer, DynamicGrid};
 pub use fixed_point::{AddRescale, MulRescale, Multiplier};
 pub use grid::{dequantize, fake_quant, normalize, quantize, table};
 pub use line::{PARTIAL_TOTALS, total};

@@ -1018,6 +1018,20 @@ impl<'m> Node<'_, 'm> {
         self.importer.emit(self.name(), op.into(), operands)
     }
 
+    /// Adds an op of `N` results that helps to express the node.
+    pub(super) fn emit_parts<const N: usize>(
+        &mut self,
+        part: &str,
+        op: impl Into<Op>,
+        operands: &[ValueId],
+    ) -> Result<[ValueId; N], NodeError> {
+        let op = op.into();
+        let mnemonic = op.mnemonic();
+        let results = self.importer.emit(&format!("{}_{part}", self.name()), op, operands)?;
+        let count = |all: Vec<ValueId>| OpError::unsupported(format!("{mnemonic} has {} results", all.len()));
+        results.try_into().map_err(|all| count(all).into())
+    }
+
     /// Adds an op that helps to express the node.
     pub(super) fn emit_part(
         &mut self,

@@ -257,18 +257,20 @@ pub(super) fn check_weights(ty: &TensorType, channel_axis: usize) -> Result<(), 
     }
 }
 
-/// Checks the optional operands of an accumulating op: a bias of one element a channel, a residual like the result.
+/// Checks the optional operands of an accumulating op behind the first `required` ones: a bias of one element a channel, a
+/// residual like the result.
 pub(super) fn check_extras(
     operands: &[&TensorType],
+    required: usize,
     bias: Option<(DType, usize)>,
     residual: Option<(DType, &Shape)>,
 ) -> Result<(), OpError> {
-    let expected = 2 + usize::from(bias.is_some()) + usize::from(residual.is_some());
+    let expected = required + usize::from(bias.is_some()) + usize::from(residual.is_some());
     if operands.len() != expected {
         return Err(OpError::Arity { expected: expected.to_string(), got: operands.len() });
     }
     if let Some((dtype, channels)) = bias {
-        let b = operands[2];
+        let b = operands[required];
         if b.dtype != dtype || b.shape.dims() != [channels] {
             return Err(OpError::shape(format!("the bias must be {dtype}[{channels}], got {b}")));
         }
@@ -390,6 +392,7 @@ impl Operator for Conv {
         let y = conv_shape(&x.shape, &w.shape, &self.window, self.groups, self.layout)?;
         check_extras(
             operands,
+            2,
             self.bias.then_some((DType::F32, w.shape[0])),
             self.residual.then_some((DType::F32, &y)),
         )?;
@@ -455,6 +458,7 @@ impl Operator for QConv {
         let y = conv_shape(&x.shape, &w.shape, &self.window, self.groups, self.layout)?;
         check_extras(
             operands,
+            2,
             self.bias.then_some((DType::S32, w.shape[0])),
             self.residual.then_some((DType::U8, &y)),
         )?;

@@ -280,6 +280,7 @@ impl Operator for MatMul {
         let y = product_shape(&a.shape, &b.shape)?;
         check_extras(
             operands,
+            2,
             self.bias.then_some((DType::F32, y[y.rank() - 1])),
             self.residual.then_some((DType::F32, &y)),
         )?;
@@ -317,7 +318,7 @@ impl Operator for MatMul {
 }
 
 /// Results before the products are added: the bias in each row, or zeros.
-fn start<T: Copy + Default>(y: &Shape, bias: Option<&[T]>) -> Vec<T> {
+pub(super) fn start<T: Copy + Default>(y: &Shape, bias: Option<&[T]>) -> Vec<T> {
     match bias {
         Some(bias) if !bias.is_empty() => bias.iter().copied().cycle().take(y.elements()).collect(),
         _ => vec![T::default(); y.elements()],
@@ -366,6 +367,7 @@ impl Operator for QMatMul {
         let y = product_shape(&a.shape, &b.shape)?;
         check_extras(
             operands,
+            2,
             self.bias.then_some((DType::S32, y[y.rank() - 1])),
             self.residual.then_some((DType::U8, &y)),
         )?;

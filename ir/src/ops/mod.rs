@@ -4,6 +4,7 @@
 //! bottom of this file. The compiler then names the places that must know it.
 
 mod conv;
+mod dynamic;
 mod elementwise;
 mod grid_sample;
 mod index;
@@ -21,6 +22,7 @@ mod shape;
 mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
+pub use dynamic::{DynamicMatMul, DynamicQuantize};
 pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, CastSmall, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary,
     UnaryKind, Where,
@@ -125,6 +127,8 @@ ops! {
     MatMul,
     /// Matrix product of u8 by s8, requantized.
     QMatMul,
+    /// Matrix product of u8 on grids that are known at run time by s8, as floats.
+    DynamicMatMul,
     /// Matrix product of f64 or integers.
     PlainMatMul,
     /// Determinants of matrices.
@@ -201,6 +205,8 @@ ops! {
     ScatterNd,
     /// Real numbers to the integers of a grid.
     Quantize,
+    /// Real numbers to the integers of grids that are chosen for them.
+    DynamicQuantize,
     /// Integers of a grid to real numbers.
     Dequantize,
     /// Real numbers rounded to a grid.

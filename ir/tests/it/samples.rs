@@ -212,6 +212,13 @@ pub(crate) fn every_op() -> Graph {
     let qmatmul =
         QMatMul { bias: false, residual: false, requant: RequantMode::Shift, output: grid(0.03, 100) };
     let qmatmul = add(qmatmul.into(), &[rows, qm], &mut g);
+    let grids = DynamicQuantize { axis: 1 };
+    let real_rows = g.input("real_rows", TensorType::f32(&[4, 4]).unwrap()).unwrap();
+    let dynamic = g.add("dynamic", grids, &[real_rows]).unwrap();
+    let product =
+        DynamicMatMul { bias: false, residual: false, clamp: Clamp { lo: -0.5, hi: f32::INFINITY } };
+    let product = add(product.into(), &[dynamic.port(0), qm, dynamic.port(1), dynamic.port(2)], &mut g);
+    g.output("dynamic", product);
     let resample = |interpolation, coordinates| Resample {
         axis: 1,
         length: 4,

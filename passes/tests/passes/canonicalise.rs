@@ -272,3 +272,15 @@ fn products_of_wide_integers_stay_integers() {
     let (after, report) = prepared(&net.finish(y));
     assert_eq!((count(&after, "PlainMatMul"), count(&after, "MatMul")), (1, 0), "{report}");
 }
+
+#[test]
+fn what_is_broadcast_is_converted_before() {
+    let mut net = Net::new(22);
+    let x = net.input("x", &[3, 1]);
+    let x = net.op("integers", Cast { to: DType::S64 }, &[x]);
+    let x = net.op("wide", Expand { shape: Shape::new([3, 70]).unwrap() }, &[x]);
+    let y = net.op("numbers", Cast { to: DType::F32 }, &[x]);
+    let (after, report) = prepared(&net.finish(y));
+    assert_eq!(after.mnemonic(find(&after, "numbers")), "Expand", "{report}");
+    assert_eq!(after.shape(after.operand(find(&after, "numbers"), 0)).dims(), [3, 1]);
+}

@@ -4,7 +4,7 @@ use qcc_ir::{
     numerics::RequantMode,
     ops::{BinaryKind, FakeQuant, UnaryKind},
 };
-use qcc_passes::{Options, Report, WeightBits, WeightGrid, int8_capability, quantize};
+use qcc_passes::{NoteKind, Options, Report, WeightBits, WeightGrid, int8_capability, quantize};
 
 fn quantized_with(graph: &Graph, options: &Options) -> (Graph, Report) {
     let (mut graph, _) = prepared_with(graph, options);
@@ -255,4 +255,29 @@ fn a_product_of_few_multiplications_among_float_ops_stays_float() {
     let y = net.unary("log", UnaryKind::Log, y);
     let (_, report) = quantized(&net.finish(y));
     assert!(declined(&report, "insert_fake_quant", "product").contains("neighbours are float"), "{report}");
+}
+
+#[test]
+fn a_sum_in_which_scores_would_vanish_beside_a_mask_stays_float() {
+    for (hidden, is_float) in [(-10_000.0, true), (-2.0, false)] {
+        let mut net = Net::new(6);
+        let x = net.input("x", &[2, 16, 32]);
+        let (q, k) = (net.matmul("q", x, 32), net.matmul("k", x, 32));
+        let k = net.transpose("kt", k, &[0, 2, 1]);
+        let scores = net.product("scores", q, k);
+        let mask = net.input("mask", &[2, 1, 16]);
+        let hidden = net.constant("hidden", &[], vec![hidden]);
+        let mask = net.binary("bias", BinaryKind::Mul, mask, hidden);
+        let y = net.binary("masked", BinaryKind::Add, scores, mask);
+        let v = net.matmul("v", x, 16);
+        let y = net.product("mixed", y, v);
+        let (_, report) = quantized(&net.finish(y));
+        let record = report.record("insert_fake_quant").unwrap();
+        let why = record.of(NoteKind::Declined).find(|n| n.node == "masked").map(|n| n.text.as_str());
+        assert_eq!(
+            why.is_some_and(|why| why.contains("as much as `scores` ranges over")),
+            is_float,
+            "{report}"
+        );
+    }
 }

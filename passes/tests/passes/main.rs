@@ -16,3 +16,4 @@ mod join_columns;
 mod lower_to_int8;
 mod models;
 mod pipeline;
+mod quantize_dynamic;

@@ -248,7 +248,9 @@ fn every_pass_is_observed_in_order_with_a_valid_graph() {
     let ranges = calibrated(&graph);
     qcc_passes::quantize(&mut graph, &ranges, &options, &mut observe).unwrap();
     qcc_passes::lower(&mut graph, &options, &mut observe).unwrap();
-    assert_eq!(seen, qcc_passes::pass_names(), "int8 runs each pass once");
+    let mut names = qcc_passes::pass_names();
+    names.retain(|name| *name != "quantize_dynamic");
+    assert_eq!(seen, names, "int8 runs each pass once, but for the one of int8-dynamic");
 }
 
 #[test]

@@ -328,10 +328,8 @@ impl Compiler {
     /// As [`compile_file`](Self::compile_file).
     pub fn program_of_graph(&self, graph: Graph) -> Result<Program, Error> {
         let prepared = self.prepare(graph)?;
-        let calibrated = match self.options.precision {
-            Precision::Float => None,
-            Precision::FakeQuant | Precision::Int8 => Some(self.calibrate(&prepared)?),
-        };
+        let is_calibrated = self.options.precision.is_calibrated();
+        let calibrated = is_calibrated.then(|| self.calibrate(&prepared)).transpose()?;
         let mut program = self.lower(&prepared, calibrated.as_ref())?;
         if let Some(Pixels::Folded { .. }) = program.info().pixels {
             let difference = self.difference_of_folding(&prepared, calibrated.as_ref(), &program)?;

@@ -136,9 +136,9 @@ impl Compiler {
         let failed = |e| Error::Import { path: origin.clone(), source: Box::new(e) };
         let packed = onnx::Packed::of_file(path, self.memory_limit()).map_err(failed)?;
         let model = Arc::new(packed.model(self.memory_limit()).map_err(failed)?);
-        let calibrated = match self.options.precision {
-            Precision::Float => None,
-            Precision::FakeQuant | Precision::Int8 => {
+        let calibrated = match self.options.precision.is_calibrated() {
+            false => None,
+            true => {
                 let recipe = Recipe::new(self.clone(), model.clone(), origin.clone(), None);
                 Some((*recipe.calibrated()?.0).clone())
             }

@@ -1,9 +1,7 @@
 //! How all specialisations of a model are compiled: on the same ranges, found once.
 
 use super::{DynamicModel, Engine};
-use crate::{
-    Calibrated, Compiler, Error, Event, Model, Precision, Samples, TensorInfo, compiler::Observation,
-};
+use crate::{Calibrated, Compiler, Error, Event, Model, Samples, TensorInfo, compiler::Observation};
 use qcc_ir::{Graph, Tensor, onnx};
 use std::{
     collections::BTreeMap,
@@ -45,10 +43,7 @@ impl Recipe {
     /// Machine code for the graph of a part, and the time that was spent on samples for it.
     pub(super) fn compile(&self, graph: Graph) -> Result<(Model, Duration), Error> {
         let prepared = self.compiler.prepare(graph)?;
-        let needs_ranges = match self.compiler.options.precision {
-            Precision::Float => false,
-            Precision::FakeQuant | Precision::Int8 => !prepared.brings_grids(),
-        };
+        let needs_ranges = self.compiler.options.precision.is_calibrated() && !prepared.brings_grids();
         let (calibrated, took) = match needs_ranges {
             true => self.calibrated().map(|(ranges, took)| (Some(ranges), took))?,
             false => (None, Duration::ZERO),

@@ -435,7 +435,7 @@ impl Results {
         let offset = |i: usize| spec.y_offsets.get(i).copied().unwrap_or(0);
         Some(Results {
             stride: offset(1).checked_sub(offset(0))?,
-            bytes: spec.columns * spec.product.element(),
+            bytes: spec.columns * spec.epilogue.result_bytes(),
             pixels: spec.pixels().div_ceil(bodies(tile)),
             residual: !spec.r_offsets.is_empty(),
         })

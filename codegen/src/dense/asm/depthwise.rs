@@ -39,6 +39,7 @@ fn tile_spec(spec: &StripSpec, cols: usize) -> Result<TileSpec, EmitError> {
         panel: spec.panel,
         columns: spec.columns,
         a_offsets: vec![0; y_offsets.len()],
+        g_offsets: Vec::new(),
         r_offsets: if spec.epilogue.has_residual() { y_offsets.clone() } else { Vec::new() },
         y_offsets,
         loops: Vec::new(),
@@ -121,7 +122,7 @@ impl Strip<'_> {
             self.repeat(run, line_step, |strip, _| {
                 accumulate::start_from_bias(&mut strip.asm, tile)?;
                 strip.multiply(tile, run.cols)?;
-                store::codes(&mut strip.asm, tile)
+                store::sums_of_codes(&mut strip.asm, tile)
             })?;
         }
         self.leave()

@@ -162,6 +162,12 @@ pub(super) fn end(asm: &mut Assembler, tile: &Tile, bands: &Bands) -> Emit {
     a.pop(rbp)
 }
 
+/// Where the seventh argument lies, the grids of rows, behind [`begin`]: above rbp and the address to return to. The memory
+/// is the tile's.
+pub(super) fn grids() -> AsmMemoryOperand {
+    rbp + 16
+}
+
 /// The accumulator of a band and a vector of the panel.
 fn accumulator(tile: &Tile, band: usize, vector: usize) -> AsmRegisterTmm {
     ACCUMULATORS[band * tile.format.vectors() + vector]

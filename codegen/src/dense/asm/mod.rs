@@ -12,6 +12,7 @@
 
 mod accumulate;
 mod depthwise;
+mod dequantize;
 mod matrix;
 mod requantize;
 mod run;
@@ -138,7 +139,7 @@ pub fn max_pixels(isa: Isa, product: Product, panel: usize) -> usize {
         Isa::AvxVnni | Isa::Avx2 => 16,
         Isa::XmmVnni | Isa::Xmm => return 0,
     };
-    let format = PanelFormat { product, isa, panel };
+    let format = PanelFormat::new(product, isa, panel);
     let vectors = format.vectors();
     if !(1..=MAX_VECTORS).contains(&vectors) || !panel.is_multiple_of(format.lanes()) {
         return 0;
@@ -168,7 +169,7 @@ pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
     let (mr, nr) = (spec.pixels(), spec.panel);
     let shape = match spec.product {
         Product::U8S8 | Product::U8S7 => {
-            let step = 4 * PanelFormat { product: spec.product, isa, panel: nr }.step_groups();
+            let step = 4 * PanelFormat::new(spec.product, isa, nr).step_groups();
             let weights = if spec.product == Product::U8S7 { "s7" } else { "s8" };
             format!("qu8{weights}_gemm_{mr}x{nr}c{step}__{isa}")
         }
@@ -178,6 +179,7 @@ pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
     match spec.epilogue {
         EpilogueForm::Requantize(q) => format!("{shape}_{}{residual}", q.mode()),
         EpilogueForm::PackOnly => format!("{shape}_packonly"),
+        EpilogueForm::Dequantize { .. } => format!("{shape}_f32{residual}"),
         EpilogueForm::Float { lo: false, hi: false, .. } => format!("{shape}{residual}"),
         EpilogueForm::Float { .. } => format!("{shape}_minmax{residual}"),
     }
@@ -186,7 +188,7 @@ pub fn tile_name(isa: Isa, spec: &TileSpec) -> String {
 /// Assembles one tile as a position-independent function of the ABI in [`spec`](super::spec).
 ///
 /// The weights and parameters it reads are those of [`pack`](super::pack) for
-/// `PanelFormat { product: spec.product, isa, panel: spec.panel }`.
+/// `PanelFormat::new(spec.product, isa, spec.panel)` with the results of its epilogue.
 pub fn emit_tile(isa: Isa, spec: &TileSpec) -> Result<Vec<u8>, EmitError> {
     let tile = Tile::new(isa, spec)?;
     let mut asm = Assembler::new(tile.width())?;
@@ -202,7 +204,7 @@ pub fn emit_tile(isa: Isa, spec: &TileSpec) -> Result<Vec<u8>, EmitError> {
             }
             match spec.epilogue {
                 EpilogueForm::Float { .. } => store::floats(&mut asm, &tile)?,
-                EpilogueForm::Requantize(_) | EpilogueForm::PackOnly => store::codes(&mut asm, &tile)?,
+                _ => store::sums_of_codes(&mut asm, &tile)?,
             }
         }
     }
@@ -245,7 +247,7 @@ struct Tile<'a> {
 
 impl<'a> Tile<'a> {
     fn new(isa: Isa, spec: &'a TileSpec) -> Result<Tile<'a>, EmitError> {
-        let format = PanelFormat { product: spec.product, isa, panel: spec.panel };
+        let format = PanelFormat::new(spec.product, isa, spec.panel).with_results(spec.epilogue);
         let (pixels, panel) = (spec.pixels(), spec.panel);
         if matches!(isa, Isa::XmmVnni | Isa::Xmm) {
             return Err(EmitError::Isa { isa });
@@ -264,7 +266,10 @@ impl<'a> Tile<'a> {
             (Product::U8S8 | Product::U8S7, EpilogueForm::Requantize(q)) if q.dtype != DType::U8 => {
                 return Err(EmitError::Grid(q.dtype));
             }
-            (Product::U8S8 | Product::U8S7, EpilogueForm::Requantize(_) | EpilogueForm::PackOnly)
+            (
+                Product::U8S8 | Product::U8S7,
+                EpilogueForm::Requantize(_) | EpilogueForm::PackOnly | EpilogueForm::Dequantize { .. },
+            )
             | (Product::F32, EpilogueForm::Float { .. }) => {}
             (product, _) => return Err(EmitError::Epilogue(product)),
         }
@@ -281,6 +286,8 @@ impl<'a> Tile<'a> {
         if needs_residuals {
             offsets("residual", spec.r_offsets.len(), if has_residual { pixels } else { 0 })?;
         }
+        let has_grids = matches!(spec.epilogue, EpilogueForm::Dequantize { .. });
+        offsets("grid", spec.g_offsets.len(), if has_grids { pixels } else { 0 })?;
         if spec.groups() == 0 {
             return Err(EmitError::EmptySum);
         }
@@ -313,6 +320,11 @@ impl<'a> Tile<'a> {
     /// The accumulator of a pixel and a vector of the panel.
     fn accumulator(&self, pixel: usize, vector: usize) -> Reg {
         Reg(pixel % self.resident() * self.format.vectors() + vector)
+    }
+
+    /// Vectors of the panel that hold channels which are stored.
+    fn stored_vectors(&self) -> usize {
+        self.spec.columns.div_ceil(self.format.lanes())
     }
 
     /// The i-th register that is no accumulator.

@@ -31,7 +31,7 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile, bands: &Bands, next: Next) 
     asm.asm.shr(LEFT, 32)?;
     accumulate::emit(asm, tile)?;
     matrix::spill(asm, tile, bands)?;
-    asm.set_masks(tile.spec.columns)?;
+    store::set_masks(asm, tile)?;
     let (mut top, mut last) = (asm.asm.create_label(), asm.asm.create_label());
     asm.asm.dec(LEFT)?;
     asm.asm.jle(last)?;
@@ -44,12 +44,15 @@ pub(super) fn emit(asm: &mut Assembler, tile: &Tile, bands: &Bands, next: Next) 
     for (argument, by) in [(rdx, next.params), (rcx, next.y), (r8, next.r)] {
         accumulate::advance(asm, argument, by.into())?;
     }
+    if next.g != 0 {
+        asm.asm.add(qword_ptr(matrix::grids()), next.g)?;
+    }
     matrix::spill(asm, tile, bands)?;
     asm.asm.dec(LEFT)?;
     asm.asm.jg(top)?;
     asm.asm.set_label(&mut last)?;
     matrix::load_starts(asm, tile)?;
-    (0..store::groups(tile)).try_for_each(|group| store::codes_of_group(asm, tile, group))
+    (0..store::groups(tile)).try_for_each(|group| store::finish_group(asm, tile, group))
 }
 
 /// Sums a tile; between its products, the codes of the tile before and prefetches.
@@ -67,7 +70,7 @@ fn sum_and_finish(
     let mut done = 0;
     let mut between = |asm: &mut Assembler| -> Result<(), EmitError> {
         let of = |all: usize| all * done / products..all * (done + 1) / products;
-        of(groups).try_for_each(|group| store::codes_of_group(asm, tile, group))?;
+        of(groups).try_for_each(|group| store::finish_group(asm, tile, group))?;
         if let Some(weights) = prefetch {
             weights.lines_of_tile(asm, of(weights.lines()))?;
         }

@@ -1,8 +1,8 @@
 //! From accumulators to memory.
 
 use super::{
-    EmitError, Tile, displaced, matrix, requantize,
-    vector::{Assembler, Reg},
+    EmitError, Tile, dequantize, displaced, matrix, requantize,
+    vector::{Assembler, Emit, Reg},
 };
 use crate::dense::spec::EpilogueForm;
 use iced_x86::code_asm::{r8, rcx};
@@ -10,13 +10,23 @@ use iced_x86::code_asm::{r8, rcx};
 /// Temporary registers that the epilogue of floats needs: the bounds, and one for stores.
 pub(super) const FLOAT_TEMPORARIES: usize = 3;
 
-/// Codes: 4 vectors of accumulators become one of bytes, be they of one pixel, of two or of four.
-pub(super) fn codes(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
-    asm.set_masks(tile.spec.columns)?;
+/// Results of sums of codes.
+pub(super) fn sums_of_codes(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> {
+    set_masks(asm, tile)?;
     if tile.bands.is_some() {
         matrix::load_starts(asm, tile)?;
     }
-    (0..groups(tile)).try_for_each(|group| codes_of_group(asm, tile, group))
+    (0..groups(tile)).try_for_each(|group| finish_group(asm, tile, group))
+}
+
+/// Sets up the masks that results are stored by.
+pub(super) fn set_masks(asm: &mut Assembler, tile: &Tile) -> Emit {
+    let (columns, lanes) = (tile.spec.columns, tile.format.lanes());
+    asm.set_masks(match tile.spec.epilogue.writes_floats() {
+        // Of the last vector.
+        true => columns - (columns - 1) / lanes * lanes,
+        false => columns,
+    })
 }
 
 /// Pixels whose codes fill a vector are a group: so many groups are in a tile.
@@ -24,18 +34,26 @@ pub(super) fn groups(tile: &Tile) -> usize {
     tile.spec.pixels().div_ceil(4 / tile.format.vectors())
 }
 
-/// The codes of a group's pixels.
-pub(super) fn codes_of_group(asm: &mut Assembler, tile: &Tile, group: usize) -> Result<(), EmitError> {
-    let (vectors, columns) = (tile.format.vectors(), tile.spec.columns);
-    let most = 4 / vectors;
+/// The results of a group's pixels.
+pub(super) fn finish_group(asm: &mut Assembler, tile: &Tile, group: usize) -> Result<(), EmitError> {
+    let most = 4 / tile.format.vectors();
     let pixels: Vec<usize> = (group * most..tile.spec.pixels().min((group + 1) * most)).collect();
-    for &pixel in &pixels {
-        if let Some(bands) = &tile.bands {
-            matrix::fetch(asm, tile, bands, pixel)?;
-        }
+    if let Some(bands) = &tile.bands {
+        pixels.iter().try_for_each(|&pixel| matrix::fetch(asm, tile, bands, pixel))?;
+    }
+    match tile.spec.epilogue {
+        EpilogueForm::Dequantize { .. } => dequantize::pixels(asm, tile, &pixels),
+        _ => codes(asm, tile, &pixels),
+    }
+}
+
+/// Codes: 4 vectors of accumulators become one of bytes, be they of one pixel, of two or of four.
+fn codes(asm: &mut Assembler, tile: &Tile, pixels: &[usize]) -> Result<(), EmitError> {
+    let (vectors, columns) = (tile.format.vectors(), tile.spec.columns);
+    for &pixel in pixels {
         requantize::rescale(asm, tile, pixel)?;
     }
-    let packed = narrow(asm, tile, &pixels)?;
+    let packed = narrow(asm, tile, pixels)?;
     let index = tile.temporary(0);
     // One pixel of 4 vectors is in order already.
     if vectors < 4 {
@@ -73,19 +91,17 @@ pub(super) fn floats(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> 
     let EpilogueForm::Float { lo: has_lo, hi: has_hi, residual } = tile.spec.epilogue else {
         return Err(EmitError::Epilogue(tile.spec.product));
     };
-    let (lanes, vector) = (tile.format.lanes(), tile.format.vector_bytes());
-    let columns = tile.spec.columns;
     let [lo, hi, t] = [0, 1, 2].map(|i| tile.temporary(i));
-    asm.set_masks(columns - (columns - 1) / lanes * lanes)?;
+    set_masks(asm, tile)?;
     if let super::super::pack::EpilogueLayout::Float { lo: at_lo, hi: at_hi } = tile.layout.epilogue {
         asm.vmovups(lo, tile.param(at_lo, 0))?;
         asm.vmovups(hi, tile.param(at_hi, 0))?;
     }
     for pixel in 0..tile.spec.pixels() {
-        for v in 0..columns.div_ceil(lanes) {
+        for v in 0..tile.stored_vectors() {
             let x = tile.accumulator(pixel, v);
             if residual {
-                asm.vaddps(x, x, displaced(r8, tile.spec.r_offsets[pixel], v * vector)?)?;
+                add_residual(asm, tile, pixel, v)?;
             }
             // Bound first: of two zeros, or with a NaN, these return the second operand, as `Clamp::apply` does.
             if has_lo {
@@ -94,10 +110,34 @@ pub(super) fn floats(asm: &mut Assembler, tile: &Tile) -> Result<(), EmitError> 
             if has_hi {
                 asm.vminps(x, hi, x)?;
             }
-            let bytes = 4 * lanes.min(columns - v * lanes);
-            let to = displaced(rcx, tile.spec.y_offsets[pixel], v * vector)?;
-            asm.store(to, x, 0, bytes, 4, t)?;
+            store_floats(asm, tile, pixel, v, t)?;
         }
     }
     Ok(())
+}
+
+/// Adds the residual of a vector of floats.
+pub(super) fn add_residual(
+    asm: &mut Assembler,
+    tile: &Tile,
+    pixel: usize,
+    v: usize,
+) -> Result<(), EmitError> {
+    let x = tile.accumulator(pixel, v);
+    let from = displaced(r8, tile.spec.r_offsets[pixel], v * tile.format.vector_bytes())?;
+    Ok(asm.vaddps(x, x, from)?)
+}
+
+/// Stores a vector of floats, or what of it are channels. Overwrites `t`.
+pub(super) fn store_floats(
+    asm: &mut Assembler,
+    tile: &Tile,
+    pixel: usize,
+    v: usize,
+    t: Reg,
+) -> Result<(), EmitError> {
+    let (lanes, vector) = (tile.format.lanes(), tile.format.vector_bytes());
+    let bytes = 4 * lanes.min(tile.spec.columns - v * lanes);
+    let to = displaced(rcx, tile.spec.y_offsets[pixel], v * vector)?;
+    Ok(asm.store(to, tile.accumulator(pixel, v), 0, bytes, 4, t)?)
 }

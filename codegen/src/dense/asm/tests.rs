@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     dense::{
         WeightOrder, Weights,
-        pack::{pack_bias, pack_params, pack_weights},
-        spec::{Epilogue, Next, Prefetch, SLACK, Start},
+        pack::{pack_bias, pack_dequantizer, pack_params, pack_weights},
+        spec::{Epilogue, Next, Prefetch, RowGrid, SLACK, Start},
         strip::{self, Axis, StripSpec, Strips},
     },
     executable::Executable,
@@ -18,7 +18,9 @@ use iced_x86::{
 use proptest::{prelude::*, test_runner::TestRunner};
 use qcc_ir::{
     OutputGrid,
-    numerics::{ChannelBounds, RequantMode, Requantizer, ResidualInput, WeightSums},
+    numerics::{
+        ChannelBounds, Dequantizer, DynamicGrid, RequantMode, Requantizer, ResidualInput, WeightSums,
+    },
     ops::Clamp,
 };
 use region::{Allocation, Protection};
@@ -70,7 +72,7 @@ impl Guarded {
     }
 }
 
-type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64);
+type TileFn = unsafe extern "sysv64" fn(*const u8, *const u8, *const u8, *mut u8, *const u8, u64, *const u8);
 
 /// Marsaglia's xorshift64: data for a case from one number.
 struct Random(u64);
@@ -148,9 +150,14 @@ struct Problem {
 
 impl Problem {
     fn new(isa: Isa, product: Product, g: &Geometry) -> Problem {
+        Problem::with_results(isa, product, g, product.element())
+    }
+
+    /// The same with results and residuals of so many bytes.
+    fn with_results(isa: Isa, product: Product, g: &Geometry, result_bytes: usize) -> Problem {
         let mut rng = Random(g.seed);
-        let lanes = PanelFormat { product, isa, panel: 1 }.lanes();
-        let format = PanelFormat { product, isa, panel: g.vectors * lanes };
+        let lanes = PanelFormat::new(product, isa, 1).lanes();
+        let format = PanelFormat::new(product, isa, g.vectors * lanes);
         let pixels = 1 + (g.pixels - 1) % max_pixels(isa, product, format.panel);
         let columns = 1 + (g.columns - 1) % format.panel;
         let element = product.element();
@@ -168,9 +175,9 @@ impl Problem {
             }
             offsets
         };
-        let row = columns * element;
-        let y_pitch = row + element * rng.within(0, 5) as usize;
-        let r_pitch = row + element * rng.within(0, 5) as usize;
+        let row = columns * result_bytes;
+        let y_pitch = row + result_bytes * rng.within(0, 5) as usize;
+        let r_pitch = row + result_bytes * rng.within(0, 5) as usize;
         let loops: Vec<(u32, i32)> = g.loops.iter().map(|(n, s)| (*n, s * element as i32)).collect();
         let reach = |pick: fn(i32, i32) -> i32| -> i32 {
             loops.iter().map(|(n, s)| pick(0, (*n as i32 - 1) * s)).sum()
@@ -214,6 +221,7 @@ impl Problem {
             a_offsets: self.a_offsets.iter().map(|o| o * self.widening() as i32).collect(),
             y_offsets: self.y_offsets.clone(),
             r_offsets: if residual { self.r_offsets.clone() } else { vec![] },
+            g_offsets: vec![],
             loops: self.loops.iter().map(|&(n, s)| (n, s * self.widening() as i32)).collect(),
             inner: self.format.run_groups(self.run_len) as u32,
             start: Start::Params,
@@ -244,10 +252,11 @@ impl Problem {
 
     /// Runs the tile on guarded buffers; what `y`, filled with 0xc5, holds afterwards.
     fn execute(&self, spec: &TileSpec, a: &[u8], w: &[u8], params: &[u8], r: &[u8]) -> Vec<u8> {
-        self.execute_run(1, spec, a, w, params, r)
+        self.execute_run(1, spec, a, w, params, r, &[])
     }
 
-    /// The same of a run of so many tiles, whose results follow each other.
+    /// The same of a run of so many tiles, whose results follow each other, with grids of rows.
+    #[allow(clippy::too_many_arguments, reason = "those of a tile")]
     fn execute_run(
         &self,
         tiles: usize,
@@ -256,6 +265,7 @@ impl Problem {
         w: &[u8],
         params: &[u8],
         r: &[u8],
+        g: &[u8],
     ) -> Vec<u8> {
         let code = emit_tile(self.format.isa, spec).unwrap();
         check_encoding(self.format.isa, &code);
@@ -273,12 +283,13 @@ impl Problem {
         let mut params = Guarded::new(params, 0);
         let mut y = Guarded::new(&vec![0xc5; tiles * self.y_bytes], 0);
         let mut r = Guarded::new(r, SLACK);
+        let mut g = Guarded::new(g, 0);
         // SAFETY: the code is a tile of this signature for this CPU, and the buffers are those it was emitted for.
         let mut call = || unsafe {
             let tile: TileFn = std::mem::transmute(code.entry());
             let first = a.at(self.a_origin * self.widening());
             // As if seven tiles of the panel had been computed before.
-            tile(first, w.at(0), params.at(0), y.at(0), r.at(0), 7 | (tiles as u64) << 32);
+            tile(first, w.at(0), params.at(0), y.at(0), r.at(0), 7 | (tiles as u64) << 32, g.at(0));
         };
         match self.format.isa {
             Isa::AmxInt8 => within_configuration(self.configured, call),
@@ -541,11 +552,12 @@ fn run_codes(
         params: params[0].len() as i32,
         y: p.y_bytes as i32,
         r: p.r_bytes as i32,
+        g: 0,
     };
     let mut spec = p.spec(Epilogue::Requantize(&q), q.has_residual);
     // One tile may be a run, too.
     spec.next = (isa == Isa::AmxInt8 && !geometry.seed.is_multiple_of(5) || tiles > 1).then_some(next);
-    let y = p.execute_run(tiles, &spec, &a, &packed.concat(), &params.concat(), &r);
+    let y = p.execute_run(tiles, &spec, &a, &packed.concat(), &params.concat(), &r, &[]);
 
     let mut expected = vec![0xc5u8; tiles * p.y_bytes];
     let mut saturated = true;
@@ -608,7 +620,7 @@ fn every_shape_of_tile_is_right() {
     // What random shapes may miss: each panel, each number of pixels, and each number of columns of the smallest.
     for (isa, product) in forms_of_codes() {
         for vectors in 1..=MAX_VECTORS {
-            let lanes = PanelFormat { product, isa, panel: 1 }.lanes();
+            let lanes = PanelFormat::new(product, isa, 1).lanes();
             let panel = vectors * lanes;
             let most = max_pixels(isa, product, panel);
             let shapes = (1..=most).map(|p| (p, panel)).chain((1..=panel).map(|c| (most.min(5), c)));
@@ -640,6 +652,108 @@ fn every_shape_of_tile_is_right() {
                 );
             }
         }
+    }
+}
+
+/// What the floats of a product of codes are made of.
+#[derive(Clone, Copy, Debug)]
+struct Numbers {
+    activations: Fill,
+    weights: Fill,
+    zero_points: bool,
+    bias: bool,
+    residual: bool,
+    clamp: Clamp,
+}
+
+fn numbers() -> impl Strategy<Value = Numbers> {
+    let bound = || prop_oneof![Just(f32::INFINITY), -1e3f32..1e3];
+    (fill(), fill(), any::<[bool; 3]>(), bound(), bound()).prop_map(
+        |(activations, weights, [zero_points, bias, residual], lo, hi)| {
+            let clamp = Clamp { lo: if lo.is_finite() { lo.min(hi) } else { -lo }, hi };
+            Numbers { activations, weights, zero_points, bias, residual, clamp }
+        },
+    )
+}
+
+/// Runs one case of codes that become floats; of matrix registers a run of up to three tiles of pixels.
+fn run_numbers((isa, product): (Isa, Product), geometry: &Geometry, n: Numbers) -> Result<(), TestCaseError> {
+    let mut p = Problem::with_results(isa, product, geometry, 4);
+    let tiles = if isa == Isa::AmxInt8 { 1 + geometry.seed as usize % 3 } else { 1 };
+    let (pixels, k) = (p.a_offsets.len(), p.runs() * p.run_len);
+    let weights: Vec<i8> = match product {
+        Product::U8S7 => {
+            let runs = p.channels * p.runs();
+            narrow_weights(&mut p.rng, runs, p.run_len, n.weights)
+        }
+        _ => (0..p.channels * k).map(|_| weight_of(&mut p.rng, n.weights)).collect(),
+    };
+    let weight = |channel: usize, run: usize, i: usize| weights[channel * k + run * p.run_len + i];
+    let sums: Vec<WeightSums> = weights.chunks_exact(k).map(WeightSums::of).collect();
+    let mut rng = Random(geometry.seed ^ 0x3333);
+    let mut reals =
+        |count: usize, most: f64| -> Vec<f32> { (0..count).map(|_| rng.real(-most, most) as f32).collect() };
+    let scales: Vec<f32> = reals(p.channels, 0.1).into_iter().map(f32::abs).collect();
+    let bias = n.bias.then(|| reals(p.channels, 100.0));
+    let rows: Vec<DynamicGrid> = reals(tiles * pixels, 0.1)
+        .into_iter()
+        .enumerate()
+        .map(|(i, scale)| DynamicGrid {
+            scale: if i % 11 == 10 { f32::NAN } else { scale.abs() },
+            zero_point: if n.zero_points { (i * 97 % 256) as i32 } else { 0 },
+        })
+        .collect();
+    let residual = reals(tiles * p.r_bytes / 4, 100.0);
+    let dequantizer = Dequantizer::new(&sums, scales, bias, n.clamp).unwrap();
+    let epilogue =
+        Epilogue::Dequantize { dequantizer: &dequantizer, zero_points: n.zero_points, residual: n.residual };
+    p.format = p.format.with_results(epilogue.form());
+    let own = p.before..p.channels;
+    let packed = pack_weights(p.format, own.clone(), p.runs(), p.run_len, weight);
+    let params = pack_dequantizer(p.format, epilogue.form(), &dequantizer, own.clone(), &vec![0; p.channels]);
+    let a: Vec<u8> = (0..tiles * p.a_bytes).map(|_| code(&mut p.rng, n.activations)).collect();
+    let mut spec = p.spec(epilogue, n.residual);
+    spec.g_offsets = (0..pixels).map(|i| (i * RowGrid::BYTES) as i32).collect();
+    let (a_bytes, y, r) = (p.a_bytes as i32, p.y_bytes as i32, p.r_bytes as i32);
+    let next = Next { a: a_bytes, w: 0, params: 0, y, r, g: (pixels * RowGrid::BYTES) as i32 };
+    spec.next = (isa == Isa::AmxInt8 && !geometry.seed.is_multiple_of(5) || tiles > 1).then_some(next);
+    let bytes = |floats: &[f32]| -> Vec<u8> { floats.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    let g: Vec<u8> =
+        rows.iter().flat_map(|r| [r.scale.to_le_bytes(), r.zero_point.to_le_bytes()]).flatten().collect();
+    let result = p.execute_run(tiles, &spec, &a, &packed, &params, &bytes(&residual), &g);
+
+    let unwritten = f32::from_le_bytes([0xc5; 4]);
+    let mut expected = vec![unwritten; tiles * p.y_bytes / 4];
+    for (tile, pixel) in (0..tiles).flat_map(|tile| (0..pixels).map(move |pixel| (tile, pixel))) {
+        let starts = p.run_starts(pixel);
+        for (column, channel) in own.clone().enumerate() {
+            let mut acc = 0i32;
+            for (run, start) in starts.iter().enumerate() {
+                for i in 0..p.run_len {
+                    let x = a[tile * p.a_bytes + start + i];
+                    acc = acc.wrapping_add(i32::from(x) * i32::from(weight(channel, run, i)));
+                }
+            }
+            let r =
+                n.residual.then(|| residual[(tile * p.r_bytes + p.r_offsets[pixel] as usize) / 4 + column]);
+            let y = dequantizer.apply(acc, channel, rows[tile * pixels + pixel], r);
+            expected[(tile * p.y_bytes + p.y_offsets[pixel] as usize) / 4 + column] = y;
+        }
+    }
+    let canonical = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+    let result: Vec<u32> =
+        result.as_chunks::<4>().0.iter().map(|&c| canonical(f32::from_le_bytes(c))).collect();
+    let expected: Vec<u32> = expected.into_iter().map(canonical).collect();
+    prop_assert_eq!(result, expected, "{} with {:?}", tile_name(isa, &spec), n);
+    Ok(())
+}
+
+#[test]
+fn floats_of_codes_equal_the_reference() {
+    for form in forms_of_codes() {
+        let mut runner =
+            TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) });
+        runner.run(&(geometry(), numbers()), |(g, n)| run_numbers(form, &g, n)).unwrap();
     }
 }
 
@@ -805,6 +919,7 @@ fn small_spec(epilogue: Epilogue<'_>) -> TileSpec {
         a_offsets: vec![0, 64],
         y_offsets: vec![0, 16],
         r_offsets: vec![],
+        g_offsets: vec![],
         loops: vec![],
         inner: 3,
         start: Start::Params,
@@ -995,6 +1110,7 @@ fn matrix_spec() -> TileSpec {
         a_offsets: offsets(1024, 64),
         y_offsets: offsets(448, 32),
         r_offsets: vec![],
+        g_offsets: vec![],
         loops: vec![(3, 1024)],
         inner: 48,
         start: Start::Params,

@@ -108,6 +108,17 @@ pub(crate) enum Rounding {
     Up = 2,
 }
 
+/// What two numbers become when all elements of a vector are joined.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Join {
+    /// The smaller, or the second where one is NaN.
+    Min,
+    /// The larger, likewise.
+    Max,
+    /// Their sum.
+    Sum,
+}
+
 /// A register or a vector in memory.
 #[derive(Clone, Copy)]
 pub(crate) enum Operand {
@@ -403,6 +414,30 @@ impl Assembler {
             Width::Ymm => self.asm.vbroadcastss(d.ymm(), a.xmm()),
             Width::Zmm => self.asm.vbroadcastss(d.zmm(), a.xmm()),
         }
+    }
+
+    /// All floats of `x` joined, half of them with the other half and so on, in its first elements. Overwrites `t`.
+    pub(crate) fn join_elements(&mut self, x: Reg, t: Reg, join: Join) -> Emit {
+        if self.width == Width::Zmm {
+            self.asm.vextractf64x4(t.ymm(), x.zmm(), 1)?;
+            match join {
+                Join::Min => self.asm.vminps(x.ymm(), x.ymm(), t.ymm())?,
+                Join::Max => self.asm.vmaxps(x.ymm(), x.ymm(), t.ymm())?,
+                Join::Sum => self.asm.vaddps(x.ymm(), x.ymm(), t.ymm())?,
+            }
+        }
+        let with_t = |asm: &mut CodeAssembler| match join {
+            Join::Min => asm.vminps(x.xmm(), x.xmm(), t.xmm()),
+            Join::Max => asm.vmaxps(x.xmm(), x.xmm(), t.xmm()),
+            Join::Sum => asm.vaddps(x.xmm(), x.xmm(), t.xmm()),
+        };
+        self.asm.vextractf128(t.xmm(), x.ymm(), 1)?;
+        with_t(&mut self.asm)?;
+        for order in [0b0100_1110, 0b1011_0001] {
+            self.asm.vpermilps(t.xmm(), x.xmm(), order)?;
+            with_t(&mut self.asm)?;
+        }
+        Ok(())
     }
 
     /// Floats rounded to integers.

@@ -4,6 +4,7 @@
 //! kernels of the parent module for the shapes that real models are made of, and give the same bits; a shape or tier
 //! that they do not take is left to those.
 
+mod dynamic;
 mod elementwise;
 mod lookup;
 mod planes;
@@ -12,6 +13,7 @@ mod program;
 mod rows;
 mod softmax;
 
+pub(crate) use dynamic::quantize_rows;
 pub(crate) use elementwise::elementwise;
 pub(crate) use lookup::lookup;
 pub(crate) use planes::{CodeGrid, Planes, interleave, quantize};

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     CodegenError,
-    dense::asm::vector::{Assembler, Emit, Reg, Width},
+    dense::asm::vector::{Assembler, Emit, Join, Reg, Width},
     kernels::{
         lanes::{Elementwise, Lanes},
         line::Line,
@@ -179,18 +179,8 @@ impl Rows {
     fn max(&self, asm: &mut Assembler) -> Emit {
         asm.vmovups(MAX, rdi + 0)?;
         self.each(asm, self.width.bytes(), |asm, x, _| asm.vmaxps(MAX, MAX, x))?;
-        let (x, t) = (MAX, T);
-        if self.width == Width::Zmm {
-            asm.asm.vextractf64x4(t.ymm(), x.zmm(), 1)?;
-            asm.asm.vmaxps(x.ymm(), x.ymm(), t.ymm())?;
-        }
-        asm.asm.vextractf128(t.xmm(), x.ymm(), 1)?;
-        asm.asm.vmaxps(x.xmm(), x.xmm(), t.xmm())?;
-        for order in [0b0100_1110, 0b1011_0001] {
-            asm.asm.vpermilps(t.xmm(), x.xmm(), order)?;
-            asm.asm.vmaxps(x.xmm(), x.xmm(), t.xmm())?;
-        }
-        asm.splat_first(x, x)
+        asm.join_elements(MAX, T, Join::Max)?;
+        asm.splat_first(MAX, MAX)
     }
 
     /// The sum of each row from rsi on in the first element of registers 0 to `rows`: partial sums, of which halves are

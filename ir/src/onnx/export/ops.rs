@@ -109,6 +109,9 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::ArgMaxPool(_) => {
             Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
         }
+        Op::DynamicQuantize(_) | Op::DynamicMatMul(_) => Err(OpError::unsupported(
+            "is a product of codes with float results, which no ONNX op is; stop after import to export what a model says itself",
+        )),
         Op::QConv(_)
         | Op::QMatMul(_)
         | Op::QAveragePool(_)

@@ -9,7 +9,7 @@ use crate::{
     numerics::PowerRounding,
     onnx::{NodeError, import::Node, tensor},
     ops::{
-        AssumeGrid, Binary, BinaryKind, Cast, CastSmall, Dequantize, Expand, Quantize, Reduce, ReduceKind,
+        AssumeGrid, Binary, BinaryKind, Cast, CastSmall, Dequantize, DynamicQuantize, Expand, Quantize,
         Reshape, Slice, SliceSpec, Unary, UnaryKind,
     },
 };
@@ -79,27 +79,10 @@ pub(super) fn dynamic_quantize_linear(node: &mut Node<'_, '_>) -> Result<Vec<Val
 
 /// Codes, scale and zero point of f32 elements on the u8 grid over their range: [min(x, 0), max(x, 0)] in 255 steps.
 pub(super) fn dynamically_quantized(node: &mut Node<'_, '_>, x: ValueId) -> Result<[ValueId; 3], NodeError> {
-    let binary = |kind| Binary { kind };
-    let axes: Vec<usize> = (0..node.ty(x).shape.rank()).collect();
-    let reduce = |kind| Reduce { kind, axes: axes.clone(), keep_dims: false };
-    let zero = node.constant_part("zero", Tensor::scalar(0f32));
-    let steps = node.constant_part("steps", Tensor::scalar(255f32));
-    let least = node.emit_part("least", reduce(ReduceKind::Min), &[x])?;
-    let least = node.emit_part("min", binary(BinaryKind::Min), &[least, zero])?;
-    let most = node.emit_part("most", reduce(ReduceKind::Max), &[x])?;
-    let most = node.emit_part("max", binary(BinaryKind::Max), &[most, zero])?;
-    let range = node.emit_part("range", binary(BinaryKind::Sub), &[most, least])?;
-    let scale = node.emit_part("scale", binary(BinaryKind::Div), &[range, steps])?;
-    let above = node.emit_part("above", binary(BinaryKind::Sub), &[zero, least])?;
-    // Of zeros alone: their codes are 0, whatever divides them.
-    let tiny = node.constant_part("tiny", Tensor::scalar(f32::MIN_POSITIVE));
-    let step = node.emit_part("step", binary(BinaryKind::Max), &[scale, tiny])?;
-    let place = node.emit_part("place", binary(BinaryKind::Div), &[above, step])?;
-    let place = node.emit_part("within", Unary { kind: UnaryKind::Clip { lo: 0.0, hi: 255.0 } }, &[place])?;
-    let place = node.emit_part("rounded", Unary { kind: UnaryKind::Round }, &[place])?;
-    let zero_point = node.emit_part("zero_point", Cast { to: DType::U8 }, &[place])?;
-    let grid = Grid { scale: step, zero_point: Some(zero_point), axis: None, block: 0 };
-    let codes = quantized(node, "codes", x, &grid, DType::U8, None)?;
+    let [codes, scale, zero] = node.emit_parts("codes", DynamicQuantize { axis: 0 }, &[x])?;
+    let scale = node.emit_part("scale", Reshape { shape: Shape::scalar() }, &[scale])?;
+    let zero = node.emit_part("zero", Reshape { shape: Shape::scalar() }, &[zero])?;
+    let zero_point = node.emit_part("zero_point", Cast { to: DType::U8 }, &[zero])?;
     Ok([codes, scale, zero_point])
 }
 
