@@ -13,6 +13,7 @@
 //! compute it in any way; they are tested to agree with it bit for bit.
 
 mod fixed_point;
+mod float_rescale;
 mod grid;
 mod line;
 pub mod math;
@@ -20,6 +21,7 @@ mod requantize;
 mod small_float;
 
 pub use fixed_point::{AddRescale, MulRescale, Multiplier};
+pub use float_rescale::{FloatAddRescale, FloatMulRescale, Rescaling, float_average};
 pub use grid::{dequantize, fake_quant, normalize, quantize, table};
 pub use line::{PARTIAL_TOTALS, total};
 pub use requantize::{
