@@ -68,6 +68,9 @@ pub enum ContainerError {
         /// Header or contents.
         part: &'static str,
     },
+    /// It is another kind of program.
+    #[error("its shapes are open: bind them, or run it as a model of any shapes")]
+    Dynamic,
     /// The checksums fit, but what it says makes no sense.
     #[error("malformed: {0}")]
     Malformed(String),
