@@ -13,9 +13,9 @@ use crate::{
     regions,
 };
 use qcc_ir::{
-    DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, ValueId,
+    DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, Tensor, TensorType, ValueId,
     numerics::RequantMode,
-    ops::{BinaryKind, Conv, FakeQuant, MatMul, PoolKind, UnaryKind},
+    ops::{Binary, BinaryKind, Conv, Dequantize, FakeQuant, MatMul, PoolKind, UnaryKind},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ const LEAST_FACTOR: f64 = 1.0 / (1 << 22) as f64;
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     if graph.stage == Stage::FakeQuant {
-        return complete(graph, record);
+        return complete(graph, ctx, record);
     }
     for warning in &ctx.ranges.warnings {
         record.warning(&graph.name, warning);
@@ -63,7 +63,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
 }
 
 /// Of a graph that brings its own grids: rounds the biases that the model has as floats, and says what stays float.
-fn complete(graph: &mut Graph, record: &mut Record) -> Result<(), PassError> {
+fn complete(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     // Canonicalisation may have put moves behind what computes.
     round_before_moves(graph)?;
     for node in graph.order() {
@@ -71,6 +71,9 @@ fn complete(graph: &mut Graph, record: &mut Record) -> Result<(), PassError> {
         let name = graph.node(node).name.clone();
         if matches!(op, Op::Conv(Conv { bias: true, .. }) | Op::MatMul(MatMul { bias: true, .. })) {
             round_own_bias(graph, node)?;
+        }
+        if ctx.options.requant == RequantMode::Float {
+            count_whole_steps(graph, node)?;
         }
         if graph.node(node).outputs().iter().any(|t| t.dtype == DType::F32)
             && let Err(why) = has_own_grids(graph, node)
@@ -93,14 +96,14 @@ fn round_own_bias(graph: &mut Graph, node: NodeId) -> Result<(), PassError> {
     let name = &graph.node(node).name;
     let fail = |e| PassError::op(name, "FakeQuant", e);
     let scales: Vec<f32> = w.params.scales().iter().map(|s| s * s_x).collect();
-    let fits = |(c, b): (usize, &f32)| {
-        let scale = scales[if w.params.axis().is_some() { c } else { 0 }];
-        scale.is_normal() && f64::from(b.abs()) <= f64::from(scale) * MOST_BIAS
-    };
+    let scale = |c: usize| scales[if w.params.axis().is_some() { c } else { 0 }];
     let is_one_each = scales.len() == 1 || scales.len() == bias.len();
-    if !is_one_each || !bias.iter().enumerate().all(fits) {
+    if !is_one_each || !scales.iter().all(|s| s.is_normal()) {
         return Ok(());
     }
+    let steps: Vec<f32> = bias.iter().enumerate().map(|(c, b)| (b / scale(c)).round_ties_even()).collect();
+    let most = steps.iter().fold(0f32, |most, b| most.max(b.abs()));
+    let codes: Vec<i32> = steps.iter().map(|&b| b as i32).collect();
     let params = match w.params.axis() {
         Some(_) => {
             let zeros = vec![0; scales.len()];
@@ -108,9 +111,47 @@ fn round_own_bias(graph: &mut Graph, node: NodeId) -> Result<(), PassError> {
         }
         None => QuantParams::per_tensor(scales[0], 0),
     };
-    let op = FakeQuant { dtype: DType::S32, lo: -BIAS_CODES, hi: BIAS_CODES, params: params.map_err(fail)? };
-    let rounded = graph.add(&format!("{name}_bias_fq"), op, &[operands[2]])?;
+    let params = params.map_err(fail)?;
+    let rounded_name = format!("{name}_bias_fq");
+    let rounded = if f64::from(most) <= MOST_BIAS {
+        let op = FakeQuant { dtype: DType::S32, lo: -BIAS_CODES, hi: BIAS_CODES, params };
+        graph.add(&rounded_name, op, &[operands[2]])?
+    } else if most < i32::MAX as f32 {
+        // Of channels of next to no weight; lowering makes room for them.
+        let shape = graph.shape(operands[2]).clone();
+        let tensor = Tensor::from_vec(shape.clone(), codes).map_err(|e| fail(e.into()))?;
+        let ty = TensorType::quantized(DType::S32, shape, params).map_err(fail)?;
+        let constant = graph.quantized_constant(&format!("{name}_bias"), tensor, ty)?;
+        graph.add(&rounded_name, Dequantize {}, &[constant])?
+    } else {
+        return Ok(());
+    };
     graph.set_operand(node, 2, rounded.out())?;
+    Ok(())
+}
+
+/// ONNX Runtime's softmax of codes takes ⌊1/s⌋ steps of the result's grid for 1: 254 where s is a bit above 1/255. So do
+/// these then.
+fn count_whole_steps(graph: &mut Graph, node: NodeId) -> Result<(), PassError> {
+    let Some(Op::Softmax(s)) = graph.op(node) else { return Ok(()) };
+    let Some(Op::FakeQuant(f)) = graph.sole_use(node.out()).and_then(|u| graph.op(u.node)) else {
+        return Ok(());
+    };
+    let from = grid_behind(graph, graph.operand(node, 0)).filter(|f| f.dtype == DType::U8);
+    let Some((scale, _)) = f.params.as_per_tensor().filter(|_| f.dtype == DType::U8 && !s.log) else {
+        return Ok(());
+    };
+    let factor = (1.0 / scale).floor() * scale;
+    if from.is_none() || factor == 1.0 || factor == 0.0 {
+        return Ok(());
+    }
+    let name = format!("{}_steps", graph.node(node).name);
+    let uses = graph.uses(node.out());
+    let constant = graph.constant(&format!("{name}_factor"), Tensor::scalar(factor));
+    let scaled = graph.add(&name, Binary { kind: BinaryKind::Mul }, &[node.out(), constant])?.out();
+    for u in uses {
+        graph.set_operand(u.node, u.slot.into(), scaled)?;
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::{
 use qcc_ir::{
     DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Shape, Stage, Tensor,
     TensorType, ValueId,
-    numerics::{self, AddRescale, MulRescale, RequantMode, Requantizer, WeightSums},
+    numerics::{self, RequantMode, Requantizer, Rescaling, WeightSums},
     ops::{
         Binary, BinaryKind, Clamp, Concat, Dequantize, FakeQuant, Gather, Pool, PoolKind, QAveragePool,
         QBinary, QBinaryKind, QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
@@ -396,21 +396,29 @@ impl Builder<'_> {
         record: &mut Record,
     ) -> Result<Lowered, PassError> {
         let output = target.grid;
-        let lowered: Op = match op {
+        let rescaling = match self.ctx.options.requant {
+            RequantMode::Float => Rescaling::Float,
+            _ => Rescaling::FixedPoint,
+        };
+        let mut lowered: Op = match op {
             Op::Conv(_) | Op::MatMul(_) => return self.product(node, output, record),
             Op::Unary(Unary { kind }) => QUnary { kind: *kind, output }.into(),
-            Op::Binary(Binary { kind }) => match *kind {
-                BinaryKind::Add => QBinary { kind: QBinaryKind::Add, output }.into(),
-                BinaryKind::Sub => QBinary { kind: QBinaryKind::Sub, output }.into(),
-                BinaryKind::Mul => QBinary { kind: QBinaryKind::Mul, output }.into(),
-                kind => return Ok(Err(format!("{kind:?} has no integer form"))),
-            },
+            Op::Binary(Binary { kind }) => {
+                let kind = match *kind {
+                    BinaryKind::Add => QBinaryKind::Add,
+                    BinaryKind::Sub => QBinaryKind::Sub,
+                    BinaryKind::Mul => QBinaryKind::Mul,
+                    kind => return Ok(Err(format!("{kind:?} has no integer form"))),
+                };
+                QBinary { kind, rescaling, output }.into()
+            }
             Op::Pool(Pool { kind: PoolKind::Average { count_include_pad }, window, ceil_mode, layout }) => {
                 QAveragePool {
                     window: window.clone(),
                     ceil_mode: *ceil_mode,
                     count_include_pad: *count_include_pad,
                     layout: *layout,
+                    rescaling,
                     output,
                 }
                 .into()
@@ -421,14 +429,18 @@ impl Builder<'_> {
         let old = self.old.operands(node);
         let operands = old.into_iter().map(|v| self.as_codes(v)).collect::<Result<Vec<_>, _>>()?;
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.new.ty(v)).collect();
+        let Err(refusal) = lowered.infer(&types) else { return Ok(Ok((lowered, operands))) };
+        match &mut lowered {
+            Op::QBinary(QBinary { rescaling: own @ Rescaling::Float, .. })
+            | Op::QAveragePool(QAveragePool { rescaling: own @ Rescaling::Float, .. }) => {
+                *own = Rescaling::FixedPoint;
+            }
+            _ => return Ok(Err(refusal.to_string())),
+        }
         if let Err(why) = lowered.infer(&types) {
             return Ok(Err(why.to_string()));
         }
-        if let Op::QBinary(b) = &lowered
-            && let Err(why) = rescalable(b, &types)
-        {
-            return Ok(Err(why));
-        }
+        record.declined(&self.old.node(node).name, format!("rescales in integers: {refusal}"));
         Ok(Ok((lowered, operands)))
     }
 
@@ -684,21 +696,6 @@ fn bias_fits(types: &[&TensorType]) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Whether the factors of a sum or product are in the range of their fixed-point form.
-fn rescalable(op: &QBinary, types: &[&TensorType]) -> Result<(), String> {
-    let scale = |i: usize| f64::from(types[i].per_tensor().map_or(0.0, |(s, _)| s));
-    let (a, b, y) = (scale(0), scale(1), f64::from(op.output.scale));
-    let fits = match op.kind {
-        QBinaryKind::Add => AddRescale::new(a / y, b / y).is_some(),
-        QBinaryKind::Sub => AddRescale::new(a / y, -b / y).is_some(),
-        QBinaryKind::Mul => MulRescale::new(a * b / y).is_some(),
-    };
-    match fits {
-        true => Ok(()),
-        false => Err(format!("scales {a} and {b} are too far above the result's {y}")),
-    }
 }
 
 fn full_range(f: &FakeQuant) -> bool {

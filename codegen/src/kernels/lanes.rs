@@ -39,6 +39,8 @@ pub(crate) trait Lanes {
     fn ceil(&mut self, x: Self::Value) -> Self::Value;
     /// To an integer, half to even.
     fn nearest(&mut self, x: Self::Value) -> Self::Value;
+    /// x·y + z, rounded once, where f64 holds it exactly.
+    fn multiply_add(&mut self, x: Self::Value, y: Self::Value, z: Self::Value) -> Self::Value;
     fn abs(&mut self, x: Self::Value) -> Self::Value;
     fn neg(&mut self, x: Self::Value) -> Self::Value;
 
@@ -58,6 +60,8 @@ pub(crate) trait Lanes {
 
     /// The integer towards 0, where 32 bits hold it; the least one elsewhere.
     fn truncate(&mut self, x: Self::Value) -> Self::Value;
+    /// The integer that is nearest, half to even, where 32 bits hold it; the least one elsewhere.
+    fn round(&mut self, x: Self::Value) -> Self::Value;
     /// An integer as a float.
     fn to_f32(&mut self, x: Self::Value) -> Self::Value;
     /// The same bits as an integer.
@@ -187,6 +191,28 @@ impl Lanes for FunctionBuilder<'_> {
 
     fn truncate(&mut self, x: Value) -> Value {
         self.ins().x86_cvtt2dq(I32X4, x)
+    }
+
+    fn round(&mut self, x: Value) -> Value {
+        let whole = self.ins().nearest(x);
+        self.ins().x86_cvtt2dq(I32X4, whole)
+    }
+
+    /// In f64: not every CPU that runs this fuses.
+    fn multiply_add(&mut self, x: Value, y: Value, z: Value) -> Value {
+        let upper = std::array::from_fn(|i| (8 + i % 8) as u8);
+        let halves = [x, y, z].map(|v| {
+            let high = vector::shuffle(self, v, v, upper);
+            [v, high].map(|v| self.ins().fvpromote_low(v))
+        });
+        let [low, high] = [0, 1].map(|half| {
+            let [x, y, z] = halves.map(|h| h[half]);
+            let product = self.ins().fmul(x, y);
+            let sum = self.ins().fadd(product, z);
+            self.ins().fvdemote(sum)
+        });
+        let join = std::array::from_fn(|i| if i < 8 { i } else { 8 + i } as u8);
+        vector::shuffle(self, low, high, join)
     }
 
     fn to_f32(&mut self, x: Value) -> Value {

@@ -16,6 +16,7 @@ use crate::{
 };
 use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid,
+    numerics::{AddRescale, MulRescale},
     ops::{BinaryKind, QBinaryRescale, UnaryKind},
 };
 use std::collections::BTreeMap;
@@ -430,44 +431,73 @@ struct Rescaled {
 
 impl Elementwise for Rescaled {
     fn apply<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
-        let (sum, shift) = match self.rescale {
-            QBinaryRescale::Add(r) => {
-                // Zero points are part of a constant; that of a signed type is moved by half its range, and so are its
-                // codes, which must not be negative here.
-                let offset = self.signed.map(|signed| if signed { 128 } else { 0 });
-                let [x, y] = [0, 1].map(|i| match offset[i] {
-                    0 => operands[i],
-                    offset => {
-                        let offset = l.i32(offset);
-                        l.iadd(operands[i], offset)
-                    }
-                });
-                let zero = |i: usize| self.zero_points[i] + offset[i];
-                let sum = l.weighted_sum(x, y, r.m1, r.m2);
-                let less = i32::from(r.m1) * zero(0) + i32::from(r.m2) * zero(1);
-                let constant = l.i32((1 << (r.s - 1)) - less);
-                (l.iadd(sum, constant), r.s)
+        let code = match self.rescale {
+            QBinaryRescale::Add(r) => self.fixed_sum(l, operands, r),
+            QBinaryRescale::Mul(r) => self.fixed_product(l, operands, r),
+            QBinaryRescale::FloatAdd(r) => {
+                let [x, y] = [0, 1].map(|i| l.to_f32(operands[i]));
+                let (r1, r2, c) = (l.f32(r.r1), l.f32(r.r2), l.f32(r.c));
+                let second = l.multiply_add(y, r2, c);
+                let sum = l.multiply_add(x, r1, second);
+                l.round(sum)
             }
-            QBinaryRescale::Mul(r) => {
-                let [x, y] = [0, 1].map(|i| {
-                    let zero = l.i32(self.zero_points[i]);
-                    l.isub(operands[i], zero)
-                });
-                let product = l.imul(x, y);
-                let m = l.i32(r.m.into());
-                let product = l.imul(product, m);
-                let half = l.i32(1 << (r.s - 1));
-                (l.iadd(product, half), r.s)
+            QBinaryRescale::FloatMul(r) => {
+                let product = self.product(l, operands);
+                let product = l.to_f32(product);
+                let (factor, zero) = (l.f32(r.r), l.f32(r.z));
+                let steps = l.fmul(product, factor);
+                let code = l.fadd(steps, zero);
+                l.round(code)
             }
         };
-        let steps = l.shift_right(sum, shift);
-        let zero = l.i32(self.output.zero_point);
-        let code = l.iadd(steps, zero);
         self.clamped(l, code)
     }
 }
 
 impl Rescaled {
+    fn fixed_sum<L: Lanes>(&self, l: &mut L, operands: &[L::Value], r: AddRescale) -> L::Value {
+        // Zero points are part of a constant; that of a signed type is moved by half its range, and so are its codes, which
+        // must not be negative here.
+        let offset = self.signed.map(|signed| if signed { 128 } else { 0 });
+        let [x, y] = [0, 1].map(|i| match offset[i] {
+            0 => operands[i],
+            offset => {
+                let offset = l.i32(offset);
+                l.iadd(operands[i], offset)
+            }
+        });
+        let zero = |i: usize| self.zero_points[i] + offset[i];
+        let sum = l.weighted_sum(x, y, r.m1, r.m2);
+        let less = i32::from(r.m1) * zero(0) + i32::from(r.m2) * zero(1);
+        let constant = l.i32((1 << (r.s - 1)) - less);
+        let sum = l.iadd(sum, constant);
+        self.shifted(l, sum, r.s)
+    }
+
+    fn fixed_product<L: Lanes>(&self, l: &mut L, operands: &[L::Value], r: MulRescale) -> L::Value {
+        let product = self.product(l, operands);
+        let m = l.i32(r.m.into());
+        let product = l.imul(product, m);
+        let half = l.i32(1 << (r.s - 1));
+        let product = l.iadd(product, half);
+        self.shifted(l, product, r.s)
+    }
+
+    /// Of the operands less their zero points.
+    fn product<L: Lanes>(&self, l: &mut L, operands: &[L::Value]) -> L::Value {
+        let [x, y] = [0, 1].map(|i| {
+            let zero = l.i32(self.zero_points[i]);
+            l.isub(operands[i], zero)
+        });
+        l.imul(x, y)
+    }
+
+    fn shifted<L: Lanes>(&self, l: &mut L, sum: L::Value, shift: u32) -> L::Value {
+        let steps = l.shift_right(sum, shift);
+        let zero = l.i32(self.output.zero_point);
+        l.iadd(steps, zero)
+    }
+
     /// Within those bounds of the grid that the type does not have by itself.
     fn clamped<L: Lanes>(&self, l: &mut L, code: L::Value) -> L::Value {
         let OutputGrid { dtype, lo, hi, .. } = self.output;

@@ -4,6 +4,7 @@ use super::{Lowerer, Lowering, shape::attributes};
 use crate::{
     CodegenError,
     kernels::{
+        lanes::Lanes,
         map::View,
         pool::{self, Axis, Constants, Geometry, Pitch, Reducer},
         vector::{
@@ -21,8 +22,8 @@ use cranelift_codegen::ir::{
 use cranelift_frontend::FunctionBuilder;
 use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid, Shape, TensorType,
-    numerics::Multiplier,
-    ops::{Layout, Pool, PoolKind, QAveragePool, Window},
+    numerics::{Multiplier, Rescaling},
+    ops::{AverageRescale, Layout, Pool, PoolKind, QAveragePool, Window},
 };
 use std::collections::BTreeMap;
 
@@ -190,10 +191,11 @@ impl Reducer for Average {
     }
 }
 
-/// The integer sum of codes, requantized by a [`Multiplier`] in 64 bits.
+/// The integer sum of codes, requantized by a [`Multiplier`] in 64 bits or in floats.
 struct QAverage {
     /// Whether the sum fits 16 bits.
     short: bool,
+    rescaling: Rescaling,
     output: OutputGrid,
 }
 
@@ -224,6 +226,19 @@ impl Reducer for QAverage {
         };
         let offset = load_splat(b, I32X4, constants);
         let second = b.ins().iadd_imm_s(constants, 4);
+        if self.rescaling == Rescaling::Float {
+            let factor = load_splat(b, F32X4, second);
+            let values: Vec<Value> = sums
+                .into_iter()
+                .map(|s| {
+                    let s = b.ins().iadd(s, offset);
+                    let x = b.to_f32(s);
+                    let steps = b.fmul(x, factor);
+                    b.round(steps)
+                })
+                .collect();
+            return codes(b, &values, self.output);
+        }
         let m = load_splat(b, I32X4, second);
         let third = b.ins().iadd_imm_s(constants, 8);
         let half = load_splat(b, I64X2, third);
@@ -296,13 +311,17 @@ fn lower_q_average_pool(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenEr
     let places = (from.location, to.location);
     let zero = x.per_tensor().map_or(0, |(_, z)| i64::from(z));
     let constants = constants(&g, &op.window, op.count_include_pad, |inside, counted| {
-        let none = Multiplier { m: 0, n: 1 };
-        let multiplier = op.multiplier(x, counted as usize).unwrap_or(none);
-        CodeAverage { offset: (-zero * inside) as i32, multiplier }.to_bytes(op.output)
+        let none = match op.rescaling {
+            Rescaling::FixedPoint => AverageRescale::FixedPoint(Multiplier { m: 0, n: 1 }),
+            Rescaling::Float => AverageRescale::Float(0.0),
+        };
+        let rescale = op.rescale(x, counted as usize).unwrap_or(none);
+        CodeAverage { offset: (-zero * inside) as i32, rescale }.to_bytes(op.output)
     });
-    let reducer = QAverage { short: op.window.taps() * 255 <= usize::from(u16::MAX), output: op.output };
+    let short = op.window.taps() * 255 <= usize::from(u16::MAX);
+    let reducer = QAverage { short, rescaling: op.rescaling, output: op.output };
     let work = cx.current_work();
-    let kind = wide::PoolKind::CodeAverage(op.output);
+    let kind = wide::PoolKind::CodeAverage(op.output, op.rescaling);
     if reducer.short && wide::pool(cx, "q_average_pool", &g, places, kind, &constants, work)? {
         return Ok(());
     }

@@ -4,6 +4,7 @@ use super::{check, graph_of, plain, quantized};
 use proptest::prelude::*;
 use qcc_ir::{
     DType, Graph, OutputGrid, QuantParams, TensorType,
+    numerics::Rescaling,
     ops::{
         Binary, BinaryKind, Cast, Dequantize, FakeQuant, QBinary, QBinaryKind, QUnary, Quantize, Transpose,
         Unary, UnaryKind, Where,
@@ -137,14 +138,15 @@ proptest! {
     #[test]
     fn quantized_sums_and_products(
         d in dims(), ones in any::<u32>(), kind in 0..3, s in (-6f32..2.0, -6f32..2.0, -5f32..1.0),
-        z in (0..256, 0..256, 0..256), signed: bool, narrow: bool, seed in any::<u64>(),
+        z in (0..256, 0..256, 0..256), signed: bool, narrow: bool, float: bool, seed in any::<u64>(),
     ) {
         let kind = [QBinaryKind::Add, QBinaryKind::Sub, QBinaryKind::Mul][kind as usize];
         let a = quantized(DType::U8, &d, s.0.exp2(), z.0);
         let b = quantized(DType::U8, &broadcast_from(&d, ones, true), s.1.exp2(), z.1);
         let (dtype, zero) = if signed { (DType::S8, z.2 - 128) } else { (DType::U8, z.2) };
         let output = grid(dtype, s.2.exp2(), zero, narrow);
-        check(&graph_of(QBinary { kind, output }, &[a, b]), seed);
+        let rescaling = if float { Rescaling::Float } else { Rescaling::FixedPoint };
+        check(&graph_of(QBinary { kind, rescaling, output }, &[a, b]), seed);
     }
 
     #[test]
@@ -317,7 +319,11 @@ fn grown(dims: &[usize], per_channel: bool, growth: &[Growth]) -> Graph {
             DEQUANTIZE => g.add(&name, Dequantize {}, &[code]).unwrap().out(),
             _ => {
                 let other = codes[step.second % codes.len()];
-                let op = QBinary { kind: QBinaryKind::Add, output: grid(DType::U8, 0.07, 80, false) };
+                let op = QBinary {
+                    kind: QBinaryKind::Add,
+                    rescaling: Rescaling::FixedPoint,
+                    output: grid(DType::U8, 0.07, 80, false),
+                };
                 let sum = g.add(&name, op, &[code, other]).unwrap().out();
                 codes.push(sum);
                 sum

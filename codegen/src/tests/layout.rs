@@ -5,7 +5,7 @@ use crate::plan::{Margins, Plan};
 use proptest::prelude::*;
 use qcc_ir::{
     DType, Graph, OutputGrid, QuantParams, Shape, Tensor, ValueId,
-    numerics::RequantMode,
+    numerics::{RequantMode, Rescaling},
     ops::{
         Concat, Layout, Pool, PoolKind, QBinary, QBinaryKind, QConv, QUnary, Quantize, Slice, SliceSpec,
         Transpose, UnaryKind, Window,
@@ -96,7 +96,14 @@ impl Net {
 
     fn add(&mut self, x: ValueId, y: ValueId) -> ValueId {
         let name = self.name();
-        self.g.add(&name, QBinary { kind: QBinaryKind::Add, output: grid() }, &[x, y]).unwrap().out()
+        self.g
+            .add(
+                &name,
+                QBinary { kind: QBinaryKind::Add, rescaling: Rescaling::FixedPoint, output: grid() },
+                &[x, y],
+            )
+            .unwrap()
+            .out()
     }
 }
 

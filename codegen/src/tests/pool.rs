@@ -4,6 +4,7 @@ use super::{check, graph_of, plain, quantized};
 use proptest::prelude::*;
 use qcc_ir::{
     DType, OutputGrid,
+    numerics::Rescaling,
     ops::{Layout, Pool, PoolKind, QAveragePool, Window},
 };
 
@@ -55,7 +56,7 @@ proptest! {
     #[test]
     fn integer_averages_are_exact(
         (window, input) in windows(), c in channels(), ceil_mode: bool, count_include_pad: bool, s in -4f32..4.0,
-        z in (0..256, 0..256), narrow: bool, seed: u64,
+        z in (0..256, 0..256), narrow: bool, float: bool, seed: u64,
     ) {
         let mut dims = vec![1];
         dims.extend(input);
@@ -64,7 +65,9 @@ proptest! {
         if narrow {
             (output.lo, output.hi) = (20, 200);
         }
-        let op = QAveragePool { window, ceil_mode, count_include_pad, layout: Layout::ChannelsLast, output };
+        let layout = Layout::ChannelsLast;
+        let rescaling = if float { Rescaling::Float } else { Rescaling::FixedPoint };
+        let op = QAveragePool { window, ceil_mode, count_include_pad, layout, rescaling, output };
         check(&graph_of(op, &[quantized(DType::U8, &dims, 0.07 * s.exp2(), z.0)]), seed);
     }
 }
@@ -74,7 +77,17 @@ fn global_averages() {
     for (h, w, c) in [(7, 7, 100), (17, 16, 33), (40, 40, 5)] {
         let output = OutputGrid::full(DType::U8, 0.02, 7).unwrap();
         let (window, layout) = (Window::new([h, w]), Layout::ChannelsLast);
-        let op = QAveragePool { window, ceil_mode: false, count_include_pad: false, layout, output };
-        check(&graph_of(op, &[quantized(DType::U8, &[2, h, w, c], 0.1, 9)]), 5);
+        for rescaling in [Rescaling::FixedPoint, Rescaling::Float] {
+            let window = window.clone();
+            let op = QAveragePool {
+                window,
+                ceil_mode: false,
+                count_include_pad: false,
+                layout,
+                rescaling,
+                output,
+            };
+            check(&graph_of(op, &[quantized(DType::U8, &[2, h, w, c], 0.1, 9)]), 5);
+        }
     }
 }

@@ -20,6 +20,7 @@
 
 mod dynamic;
 mod fixed_point;
+mod float_rescale;
 mod grid;
 mod line;
 pub mod math;
@@ -28,6 +29,7 @@ mod small_float;
 
 pub use dynamic::{Dequantizer, DynamicGrid};
 pub use fixed_point::{AddRescale, MulRescale, Multiplier};
+pub use float_rescale::{FloatAddRescale, FloatMulRescale, Rescaling, float_average};
 pub use grid::{dequantize, fake_quant, normalize, quantize, table};
 pub use line::{PARTIAL_TOTALS, total};
 pub use requantize::{

@@ -247,7 +247,8 @@ pub struct Requantizer {
 }
 
 impl Requantizer {
-    /// Constants for output channels with these factors S (one a channel, in f64: s_x·s_w/s_y).
+    /// Constants for output channels with these factors S (one a channel: s_x·s_w/s_y, in f64, but in f32 and in this order
+    /// for [`Float`](RequantMode::Float)).
     ///
     /// `bounds` are the channels' accumulator bounds. Refuses what a kernel could not compute exactly as defined:
     /// accumulators beyond 32 bits in every mode, and whatever leaves the mode's own range. How far the codes may be

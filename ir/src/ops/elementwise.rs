@@ -3,7 +3,9 @@
 use super::{Operator, arity, conv::per_tensor, numbers::Numbers, shape::one_grid};
 use crate::{
     DType, OpError, OutputGrid, Shape, Tensor, TensorType,
-    numerics::{self, AddRescale, MulRescale, PowerRounding, math::Real},
+    numerics::{
+        self, AddRescale, FloatAddRescale, FloatMulRescale, MulRescale, PowerRounding, Rescaling, math::Real,
+    },
     tensor::with_element,
 };
 use ndarray::{ArrayViewD, IxDyn};
@@ -173,11 +175,14 @@ pub enum QBinaryKind {
 }
 
 /// Sum, difference ([`AddRescale`](crate::numerics::AddRescale)) or product ([`MulRescale`](crate::numerics::MulRescale))
-/// of quantized elements, broadcast by NumPy's rules.
+/// of quantized elements, broadcast by NumPy's rules; or those of
+/// [`FloatAddRescale`](crate::numerics::FloatAddRescale) and [`FloatMulRescale`](crate::numerics::FloatMulRescale).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct QBinary {
     /// The function.
     pub kind: QBinaryKind,
+    /// The formula of the rescaling.
+    pub rescaling: Rescaling,
     /// Grid and bounds of the result.
     pub output: OutputGrid,
 }
@@ -675,43 +680,69 @@ impl Operator for QUnary {
 }
 
 /// Constants of a [`QBinary`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum QBinaryRescale {
     /// Of a sum or difference.
     Add(AddRescale),
     /// Of a product.
     Mul(MulRescale),
+    /// Of a sum or difference, in f32.
+    FloatAdd(FloatAddRescale),
+    /// Of a product, in f32.
+    FloatMul(FloatMulRescale),
 }
 
 impl QBinaryRescale {
-    /// The rescaled value of two operands less their zero points, without the output's zero point.
-    pub fn apply(self, u1: i32, u2: i32) -> i32 {
+    /// The code of two operands' codes, for these zero points of operands and result, before it is bounded.
+    pub fn apply(self, [q1, q2]: [i32; 2], [z1, z2]: [i32; 2], z_y: i32) -> i32 {
         match self {
-            QBinaryRescale::Add(r) => r.apply(u1, u2),
-            QBinaryRescale::Mul(r) => r.apply(u1, u2),
+            QBinaryRescale::Add(r) => r.apply(q1 - z1, q2 - z2) + z_y,
+            QBinaryRescale::Mul(r) => r.apply(q1 - z1, q2 - z2) + z_y,
+            QBinaryRescale::FloatAdd(r) => r.apply(q1, q2),
+            QBinaryRescale::FloatMul(r) => r.apply(q1 - z1, q2 - z2),
         }
     }
 }
 
 impl QBinary {
-    /// The constants for operands of these types: s₁/s_y and ±s₂/s_y, or s₁·s₂/s_y, in f64.
+    /// The constants for operands of these types: s₁/s_y and ±s₂/s_y, or s₁·s₂/s_y.
     pub fn rescale(&self, types: &[&TensorType]) -> Result<QBinaryRescale, OpError> {
         let [a, b] = arity(types)?;
-        let (s1, _) = per_tensor(&a, "first operand")?;
-        let (s2, _) = per_tensor(&b, "second operand")?;
-        let (s1, s2, s_y) = (f64::from(s1), f64::from(s2), f64::from(self.output.scale));
-        let rescale = match self.kind {
-            QBinaryKind::Add => AddRescale::new(s1 / s_y, s2 / s_y).map(QBinaryRescale::Add),
-            QBinaryKind::Sub => AddRescale::new(s1 / s_y, -s2 / s_y).map(QBinaryRescale::Add),
-            QBinaryKind::Mul => MulRescale::new(s1 * s2 / s_y).map(QBinaryRescale::Mul),
+        let (s1, z1) = per_tensor(&a, "first operand")?;
+        let (s2, z2) = per_tensor(&b, "second operand")?;
+        let rescale = match self.rescaling {
+            Rescaling::FixedPoint => self.fixed_point([s1, s2]),
+            Rescaling::Float => self.float([s1, s2], [z1, z2]),
         };
         rescale.ok_or_else(|| {
             OpError::quant(format!(
-                "{:?} of scales {s1} and {s2} to {s_y}: the factor does not fit 16 bits; choose a coarser output \
-                 scale",
-                self.kind
+                "{:?} of scales {s1} and {s2} to {}: the factor does not fit {}; choose a coarser output scale",
+                self.kind,
+                self.output.scale,
+                match self.rescaling {
+                    Rescaling::FixedPoint => "16 bits",
+                    Rescaling::Float => "the range of exact sums",
+                }
             ))
         })
+    }
+
+    fn fixed_point(&self, scales: [f32; 2]) -> Option<QBinaryRescale> {
+        let ([s1, s2], s_y) = (scales.map(f64::from), f64::from(self.output.scale));
+        match self.kind {
+            QBinaryKind::Add => AddRescale::new(s1 / s_y, s2 / s_y).map(QBinaryRescale::Add),
+            QBinaryKind::Sub => AddRescale::new(s1 / s_y, -s2 / s_y).map(QBinaryRescale::Add),
+            QBinaryKind::Mul => MulRescale::new(s1 * s2 / s_y).map(QBinaryRescale::Mul),
+        }
+    }
+
+    fn float(&self, [s1, s2]: [f32; 2], zero_points: [i32; 2]) -> Option<QBinaryRescale> {
+        let sum = |s2: f32| FloatAddRescale::new([s1, s2], zero_points, self.output);
+        match self.kind {
+            QBinaryKind::Add => sum(s2).map(QBinaryRescale::FloatAdd),
+            QBinaryKind::Sub => sum(-s2).map(QBinaryRescale::FloatAdd),
+            QBinaryKind::Mul => FloatMulRescale::new([s1, s2], self.output).map(QBinaryRescale::FloatMul),
+        }
     }
 }
 
@@ -745,8 +776,8 @@ impl Operator for QBinary {
             (operands[1].as_slice::<u8>()?, operands[1].shape()),
             shape,
             |a, b| {
-                let v = rescale.apply(i32::from(a) - z1, i32::from(b) - z2);
-                Ok((v + zero_point).clamp(lo, hi) as u8)
+                let code = rescale.apply([a, b].map(i32::from), [z1, z2], zero_point);
+                Ok(code.clamp(lo, hi) as u8)
             },
         )?;
         Ok(vec![Tensor::from_bytes(results[0].dtype, shape.clone(), codes.into())?])

@@ -34,7 +34,7 @@ pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
 pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
-pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
+pub use pool::{ArgMaxPool, AverageRescale, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use recurrent::{Activation, Cell, Recurrent, Slots};
 pub use reduce::{Reduce, ReduceKind};

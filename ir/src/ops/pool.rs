@@ -6,7 +6,8 @@ use super::{
     numbers::Numbers,
 };
 use crate::{
-    DType, Element, OpError, OutputGrid, Shape, Tensor, TensorType, numerics::Multiplier,
+    DType, Element, OpError, OutputGrid, Shape, Tensor, TensorType,
+    numerics::{Multiplier, Rescaling, float_average},
     tensor::with_element,
 };
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,8 @@ pub struct ArgMaxPool {
 }
 
 /// An average [`Pool`] of quantized values: the integer sum of q − z_x, times s_x/(s_y·count) as a
-/// [`Multiplier`](crate::numerics::Multiplier), one rounding. Windows of no element at all give real 0.
+/// [`Multiplier`](crate::numerics::Multiplier), one rounding, or as [`float_average`](crate::numerics::float_average).
+/// Windows of no element at all give real 0.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct QAveragePool {
     /// Kernel extents, strides, dilations, pads.
@@ -67,17 +69,45 @@ pub struct QAveragePool {
     pub count_include_pad: bool,
     /// Layout of operand and result.
     pub layout: Layout,
+    /// The formula of the rescaling.
+    pub rescaling: Rescaling,
     /// Grid and bounds of the result.
     pub output: OutputGrid,
 }
 
+/// The factor of the sums of a [`QAveragePool`]'s windows.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum AverageRescale {
+    /// In integers.
+    FixedPoint(Multiplier),
+    /// f32(sum)·factor, rounded half to even.
+    Float(f32),
+}
+
+impl AverageRescale {
+    /// The rescaled sum, without the output's zero point.
+    pub fn apply(self, sum: i32) -> i64 {
+        match self {
+            AverageRescale::FixedPoint(m) => m.apply(sum),
+            AverageRescale::Float(factor) => (sum as f32 * factor).round_ties_even() as i64,
+        }
+    }
+}
+
 impl QAveragePool {
-    /// The factor of a sum over `count` elements: s_x/(s_y·count), in f64. `None` for a count of 0, whose average is
-    /// real 0.
-    pub fn multiplier(&self, operand: &TensorType, count: usize) -> Option<Multiplier> {
+    /// The factor of a sum over `count` elements: s_x/(s_y·count). `None` for a count of 0, whose average is real 0, and for
+    /// a factor beyond its form's range.
+    pub fn rescale(&self, operand: &TensorType, count: usize) -> Option<AverageRescale> {
         let (scale, _) = operand.per_tensor()?;
-        let factor = f64::from(scale) / (f64::from(self.output.scale) * count as f64);
-        if count == 0 { None } else { Multiplier::new(factor) }
+        let s_y = self.output.scale;
+        match self.rescaling {
+            _ if count == 0 => None,
+            Rescaling::FixedPoint => {
+                let factor = f64::from(scale) / (f64::from(s_y) * count as f64);
+                Multiplier::new(factor).map(AverageRescale::FixedPoint)
+            }
+            Rescaling::Float => float_average(scale, s_y, count).map(AverageRescale::Float),
+        }
     }
 
     /// How many elements the average at `position` (one index a spatial dimension) divides by.
@@ -236,9 +266,9 @@ impl Operator for QAveragePool {
                 self.window.taps()
             )));
         }
-        if self.multiplier(&x, 1).is_none() {
+        if self.rescale(&x, 1).is_none() || self.rescale(&x, self.window.taps()).is_none() {
             return Err(OpError::quant(format!(
-                "the step of {x} is 2^29 times the output's {} or more",
+                "the step of {x} is too far from the output's {}",
                 self.output.scale
             )));
         }
@@ -256,14 +286,14 @@ impl Operator for QAveragePool {
         let (_, channels, spatial) = self.layout.split(x.shape())?;
         let OutputGrid { zero_point, lo, hi, .. } = self.output;
         let mut means = vec![0u8; y.elements()];
-        let mut multipliers = BTreeMap::new();
+        let mut rescales = BTreeMap::new();
         for_each_window(x.shape(), y, &self.window, self.layout, |at| {
             let count = self.count(&spatial, at.position);
-            let multiplier = *multipliers.entry(count).or_insert_with(|| self.multiplier(types[0], count));
+            let rescale = *rescales.entry(count).or_insert_with(|| self.rescale(types[0], count));
             for c in 0..channels {
                 let values = at.taps.iter().flatten().map(|i| codes[i + c * at.x_channel]);
                 let sum: i32 = values.map(|q| i32::from(q) - zero).sum();
-                let mean = multiplier.map_or(0, |m| m.apply(sum)) + i64::from(zero_point);
+                let mean = rescale.map_or(0, |r| r.apply(sum)) + i64::from(zero_point);
                 means[at.y + c * at.y_channel] = mean.clamp(lo.into(), hi.into()) as u8;
             }
         })?;

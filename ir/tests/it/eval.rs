@@ -3,7 +3,7 @@
 use crate::samples::{f32s, grid, quantized, shape};
 use qcc_ir::{
     DType, Element, Error, Graph, Op, OutputGrid, QuantParams, Tensor, TensorType, interpreter,
-    numerics::{self, RequantMode},
+    numerics::{self, RequantMode, Rescaling},
     ops::*,
     text::seeded,
 };
@@ -286,7 +286,9 @@ fn tables_are_the_function_on_the_grid() {
 fn quantized_sums_and_products() {
     let a = coded(of(&[2, 2], &[10u8, 20, 128, 255]), 0.1, 10);
     let b = coded(list(&[0u8, 7]), 0.2, 5);
-    let run = |kind, output| eval_typed(QBinary { kind, output }, &[a.clone(), b.clone()]);
+    let run = |kind, output| {
+        eval_typed(QBinary { kind, rescaling: Rescaling::FixedPoint, output }, &[a.clone(), b.clone()])
+    };
     // Reals: a = 0, 1, 11.8, 24.5; b = −1, 0.4.
     let got = run(QBinaryKind::Add, grid(0.1, 50)).unwrap();
     assert_eq!(got, of(&[2, 2], &[40u8, 64, 158, 255]));
@@ -296,6 +298,9 @@ fn quantized_sums_and_products() {
     assert_eq!(got, of(&[2, 2], &[100u8, 101, 90, 104]), "0.4 is 0.8 steps; the others leave the bounds");
     assert!(refusal(run(QBinaryKind::Add, grid(1e-6, 0))).contains("does not fit 16 bits"));
     assert!(refusal(run(QBinaryKind::Mul, grid(1e-6, 0))).contains("coarser output scale"));
+    let float = QBinary { kind: QBinaryKind::Sub, rescaling: Rescaling::Float, output: grid(0.4, 100) };
+    let got = eval_typed(float, &[a, b]).unwrap();
+    assert_eq!(got, of(&[2, 2], &[102u8, 102, 132, 160]), "2.5 steps go to 2, and 1.5, too");
 }
 
 #[test]
@@ -334,6 +339,7 @@ fn quantized_averages() {
         ceil_mode: false,
         count_include_pad,
         layout: Layout::ChannelsFirst,
+        rescaling: Rescaling::FixedPoint,
         output,
     };
     // Sums less zero points: 81 of 4 at half the step, 120 of 4.

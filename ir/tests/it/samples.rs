@@ -2,7 +2,7 @@
 
 use qcc_ir::{
     DType, Device, Graph, OutputGrid, QuantParams, Shape, Tensor, TensorType, ValueId,
-    numerics::{PowerRounding, RequantMode},
+    numerics::{PowerRounding, RequantMode, Rescaling},
     ops::*,
     text::seeded,
 };
@@ -199,13 +199,14 @@ pub(crate) fn every_op() -> Graph {
         ceil_mode: false,
         count_include_pad: false,
         layout: Layout::ChannelsFirst,
+        rescaling: Rescaling::Float,
         output: grid(0.04, 7),
     };
     let qpool = add(qpool.into(), &[qconv], &mut g);
     let qunary =
         QUnary { kind: UnaryKind::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }, output: grid(1.0 / 255.0, 0) };
     let qunary = add(qunary.into(), &[qpool], &mut g);
-    let qbinary = QBinary { kind: QBinaryKind::Mul, output: grid(0.01, 0) };
+    let qbinary = QBinary { kind: QBinaryKind::Mul, rescaling: Rescaling::FixedPoint, output: grid(0.01, 0) };
     let qbinary = add(qbinary.into(), &[qpool, qunary], &mut g);
     let rows = add(Reshape { shape: shape(&[4, 4]) }.into(), &[qbinary], &mut g);
     let qm = weights(&mut g, quantized(DType::S8, &[4, 3], 0.02, 0));

@@ -3,13 +3,15 @@
 use crate::common::*;
 use qcc_ir::{
     DType, Graph, Op, QuantParams, Shape, Stage, Tensor, TensorType, ValueId, interpreter,
-    numerics::RequantMode,
+    numerics::{RequantMode, Rescaling},
+    onnx::{Bindings, Model, export},
     ops::{
         AssumeGrid, BinaryKind, Clamp, Conv, Dequantize, Layout, MatMul, PadMode, Quantize, Transpose,
         UnaryKind, Window,
     },
 };
 use qcc_passes::{Options, Ranges, Report, lower, observed_values, prepare, quantize};
+use std::path::Path;
 
 /// What models with grids are compiled with: as ONNX Runtime requantizes.
 fn options() -> Options {
@@ -295,6 +297,21 @@ fn a_bias_of_any_size_keeps_its_integers() {
 }
 
 #[test]
+fn a_float_bias_of_any_size_is_rounded_to_integers() {
+    let mut net = Net::new(16);
+    let x = net.input("x", &[1, 2, 4, 4]);
+    let x = net.rounded("x", x, DType::U8, 0.01, 0);
+    let w = net.codes("w", &[2, 2, 1, 1], DType::S8, per_tensor(1e-7, 0), (-127, 127));
+    let b = net.constant("b", &[2], vec![0.1, 1.0]);
+    let y = net.conv_by("conv", x, w, Some(b));
+    let y = net.rounded("y", y, DType::U8, 0.01, 0);
+    let (placed, report) = adopted(&net.finish(y), 0.01);
+    assert!(matches!(placed.op(find(&placed, "conv")), Some(Op::QConv(_))), "{report}");
+    let bias = placed.operand(find(&placed, "conv"), 2);
+    assert_eq!(placed.constant_value(bias).unwrap().as_slice::<i32>().unwrap(), [100_000_000, 1_000_000_000]);
+}
+
+#[test]
 fn a_bias_that_fills_a_sum_gets_room_for_the_products() {
     let mut net = Net::new(11);
     let x = net.input("x", &[1, 8, 4, 4]);
@@ -343,6 +360,67 @@ fn grids_on_the_inputs_of_products_alone() {
     let Some(Op::QMatMul(m)) = placed.op(find(&placed, "product")) else { panic!("{report}") };
     assert!(m.bias && m.residual && m.output.lo == m.output.zero_point, "{report}");
     assert_eq!(float_ops(&placed), 0, "{report}");
+}
+
+#[test]
+fn sums_products_and_averages_rescale_in_floats_where_their_factors_allow_it() {
+    for (scale, rescaling) in [(0.05, Rescaling::Float), (1e-4, Rescaling::FixedPoint)] {
+        let mut net = Net::new(14);
+        let [a, b] = ["a", "b"].map(|name| {
+            let x = net.input(name, &[1, 2, 4, 4]);
+            net.rounded(name, x, DType::U8, 0.03, 100)
+        });
+        let y = net.binary("sum", BinaryKind::Add, a, b);
+        let y = net.rounded("sum", y, DType::U8, scale, 128);
+        let (placed, report) = adopted(&net.finish(y), scale);
+        let Some(Op::QBinary(sum)) = placed.op(find(&placed, "sum")) else { panic!("{report}") };
+        assert_eq!(sum.rescaling, rescaling, "{report}");
+        let told = report.to_string().contains("rescales in integers");
+        assert_eq!(told, rescaling == Rescaling::FixedPoint, "{report}");
+    }
+}
+
+/// ONNX Runtime's softmax of codes: a probability of 1 is ⌊1/s⌋ steps.
+#[test]
+fn a_softmax_between_grids_counts_in_whole_steps() {
+    for (scale, most) in [(0.003_921_57, 254.0), (1.0 / 256.0, 255.0)] {
+        let mut net = Net::new(15);
+        let x = net.input("x", &[1, 8]);
+        let x = net.rounded("x", x, DType::U8, 1.0, 0);
+        let y = net.softmax("softmax", x);
+        let graph = {
+            let y = net.rounded("y", y, DType::U8, scale, 0);
+            net.finish(y)
+        };
+        let mut placed = graph.clone();
+        prepare(&mut placed, &options(), &mut |_, _| {}).unwrap();
+        quantize(&mut placed, &Ranges::default(), &options(), &mut |_, _| {}).unwrap();
+        lower(&mut placed, &options(), &mut |_, _| {}).unwrap();
+        let x =
+            Tensor::from_vec(Shape::new([1, 8]).unwrap(), vec![200f32, 0., 0., 0., 0., 0., 0., 0.]).unwrap();
+        let y = run(&placed, &[x]);
+        assert_eq!((y[0] / scale).round(), most);
+    }
+}
+
+#[test]
+fn an_exported_model_gives_its_bits_again() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fashion_resnet8.onnx");
+    let float = Model::load(&path).unwrap().graph(&Bindings::default()).unwrap();
+    for requant in [RequantMode::Q15, RequantMode::Float] {
+        let options = Options { requant, interchange: true, ..Options::default() };
+        let (fake, placed, _) = compiled(&float, &options);
+        let exported = Model::parse(export(&fake).unwrap()).unwrap();
+        let (mut again, _) = prepared_with(&exported.graph(&Bindings::default()).unwrap(), &options);
+        assert_eq!(again.stage, Stage::FakeQuant);
+        quantize(&mut again, &Ranges::default(), &options, &mut |_, _| {}).unwrap();
+        let report = lower(&mut again, &options, &mut |_, _| {}).unwrap();
+        for op in ["QConv", "QMatMul", "QBinary", "QAveragePool"] {
+            assert_eq!(count(&placed, op), count(&again, op), "{op}\n{report}");
+        }
+        let x = inputs(&float, 200);
+        assert_eq!(run(&placed, &x), run(&again, &x), "{requant}");
+    }
 }
 
 #[test]

@@ -193,6 +193,7 @@ impl Function {
             Instruction::LoadConstant { constant } => asm.vmovups(to, self.constant(constant)),
             Instruction::Unary { kind, x } => unary(asm, kind, to, place(x)),
             Instruction::Binary { kind, x, y } => binary(asm, kind, to, own(x), place(y)),
+            Instruction::MultiplyAdd { x, y, z } => multiply_add(asm, to, own(x), place(y), own(z)),
             Instruction::Shift { kind: Shift::Left, x, count } => asm.vpslld(to, own(x), count),
             Instruction::Shift { kind: Shift::Right, x, count } => asm.vpsrad(to, own(x), count),
             Instruction::Compare { how: Comparison::F32(how), x, y } => {
@@ -254,7 +255,22 @@ fn unary(asm: &mut Assembler, kind: Unary, to: Reg, x: Operand) -> Emit {
         Unary::Ceil => asm.round(to, x, Rounding::Up),
         Unary::Nearest => asm.round(to, x, Rounding::Nearest),
         Unary::Truncate => asm.vcvttps2dq(to, x),
+        Unary::Round => asm.vcvtps2dq(to, x),
         Unary::ToF32 => asm.vcvtdq2ps(to, x),
+    }
+}
+
+/// x·y + z, wherever the result is to be: the instruction has it in the place of one of the three.
+fn multiply_add(asm: &mut Assembler, to: Reg, x: Reg, y: Operand, z: Reg) -> Emit {
+    match y {
+        _ if to == z => asm.vfmadd231ps(to, x, y),
+        Operand::Reg(y) if to == y => asm.vfmadd132ps(to, z, x),
+        _ => {
+            if to != x {
+                asm.vmovaps(to, x)?;
+            }
+            asm.vfmadd132ps(to, z, y)
+        }
     }
 }
 

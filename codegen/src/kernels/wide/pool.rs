@@ -21,7 +21,11 @@ use iced_x86::{
     IcedError,
     code_asm::{r8, r9, r9d, r10, rax, rcx, rdi, rdx, rsi},
 };
-use qcc_ir::{DType, OutputGrid, numerics::Multiplier};
+use qcc_ir::{
+    DType, OutputGrid,
+    numerics::{Multiplier, Rescaling},
+    ops::AverageRescale,
+};
 
 /// What is made of a window.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -31,7 +35,7 @@ pub(crate) enum Kind {
     /// The sum of f32 in the order of the taps, divided by a count.
     Average,
     /// The sum of u8 codes, of at most 16 bits, as a code of the grid; constants are [`CodeAverage`]s.
-    CodeAverage(OutputGrid),
+    CodeAverage(OutputGrid, Rescaling),
 }
 
 /// How the sum of a window's codes becomes a code: the constants of a class of windows.
@@ -39,7 +43,7 @@ pub(crate) enum Kind {
 pub(crate) struct CodeAverage {
     /// What is added to the sum: −zero point·taps.
     pub(crate) offset: i32,
-    pub(crate) multiplier: Multiplier,
+    pub(crate) rescale: AverageRescale,
 }
 
 /// Offsets in the bytes of a [`CodeAverage`].
@@ -53,9 +57,19 @@ impl CodeAverage {
     /// are within ±2^48, and 2^62 is a multiple of 2^n.
     const LIFT: i64 = 1 << 62;
 
-    /// offset, m, 2^(n−1), n; then what the wide kernel adds before the shift and behind it.
+    /// offset, m, 2^(n−1), n; then what the wide kernel adds before the shift and behind it. In floats: offset, factor, and
+    /// in the last place the zero point.
     pub(crate) fn to_bytes(self, grid: OutputGrid) -> Vec<u8> {
-        let Multiplier { m, n } = self.multiplier;
+        let Multiplier { m, n } = match self.rescale {
+            AverageRescale::FixedPoint(multiplier) => multiplier,
+            AverageRescale::Float(factor) => {
+                let mut bytes = vec![0; 40];
+                bytes[..4].copy_from_slice(&self.offset.to_le_bytes());
+                bytes[AT_FACTOR as usize..][..4].copy_from_slice(&factor.to_le_bytes());
+                bytes[AT_ZERO as usize..][..4].copy_from_slice(&grid.zero_point.to_le_bytes());
+                return bytes;
+            }
+        };
         let half = 1i64 << (n - 1);
         let zero = grid.zero_point.wrapping_sub((CodeAverage::LIFT >> n) as i32);
         let mut bytes = Vec::with_capacity(40);
@@ -74,7 +88,7 @@ impl Kind {
         match self {
             Kind::Max(dtype) => dtype,
             Kind::Average => DType::F32,
-            Kind::CodeAverage(_) => DType::U8,
+            Kind::CodeAverage(..) => DType::U8,
         }
     }
 }
@@ -208,7 +222,7 @@ impl Walk {
     /// Bytes of the channels that one accumulator has.
     fn span(&self) -> usize {
         match self.kind {
-            Kind::CodeAverage(_) => self.width.bytes() / 2,
+            Kind::CodeAverage(..) => self.width.bytes() / 2,
             _ => self.width.bytes(),
         }
     }
@@ -250,13 +264,13 @@ impl Walk {
         let initial = match self.kind {
             Kind::Max(DType::F32) => f32::NEG_INFINITY.to_bits(),
             Kind::Max(DType::S8) => 0x8080_8080,
-            Kind::Max(_) | Kind::Average | Kind::CodeAverage(_) => 0,
+            Kind::Max(_) | Kind::Average | Kind::CodeAverage(..) => 0,
         };
         asm.splat(INITIAL, initial)?;
         match self.kind {
             Kind::Max(DType::F32) => asm.splat(ONES, u32::MAX),
             Kind::Average => asm.vbroadcastss(COUNT, r8.into()),
-            Kind::CodeAverage(grid) => {
+            Kind::CodeAverage(grid, _) => {
                 // What `rescale` merges by.
                 asm.set_masks(1)?;
                 let words = |x: i32| u32::from(x as u16) << 16 | u32::from(x as u16);
@@ -304,8 +318,8 @@ impl Walk {
             if checks_nan {
                 asm.set_masked(Reg(v), v, Reg(NAN + v), ONES)?;
             }
-            if let Kind::CodeAverage(grid) = self.kind {
-                rescale(asm, Reg(v))?;
+            if let Kind::CodeAverage(grid, rescaling) = self.kind {
+                rescale(asm, Reg(v), rescaling)?;
                 asm.store_words_as_bytes(rsi + r9 + at, Reg(v), grid.dtype == DType::S8)?;
                 continue;
             }
@@ -324,7 +338,7 @@ impl Walk {
                 Kind::Max(DType::S8) => asm.vpmaxsb(sum, sum, rax + at)?,
                 Kind::Max(_) => asm.vpmaxub(sum, sum, rax + at)?,
                 Kind::Average => asm.vaddps(sum, sum, rax + at)?,
-                Kind::CodeAverage(_) => {
+                Kind::CodeAverage(..) => {
                     asm.load_codes_as_words(TAPS[0], rax + at)?;
                     asm.vpaddw(sum, sum, TAPS[0])?;
                 }
@@ -334,20 +348,30 @@ impl Walk {
     }
 }
 
-/// Sums of 16 bits as codes of 16 bits: [`Multiplier::apply`] on even and odd elements, zero point and bounds.
-fn rescale(asm: &mut Assembler, sums: Reg) -> Emit {
+/// Sums of 16 bits as codes of 16 bits: [`AverageRescale::apply`] (in integers on even and odd elements), zero point and
+/// bounds.
+fn rescale(asm: &mut Assembler, sums: Reg, rescaling: Rescaling) -> Emit {
     let [low, high] = TAPS;
     asm.vpunpcklwd(low, sums, INITIAL)?;
     asm.vpunpckhwd(high, sums, INITIAL)?;
     for x in [low, high] {
         asm.vpaddd(x, x, OFFSET)?;
-        asm.vpsrlq(ODD, x, 32)?;
-        for half in [x, ODD] {
-            asm.vpmuldq(half, half, FACTOR)?;
-            asm.vpaddq(half, half, LIFTED)?;
-            asm.shift_right_wide_by(half, half, SHIFT)?;
+        match rescaling {
+            Rescaling::FixedPoint => {
+                asm.vpsrlq(ODD, x, 32)?;
+                for half in [x, ODD] {
+                    asm.vpmuldq(half, half, FACTOR)?;
+                    asm.vpaddq(half, half, LIFTED)?;
+                    asm.shift_right_wide_by(half, half, SHIFT)?;
+                }
+                asm.merge_even_as_odd(x, ODD)?;
+            }
+            Rescaling::Float => {
+                asm.vcvtdq2ps(x, x)?;
+                asm.vmulps(x, x, FACTOR)?;
+                asm.vcvtps2dq(x, x)?;
+            }
         }
-        asm.merge_even_as_odd(x, ODD)?;
         asm.vpaddd(x, x, ZERO)?;
     }
     asm.vpackssdw(sums, low, high)?;

@@ -16,6 +16,8 @@ pub(super) enum Operation {
     Constant(u32),
     Unary(Unary, Id),
     Binary(Binary, Id, Id),
+    /// x·y + z, rounded once.
+    MultiplyAdd(Id, Id, Id),
     Shift(Shift, Id, u32),
     /// Gives a mask.
     Compare(Comparison, Id, Id),
@@ -33,6 +35,7 @@ pub(super) enum Unary {
     Ceil,
     Nearest,
     Truncate,
+    Round,
     ToF32,
 }
 
@@ -126,6 +129,7 @@ impl Lanes for Recorder {
         ceil = Ceil;
         nearest = Nearest;
         truncate = Truncate;
+        round = Round;
         to_f32 = ToF32;
     }
 
@@ -162,6 +166,10 @@ impl Lanes for Recorder {
 
     fn shift_right(&mut self, x: Id, count: u32) -> Id {
         self.add(Operation::Shift(Shift::Right, x, count))
+    }
+
+    fn multiply_add(&mut self, x: Id, y: Id, z: Id) -> Id {
+        self.add(Operation::MultiplyAdd(x, y, z))
     }
 
     fn weighted_sum(&mut self, x: Id, y: Id, m1: i16, m2: i16) -> Id {
@@ -226,13 +234,42 @@ impl Place {
 /// An operation on registers.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Instruction {
-    Load { operand: usize },
-    LoadConstant { constant: usize },
-    Unary { kind: Unary, x: Source },
-    Binary { kind: Binary, x: Reg, y: Source },
-    Shift { kind: Shift, x: Reg, count: u32 },
-    Compare { how: Comparison, x: Reg, y: Source },
-    Select { mask: Place, yes: Source, no: Reg },
+    Load {
+        operand: usize,
+    },
+    LoadConstant {
+        constant: usize,
+    },
+    Unary {
+        kind: Unary,
+        x: Source,
+    },
+    Binary {
+        kind: Binary,
+        x: Reg,
+        y: Source,
+    },
+    /// x·y + z.
+    MultiplyAdd {
+        x: Reg,
+        y: Source,
+        z: Reg,
+    },
+    Shift {
+        kind: Shift,
+        x: Reg,
+        count: u32,
+    },
+    Compare {
+        how: Comparison,
+        x: Reg,
+        y: Source,
+    },
+    Select {
+        mask: Place,
+        yes: Source,
+        no: Reg,
+    },
 }
 
 /// A function of elements for vectors of one width.
@@ -319,6 +356,14 @@ impl Allocation {
                 let (x, y) = if kind.commutes() && self.is_constant(x) { (y, x) } else { (x, y) };
                 Instruction::Binary { kind, x: self.register(x, &mut loaded)?, y: self.source(y)? }
             }
+            Operation::MultiplyAdd(x, y, z) => {
+                let (x, y) = if self.is_constant(x) { (y, x) } else { (x, y) };
+                Instruction::MultiplyAdd {
+                    x: self.register(x, &mut loaded)?,
+                    y: self.source(y)?,
+                    z: self.register(z, &mut loaded)?,
+                }
+            }
             Operation::Shift(kind, x, count) => {
                 Instruction::Shift { kind, x: self.register(x, &mut loaded)?, count }
             }
@@ -399,6 +444,7 @@ fn sources(operation: &Operation) -> Vec<Id> {
         Operation::Operand(_) | Operation::Constant(_) => vec![],
         Operation::Unary(_, x) | Operation::Shift(_, x, _) => vec![x],
         Operation::Binary(_, x, y) | Operation::Compare(_, x, y) => vec![x, y],
+        Operation::MultiplyAdd(x, y, z) => vec![x, y, z],
         Operation::Select { mask, yes, no } => vec![mask, yes, no],
     }
 }
