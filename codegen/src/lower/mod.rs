@@ -106,6 +106,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::TopK(_)
         | Op::Cumulate(_)
         | Op::Determinant(_)
+        | Op::Inverse(_)
         | Op::ArgMaxPool(_)
         | Op::GridSample(_)
         | Op::Recurrent(_)

@@ -30,7 +30,7 @@ pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, po
 pub use integer::IntConv;
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
-pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
+pub use matmul::{Determinant, Inverse, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{ArgMaxPool, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
@@ -129,6 +129,8 @@ ops! {
     PlainMatMul,
     /// Determinants of matrices.
     Determinant,
+    /// Inverses of matrices.
+    Inverse,
     /// Convolution of s32, wrapping.
     IntConv,
     /// Batch normalisation with fixed statistics.

@@ -102,6 +102,7 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
         Op::GridSample(op) => Ok(w.plain("GridSample", grid_sample_attributes(op))),
         Op::PlainMatMul(_) => Ok(w.plain("MatMul", vec![])),
+        Op::Inverse(_) => Err(OpError::unsupported("is an op that ONNX does not have")),
         Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
         Op::Recurrent(_) => {
             Err(OpError::unsupported("is the recurrence of a layer without the products of its input"))

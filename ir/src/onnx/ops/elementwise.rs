@@ -412,13 +412,22 @@ pub(super) fn identity(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 
 /// As in inference: the data unchanged, and a mask that keeps everything.
 pub(super) fn dropout(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
-    node.ignore(&["seed"]);
     let x = node.operand(0, "data")?;
+    kept(node, x, 1)
+}
+
+/// Dropout of x, whose operands `ratio` and `training_mode` are in these slots and the next ones.
+pub(super) fn kept(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    ratio_slot: usize,
+) -> Result<Vec<ValueId>, NodeError> {
+    node.ignore(&["seed"]);
     if node.opset() < 12 {
         node.ignore(&["ratio"]);
     } else {
-        node.optional(1);
-        let trains = node.known(2, "training_mode")?;
+        node.optional(ratio_slot);
+        let trains = node.known(ratio_slot + 1, "training_mode")?;
         if trains.and_then(|t| t.to_i64()).is_some_and(|t| t.iter().any(|&t| t != 0)) {
             return Err(
                 OpError::unsupported("is in training mode; export the model in inference mode").into()

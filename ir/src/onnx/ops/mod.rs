@@ -3,6 +3,8 @@
 mod attention;
 mod compose;
 mod constant;
+mod contrib;
+mod contrib_attention;
 mod control;
 mod conv;
 mod conv_transpose;
@@ -266,13 +268,60 @@ const MICROSOFT: Table = &[
     ("QLinearConcat", 1, One(qlinear::concat)),
 
     ("FusedConv", 1, One(fused::conv)),
+    ("FusedGemm", 1, One(fused::gemm)),
     ("FusedMatMul", 1, One(fused::matmul)),
+    ("FusedMatMulActivation", 1, One(fused::matmul_activation)),
+    ("GemmFastGelu", 1, One(fused::gemm_fast_gelu)),
+    ("NhwcConv", 1, One(fused::nhwc_conv)),
+    ("NhwcFusedConv", 1, One(fused::nhwc_conv)),
+    ("TransposeMatMul", 1, One(fused::matmul)),
+    ("BiasAdd", 1, One(fused::bias_add)),
+    ("BiasDropout", 1, Many(fused::bias_dropout)),
     ("BiasGelu", 1, One(fused::bias_gelu)),
+    ("BiasSoftmax", 1, One(fused::bias_softmax)),
+    ("BiasSplitGelu", 1, One(fused::bias_split_gelu)),
     ("FastGelu", 1, One(fused::fast_gelu)),
     ("Gelu", 1, One(fused::gelu)),
     ("QuickGelu", 1, One(fused::quick_gelu)),
+    ("EmbedLayerNormalization", 1, Many(fused::embed_layer_normalization)),
+    ("GroupNorm", 1, One(fused::group_norm)),
+    ("SkipGroupNorm", 1, Many(fused::skip_group_norm)),
     ("SkipLayerNormalization", 1, Many(fused::skip_layer_normalization)),
     ("SkipSimplifiedLayerNormalization", 1, Many(fused::skip_simplified_layer_normalization)),
+
+    ("Attention", 1, Many(contrib_attention::attention)),
+    ("DecoderMaskedMultiHeadAttention", 1, Many(contrib_attention::decoder_attention)),
+    ("GroupQueryAttention", 1, Many(contrib_attention::group_query_attention)),
+    ("MultiHeadAttention", 1, Many(contrib_attention::multi_head_attention)),
+    ("RelativePositionBias", 1, One(contrib::relative_position_bias)),
+    ("RotaryEmbedding", 1, One(contrib_attention::rotary_embedding)),
+
+    ("CDist", 1, One(contrib::cdist)),
+    ("ConvTransposeWithDynamicPads", 1, One(contrib::conv_transpose_with_dynamic_pads)),
+    ("CropAndResize", 1, One(contrib::crop_and_resize)),
+    ("DynamicTimeWarping", 1, One(contrib::dynamic_time_warping)),
+    ("ExpandDims", 1, One(contrib::expand_dims)),
+    ("GatherND", 1, One(index::gather_nd)),
+    ("GridSample", 1, One(resize::grid_sample)),
+    ("Inverse", 1, One(contrib::inverse)),
+    ("Irfft", 1, One(contrib::irfft)),
+    ("Pad", 1, One(shape::pad)),
+    ("Range", 1, One(values::range)),
+    ("Rfft", 1, One(contrib::rfft)),
+    ("Trilu", 1, One(shape::trilu)),
+    ("UnfoldTensor", 1, One(contrib::unfold_tensor)),
+    ("Unique", 1, Many(contrib::unique)),
+
+    // Refused, with a reason.
+    ("BeamSearch", 1, Nodes(contrib::generation)),
+    ("GreedySearch", 1, Nodes(contrib::generation)),
+    ("Sampling", 1, Nodes(contrib::generation)),
+    ("WhisperBeamSearch", 1, Nodes(contrib::generation)),
+    ("PackedAttention", 1, Nodes(contrib::packed)),
+    ("PackedMultiHeadAttention", 1, Nodes(contrib::packed)),
+    ("PagedAttention", 1, Nodes(contrib::packed)),
+    ("RemovePadding", 1, Nodes(contrib::packed)),
+    ("RestorePadding", 1, Nodes(contrib::packed)),
 
     ("MatMulIntegerToFloat", 1, One(integer::matmul_integer_to_float)),
     ("DynamicQuantizeMatMul", 1, One(integer::dynamic_quantize_matmul)),

@@ -2,7 +2,7 @@
 
 use super::{
     compose::{Result, float_tensor},
-    lengths,
+    lengths, matmul,
 };
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
@@ -30,11 +30,11 @@ fn length(node: &mut Node<'_, '_>, slot: usize, role: &'static str) -> Result<Op
 }
 
 /// A transform of `length` complex numbers.
-struct Transform {
-    length: usize,
-    inverse: bool,
+pub(super) struct Transform {
+    pub(super) length: usize,
+    pub(super) inverse: bool,
     /// Whether the spectrum of a real signal is only the half that the other one follows from.
-    half: bool,
+    pub(super) half: bool,
 }
 
 impl Transform {
@@ -136,6 +136,25 @@ pub(super) fn dft(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let back: Vec<usize> = (0..rank).map(|d| perm.iter().position(|&p| p == d).unwrap_or(d)).collect();
     let part = if node.ty(y).dtype == own { "" } else { "spectrum" };
     let y = node.permuted(part, back, y)?;
+    node.cast_to("", own, y)
+}
+
+/// A transform along the last axis, or the last but one where the last has `parts`: of `extent` elements, with the result
+/// in this shape.
+pub(super) fn transformed(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    transform: &Transform,
+    (extent, parts): (usize, usize),
+    dims: Vec<usize>,
+) -> Result<ValueId> {
+    let (own, wide) = (node.ty(x).dtype, node.widened("wide", x)?);
+    let rows = node.shape(x).elements() / (extent * parts).max(1);
+    let rows = node.shaped("rows", [rows, extent * parts], wide)?;
+    let matrix = transform.matrix(extent, parts, node.ty(rows).dtype, false)?;
+    let matrix = node.constant_part("matrix", matrix);
+    let y = matmul::matmul_of(node, "spectra", rows, matrix)?;
+    let y = node.shaped(if node.ty(y).dtype == own { "" } else { "spectrum" }, dims, y)?;
     node.cast_to("", own, y)
 }
 

@@ -142,10 +142,15 @@ pub(super) fn compress(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 /// The different slices (or elements), where each stood first, which one each is, and how often each stands. NaNs are
 /// equal to each other.
 pub(super) fn unique(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
+    let sorted = node.flag("sorted", true)?;
+    unique_of(node, sorted)
+}
+
+/// The same, in order of size or in the order in which they come.
+pub(super) fn unique_of(node: &mut Node<'_, '_>, sorted: bool) -> Result<Vec<ValueId>, NodeError> {
     let x = node.operand(0, "X")?;
     let known = node.required(0, "X")?;
     check_compared(&known)?;
-    let sorted = node.flag("sorted", true)?;
     let shape = known.shape().clone();
     let (x, axis, shape) = match node.optional_int("axis")? {
         None => {
