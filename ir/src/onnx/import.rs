@@ -687,6 +687,11 @@ impl<'m> Node<'_, 'm> {
         &self.def.name
     }
 
+    /// Whether the node is of this op.
+    pub(super) fn def_is(&self, op: &str) -> bool {
+        self.def.op == op
+    }
+
     /// Whether a result is wanted by anyone.
     pub(super) fn wants(&self, port: usize) -> bool {
         self.def.outputs.get(port).is_some_and(|o| self.is_used(o))
@@ -951,6 +956,14 @@ impl<'m> Node<'_, 'm> {
             None => Err(NodeError::attribute(name, "is missing")),
             Some(Attribute::Graph(body)) => Ok(body),
             Some(other) => Self::mistyped(name, "a graph", other),
+        }
+    }
+
+    /// A graph, if it is there.
+    pub(super) fn optional_graph(&mut self, name: &'static str) -> Result<Option<&'m Body>, NodeError> {
+        match self.attribute(name) {
+            None => Ok(None),
+            Some(_) => self.graph_attribute(name).map(Some),
         }
     }
 

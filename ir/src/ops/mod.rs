@@ -17,7 +17,10 @@ mod quantize;
 mod recurrent;
 mod reduce;
 mod resample;
+mod roi_align;
 mod shape;
+mod state;
+mod trees;
 mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
@@ -37,7 +40,10 @@ pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use recurrent::{Activation, Cell, Recurrent};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
+pub use roi_align::RoiAlign;
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
+pub use state::LinearAttention;
+pub use trees::{Aggregate, TreeEnsemble};
 pub use window::Window;
 
 use crate::{OpError, Tensor, TensorType};
@@ -147,6 +153,12 @@ ops! {
     ArgMaxPool,
     /// Elements around any places, interpolated.
     GridSample,
+    /// Regions of images, brought to one size.
+    RoiAlign,
+    /// The recurrence of linear attention.
+    LinearAttention,
+    /// Decision trees over rows of features.
+    TreeEnsemble,
     /// The recurrence of a recurrent layer, in one direction.
     Recurrent,
     /// Average over windows of quantized values, requantized.

@@ -1,5 +1,6 @@
 //! Functions of elements.
 
+use super::random;
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     numerics::PowerRounding,
@@ -410,7 +411,7 @@ pub(super) fn identity(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     node.operand(0, "input")
 }
 
-/// As in inference: the data unchanged, and a mask that keeps everything.
+/// The data unchanged, and a mask that keeps everything; in training mode random elements are made 0.
 pub(super) fn dropout(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
     let x = node.operand(0, "data")?;
     kept(node, x, 1)
@@ -422,17 +423,18 @@ pub(super) fn kept(
     x: ValueId,
     ratio_slot: usize,
 ) -> Result<Vec<ValueId>, NodeError> {
-    node.ignore(&["seed"]);
+    let seed = node.optional_int("seed")?;
     if node.opset() < 12 {
         node.ignore(&["ratio"]);
     } else {
-        node.optional(ratio_slot);
         let trains = node.known(ratio_slot + 1, "training_mode")?;
         if trains.and_then(|t| t.to_i64()).is_some_and(|t| t.iter().any(|&t| t != 0)) {
-            return Err(
-                OpError::unsupported("is in training mode; export the model in inference mode").into()
-            );
+            let ratio = node.known(ratio_slot, "ratio")?.map_or(Some(0.5), |t| t.to_f64().first().copied());
+            let ratio = ratio.ok_or_else(|| OpError::shape("ratio must be one number"))?;
+            let seed = seed.map_or_else(|| random::hash(node.name()), |seed| seed as u32);
+            return random::dropped(node, x, ratio, seed);
         }
+        node.optional(ratio_slot);
     }
     if !node.wants(1) {
         return Ok(vec![x]);

@@ -14,18 +14,24 @@ mod elementwise;
 mod fused;
 mod index;
 mod integer;
+mod linear_attention;
 mod loss;
 mod matmul;
+mod ml;
 mod norm;
 mod pool;
 mod qlinear;
 mod quantize;
+mod random;
 mod recurrent;
 mod reduce;
 mod resize;
 mod shape;
 mod signal;
+mod svm;
+mod trees;
 mod values;
+mod vision;
 mod weight_only;
 mod window;
 
@@ -49,7 +55,8 @@ use Import::{Many, Nodes, One};
 type Table = &'static [(&'static str, i64, Import)];
 
 /// The domains, ONNX's own spelled as files have it.
-const DOMAINS: &[(&str, Table)] = &[("", ONNX), ("com.microsoft", MICROSOFT)];
+const DOMAINS: &[(&str, Table)] =
+    &[("", ONNX), ("com.microsoft", MICROSOFT), ("ai.onnx.ml", ML), ("ai.onnx.preview", PREVIEW)];
 
 #[rustfmt::skip]
 const ONNX: Table = &[
@@ -61,7 +68,7 @@ const ONNX: Table = &[
     ("Gemm", 1, One(matmul::gemm)),
     ("MatMul", 1, One(matmul::matmul)),
 
-    ("BatchNormalization", 1, One(norm::batch_normalization)),
+    ("BatchNormalization", 1, Many(norm::batch_normalization)),
     ("GroupNormalization", 18, One(norm::group_normalization)),
     ("InstanceNormalization", 1, One(norm::instance_normalization)),
     ("LayerNormalization", 17, Many(norm::layer_normalization)),
@@ -75,12 +82,27 @@ const ONNX: Table = &[
     ("Attention", 23, Many(attention::attention)),
     ("RotaryEmbedding", 23, One(attention::rotary_embedding)),
 
+    ("CausalConvWithState", 27, Many(linear_attention::causal_conv)),
+    ("LinearAttention", 27, Many(linear_attention::linear_attention)),
+
     ("GRU", 7, Many(recurrent::gru)),
     ("LSTM", 7, Many(recurrent::lstm)),
     ("RNN", 7, Many(recurrent::rnn)),
 
     ("NegativeLogLikelihoodLoss", 12, One(loss::negative_log_likelihood)),
     ("SoftmaxCrossEntropyLoss", 12, Many(loss::softmax_cross_entropy)),
+
+    ("AffineGrid", 20, One(vision::affine_grid)),
+    ("Col2Im", 18, One(vision::col2im)),
+    ("DeformConv", 19, One(vision::deform_conv)),
+    ("RoiAlign", 10, One(vision::roi_align)),
+
+    ("Bernoulli", 15, One(random::bernoulli)),
+    ("Multinomial", 7, One(random::multinomial)),
+    ("RandomNormal", 1, One(random::random_normal)),
+    ("RandomNormalLike", 1, One(random::random_normal_like)),
+    ("RandomUniform", 1, One(random::random_uniform)),
+    ("RandomUniformLike", 1, One(random::random_uniform_like)),
 
     ("GridSample", 16, One(resize::grid_sample)),
     ("MaxUnpool", 9, One(pool::max_unpool)),
@@ -90,6 +112,7 @@ const ONNX: Table = &[
     ("DFT", 17, One(signal::dft)),
     ("HammingWindow", 17, One(signal::hamming_window)),
     ("HannWindow", 17, One(signal::hann_window)),
+    ("MelWeightMatrix", 17, One(signal::mel_weight_matrix)),
     ("STFT", 17, One(signal::stft)),
 
     // ONNX Runtime writes it, in this domain.
@@ -327,6 +350,29 @@ const MICROSOFT: Table = &[
     ("DynamicQuantizeMatMul", 1, One(integer::dynamic_quantize_matmul)),
     ("MatMulNBits", 1, One(weight_only::matmul_n_bits)),
 ];
+
+/// Ops of classical machine learning.
+#[rustfmt::skip]
+const ML: Table = &[
+    ("ArrayFeatureExtractor", 1, One(ml::array_feature_extractor)),
+    ("Binarizer", 1, One(ml::binarizer)),
+    ("FeatureVectorizer", 1, One(ml::feature_vectorizer)),
+    ("Imputer", 1, One(ml::imputer)),
+    ("LabelEncoder", 1, One(ml::label_encoder)),
+    ("LinearClassifier", 1, Many(ml::linear_classifier)),
+    ("LinearRegressor", 1, One(ml::linear_regressor)),
+    ("Normalizer", 1, One(ml::normalizer)),
+    ("OneHotEncoder", 1, One(ml::one_hot_encoder)),
+    ("Scaler", 1, One(ml::scaler)),
+    ("SVMClassifier", 1, Many(svm::classifier)),
+    ("SVMRegressor", 1, One(svm::regressor)),
+    ("TreeEnsemble", 5, One(trees::ensemble)),
+    ("TreeEnsembleClassifier", 1, Many(trees::classifier)),
+    ("TreeEnsembleRegressor", 1, One(trees::regressor)),
+];
+
+/// Ops that ONNX tries out.
+const PREVIEW: Table = &[("FlexAttention", 1, Nodes(linear_attention::flex_attention))];
 
 /// The import of an op, if it is supported and exists at this version of its domain.
 pub(super) fn find(domain: &str, op: &str, version: i64) -> Option<Import> {

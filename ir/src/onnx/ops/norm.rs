@@ -7,24 +7,70 @@ use crate::{
     ops::{BatchNorm, BinaryKind, Layout, Lrn, ReduceKind, Reshape, Softmax, UnaryKind},
 };
 
-pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
+pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let roles = ["X", "scale", "B", "mean", "var"];
     let mut operands = Vec::with_capacity(roles.len());
     for (slot, role) in roles.into_iter().enumerate() {
         operands.push(node.operand(slot, role)?);
     }
-    // How fast training moves the statistics.
-    node.ignore(&["momentum"]);
+    let momentum = node.float("momentum", 0.9)?;
     let epsilon = node.float("epsilon", 1e-5)?;
     if node.opset() < 9 && !node.flag("spatial", true)? {
         return Err(NodeError::attribute("spatial", "is 0: statistics of each element are not supported"));
     }
-    let trains = node.opset() >= 14 && node.flag("training_mode", false)?;
-    if trains || (1..node.results()).any(|port| node.wants(port)) {
-        let why = "computes statistics of the batch, as in training; export the model in inference mode";
+    if node.opset() < 7 {
+        node.ignore(&["is_test", "consumed_inputs"]);
+    }
+    if node.opset() >= 14 && node.flag("training_mode", false)? {
+        return trained(node, &operands, epsilon, momentum);
+    }
+    if (1..node.results()).any(|port| node.wants(port)) {
+        let why = "gives out statistics, as in training before opset 14; export the model in inference mode";
         return Err(OpError::unsupported(why).into());
     }
-    node.emit(BatchNorm { epsilon, axis: 1 }, &operands)
+    Ok(vec![node.emit(BatchNorm { epsilon, axis: 1 }, &operands)?])
+}
+
+/// By the statistics of the batch, which the running ones are moved towards.
+fn trained(
+    node: &mut Node<'_, '_>,
+    operands: &[ValueId],
+    epsilon: f32,
+    momentum: f32,
+) -> Result<Vec<ValueId>> {
+    let &[x, scale, bias, old_mean, old_variance] = operands else {
+        return Err(NodeError::MissingOperand { slot: 4, role: "var" });
+    };
+    node.check_float("X", x)?;
+    let own = node.ty(x).dtype;
+    let wide = node.widened("wide", x)?;
+    let (dtype, rank) = (node.ty(wide).dtype, node.shape(x).rank());
+    let axes: Vec<usize> = (0..rank).filter(|&d| d != 1).collect();
+    let mean = node.reduced("mean", ReduceKind::Mean, axes.clone(), wide)?;
+    let difference = node.sub("centred", wide, mean)?;
+    let squares = node.mul("squares", difference, difference)?;
+    let variance = node.reduced("variance", ReduceKind::Mean, axes, squares)?;
+    let term = node.number("epsilon", epsilon.into(), dtype)?;
+    let above_zero = node.add("above_zero", variance, term)?;
+    let deviation = node.unary("deviation", UnaryKind::Sqrt, above_zero)?;
+    let y = node.div("normalised", difference, deviation)?;
+    let scale = node.cast_to("wide_scale", dtype, scale)?;
+    let bias = node.cast_to("wide_bias", dtype, bias)?;
+    let (scale, bias) = (by_channel(node, "scale", scale, x)?, by_channel(node, "bias", bias, x)?);
+    let y = scale_and_shift(node, if dtype == own { "" } else { "wide_result" }, y, scale, Some(bias))?;
+    let mut results = vec![node.cast_to("", own, y)?];
+    for (part, now, old) in [("running_mean", mean, old_mean), ("running_var", variance, old_variance)] {
+        let (shape, to) = (node.shape(old), node.ty(old).dtype);
+        let now = node.shaped(&format!("{part}_now"), shape, now)?;
+        let old = node.cast_to(&format!("{part}_old"), dtype, old)?;
+        let keeps = node.number(&format!("{part}_momentum"), momentum.into(), dtype)?;
+        let takes = node.number(&format!("{part}_rest"), 1.0 - f64::from(momentum), dtype)?;
+        let kept = node.mul(&format!("{part}_kept"), old, keeps)?;
+        let taken = node.mul(&format!("{part}_taken"), now, takes)?;
+        let moved = node.add(&format!("{part}_moved"), kept, taken)?;
+        results.push(node.cast_to(part, to, moved)?);
+    }
+    Ok(results)
 }
 
 /// The axes from the attribute `axis` on, over which a layer is normalised.
