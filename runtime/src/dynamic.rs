@@ -14,7 +14,7 @@ use lru::LruCache;
 use qcc_ir::{
     DType, Graph, Tensor, interpreter,
     memory::{MemoryError, MemoryPlan},
-    onnx::{self, Bindings, Eager, Imported, Part, Rest},
+    onnx::{self, Bindings, Eager, Form, Imported, Part, Rest, Texts, Value, ValueKind},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,6 +47,8 @@ struct Inner {
     backend: Backend,
     kept: NonZeroUsize,
     state: Mutex<State>,
+    /// The model for other forms of its inputs than tensors, which were last seen first.
+    formed: Mutex<LruCache<Vec<Form>, DynamicModel>>,
 }
 
 struct State {
@@ -63,6 +65,8 @@ struct Specialisation {
     code: Code,
     /// Names of what the code computes.
     outputs: Vec<String>,
+    /// What the outputs of the model are of these, behind which nothing comes.
+    forms: Vec<Form>,
     next: Option<Next>,
     compile_time: Duration,
 }
@@ -78,6 +82,15 @@ struct Next {
     rest: Rest,
     /// The rest as a model, for the types that were last seen, in the order of its inputs.
     model: Mutex<Option<(Vec<DType>, DynamicModel)>>,
+}
+
+/// The results of a run on [`Value`]s.
+#[derive(Clone)]
+pub struct ValueRun {
+    /// The outputs, in the order of the model's signature.
+    pub outputs: Vec<Value>,
+    /// The run of the machine code, whose outputs are the tensors that these are made of.
+    pub run: DynamicRun,
 }
 
 /// The results of a run, and what it took to get ready for it.
@@ -116,7 +129,8 @@ impl DynamicModel {
 
     fn with(model: onnx::Model, origin: String, backend: Backend, kept: NonZeroUsize) -> DynamicModel {
         let state = State { wanted: BTreeSet::new(), specialisations: LruCache::new(kept) };
-        DynamicModel(Arc::new(Inner { model, origin, backend, kept, state: Mutex::new(state) }))
+        let formed = Mutex::new(LruCache::new(kept));
+        DynamicModel(Arc::new(Inner { model, origin, backend, kept, state: Mutex::new(state), formed }))
     }
 
     /// The model as its file has it.
@@ -129,6 +143,58 @@ impl DynamicModel {
     /// # Errors
     /// Where number, element types or shapes of the inputs are not the model's, or an op does not take its operands.
     pub fn run(&self, inputs: &[Tensor]) -> Result<DynamicRun, Error> {
+        let (run, forms) = self.run_within(inputs, &self.0.model.texts())?;
+        let names = self.0.model.outputs();
+        let mut outputs = names.zip(&run.outputs).zip(&forms);
+        match outputs.find(|((_, t), form)| **form != Form::Tensor || t.dtype() == DType::Str) {
+            None => Ok(run),
+            Some(((name, _), _)) => Err(BindError::Type {
+                what: "output",
+                name: name.into(),
+                expected: "a tensor of numbers".into(),
+                got: "another value, which `run_values` gives".into(),
+            }
+            .into()),
+        }
+    }
+
+    /// Runs the model on values of any kind: texts, sequences, and what is left out.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and where an input is not of the kind that the model declares.
+    pub fn run_values(&self, inputs: &[Value]) -> Result<ValueRun, Error> {
+        let failed = |e| Error::Import { path: self.0.origin.clone(), source: Box::new(e) };
+        let texts = self.0.model.texts();
+        let refused = |why: &str| failed(onnx::ImportError::Structure(why.into()));
+        let flat = texts.flatten(inputs);
+        let (forms, tensors) = flat.ok_or_else(|| refused("inputs are maps, or sequences in sequences"))?;
+        let declared = self.0.model.inputs();
+        self.check_count(forms.len())?;
+        let is_plain = declared.iter().all(|i| i.kind == ValueKind::TENSOR);
+        let model = match is_plain && forms.iter().all(|f| *f == Form::Tensor) {
+            true => self.clone(),
+            false => self.formed(&forms).map_err(failed)?,
+        };
+        let (run, forms) = model.run_within(&tensors, &texts)?;
+        let outputs = texts.group(&forms, run.outputs.clone());
+        let outputs = outputs.ok_or_else(|| refused("an output has an element that is no text"))?;
+        Ok(ValueRun { outputs, run })
+    }
+
+    /// The model for inputs of these forms.
+    fn formed(&self, forms: &[Form]) -> Result<DynamicModel, onnx::ImportError> {
+        let mut formed = lock(&self.0.formed);
+        if let Some(model) = formed.get(forms) {
+            return Ok(model.clone());
+        }
+        let model = self.0.model.in_forms(forms)?;
+        let made = DynamicModel::with(model, self.0.origin.clone(), self.0.backend.clone(), self.0.kept);
+        formed.put(forms.to_vec(), made.clone());
+        Ok(made)
+    }
+
+    /// The tensors that the outputs are, and what these are of them.
+    fn run_within(&self, inputs: &[Tensor], texts: &Texts) -> Result<(DynamicRun, Vec<Form>), Error> {
         self.check(inputs)?;
         let mut run =
             DynamicRun { outputs: Vec::new(), compile_time: Duration::ZERO, compiled: 0, models: Vec::new() };
@@ -145,21 +211,25 @@ impl DynamicModel {
             let outputs = specialisation.run(&values)?;
             let Some(next) = &specialisation.next else {
                 run.outputs = outputs;
-                return Ok(run);
+                return Ok((run, specialisation.forms.clone()));
             };
             let named = specialisation.outputs.iter().cloned().zip(outputs).collect();
-            (model, values) = next.prepare(named, &model.0)?;
+            (model, values) = next.prepare(named, &model.0, texts)?;
         }
+    }
+
+    fn check_count(&self, got: usize) -> Result<(), Error> {
+        let infos = self.0.model.inputs();
+        if infos.len() == got {
+            return Ok(());
+        }
+        let names = infos.iter().map(|i| i.name.clone()).collect();
+        Err(BindError::Count { what: "input", expected: infos.len(), got, names }.into())
     }
 
     fn check(&self, inputs: &[Tensor]) -> Result<(), Error> {
         let infos = self.0.model.inputs();
-        if infos.len() != inputs.len() {
-            let names = infos.iter().map(|i| i.name.clone()).collect();
-            return Err(
-                BindError::Count { what: "input", expected: infos.len(), got: inputs.len(), names }.into()
-            );
-        }
+        self.check_count(inputs.len())?;
         for (info, given) in infos.iter().zip(inputs) {
             if info.dtype != given.dtype() {
                 return Err(BindError::Type {
@@ -195,20 +265,20 @@ impl DynamicModel {
                 }
             }
             let failed = |e| Error::Import { path: self.0.origin.clone(), source: Box::new(e) };
-            let (graph, next) = match self.0.model.import(&bindings).map_err(failed)? {
+            let (graph, forms, next) = match self.0.model.import(&bindings).map_err(failed)? {
                 Imported::Wants(names) => {
                     lock(&self.0.state).wanted.extend(names);
                     continue;
                 }
-                Imported::Whole(graph) => (graph, None),
+                Imported::Whole(graph, forms) => (graph, forms, None),
                 Imported::Part(part) => {
                     let Part { graph, eager, rest, .. } = *part;
-                    (graph, Some(Next { eager, rest, model: Mutex::new(None) }))
+                    (graph, Vec::new(), Some(Next { eager, rest, model: Mutex::new(None) }))
                 }
             };
             let outputs = graph.outputs().iter().map(|o| o.name.clone()).collect();
             let code = self.0.backend.compile(graph, self.0.model.max_memory())?;
-            let made = Arc::new(Specialisation { code, outputs, next, compile_time: start.elapsed() });
+            let made = Arc::new(Specialisation { code, outputs, forms, next, compile_time: start.elapsed() });
             let key = key(infos, inputs, &wanted);
             lock(&self.0.state).specialisations.put(key, made.clone());
             return Ok((made, true));
@@ -236,6 +306,8 @@ impl Backend {
                 MemoryError::check("the model", MemoryPlan::of(&graph).total(), max_memory)?;
                 Code::Interpreted(graph)
             }
+            // Nothing to compute: inputs and constants are the outputs.
+            Backend::Jit(_) if graph.nodes().all(|(_, node)| node.op().is_none()) => Code::Interpreted(graph),
             Backend::Jit(compiler) => {
                 let model = compiler.compile_graph(graph)?;
                 Code::Compiled { model, sessions: Mutex::new(Vec::new()) }
@@ -267,12 +339,13 @@ impl Next {
         &self,
         mut values: BTreeMap<String, Tensor>,
         of: &Inner,
+        texts: &Texts,
     ) -> Result<(DynamicModel, Vec<Tensor>), Error> {
         let failed = |e| Error::Import { path: of.origin.clone(), source: Box::new(e) };
         for eager in &self.eager {
             let reads =
                 eager.reads().iter().filter_map(|name| Some((name.clone(), values.get(name)?.clone())));
-            let results = eager.run(reads.collect()).map_err(failed)?;
+            let results = eager.run(reads.collect(), texts).map_err(failed)?;
             values.extend(results);
         }
         let mut model = lock(&self.model);

@@ -18,6 +18,7 @@ mod ops;
 mod partial;
 mod splice;
 mod tensor;
+mod value;
 mod wire;
 
 pub use error::{ImportError, NodeError, UnsupportedOp};
@@ -25,7 +26,7 @@ pub use export::{ExportError, ExportOptions, export, export_with};
 pub use import::{Bindings, Imported, Part};
 pub use model::{Dim, InputInfo, Model, OPSETS};
 pub use partial::{Eager, Rest};
-pub use tensor::read_tensor;
+pub use value::{Form, MapKey, Strings, Texts, Value, ValueKind, read_value};
 
 #[cfg(test)]
 mod tests;

@@ -228,6 +228,7 @@ fn numbers(dtype: DType, shape: Shape, values: &[f64]) -> Result<Tensor> {
         DType::S32 => of!(|&v| v as i32),
         DType::U32 => of!(|&v| v as u32),
         DType::S64 => of!(|&v| v as i64),
+        DType::Str => return Err(OpError::dtype("a number as a text")),
         DType::U64 => of!(|&v| v as u64),
     }?)
 }

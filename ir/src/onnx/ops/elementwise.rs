@@ -1,6 +1,6 @@
 //! Functions of elements.
 
-use super::random;
+use super::{random, strings};
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     numerics::PowerRounding,
@@ -359,6 +359,9 @@ pub(super) fn cast(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 
 /// Only conversions to floats of 8 bits and fewer heed attributes: `saturate`, and how powers of two are chosen.
 fn converted(node: &mut Node<'_, '_>, x: ValueId, to: DType) -> Result<ValueId, NodeError> {
+    if node.ty(x).dtype == DType::Str || to == DType::Str {
+        return strings::cast(node, to);
+    }
     let saturate = node.flag("saturate", true)?;
     let rounding = match node.string("round_mode", "up")? {
         "up" => PowerRounding::Up,
@@ -405,10 +408,6 @@ pub(super) fn cast_like(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let (x, like) = (node.operand(0, "input")?, node.operand(1, "target_type")?);
     let to = node.ty(like).dtype;
     converted(node, x, to)
-}
-
-pub(super) fn identity(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    node.operand(0, "input")
 }
 
 /// The data unchanged, and a mask that keeps everything; in training mode random elements are made 0.

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
-    onnx::{NodeError, import::Node},
+    onnx::{
+        MapKey, NodeError,
+        import::{Held, Node},
+    },
     ops::{ArgExtreme, BinaryKind, ReduceKind, SliceSpec, UnaryKind},
 };
 
@@ -184,67 +187,128 @@ pub(super) fn one_hot_encoder(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let x = node.operand(0, "X")?;
     // Without, an element that is no category is an error, which only data can show.
     node.flag("zeros", true)?;
-    let categories = node.ints("cats_int64s")?.filter(|c| !c.is_empty());
-    let categories = categories.ok_or_else(|| OpError::unsupported("has no categories that are integers"))?;
+    let ints = node.ints("cats_int64s")?.filter(|c| !c.is_empty());
+    let texts = node.strings("cats_strings")?.filter(|c| !c.is_empty());
+    let categories = match (ints, texts) {
+        (Some(ints), None) => Tensor::from_vec(Shape::new([ints.len()])?, ints).map_err(OpError::from)?,
+        (None, Some(texts)) => text_tensor(node, &texts)?,
+        _ => return Err(OpError::attribute("categories must be integers or texts").into()),
+    };
     let mut dims = node.shape(x).to_vec();
     dims.push(1);
-    let x = node.cast_to("integers", DType::S64, x)?;
+    let x = match node.ty(x).dtype {
+        DType::Str => x,
+        _ => node.cast_to("integers", DType::S64, x)?,
+    };
     let x = node.shaped("apart", dims, x)?;
-    let shape = Shape::new([categories.len()])?;
-    let categories = Tensor::from_vec(shape, categories).map_err(OpError::from)?;
     let categories = node.constant_part("categories", categories);
     let hot = node.binary("hot", BinaryKind::Equal, x, categories)?;
     node.cast_to("", DType::F32, hot)
 }
 
-/// Keys and what stands for them.
-enum Column {
-    Floats(Vec<f32>),
-    Ints(Vec<i64>),
-    Tensor(Tensor),
+/// The numbers of texts of attributes.
+fn text_tensor(node: &Node<'_, '_>, texts: &[String]) -> Result<Tensor> {
+    let numbers: Vec<i64> = texts.iter().map(|text| node.texts().number(text)).collect();
+    let tensor = Tensor::from_vec_as(DType::Str, Shape::new([texts.len()])?, numbers);
+    Ok(tensor.map_err(OpError::from)?)
 }
 
-impl Column {
-    fn of(
-        node: &mut Node<'_, '_>,
-        [floats, ints, tensor]: [&'static str; 3],
-        count: Option<usize>,
-    ) -> Result<Tensor> {
-        let all = [
-            node.floats(floats)?.filter(|v| !v.is_empty()).map(Column::Floats),
-            node.ints(ints)?.filter(|v| !v.is_empty()).map(Column::Ints),
-            node.tensor(tensor)?.map(Column::Tensor),
-        ];
-        let one = all.into_iter().flatten().next();
-        let one =
-            one.ok_or_else(|| OpError::unsupported(format!("has none of {floats}, {ints} and {tensor}")))?;
-        let vector = |n: usize| Shape::new([n]);
-        let column = match one {
-            Column::Floats(v) => Tensor::from_vec(vector(v.len())?, v),
-            Column::Ints(v) => Tensor::from_vec(vector(v.len())?, v),
-            Column::Tensor(t) => Ok(t),
-        };
-        let column = column.map_err(OpError::from)?;
-        match count.is_none_or(|n| column.shape().elements() == n) {
-            true => Ok(column),
-            false => Err(OpError::shape(format!("{ints}: {} for other keys", column.ty())).into()),
-        }
+/// Keys, or what stands for them: of the attributes the one that is there.
+fn column(
+    node: &mut Node<'_, '_>,
+    [floats, ints, texts, tensor]: [&'static str; 4],
+    count: Option<usize>,
+) -> Result<Tensor> {
+    let vector = |n: usize| Shape::new([n]);
+    let (given_floats, given_ints) = (node.floats(floats)?, node.ints(ints)?);
+    let (given_texts, given) = (node.strings(texts)?, node.tensor(tensor)?);
+    let column = if let Some(v) = given_floats.filter(|v| !v.is_empty()) {
+        Tensor::from_vec(vector(v.len())?, v).map_err(OpError::from)?
+    } else if let Some(v) = given_ints.filter(|v| !v.is_empty()) {
+        Tensor::from_vec(vector(v.len())?, v).map_err(OpError::from)?
+    } else if let Some(v) = given_texts.filter(|v| !v.is_empty()) {
+        text_tensor(node, &v)?
+    } else {
+        given.ok_or_else(|| {
+            OpError::attribute(format!("there is none of {floats}, {ints}, {texts} and {tensor}"))
+        })?
+    };
+    match count.is_none_or(|n| column.shape().elements() == n) {
+        true => Ok(column),
+        false => Err(OpError::shape(format!("{ints}: {} for other keys", column.ty())).into()),
     }
 }
 
-/// Numbers that stand for others, by where each is equal to one of the keys.
+/// Labels that stand for others, by where each is equal to one of the keys. Opset 1 of the domain has texts and their places.
 pub(super) fn label_encoder(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let x = node.operand(0, "X")?;
-    let keys = Column::of(node, ["keys_floats", "keys_int64s", "keys_tensor"], None)?;
-    let count = keys.shape().elements();
-    let values = Column::of(node, ["values_floats", "values_int64s", "values_tensor"], Some(count))?;
     let (float, int) = (node.optional_float("default_float")?, node.int("default_int64", -1)?);
+    let text = node.string("default_string", "_Unused")?;
+    if let Some(classes) = node.strings("classes_strings")? {
+        return by_place(node, x, &classes, (text, int));
+    }
+    let keys = column(node, ["keys_floats", "keys_int64s", "keys_strings", "keys_tensor"], None)?;
+    let count = keys.shape().elements();
+    let names = ["values_floats", "values_int64s", "values_strings", "values_tensor"];
+    let values = column(node, names, Some(count))?;
     let (given, dtype) = (node.tensor("default_tensor")?, values.dtype());
     let default = match (given, dtype) {
         (Some(given), _) if given.dtype() == dtype && given.shape().elements() == 1 => given,
         (_, DType::S64) => Tensor::scalar(int),
+        (_, DType::Str) => text_tensor(node, &[text.to_owned()])?,
         (_, dtype) => float_tensor(dtype, Shape::scalar(), &[float.unwrap_or(-0.0).into()])?,
     };
+    looked_up(node, x, &keys, values, default)
+}
+
+/// Texts to their places in a list, or places to texts.
+fn by_place(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    texts: &[String],
+    (text, int): (&str, i64),
+) -> Result<ValueId> {
+    let all = text_tensor(node, texts)?;
+    let places = (0..texts.len() as i64).collect();
+    let places = Tensor::from_vec(all.shape().clone(), places).map_err(OpError::from)?;
+    match node.ty(x).dtype {
+        DType::Str => looked_up(node, x, &all, places, Tensor::scalar(int)),
+        _ => {
+            let default = text_tensor(node, &[text.to_owned()])?;
+            looked_up(node, x, &places, all, default)
+        }
+    }
+}
+
+/// Texts to integers, or integers to texts.
+pub(super) fn category_mapper(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let x = node.operand(0, "X")?;
+    let texts = node.strings("cats_strings")?.unwrap_or_default();
+    let ints = node.ints("cats_int64s")?.unwrap_or_default();
+    let (text, int) = (node.string("default_string", "_Unused")?, node.int("default_int64", -1)?);
+    if texts.len() != ints.len() {
+        return Err(OpError::shape(format!("{} texts for {} integers", texts.len(), ints.len())).into());
+    }
+    let all = text_tensor(node, &texts)?;
+    let ints = Tensor::from_vec(all.shape().clone(), ints).map_err(OpError::from)?;
+    match node.ty(x).dtype {
+        DType::Str => looked_up(node, x, &all, ints, Tensor::scalar(int)),
+        _ => {
+            let default = text_tensor(node, &[text.to_owned()])?;
+            looked_up(node, x, &ints, all, default)
+        }
+    }
+}
+
+/// The value at the first key that an element is equal to, or the default.
+fn looked_up(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    keys: &Tensor,
+    values: Tensor,
+    default: Tensor,
+) -> Result<ValueId> {
+    let count = keys.shape().elements();
     if node.ty(x).dtype != keys.dtype() {
         return Err(OpError::dtype(format!("keys {} of {}", keys.ty(), node.ty(x))).into());
     }
@@ -256,9 +320,8 @@ pub(super) fn label_encoder(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let keys_part = node.shaped("key_row", [count], keys_part)?;
     let mut is_key = node.binary("is_key", BinaryKind::Equal, apart, keys_part)?;
     if keys.dtype().is_float() && keys.to_f64().iter().any(|k| k.is_nan()) {
-        let [x_nan, key_nan] =
-            [(apart, "x_nan"), (keys_part, "key_nan")].map(|(v, part)| is_nan(node, part, v));
-        let both = node.binary("both_nan", BinaryKind::And, x_nan?, key_nan?)?;
+        let (x_nan, key_nan) = (is_nan(node, "x_nan", apart)?, is_nan(node, "key_nan", keys_part)?);
+        let both = node.binary("both_nan", BinaryKind::And, x_nan, key_nan)?;
         is_key = node.binary("is_key_or_nan", BinaryKind::Or, is_key, both)?;
     }
     let found = node.cast_to("found", DType::S32, is_key)?;
@@ -274,6 +337,17 @@ pub(super) fn label_encoder(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let default = node.constant_part("default", default);
     let default = node.shaped("default_value", [], default)?;
     node.chosen("", any, picked, default)
+}
+
+/// Maps from labels of classes to scores, one for each row.
+pub(super) fn zip_map(node: &mut Node<'_, '_>) -> Result<Vec<Held>> {
+    let x = node.operand(0, "X")?;
+    let labels = Labels::of(node, "classlabels_int64s")?;
+    let shape = node.shape(x);
+    if shape.rank() != 2 || shape[1] != labels.count() || node.ty(x).dtype != DType::F32 {
+        return Err(OpError::shape(format!("{} labels of {}", labels.count(), node.ty(x))).into());
+    }
+    Ok(vec![Held::Maps(x, labels.keys())])
 }
 
 /// What is made of scores.
@@ -380,6 +454,13 @@ impl Labels {
         }
     }
 
+    fn keys(self) -> Vec<MapKey> {
+        match self {
+            Labels::Ints(ints) => ints.into_iter().map(MapKey::Int).collect(),
+            Labels::Strings(texts) => texts.into_iter().map(|t| MapKey::Text(t.into())).collect(),
+        }
+    }
+
     /// The label of each class in a vector of them.
     pub(super) fn of_classes(&self, node: &mut Node<'_, '_>, classes: ValueId) -> Result<ValueId> {
         match self {
@@ -389,8 +470,11 @@ impl Labels {
                 let labels = node.constant_part("labels", labels);
                 node.gathered("label", 0, labels, classes)
             }
-            Labels::Strings(_) if !node.wants(0) => Ok(classes),
-            Labels::Strings(_) => Err(OpError::unsupported("labels are strings").into()),
+            Labels::Strings(texts) => {
+                let labels = text_tensor(node, texts)?;
+                let labels = node.constant_part("labels", labels);
+                node.gathered("label", 0, labels, classes)
+            }
         }
     }
 

@@ -26,8 +26,10 @@ mod random;
 mod recurrent;
 mod reduce;
 mod resize;
+mod sequences;
 mod shape;
 mod signal;
+mod strings;
 mod svm;
 mod trees;
 mod values;
@@ -35,7 +37,11 @@ mod vision;
 mod weight_only;
 mod window;
 
-use super::{NodeError, body::NodeDef, import::Node};
+use super::{
+    NodeError,
+    body::NodeDef,
+    import::{Held, Node},
+};
 use crate::ValueId;
 
 /// Makes IR ops of a node.
@@ -45,11 +51,13 @@ pub(super) enum Import {
     One(fn(&mut Node<'_, '_>) -> Result<ValueId, NodeError>),
     /// A node of several results.
     Many(fn(&mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError>),
+    /// A node whose operands or results may be other things than tensors.
+    Structure(fn(&mut Node<'_, '_>) -> Result<Vec<Held>, NodeError>),
     /// A node for which others stand, whose results have the names of its own.
     Nodes(fn(&mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError>),
 }
 
-use Import::{Many, Nodes, One};
+use Import::{Many, Nodes, One, Structure};
 
 /// Name, first version of the domain, import. Ordered by family. An op whose meaning changed with the opset asks for it.
 type Table = &'static [(&'static str, i64, Import)];
@@ -198,7 +206,7 @@ const ONNX: Table = &[
     ("Cast", 1, One(elementwise::cast)),
     ("CastLike", 15, One(elementwise::cast_like)),
     ("Dropout", 1, Many(elementwise::dropout)),
-    ("Identity", 1, One(elementwise::identity)),
+    ("Identity", 1, Structure(sequences::identity)),
 
     ("ReduceL1", 1, One(reduce::l1)),
     ("ReduceL2", 1, One(reduce::l2)),
@@ -261,6 +269,25 @@ const ONNX: Table = &[
     ("If", 1, Nodes(control::if_)),
     ("Loop", 1, Nodes(control::loop_)),
     ("Scan", 8, Nodes(control::scan)),
+
+    ("ConcatFromSequence", 11, Structure(sequences::concat_from_sequence)),
+    ("Optional", 15, Structure(sequences::optional)),
+    ("OptionalGetElement", 15, Structure(sequences::optional_get_element)),
+    ("OptionalHasElement", 15, Structure(sequences::optional_has_element)),
+    ("SequenceAt", 11, Structure(sequences::sequence_at)),
+    ("SequenceConstruct", 11, Structure(sequences::sequence_construct)),
+    ("SequenceEmpty", 11, Structure(sequences::sequence_empty)),
+    ("SequenceErase", 11, Structure(sequences::sequence_erase)),
+    ("SequenceInsert", 11, Structure(sequences::sequence_insert)),
+    ("SequenceLength", 11, Structure(sequences::sequence_length)),
+    ("SequenceMap", 17, Nodes(sequences::sequence_map)),
+    ("SplitToSequence", 11, Structure(sequences::split_to_sequence)),
+
+    ("RegexFullMatch", 20, One(strings::regex_full_match)),
+    ("StringConcat", 20, One(strings::string_concat)),
+    ("StringNormalizer", 10, One(strings::string_normalizer)),
+    ("StringSplit", 20, Many(strings::string_split)),
+    ("TfIdfVectorizer", 9, One(strings::tf_idf_vectorizer)),
 
     ("QuantizeLinear", 10, One(quantize::quantize_linear)),
     ("DequantizeLinear", 10, One(quantize::dequantize_linear)),
@@ -356,6 +383,7 @@ const MICROSOFT: Table = &[
 const ML: Table = &[
     ("ArrayFeatureExtractor", 1, One(ml::array_feature_extractor)),
     ("Binarizer", 1, One(ml::binarizer)),
+    ("CategoryMapper", 1, One(ml::category_mapper)),
     ("FeatureVectorizer", 1, One(ml::feature_vectorizer)),
     ("Imputer", 1, One(ml::imputer)),
     ("LabelEncoder", 1, One(ml::label_encoder)),
@@ -369,6 +397,7 @@ const ML: Table = &[
     ("TreeEnsemble", 5, One(trees::ensemble)),
     ("TreeEnsembleClassifier", 1, Many(trees::classifier)),
     ("TreeEnsembleRegressor", 1, One(trees::regressor)),
+    ("ZipMap", 1, Structure(ml::zip_map)),
 ];
 
 /// Ops that ONNX tries out.

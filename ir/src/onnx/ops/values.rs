@@ -89,7 +89,7 @@ fn places(node: &mut Node<'_, '_>, part: &str, places: &[usize]) -> Result<Value
 
 /// Fails for floats that are only stored: their codes are not compared.
 fn check_compared(x: &Tensor) -> Result<(), NodeError> {
-    match x.dtype().is_small_float() {
+    match x.dtype().is_small_float() || x.dtype() == DType::Str {
         true => Err(OpError::dtype(format!("{} is only stored and moved; cast it", x.ty())).into()),
         false => Ok(()),
     }
