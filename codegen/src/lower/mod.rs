@@ -112,6 +112,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::RoiAlign(_)
         | Op::LinearAttention(_)
         | Op::TreeEnsemble(_)
+        | Op::CoupleProbabilities(_)
         | Op::Recurrent(_)
         | Op::GatherElements(_)
         | Op::GatherNd(_)

@@ -212,10 +212,14 @@ impl Model {
                 }
                 (Form::Sequence(n), ValueKind { is_sequence: true, .. }) => {
                     let names: Vec<String> = (0..*n).map(|i| format!("{}[{i}]", info.name)).collect();
+                    // Each element has lengths of its own.
+                    let open = |d: &Dim| if let Dim::Known(n) = d { Dim::Known(*n) } else { Dim::Unknown };
+                    let dims = info.dims.as_ref().map(|dims| dims.iter().map(open).collect::<Vec<_>>());
                     let of = |name: &String| InputInfo {
                         name: name.clone(),
+                        dtype: info.dtype,
+                        dims: dims.clone(),
                         kind: ValueKind::TENSOR,
-                        ..info.clone()
                     };
                     inputs.extend(names.iter().map(of));
                     splice::sequence(&info.name, &names, Some(info.dtype))

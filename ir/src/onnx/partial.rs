@@ -191,12 +191,18 @@ impl Importer<'_> {
         Some(sources)
     }
 
+    /// Whether a node is to be computed by its definition: it needs a value that is large, or one of texts, to which no
+    /// graph is specialised.
+    fn is_eager_node(&self, error: &ImportError) -> bool {
+        let is_text = |value: ValueId| self.graph.ty(value).dtype == DType::Str;
+        let wanted = self.wanted_value(error);
+        is_by_value(error) || wanted.is_some_and(|value| is_text(value) || !self.is_small(value))
+    }
+
     /// What could be imported, and what could not.
     pub(super) fn part(mut self) -> Result<Part, ImportError> {
         let mut blocked = std::mem::take(&mut self.blocked);
-        let is_large = |(_, e): &&(&NodeDef, ImportError)| {
-            is_by_value(e) || self.wanted_value(e).is_some_and(|value| !self.is_small(value))
-        };
+        let is_large = |(_, e): &&(&NodeDef, ImportError)| self.is_eager_node(e);
         // By their first result, which is theirs alone.
         let eager: BTreeSet<&Vec<String>> =
             blocked.iter().filter(is_large).map(|(def, _)| &def.outputs).collect();

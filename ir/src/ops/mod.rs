@@ -20,6 +20,7 @@ mod resample;
 mod roi_align;
 mod shape;
 mod state;
+mod svm;
 mod trees;
 mod window;
 
@@ -43,6 +44,7 @@ pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Re
 pub use roi_align::RoiAlign;
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
 pub use state::LinearAttention;
+pub use svm::CoupleProbabilities;
 pub use trees::{Aggregate, TreeEnsemble};
 pub use window::Window;
 
@@ -157,6 +159,8 @@ ops! {
     RoiAlign,
     /// The recurrence of linear attention.
     LinearAttention,
+    /// Probabilities of many classes from those of pairs.
+    CoupleProbabilities,
     /// Decision trees over rows of features.
     TreeEnsemble,
     /// The recurrence of a recurrent layer, in one direction.

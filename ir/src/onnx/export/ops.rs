@@ -102,7 +102,7 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
         Op::GridSample(op) => Ok(w.plain("GridSample", grid_sample_attributes(op))),
         Op::PlainMatMul(_) => Ok(w.plain("MatMul", vec![])),
-        Op::Inverse(_) | Op::LinearAttention(_) | Op::TreeEnsemble(_) => {
+        Op::Inverse(_) | Op::LinearAttention(_) | Op::TreeEnsemble(_) | Op::CoupleProbabilities(_) => {
             Err(OpError::unsupported("is an op that ONNX does not have, or not at this opset"))
         }
         Op::RoiAlign(op) => Ok(w.plain("RoiAlign", roi_align_attributes(op))),

@@ -14,6 +14,7 @@ mod elementwise;
 mod fused;
 mod index;
 mod integer;
+mod legacy;
 mod linear_attention;
 mod loss;
 mod matmul;
@@ -133,6 +134,13 @@ const ONNX: Table = &[
     ("LpPool", 1, One(pool::lp_pool)),
     ("GlobalAveragePool", 1, One(pool::global_average_pool)),
 
+    ("Affine", 1, One(legacy::affine)),
+    ("Crop", 1, One(legacy::crop)),
+    ("ImageScaler", 1, One(legacy::image_scaler)),
+    ("ParametricSoftplus", 1, One(legacy::parametric_softplus)),
+    ("Scale", 1, One(legacy::scale)),
+    ("ScaledTanh", 1, One(legacy::scaled_tanh)),
+
     ("Abs", 1, One(elementwise::abs)),
     ("Acos", 7, One(elementwise::acos)),
     ("Acosh", 9, One(elementwise::acosh)),
@@ -175,7 +183,7 @@ const ONNX: Table = &[
     ("Swish", 24, One(elementwise::swish)),
     ("Tan", 7, One(elementwise::tan)),
     ("Tanh", 1, One(elementwise::tanh)),
-    ("ThresholdedRelu", 10, One(elementwise::thresholded_relu)),
+    ("ThresholdedRelu", 1, One(elementwise::thresholded_relu)),
 
     ("Add", 1, One(elementwise::add)),
     ("And", 1, One(elementwise::and)),

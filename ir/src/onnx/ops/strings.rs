@@ -6,7 +6,10 @@ use crate::{
     onnx::{NodeError, import::Node},
 };
 use regex::Regex;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The texts of an operand.
 struct TextOperand {
@@ -36,6 +39,17 @@ fn made(node: &mut Node<'_, '_>, part: &str, shape: Shape, texts: &[String]) -> 
 fn numbers<T: Element>(node: &mut Node<'_, '_>, part: &str, shape: Shape, values: Vec<T>) -> Result<ValueId> {
     let tensor = Tensor::from_vec(shape, values).map_err(OpError::from)?;
     Ok(node.constant_part(part, tensor))
+}
+
+/// The place of each text in their order.
+pub(super) fn ranks(node: &Node<'_, '_>, x: &Tensor) -> Result<Tensor> {
+    let numbers = x.as_slice::<i64>().map_err(OpError::from)?;
+    let text = |&n: &i64| node.texts().text(n).ok_or_else(|| OpError::dtype("an element is no text"));
+    let texts = numbers.iter().map(text).collect::<Result<Vec<_>, OpError>>()?;
+    let all: BTreeSet<&Arc<str>> = texts.iter().collect();
+    let places: BTreeMap<&Arc<str>, i64> = all.into_iter().zip(0..).collect();
+    let ranks = texts.iter().map(|t| places[t]).collect();
+    Ok(Tensor::from_vec(x.shape().clone(), ranks).map_err(OpError::from)?)
 }
 
 /// Texts joined in pairs, with broadcasting.
@@ -205,8 +219,23 @@ fn plain(value: f64, shortest: String) -> String {
         v if v.is_nan() => "NaN".into(),
         f64::INFINITY => "INF".into(),
         f64::NEG_INFINITY => "-INF".into(),
+        v if v != 0.0 && !(1e-5..1e16).contains(&v.abs()) => with_exponent(&shortest),
         _ => shortest,
     }
+}
+
+/// Digits without an exponent, as one digit before the point and an exponent of at least two digits.
+fn with_exponent(plain: &str) -> String {
+    let (sign, digits) = plain.strip_prefix('-').map_or(("", plain), |rest| ("-", rest));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let all = format!("{whole}{fraction}");
+    let lead = all.len() - all.trim_start_matches('0').len();
+    let exponent = whole.len() as i64 - 1 - lead as i64;
+    let significant = all.trim_matches('0');
+    let (first, rest) = significant.split_at(significant.len().min(1));
+    let point = if rest.is_empty() { "" } else { "." };
+    let way = if exponent < 0 { '-' } else { '+' };
+    format!("{sign}{first}{point}{rest}e{way}{:02}", exponent.abs())
 }
 
 /// How often n-grams of a pool stand in each row: tokens `skip + 1` apart, for each distance up to `max_skip_count`.

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     DType, OpError, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{BinaryKind, ReduceKind, UnaryKind},
+    ops::{BinaryKind, CoupleProbabilities, ReduceKind, UnaryKind},
 };
 
 /// The similarity of rows and vectors.
@@ -149,11 +149,7 @@ pub(super) fn classifier(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let scores = node.add("decisions", scores, rho)?;
     let votes = votes(node, scores, classes)?;
     if !prob_a.is_empty() {
-        if classes != 2 {
-            let why = "couples probabilities of more than two classes; export the model without them";
-            return Err(OpError::unsupported(why).into());
-        }
-        return two_probabilities(node, &labels, scores, (&prob_a, &prob_b));
+        return probabilities(node, &labels, scores, (&prob_a, &prob_b));
     }
     let label = labels.of_largest(node, votes)?;
     let scores = if classes == 2 { two_columns(node, scores, false)? } else { scores };
@@ -198,26 +194,23 @@ fn votes(node: &mut Node<'_, '_>, scores: ValueId, classes: usize) -> Result<Val
     node.add("votes", won, losses)
 }
 
-/// The probabilities of two classes, by a logistic function of their decision, within 1e-7 of 0 and 1.
-fn two_probabilities(
+/// The probabilities of classes from those of pairs: logistic functions of their decisions, within 1e-7 of 0 and 1.
+fn probabilities(
     node: &mut Node<'_, '_>,
     labels: &Labels,
     scores: ValueId,
     (a, b): (&[f32], &[f32]),
 ) -> Result<Vec<ValueId>> {
-    let (&[a, ..], &[b, ..]) = (a, b) else { return Err(missing("prob_b")) };
-    let dtype = node.ty(scores).dtype;
-    let (a, b) = (node.number("prob_a", a.into(), dtype)?, node.number("prob_b", b.into(), dtype)?);
+    let (a, b) =
+        (constants(node, "prob_a", [a.len()], a, scores)?, constants(node, "prob_b", [b.len()], b, scores)?);
     let scaled = node.mul("by_a", scores, a)?;
     let moved = node.add("by_b", scaled, b)?;
     let negated = node.unary("negated", UnaryKind::Neg, moved)?;
     let first = node.unary("probability", UnaryKind::Sigmoid, negated)?;
     let first = node.unary("within", UnaryKind::Clip { lo: 1e-7, hi: 1.0 - 1e-7 }, first)?;
-    let one = node.number("certain", 1.0, dtype)?;
-    let second = node.sub("second", one, first)?;
-    let both = node.joined("probabilities", 1, &[first, second])?;
-    let both = node.cast_to("scores", DType::F32, both)?;
-    Ok(vec![labels.of_largest(node, both)?, both])
+    let first = node.cast_to("pairs", DType::F32, first)?;
+    let all = node.emit_part("coupled", CoupleProbabilities { classes: labels.count() }, &[first])?;
+    Ok(vec![labels.of_largest(node, all)?, all])
 }
 
 /// Without support vectors: one row of coefficients a class.

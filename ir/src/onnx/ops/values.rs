@@ -149,7 +149,10 @@ pub(super) fn unique(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError>
 /// The same, in order of size or in the order in which they come.
 pub(super) fn unique_of(node: &mut Node<'_, '_>, sorted: bool) -> Result<Vec<ValueId>, NodeError> {
     let x = node.operand(0, "X")?;
-    let known = node.required(0, "X")?;
+    let mut known = node.required(0, "X")?;
+    if known.dtype() == DType::Str {
+        known = super::strings::ranks(node, &known)?;
+    }
     check_compared(&known)?;
     let shape = known.shape().clone();
     let (x, axis, shape) = match node.optional_int("axis")? {
