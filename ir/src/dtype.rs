@@ -33,11 +33,13 @@ pub enum DType {
     F4E2M1,
     S2,
     U2,
+    /// A text, by its number: see [`Texts`](crate::onnx::Texts). Only moved and compared for being equal.
+    Str,
 }
 
 impl DType {
     /// All types, in declaration order.
-    pub const ALL: [DType; 23] = [
+    pub const ALL: [DType; 24] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -61,6 +63,7 @@ impl DType {
         DType::F4E2M1,
         DType::S2,
         DType::U2,
+        DType::Str,
     ];
 
     /// Bits of an element: what it takes in a file.
@@ -78,7 +81,7 @@ impl DType {
             | DType::F8E8M0 => 8,
             DType::F16 | DType::BF16 | DType::S16 | DType::U16 => 16,
             DType::F32 | DType::S32 | DType::U32 => 32,
-            DType::F64 | DType::S64 | DType::U64 => 64,
+            DType::F64 | DType::S64 | DType::U64 | DType::Str => 64,
         }
     }
 
@@ -92,9 +95,9 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
     }
 
-    /// Whether this is an integer type (`Bool` is not).
+    /// Whether this is an integer type (`Bool` and `Str` are not).
     pub const fn is_integer(self) -> bool {
-        !self.is_float() && !self.is_small_float() && !matches!(self, DType::Bool)
+        !self.is_float() && !self.is_small_float() && !matches!(self, DType::Bool | DType::Str)
     }
 
     /// Whether this is one of the floats of 8 bits and fewer.
@@ -158,6 +161,7 @@ impl DType {
             DType::F4E2M1 => "f4e2m1",
             DType::S2 => "s2",
             DType::U2 => "u2",
+            DType::Str => "str",
         }
     }
 

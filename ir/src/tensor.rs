@@ -35,7 +35,7 @@ elements! {
     u16 => U16,
     i32 => S32,
     u32 => U32,
-    i64 => S64,
+    i64 => S64 | Str,
     u64 => U64,
 }
 
@@ -92,7 +92,7 @@ macro_rules! with_element {
                 type $t = u32;
                 $body
             }
-            $crate::DType::S64 => {
+            $crate::DType::S64 | $crate::DType::Str => {
                 type $t = i64;
                 $body
             }

@@ -5,7 +5,10 @@
 //! are equal; floats are within `atol + rtol * |expected|`; integers and truth values are equal.
 
 use crate::{Backend, DynamicModel};
-use qcc_ir::{DType, Tensor, onnx};
+use qcc_ir::{
+    DType, Tensor,
+    onnx::{self, Value, ValueKind},
+};
 use std::{
     error::Error,
     fs,
@@ -98,15 +101,16 @@ impl Case {
             return Err("there is no test_data_set_0".into());
         }
         for set in sets {
-            let inputs = tensors(&set, "input")?;
-            let expected = tensors(&set, "output")?;
-            let outputs = model.run(&inputs)?.outputs;
+            let kinds: Vec<ValueKind> = model.model().inputs().iter().map(|i| i.kind).collect();
+            let inputs = values(&set, "input", &kinds)?;
+            let expected = values(&set, "output", model.model().output_kinds())?;
+            let outputs = model.run_values(&inputs)?.outputs;
             if outputs.len() != expected.len() {
                 return Err(format!("{} outputs instead of {}", outputs.len(), expected.len()).into());
             }
             let names = model.model().outputs();
             for ((name, got), expected) in names.zip(&outputs).zip(&expected) {
-                compare(got, expected, tolerance).map_err(|why| format!("output `{name}`: {why}"))?;
+                compare_values(got, expected, tolerance).map_err(|why| format!("output `{name}`: {why}"))?;
             }
         }
         Ok(())
@@ -128,14 +132,46 @@ fn chain(error: &dyn Error) -> String {
 }
 
 /// `what_0.pb`, `what_1.pb` and so on, as many as there are.
-fn tensors(folder: &Path, what: &str) -> Result<Vec<Tensor>, Box<dyn Error>> {
-    let mut tensors = Vec::new();
+fn values(folder: &Path, what: &str, kinds: &[ValueKind]) -> Result<Vec<Value>, Box<dyn Error>> {
+    let mut values = Vec::new();
     loop {
-        let path = folder.join(format!("{what}_{}.pb", tensors.len()));
+        let path = folder.join(format!("{what}_{}.pb", values.len()));
         if !path.exists() {
-            return Ok(tensors);
+            return Ok(values);
         }
-        tensors.push(onnx::read_tensor(&path)?);
+        let kind = kinds.get(values.len()).copied().unwrap_or(ValueKind::TENSOR);
+        values.push(onnx::read_value(&path, kind)?);
+    }
+}
+
+/// Why a value is not the one that was expected.
+///
+/// # Errors
+/// The reason, in one phrase.
+pub fn compare_values(got: &Value, expected: &Value, tolerance: Tolerance) -> Result<(), String> {
+    match (got, expected) {
+        (Value::Tensor(got), Value::Tensor(expected)) => compare(got, expected, tolerance),
+        (Value::Sequence(got), Value::Sequence(expected)) if got.len() == expected.len() => {
+            let pairs = got.iter().zip(expected).enumerate();
+            let differ =
+                |(i, (a, b))| compare_values(a, b, tolerance).map_err(|why| format!("element {i}: {why}"));
+            pairs.map(differ).collect()
+        }
+        (got, expected) if got == expected => Ok(()),
+        _ => Err(format!("{} instead of {}", described(got), described(expected))),
+    }
+}
+
+/// A value in a few words.
+fn described(value: &Value) -> String {
+    match value {
+        Value::Tensor(t) => t.ty().to_string(),
+        Value::Strings(s) => {
+            format!("texts {:?} {:?}", s.shape(), s.elements().iter().take(4).collect::<Vec<_>>())
+        }
+        Value::Sequence(all) => format!("a sequence of {}", all.len()),
+        Value::Map(entries) => format!("a map of {}", entries.len()),
+        Value::Absent => "nothing".into(),
     }
 }
 

@@ -87,7 +87,7 @@ fn stages(
     let imported = model.import(&bindings).map_err(|e| refused("import")(&e))?;
     ops.extend(names);
     let graph = match &imported {
-        Imported::Whole(graph) => Some(graph),
+        Imported::Whole(graph, _) => Some(graph),
         Imported::Part(part) => Some(&part.graph),
         Imported::Wants(_) => None,
     };
@@ -102,7 +102,7 @@ fn stages(
     let limit = if is_interpreted { bounds.work / 8 } else { bounds.work };
     let failed = |e: Error| Outcome::Refused("compile or run", kind_of(&e));
     if work > limit {
-        if let Imported::Whole(graph) = imported {
+        if let Imported::Whole(graph, _) = imported {
             compiler.precision(Precision::Float).compile_graph(graph).map_err(failed)?;
         }
         return Ok(Outcome::Long);

@@ -182,6 +182,8 @@ impl Body<'_> {
             a: strides(self.hidden),
             y: strides(y.of),
             r: strides(residual.map_or(y.of, |r| r.of)),
+            g: Strides::default(),
+            result_bytes: SIZE,
             loops: Vec::new(),
             run: self.hidden,
         };
@@ -195,7 +197,7 @@ impl Body<'_> {
         let coefficients = Coefficients { tensor, weights, starts: Starts::Floats(bias) };
         let epilogue = Epilogue::Float { clamp: Clamp::NONE, residual: residual.is_some() };
         let (y, r) = (y.location(), residual.map(Columns::location));
-        let operands = Operands { a: x, y, r, w: PackedAt::Model };
+        let operands = Operands { a: x, y, r, g: None, w: PackedAt::Model };
         let macs = (self.sequences * self.hidden * gates * self.hidden) as u64;
         let work = Work { macs, weight_bytes: macs * SIZE as u64, ..Work::default() };
         driver::lower(cx, "state", &problem, epilogue, operands, &coefficients, work)

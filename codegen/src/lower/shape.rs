@@ -101,7 +101,25 @@ fn concat(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
 fn pad_supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     match graph.op(node) {
         Some(Op::Pad(pad)) => {
-            pad.fill(graph.ty(graph.operand(node, 0))).map(|_| ()).map_err(|e| e.to_string())
+            let x = graph.ty(graph.operand(node, 0));
+            // A copy for each border reads elements of the operand only: not those that it repeats more than once.
+            let most = |extent: usize| match pad.mode {
+                PadMode::Constant { .. } => usize::MAX,
+                PadMode::Edge => {
+                    if extent > 0 {
+                        usize::MAX
+                    } else {
+                        0
+                    }
+                }
+                PadMode::Reflect => extent.saturating_sub(1),
+                PadMode::Wrap => extent,
+            };
+            let pads = pad.before.iter().zip(&pad.after).map(|(a, b)| a.max(b));
+            if x.shape.iter().zip(pads).any(|(&extent, &count)| count > most(extent)) {
+                return Err("its borders repeat elements more than once".into());
+            }
+            pad.fill(x).map(|_| ()).map_err(|e| e.to_string())
         }
         _ => Ok(()),
     }

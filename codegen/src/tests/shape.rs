@@ -66,6 +66,20 @@ proptest! {
     }
 
     #[test]
+    fn pads_repeat_elements_more_than_once(
+        d in prop::collection::vec(1usize..4, 1..3), count in 0usize..12, front in any::<bool>(), mode in 0..3, seed in any::<u64>(),
+    ) {
+        let mode = [PadMode::Edge, PadMode::Reflect, PadMode::Wrap][mode as usize];
+        let (many, none) = (vec![count; d.len()], vec![0; d.len()]);
+        let (before, after) = if front { (many, none) } else { (none, many) };
+        let mut g = Graph::new("pad");
+        let x = g.input("x", plain(DType::F32, &d)).unwrap();
+        let y = g.add("y", Pad { before, after, mode }, &[x]).unwrap();
+        g.output("y", y.out());
+        check(&g, seed);
+    }
+
+    #[test]
     fn expands(d in dims(), ones in any::<u32>(), lead in 0usize..3, dtype in element(), seed in any::<u64>()) {
         let from: Vec<usize> =
             d.iter().enumerate().map(|(i, &n)| if ones >> i & 1 == 1 { 1 } else { n }).collect();

@@ -80,6 +80,13 @@ pub(super) fn decode_all(
     Ok(attributes)
 }
 
+/// Gives texts of attributes, which ops may make results of, their numbers.
+fn note<'a>(texts: impl IntoIterator<Item = &'a Vec<u8>>, decoder: &mut Decoder<'_>) {
+    for text in texts.into_iter().filter_map(|t| std::str::from_utf8(t).ok()) {
+        decoder.texts.number(text);
+    }
+}
+
 /// The outer error is that of a tensor, which names itself.
 fn decode(
     a: AttributeProto,
@@ -101,19 +108,25 @@ fn decode(
     Ok(Ok(match kind {
         T::FLOAT => Attribute::Float(a.f),
         T::INT => Attribute::Int(a.i),
-        T::STRING => Attribute::String(a.s),
+        T::STRING => {
+            note([&a.s], decoder);
+            Attribute::String(a.s)
+        }
         T::FLOATS => Attribute::Floats(a.floats),
         T::INTS => Attribute::Ints(a.ints),
         T::TENSOR => match a.t.into_option() {
-            Some(t) => Attribute::Tensor(tensor::decode(t, &what, decoder.files)?),
+            Some(t) => Attribute::Tensor(tensor::decode(t, &what, decoder.files, decoder.texts)?),
             None => return Ok(Err("is declared as a tensor, but holds none".into())),
         },
         T::SPARSE_TENSOR => match a.sparse_tensor.into_option() {
-            Some(t) => Attribute::Tensor(tensor::decode_sparse(t, &what, decoder.files)?),
+            Some(t) => Attribute::Tensor(tensor::decode_sparse(t, &what, decoder.files, decoder.texts)?),
             None => return Ok(Err("is declared as a sparse tensor, but holds none".into())),
         },
         T::UNDEFINED => return Ok(Err("has no type".into())),
-        T::STRINGS => Attribute::Strings(a.strings),
+        T::STRINGS => {
+            note(&a.strings, decoder);
+            Attribute::Strings(a.strings)
+        }
         T::GRAPH => match a.g.into_option() {
             Some(g) => Attribute::Graph(Arc::new(body::decode_attribute(g, decoder)?)),
             None => return Ok(Err("is declared as a graph, but holds none".into())),

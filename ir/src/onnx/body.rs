@@ -6,9 +6,10 @@ use super::{
     external::ExternalFiles,
     model::canonical,
     tensor,
+    value::{self, TextTable},
 };
 use crate::{DType, Tensor};
-use onnx_protobuf::{GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, type_proto};
+use onnx_protobuf::{GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -66,6 +67,8 @@ impl NodeDef {
 pub(super) struct Decoder<'a> {
     /// Where external data is.
     pub(super) files: &'a mut ExternalFiles,
+    /// Texts of the model so far.
+    pub(super) texts: &'a mut TextTable,
     /// Versions of the domains.
     pub(super) opsets: &'a BTreeMap<String, i64>,
     /// Whether attributes may refer to those of a call.
@@ -125,12 +128,12 @@ fn initializers(
     };
     for mut t in tensors {
         let name = std::mem::take(&mut t.name);
-        let tensor = tensor::decode(t, &name, decoder.files)?;
+        let tensor = tensor::decode(t, &name, decoder.files, decoder.texts)?;
         keep(name, tensor)?;
     }
     for sparse in sparse {
         let name = sparse.values.name.clone();
-        let tensor = tensor::decode_sparse(sparse, &name, decoder.files)?;
+        let tensor = tensor::decode_sparse(sparse, &name, decoder.files, decoder.texts)?;
         keep(name, tensor)?;
     }
     Ok(initializers)
@@ -158,8 +161,8 @@ fn output(v: &ValueInfoProto) -> Result<(String, Option<DType>), ImportError> {
     if v.name.is_empty() {
         return structure("an output of the graph has no name".into());
     }
-    let dtype = match v.type_.as_ref().and_then(|t| t.value.as_ref()) {
-        Some(type_proto::Value::TensorType(t)) if t.elem_type != 0 => {
+    let dtype = match v.type_.as_ref().and_then(value::kind) {
+        Some((_, t)) if t.elem_type != 0 => {
             let refuse = |why| ImportError::Structure(format!("output `{}`: {why}", v.name));
             Some(tensor::dtype(t.elem_type).map_err(refuse)?)
         }

@@ -151,6 +151,16 @@ pub enum NodeError {
         /// The value's name.
         value: String,
     },
+    /// The value of an operand is needed, not only its type, each time the model runs.
+    #[error("operand {slot} ({role}, `{value}`) is computed with by value, which compiled graphs cannot")]
+    ByValue {
+        /// Its place, from 0.
+        slot: usize,
+        /// What ONNX calls it.
+        role: &'static str,
+        /// The value's name.
+        value: String,
+    },
     /// A result that the op does not have, or that is not supported.
     #[error("result {port} (`{value}`) is not supported")]
     Result {

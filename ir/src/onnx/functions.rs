@@ -7,6 +7,7 @@ use super::{
     external::ExternalFiles,
     model::{canonical, opset_imports},
     splice::splice,
+    value::TextTable,
 };
 use crate::limits::{MAX_CALL_DEPTH, MAX_EXPANDED_NODES};
 use onnx_protobuf::FunctionProto;
@@ -35,12 +36,13 @@ impl Functions {
     pub(super) fn decode(
         protos: Vec<FunctionProto>,
         files: &mut ExternalFiles,
+        texts: &mut TextTable,
     ) -> Result<Functions, ImportError> {
         let mut functions = BTreeMap::new();
         for proto in protos {
             let key = (canonical(&proto.domain).to_owned(), proto.name.clone());
             let name = format!("function `{}` of domain {:?}", proto.name, proto.domain);
-            let function = Function::decode(proto, &name, files)?;
+            let function = Function::decode(proto, &name, files, texts)?;
             if functions.insert(key, function).is_some() {
                 return structure(format!("{name} is defined twice"));
             }
@@ -114,9 +116,14 @@ struct Made {
 }
 
 impl Function {
-    fn decode(proto: FunctionProto, name: &str, files: &mut ExternalFiles) -> Result<Function, ImportError> {
+    fn decode(
+        proto: FunctionProto,
+        name: &str,
+        files: &mut ExternalFiles,
+        texts: &mut TextTable,
+    ) -> Result<Function, ImportError> {
         let opsets = opset_imports(&proto.opset_import)?;
-        let mut decoder = Decoder { files, opsets: &opsets, in_function: true };
+        let mut decoder = Decoder { files, texts, opsets: &opsets, in_function: true };
         let mut attributes: BTreeMap<String, Option<Attribute>> =
             proto.attribute.into_iter().map(|name| (name, None)).collect();
         let defaults = attribute::decode_all(name, &proto.name, proto.attribute_proto, &mut decoder)?;

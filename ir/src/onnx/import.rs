@@ -5,6 +5,7 @@ use super::{
     attribute::Attribute,
     body::{Body, NodeDef},
     ops::{self, Import},
+    value::{Form, MapKey, Texts, ValueKind},
 };
 use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
@@ -40,8 +41,8 @@ pub struct Bindings {
 
 /// What an import comes to.
 pub enum Imported {
-    /// The graph of the whole model.
-    Whole(Graph),
+    /// The graph of the whole model, and how many of its outputs each output of the model is.
+    Whole(Graph, Vec<Form>),
     /// Values of these inputs decide over shapes or over what is computed, and are small: bind them and import again.
     Wants(Vec<String>),
     /// The part of the model that can be known so far.
@@ -72,7 +73,16 @@ impl Model {
         importer.all_nodes()?;
         match std::mem::take(&mut importer.blocked).into_iter().next() {
             Some((_, reason)) => Err(reason),
-            None => importer.finish(),
+            None => {
+                let (graph, forms) = importer.finish()?;
+                match forms.iter().position(|form| *form != Form::Tensor) {
+                    None => Ok(graph),
+                    Some(at) => Err(ImportError::Structure(format!(
+                        "output `{}` is no tensor: run the model as a `DynamicModel` (`qcc run`)",
+                        self.outputs().nth(at).unwrap_or_default()
+                    ))),
+                }
+            }
         }
     }
 
@@ -92,7 +102,7 @@ impl Model {
         let mut importer = self.importer(bindings, &arena)?;
         importer.all_nodes()?;
         if importer.blocked.is_empty() {
-            return importer.finish().map(Imported::Whole);
+            return importer.finish().map(|(graph, forms)| Imported::Whole(graph, forms));
         }
         let wanted = importer.wanted_inputs();
         if !wanted.is_empty() {
@@ -106,12 +116,18 @@ impl Model {
         bindings: &Bindings,
         arena: &'m Arena<NodeDef>,
     ) -> Result<Importer<'m>, ImportError> {
+        if let Some(info) = self.inputs.iter().find(|i| i.kind != ValueKind::TENSOR) {
+            let reason = "it is no tensor: run the model as a `DynamicModel` (`qcc run`)".into();
+            return Err(ImportError::Input { input: info.name.clone(), reason });
+        }
         let shapes = bind(&self.inputs, bindings)?;
         let mut importer = Importer {
             model: self,
             arena,
             graph: Graph::new(&self.name),
             values: BTreeMap::new(),
+            structures: BTreeMap::new(),
+            texts: self.texts(),
             known: BTreeMap::new(),
             used: self.used(),
             budget: self.folded_bytes(),
@@ -322,6 +338,10 @@ pub(super) struct Importer<'m> {
     pub(super) graph: Graph,
     /// What the names of the file stand for; initializers are added when they are first used.
     pub(super) values: BTreeMap<&'m str, ValueId>,
+    /// The same of names that are no tensors.
+    pub(super) structures: BTreeMap<&'m str, Held>,
+    /// What numbers of texts stand for.
+    pub(super) texts: Texts,
     /// What values are known to be that the graph computes nevertheless; small ones only.
     pub(super) known: BTreeMap<ValueId, Tensor>,
     used: BTreeSet<&'m str>,
@@ -393,7 +413,12 @@ impl<'m> Importer<'m> {
                     unknown.extend(def.outputs.iter().map(String::as_str));
                     self.deferred.push(def);
                 }
-                Err(e @ ImportError::Node { source: NodeError::NotConstant { .. }, .. }) => {
+                Err(
+                    e @ ImportError::Node {
+                        source: NodeError::NotConstant { .. } | NodeError::ByValue { .. },
+                        ..
+                    },
+                ) => {
                     unknown.extend(def.outputs.iter().map(String::as_str));
                     self.deferred.push(def);
                     self.blocked.push((def, e));
@@ -413,18 +438,20 @@ impl<'m> Importer<'m> {
         let mut node =
             Node { def, opset, importer: self, attributes: BTreeSet::new(), operands: BTreeSet::new() };
         let results = match entry {
-            Import::One(import) => import(&mut node).map(|v| vec![v]),
-            Import::Many(import) => import(&mut node),
+            Import::One(import) => import(&mut node).map(|v| vec![Held::Value(v)]),
+            Import::Many(import) => import(&mut node).map(|all| all.into_iter().map(Held::Value).collect()),
+            Import::Structure(import) => import(&mut node),
             Import::Nodes(import) => {
                 let nodes = import(&mut node).and_then(|nodes| node.check_names_read().map(|()| nodes));
                 return nodes.map(Outcome::Nodes).map_err(|e| node_error(def, e));
             }
         };
-        let results = results.and_then(|r| node.check_all_read(&r).map(|()| r));
+        let results = results.and_then(|r| node.check_all_read(r.len()).map(|()| r));
         let results = results.map_err(|e| node_error(def, e))?;
-        for (name, value) in def.outputs.iter().zip(results) {
-            if !name.is_empty() {
-                self.values.insert(name, value);
+        for (name, held) in def.outputs.iter().zip(results).filter(|(name, _)| !name.is_empty()) {
+            match held {
+                Held::Value(value) => _ = self.values.insert(name, value),
+                other => _ = self.structures.insert(name, other),
             }
         }
         Ok(Outcome::Values)
@@ -575,21 +602,32 @@ impl<'m> Importer<'m> {
         Ok(Some(constants.collect::<Result<Vec<_>, _>>()?))
     }
 
-    pub(super) fn finish(mut self) -> Result<Graph, ImportError> {
+    pub(super) fn finish(mut self) -> Result<(Graph, Vec<Form>), ImportError> {
+        let mut forms = Vec::new();
         for (name, declared) in &self.model.body.outputs {
-            let Some(value) = self.value(name) else {
-                return Err(ImportError::Structure(format!("output `{name}` of the graph is not computed")));
+            let (form, values) = match self.structures.get(name.as_str()).cloned() {
+                Some(held) => held.parts(),
+                None => (Form::Tensor, self.value(name).into_iter().collect()),
             };
-            let dtype = self.graph.ty(value).dtype;
-            if let Some(declared) = declared.filter(|&d| d != dtype) {
-                return Err(ImportError::Structure(format!(
-                    "output `{name}` of the graph is declared as {declared}, but is {dtype}"
-                )));
+            if values.len() != form.tensors() {
+                return Err(ImportError::Structure(format!("output `{name}` of the graph is not computed")));
             }
-            self.graph.output(name, value);
+            for (i, &value) in values.iter().enumerate() {
+                let dtype = self.graph.ty(value).dtype;
+                if let Some(declared) = declared.filter(|&d| d != dtype && !matches!(form, Form::Maps(_))) {
+                    return Err(ImportError::Structure(format!(
+                        "output `{name}` of the graph is declared as {declared}, but is {dtype}"
+                    )));
+                }
+                match form {
+                    Form::Sequence(_) => self.graph.output(&format!("{name}[{i}]"), value),
+                    _ => self.graph.output(name, value),
+                };
+            }
+            forms.push(form);
         }
         self.graph.remove_dead();
-        Ok(self.graph)
+        Ok((self.graph, forms))
     }
 }
 
@@ -599,6 +637,31 @@ fn computes_in_f32(op: &Op) -> bool {
     match op {
         Pool(pool) => pool.kind != PoolKind::Max,
         _ => matches!(op, Conv(_) | MatMul(_) | BatchNorm(_) | Lrn(_) | Softmax(_)),
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub(super) enum Held {
+    /// A tensor.
+    Value(ValueId),
+    /// Tensors, and their type where there are none.
+    Sequence(Vec<ValueId>, Option<DType>),
+    /// A map from these labels to its columns for each row of a tensor.
+    Maps(ValueId, Vec<MapKey>),
+    /// An optional value that is not there.
+    Absent,
+}
+
+impl Held {
+    /// Its tensors, and what they are.
+    fn parts(self) -> (Form, Vec<ValueId>) {
+        match self {
+            Held::Value(value) => (Form::Tensor, vec![value]),
+            Held::Sequence(all, _) => (Form::Sequence(all.len()), all),
+            Held::Maps(value, keys) => (Form::Maps(keys), vec![value]),
+            Held::Absent => (Form::Absent, Vec::new()),
+        }
     }
 }
 
@@ -650,9 +713,9 @@ pub(super) struct Node<'a, 'm> {
 }
 
 impl<'m> Node<'_, 'm> {
-    fn check_all_read(&self, results: &[ValueId]) -> Result<(), NodeError> {
+    fn check_all_read(&self, results: usize) -> Result<(), NodeError> {
         self.check_names_read()?;
-        let extra = self.def.outputs.iter().enumerate().skip(results.len());
+        let extra = self.def.outputs.iter().enumerate().skip(results);
         match extra.into_iter().find(|(_, o)| self.is_used(o)) {
             Some((port, value)) => Err(NodeError::Result { port, value: value.clone() }),
             None => Ok(()),
@@ -687,6 +750,11 @@ impl<'m> Node<'_, 'm> {
         &self.def.name
     }
 
+    /// Whether the node is of this op.
+    pub(super) fn def_is(&self, op: &str) -> bool {
+        self.def.op == op
+    }
+
     /// Whether a result is wanted by anyone.
     pub(super) fn wants(&self, port: usize) -> bool {
         self.def.outputs.get(port).is_some_and(|o| self.is_used(o))
@@ -712,7 +780,33 @@ impl<'m> Node<'_, 'm> {
 
     /// An operand that must be there.
     pub(super) fn operand(&mut self, slot: usize, role: &'static str) -> Result<ValueId, NodeError> {
-        self.optional(slot).ok_or(NodeError::MissingOperand { slot, role })
+        match self.held(slot) {
+            Some(Held::Value(value)) => Ok(value),
+            Some(_) => Err(OpError::dtype(format!("operand {slot} ({role}) is no tensor")).into()),
+            None => Err(NodeError::MissingOperand { slot, role }),
+        }
+    }
+
+    /// An operand of any kind that may be left out.
+    pub(super) fn held(&mut self, slot: usize) -> Option<Held> {
+        let name = self.operand_name(slot)?;
+        match self.importer.structures.get(name) {
+            Some(held) => Some(held.clone()),
+            None => self.importer.value(name).map(Held::Value),
+        }
+    }
+
+    /// The tensor of an operand, for ops that compute with values themselves each time the model runs.
+    pub(super) fn by_value(&mut self, slot: usize, role: &'static str) -> Result<Tensor, NodeError> {
+        let value = self.operand(slot, role)?;
+        let name = self.operand_name(slot).unwrap_or_default();
+        let known = self.importer.tensor_of(value).filter(|_| self.importer.is_eager);
+        known.cloned().ok_or_else(|| NodeError::ByValue { slot, role, value: name.into() })
+    }
+
+    /// What numbers of texts stand for.
+    pub(super) fn texts(&self) -> &Texts {
+        &self.importer.texts
     }
 
     /// Number of operands that the node names.
@@ -838,7 +932,7 @@ impl<'m> Node<'_, 'm> {
             captures: Vec::new(),
         };
         let part = self.importer.model.with(Vec::new(), closed);
-        part.round(&self.importer.work, self.importer.budget).map_err(|e| match e {
+        part.round(&self.importer.work, self.importer.budget, &self.importer.texts).map_err(|e| match e {
             ImportError::Node { source, .. } => source,
             other => OpError::unsupported(other.to_string()).into(),
         })
@@ -951,6 +1045,14 @@ impl<'m> Node<'_, 'm> {
             None => Err(NodeError::attribute(name, "is missing")),
             Some(Attribute::Graph(body)) => Ok(body),
             Some(other) => Self::mistyped(name, "a graph", other),
+        }
+    }
+
+    /// A graph, if it is there.
+    pub(super) fn optional_graph(&mut self, name: &'static str) -> Result<Option<&'m Body>, NodeError> {
+        match self.attribute(name) {
+            None => Ok(None),
+            Some(_) => self.graph_attribute(name).map(Some),
         }
     }
 

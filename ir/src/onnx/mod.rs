@@ -19,6 +19,7 @@ mod packed;
 mod partial;
 mod splice;
 mod tensor;
+mod value;
 mod wire;
 
 pub use error::{ImportError, NodeError, UnsupportedOp};
@@ -27,7 +28,7 @@ pub use import::{Bindings, Imported, Part};
 pub use model::{Dim, InputInfo, Model, OPSETS};
 pub use packed::Packed;
 pub use partial::{Eager, Rest};
-pub use tensor::read_tensor;
+pub use value::{Form, MapKey, Strings, Texts, Value, ValueKind, read_value};
 
 #[cfg(test)]
 mod tests;

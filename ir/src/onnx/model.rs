@@ -5,7 +5,9 @@ use super::{
     body::{self, Body, Decoder},
     external::ExternalFiles,
     functions::Functions,
-    tensor, wire,
+    splice, tensor,
+    value::{self, Form, TextTable, Texts, ValueKind},
+    wire,
 };
 use crate::{
     DType, Tensor,
@@ -15,12 +17,12 @@ use crate::{
 use bytes::Bytes;
 use onnx_protobuf::{
     GraphProto, Message, ModelProto, OperatorSetIdProto, ValueInfoProto, tensor_shape_proto::dimension,
-    type_proto,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    sync::Arc,
 };
 
 /// Versions of the `ai.onnx` operator set that import knows.
@@ -59,6 +61,8 @@ pub struct InputInfo {
     pub dtype: DType,
     /// Its dimensions; `None` where the model declares no rank.
     pub dims: Option<Vec<Dim>>,
+    /// Whether it is a tensor, or else what these are of.
+    pub kind: ValueKind,
 }
 
 impl std::fmt::Display for InputInfo {
@@ -96,6 +100,9 @@ pub struct Model {
     pub(super) body: Body,
     /// Bytes that import may take for what it computes.
     pub(super) max_memory: u64,
+    pub(super) texts: Arc<TextTable>,
+    /// What outputs are declared to be.
+    pub(super) output_kinds: Vec<ValueKind>,
 }
 
 impl Model {
@@ -129,9 +136,13 @@ impl Model {
             return Err(ImportError::NotAModel("it has no graph".into()));
         };
         let opsets = opsets(&proto)?;
-        let functions = Functions::decode(std::mem::take(&mut proto.functions), files)?;
+        let mut texts = TextTable::default();
+        let functions = Functions::decode(std::mem::take(&mut proto.functions), files, &mut texts)?;
         let name = if graph.name.is_empty() { "model".into() } else { std::mem::take(&mut graph.name) };
-        let mut decoder = Decoder { files, opsets: &opsets, in_function: false };
+        let kind =
+            |o: &ValueInfoProto| o.type_.as_ref().and_then(value::kind).map_or(ValueKind::TENSOR, |(k, _)| k);
+        let output_kinds = graph.output.iter().map(kind).collect();
+        let mut decoder = Decoder { files, texts: &mut texts, opsets: &opsets, in_function: false };
         let mut declared = Vec::new();
         let names = |graph: &GraphProto, initializers: &BTreeMap<String, Tensor>| {
             declared = inputs(graph, initializers)?;
@@ -147,6 +158,8 @@ impl Model {
             inputs: declared,
             body,
             max_memory: MAX_MEMORY_BYTES,
+            texts: Arc::new(texts),
+            output_kinds,
         })
     }
 
@@ -168,6 +181,63 @@ impl Model {
     /// Names of the results, in the model's order.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
         self.body.outputs.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// What the results are declared to be, in the model's order.
+    pub fn output_kinds(&self) -> &[ValueKind] {
+        &self.output_kinds
+    }
+
+    /// The texts of the model, for one run.
+    pub fn texts(&self) -> Texts {
+        Texts::new(self.texts.clone())
+    }
+
+    /// The same model for inputs of these forms, whose own inputs are all tensors: those of a sequence are `name[0]`,
+    /// `name[1]` and so on.
+    ///
+    /// # Errors
+    /// Where an input is not of a form that the model declares.
+    pub fn in_forms(&self, forms: &[Form]) -> Result<Model, ImportError> {
+        let (mut inputs, mut nodes) = (Vec::new(), Vec::new());
+        for (info, form) in self.inputs.iter().zip(forms) {
+            let mut made = match (form, info.kind) {
+                (Form::Tensor, ValueKind { is_sequence: false, .. }) => {
+                    inputs.push(InputInfo { kind: ValueKind::TENSOR, ..info.clone() });
+                    continue;
+                }
+                (Form::Sequence(n), ValueKind { is_sequence: true, .. }) => {
+                    let names: Vec<String> = (0..*n).map(|i| format!("{}[{i}]", info.name)).collect();
+                    // Each element has lengths of its own.
+                    let open = |d: &Dim| if let Dim::Known(n) = d { Dim::Known(*n) } else { Dim::Unknown };
+                    let dims = info.dims.as_ref().map(|dims| dims.iter().map(open).collect::<Vec<_>>());
+                    let of = |name: &String| InputInfo {
+                        name: name.clone(),
+                        dtype: info.dtype,
+                        dims: dims.clone(),
+                        kind: ValueKind::TENSOR,
+                    };
+                    inputs.extend(names.iter().map(of));
+                    splice::sequence(&info.name, &names, Some(info.dtype))
+                }
+                (Form::Absent, ValueKind { is_optional: true, .. }) => splice::absent(&info.name),
+                _ => {
+                    let reason = match info.kind {
+                        ValueKind { is_sequence: true, .. } => "takes a sequence of tensors",
+                        ValueKind { is_optional: true, .. } => "takes a tensor, or nothing",
+                        _ => "takes a tensor",
+                    };
+                    return Err(ImportError::Input { input: info.name.clone(), reason: reason.into() });
+                }
+            };
+            made.outputs = vec![info.name.clone()];
+            nodes.push(Arc::new(made));
+        }
+        let mut body = self.body.clone();
+        body.inputs = inputs.iter().map(|i| i.name.clone()).collect();
+        nodes.append(&mut body.nodes);
+        body.nodes = nodes;
+        Ok(self.with(inputs, body))
     }
 
     /// Version of the file format.
@@ -306,8 +376,8 @@ fn inputs(
 
 fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
     let refuse = |reason: String| ImportError::Input { input: v.name.clone(), reason };
-    let Some(type_proto::Value::TensorType(ty)) = v.type_.as_ref().and_then(|t| t.value.as_ref()) else {
-        return Err(refuse("only inputs that are tensors are supported".into()));
+    let Some((kind, ty)) = v.type_.as_ref().and_then(value::kind) else {
+        return Err(refuse("only tensors, sequences of them and optional ones are supported".into()));
     };
     let dtype = tensor::dtype(ty.elem_type).map_err(refuse)?;
     let dim = |d: &onnx_protobuf::tensor_shape_proto::Dimension| match &d.value {
@@ -327,7 +397,7 @@ fn input(v: &ValueInfoProto) -> Result<InputInfo, ImportError> {
         .as_ref()
         .map(|s| s.dim.iter().map(dim).collect::<Result<Vec<_>, ImportError>>())
         .transpose()?;
-    Ok(InputInfo { name: v.name.clone(), dtype, dims })
+    Ok(InputInfo { name: v.name.clone(), dtype, dims, kind })
 }
 
 /// An initializer that is declared as an input, too, is a constant (before IR version 4 all had to be declared).

@@ -3,14 +3,22 @@
 use super::{
     Bindings, ImportError, InputInfo, Model, NodeError,
     body::{Body, NodeDef},
-    import::{Importer, Part, Work},
+    import::{Held, Importer, Part, Work},
+    splice,
+    value::{Texts, ValueKind},
 };
 use crate::{DType, NodeId, Tensor, ValueId, limits::MAX_KNOWN_ELEMENTS};
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
+    sync::Arc,
 };
 use typed_arena::Arena;
+
+/// Whether a node needs values themselves, each time anew.
+fn is_by_value(error: &ImportError) -> bool {
+    matches!(error, ImportError::Node { source: NodeError::ByValue { .. }, .. })
+}
 
 /// A node that is computed by its definition as soon as the values of its operands are there.
 pub struct Eager {
@@ -48,11 +56,15 @@ impl Eager {
     ///
     /// # Errors
     /// Where the op does not take these values.
-    pub fn run(&self, values: BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>, ImportError> {
+    pub fn run(
+        &self,
+        values: BTreeMap<String, Tensor>,
+        texts: &Texts,
+    ) -> Result<Vec<(String, Tensor)>, ImportError> {
         let mut body = self.model.body.clone();
         body.initializers.extend(values);
         let model = self.model.with(Vec::new(), body);
-        let results = model.evaluate()?;
+        let results = model.evaluate(texts)?;
         Ok(model.outputs().map(str::to_owned).zip(results).collect())
     }
 }
@@ -71,7 +83,8 @@ impl Rest {
         let mut inputs = self.model.inputs.clone();
         for name in &self.untyped {
             if let Some(dtype) = dtype(name) {
-                inputs.push(InputInfo { name: name.clone(), dtype, dims: None });
+                let kind = ValueKind::TENSOR;
+                inputs.push(InputInfo { name: name.clone(), dtype, dims: None, kind });
             }
         }
         let mut body = self.model.body.clone();
@@ -90,6 +103,8 @@ impl Model {
             inputs,
             body,
             max_memory: self.max_memory,
+            texts: self.texts.clone(),
+            output_kinds: self.output_kinds.clone(),
         }
     }
 
@@ -97,18 +112,25 @@ impl Model {
     ///
     /// # Errors
     /// Where an op does not take its operands.
-    pub fn evaluate(&self) -> Result<Vec<Tensor>, ImportError> {
+    pub fn evaluate(&self, texts: &Texts) -> Result<Vec<Tensor>, ImportError> {
         let arena = Arena::new();
         let mut importer = self.importer(&Bindings::default(), &arena)?;
+        importer.texts = texts.clone();
         importer.budget = usize::try_from(self.max_memory).unwrap_or(usize::MAX);
         importer.evaluated()
     }
 
     /// The same as a round of a loop, of which so many bytes may be made.
-    pub(super) fn round(&self, work: &Rc<Work>, bytes: usize) -> Result<Vec<Tensor>, ImportError> {
+    pub(super) fn round(
+        &self,
+        work: &Rc<Work>,
+        bytes: usize,
+        texts: &Texts,
+    ) -> Result<Vec<Tensor>, ImportError> {
         let arena = Arena::new();
         let mut importer = self.importer(&Bindings::default(), &arena)?;
         (importer.in_loop, importer.work, importer.budget) = (true, work.clone(), bytes);
+        importer.texts = texts.clone();
         importer.evaluated()
     }
 }
@@ -121,7 +143,7 @@ impl Importer<'_> {
         if let Some((_, reason)) = std::mem::take(&mut self.blocked).into_iter().next() {
             return Err(reason);
         }
-        let graph = self.finish()?;
+        let (graph, _) = self.finish()?;
         let value = |o: &crate::Output| {
             graph.constant_value(o.value).cloned().ok_or_else(|| {
                 ImportError::Structure(format!("`{}` cannot be computed without inputs", o.name))
@@ -164,7 +186,9 @@ impl Importer<'_> {
             if self.graph.constant_value(v).is_some() || !seen.insert(v) {
                 continue;
             }
-            if !self.is_small(v) || seen.len() > MAX_KNOWN_ELEMENTS {
+            // Numbers of texts are those of one run.
+            let is_text = self.graph.ty(v).dtype == DType::Str;
+            if is_text || !self.is_small(v) || seen.len() > MAX_KNOWN_ELEMENTS {
                 return None;
             }
             match self.graph.op(v.node) {
@@ -175,12 +199,18 @@ impl Importer<'_> {
         Some(sources)
     }
 
+    /// Whether a node is to be computed by its definition: it needs a value that is large, or one of texts, to which no
+    /// graph is specialised.
+    fn is_eager_node(&self, error: &ImportError) -> bool {
+        let is_text = |value: ValueId| self.graph.ty(value).dtype == DType::Str;
+        let wanted = self.wanted_value(error);
+        is_by_value(error) || wanted.is_some_and(|value| is_text(value) || !self.is_small(value))
+    }
+
     /// What could be imported, and what could not.
     pub(super) fn part(mut self) -> Result<Part, ImportError> {
         let mut blocked = std::mem::take(&mut self.blocked);
-        let is_large = |(_, e): &&(&NodeDef, ImportError)| {
-            self.wanted_value(e).is_some_and(|value| !self.is_small(value))
-        };
+        let is_large = |(_, e): &&(&NodeDef, ImportError)| self.is_eager_node(e);
         // By their first result, which is theirs alone.
         let eager: BTreeSet<&Vec<String>> =
             blocked.iter().filter(is_large).map(|(def, _)| &def.outputs).collect();
@@ -194,15 +224,33 @@ impl Importer<'_> {
         let read_by_eager = eager.iter().flat_map(|def| def.reads());
         let passed: BTreeSet<&str> = wanted.iter().copied().chain(read_by_eager).collect();
         let (mut inputs, mut initializers) = (Vec::new(), BTreeMap::new());
+        let mut structures = Vec::new();
         for name in passed.into_iter().filter(|name| !of_eager.contains(name) && !of_later.contains(name)) {
-            let Some(value) = self.value(name) else { continue };
-            match self.graph.constant_value(value) {
-                Some(tensor) => _ = initializers.insert(name.to_owned(), tensor.clone()),
-                None => {
-                    let ty = self.graph.ty(value);
-                    let dims = ty.shape.iter().map(|&n| super::Dim::Known(n)).collect();
-                    inputs.push(InputInfo { name: name.into(), dtype: ty.dtype, dims: Some(dims) });
-                    self.graph.output(name, value);
+            let values: Vec<(String, ValueId)> = match self.structures.get(name).cloned() {
+                Some(Held::Sequence(elements, dtype)) => {
+                    let names: Vec<String> = (0..elements.len()).map(|i| format!("{name}[{i}]")).collect();
+                    structures.push(Arc::new(splice::sequence(name, &names, dtype)));
+                    names.into_iter().zip(elements).collect()
+                }
+                Some(Held::Maps(..)) => {
+                    return Err(ImportError::Structure(format!("`{name}` is read as maps")));
+                }
+                Some(Held::Absent) => {
+                    structures.push(Arc::new(splice::absent(name)));
+                    Vec::new()
+                }
+                Some(Held::Value(value)) => vec![(name.to_owned(), value)],
+                None => self.value(name).into_iter().map(|value| (name.to_owned(), value)).collect(),
+            };
+            for (name, value) in values {
+                match self.graph.constant_value(value) {
+                    Some(tensor) => _ = initializers.insert(name, tensor.clone()),
+                    None => {
+                        let ty = self.graph.ty(value).clone();
+                        let dims = Some(ty.shape.iter().map(|&n| super::Dim::Known(n)).collect());
+                        self.graph.output(&name, value);
+                        inputs.push(InputInfo { name, dtype: ty.dtype, dims, kind: ValueKind::TENSOR });
+                    }
                 }
             }
         }
@@ -212,7 +260,7 @@ impl Importer<'_> {
             inputs: inputs.iter().map(|i| i.name.clone()).collect(),
             outputs: self.model.body.outputs.clone(),
             initializers,
-            nodes: later.into_iter().map(|def| def.clone().into()).collect(),
+            nodes: structures.into_iter().chain(later.into_iter().map(|def| def.clone().into())).collect(),
             captures: Vec::new(),
         };
         let rest = Rest { model: self.model.with(inputs, body), untyped };

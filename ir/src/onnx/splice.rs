@@ -3,8 +3,9 @@
 use super::{
     attribute::Attribute,
     body::{Body, NodeDef},
+    tensor,
 };
-use crate::Tensor;
+use crate::{DType, Tensor};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -29,6 +30,23 @@ pub(super) fn node(op: &str, name: &str, inputs: &[&str], output: &str) -> NodeD
 /// A constant.
 pub(super) fn constant(name: &str, value: Tensor) -> NodeDef {
     with(node("Constant", name, &[], name), "value", Attribute::Tensor(value))
+}
+
+/// A sequence of values with these names.
+pub(super) fn sequence(name: &str, elements: &[String], dtype: Option<DType>) -> NodeDef {
+    let inputs: Vec<&str> = elements.iter().map(String::as_str).collect();
+    match inputs.is_empty() {
+        false => node("SequenceConstruct", name, &inputs, name),
+        true => {
+            let code = dtype.map_or(1, tensor::dtype_code);
+            with(node("SequenceEmpty", name, &[], name), "dtype", Attribute::Int(code.into()))
+        }
+    }
+}
+
+/// A value that is not there.
+pub(super) fn absent(name: &str) -> NodeDef {
+    NodeDef { version: Some(15), ..node("Optional", name, &[], name) }
 }
 
 /// A node with one attribute more.

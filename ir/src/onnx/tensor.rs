@@ -1,13 +1,13 @@
 //! Stored tensors: initializers and tensor attributes.
 
-use super::{ImportError, external::ExternalFiles};
+use super::{ImportError, external::ExternalFiles, value::TextTable};
 use crate::{
     DType, Element, Shape, Tensor,
-    limits::{MAX_DENSE_BYTES, MAX_MEMORY_BYTES, MAX_MODEL_BYTES},
+    limits::{MAX_DENSE_BYTES, MAX_MODEL_BYTES},
 };
 use bytes::Bytes;
 use half::{bf16, f16};
-use onnx_protobuf::{Message, SparseTensorProto, TensorProto, tensor_proto::DataLocation};
+use onnx_protobuf::{SparseTensorProto, TensorProto, tensor_proto::DataLocation};
 use std::{fs, path::Path};
 
 /// The element type behind an ONNX `data_type`.
@@ -20,6 +20,7 @@ pub(super) fn dtype(code: i32) -> Result<DType, String> {
         5 => DType::S16,
         6 => DType::S32,
         7 => DType::S64,
+        8 => DType::Str,
         9 => DType::Bool,
         10 => DType::F16,
         11 => DType::F64,
@@ -39,7 +40,6 @@ pub(super) fn dtype(code: i32) -> Result<DType, String> {
         0 => return Err("its element type is undefined".into()),
         _ => {
             let name = match code {
-                8 => "string",
                 14 => "complex64",
                 15 => "complex128",
                 _ => return Err(format!("element type {code} does not exist")),
@@ -59,6 +59,7 @@ pub(super) const fn dtype_code(dtype: DType) -> i32 {
         DType::S16 => 5,
         DType::S32 => 6,
         DType::S64 => 7,
+        DType::Str => 8,
         DType::Bool => 9,
         DType::F16 => 10,
         DType::F64 => 11,
@@ -194,6 +195,7 @@ fn from_typed(t: &mut TensorProto, dtype: DType, shape: Shape) -> Result<Tensor,
         DType::F8E4M3Fn | DType::F8E4M3Fnuz | DType::F8E5M2 | DType::F8E5M2Fnuz | DType::F8E8M0 => {
             return narrowed::<i32, u8>(shape, dtype, &t.int32_data);
         }
+        DType::Str => return Err("is of texts, but holds numbers".into()),
         DType::S4 | DType::U4 | DType::F4E2M1 | DType::S2 | DType::U2 => {
             let v = t.int32_data.iter().map(|v| {
                 // Writers store a byte of several elements either as it is or sign-extended.
@@ -226,18 +228,27 @@ fn decode_here(t: &mut TensorProto, dtype: DType, shape: Shape) -> Result<Tensor
     from_stored(dtype, shape, std::mem::take(&mut t.raw_data).into())
 }
 
-/// Reads a file that holds one tensor, as ONNX's tests store inputs and outputs.
-///
-/// # Errors
-/// Where the file cannot be read or is no tensor, and for element types that are not supported.
-pub fn read_tensor(path: &Path) -> Result<Tensor, ImportError> {
+/// The bytes of a file that holds a value.
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, ImportError> {
     let read = |source| ImportError::Read { path: path.into(), source };
     if fs::metadata(path).map_err(read)?.len() > MAX_MODEL_BYTES as u64 {
         return Err(ImportError::NotAModel(format!("it has more than {MAX_MODEL_BYTES} bytes")));
     }
-    let bytes = fs::read(path).map_err(read)?;
-    let proto = TensorProto::parse_from_bytes(&bytes).map_err(|e| ImportError::Parse(e.to_string()))?;
-    decode(proto, &path.display().to_string(), &mut ExternalFiles::beside(path, MAX_MEMORY_BYTES))
+    fs::read(path).map_err(read)
+}
+
+/// The numbers of texts.
+fn numbered(t: &mut TensorProto, shape: Shape, texts: &mut TextTable) -> Result<Tensor, String> {
+    let (expected, got) = (shape.elements(), t.string_data.len());
+    if expected != got {
+        return Err(format!("str[{shape}] takes {expected} texts, but {got} are stored"));
+    }
+    let number = |bytes: &Vec<u8>| match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(texts.number(text)),
+        Err(_) => Err("has a text that is not UTF-8".to_owned()),
+    };
+    let numbers = t.string_data.iter().map(number).collect::<Result<Vec<i64>, String>>()?;
+    Tensor::from_vec_as(DType::Str, shape, numbers).map_err(|e| e.to_string())
 }
 
 /// The tensor that `t` stores; its data is moved out, not copied. `what` names it in errors.
@@ -245,6 +256,7 @@ pub(super) fn decode(
     mut t: TensorProto,
     what: &str,
     files: &mut ExternalFiles,
+    texts: &mut TextTable,
 ) -> Result<Tensor, ImportError> {
     let refuse = |reason: String| ImportError::Tensor { tensor: what.into(), reason };
     let dtype = dtype(t.data_type).map_err(refuse)?;
@@ -252,6 +264,9 @@ pub(super) fn decode(
     crate::TensorType::new(dtype, shape.clone()).check_size().map_err(|e| refuse(e.to_string()))?;
     if t.segment.is_some() {
         return Err(refuse("is stored in segments, which is not supported".into()));
+    }
+    if dtype == DType::Str {
+        return numbered(&mut t, shape, texts).map_err(refuse);
     }
     match t.data_location.enum_value() {
         Ok(DataLocation::DEFAULT) => decode_here(&mut t, dtype, shape).map_err(refuse),
@@ -273,11 +288,13 @@ pub(super) fn decode_sparse(
     mut sparse: SparseTensorProto,
     what: &str,
     files: &mut ExternalFiles,
+    texts: &mut TextTable,
 ) -> Result<Tensor, ImportError> {
     let refuse = |reason: String| ImportError::Tensor { tensor: what.into(), reason };
     let dense = shape(&sparse.dims).map_err(refuse)?;
-    let values = decode(sparse.values.take().unwrap_or_default(), what, files)?;
-    let indices = decode(sparse.indices.take().unwrap_or_default(), &format!("indices of {what}"), files)?;
+    let values = decode(sparse.values.take().unwrap_or_default(), what, files, texts)?;
+    let indices = sparse.indices.take().unwrap_or_default();
+    let indices = decode(indices, &format!("indices of {what}"), files, texts)?;
     densify(&dense, &values, &indices).map_err(refuse)
 }
 

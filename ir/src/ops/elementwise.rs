@@ -608,7 +608,8 @@ impl Operator for Where {
 impl Operator for BitCast {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
-        if x.dtype.bits() != self.to.bits() || x.quant.is_some() {
+        let is_text = x.dtype == DType::Str || self.to == DType::Str;
+        if x.dtype.bits() != self.to.bits() || x.quant.is_some() || is_text {
             return Err(OpError::dtype(format!("the bits of {x} as {}", self.to)));
         }
         Ok(vec![TensorType::new(self.to, x.shape)])
@@ -825,6 +826,9 @@ impl Operator for Cast {
         let [x] = arity(operands)?;
         if x.quant.is_some() {
             return Err(OpError::quant(format!("cast of quantized {x}; dequantize it")));
+        }
+        if x.dtype != self.to && (x.dtype == DType::Str || self.to == DType::Str) {
+            return Err(OpError::dtype(format!("{x} as {}", self.to)));
         }
         Ok(vec![TensorType::new(self.to, x.shape)])
     }

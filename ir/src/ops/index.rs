@@ -313,6 +313,9 @@ fn updated_type(
     if x.quant.is_some() && update != Update::Replace {
         return Err(OpError::quant(format!("{update:?} of quantized {x}")));
     }
+    if x.dtype == DType::Str && update != Update::Replace {
+        return Err(OpError::dtype(format!("{update:?} of {x}")));
+    }
     if *updates.shape != *shape {
         return Err(OpError::shape(format!("updates {updates} where {shape:?} are picked of {x}")));
     }

@@ -52,6 +52,14 @@ pub struct Cumulate {
     pub reverse: bool,
 }
 
+/// Fails for texts, whose numbers have no order that means something.
+fn check_ordered(x: &TensorType) -> Result<(), OpError> {
+    match x.dtype {
+        DType::Str => Err(OpError::dtype(format!("{x} has no order"))),
+        _ => Ok(()),
+    }
+}
+
 /// The lines along an axis: element i of one stands `i·stride` behind its start.
 #[derive(Clone, Copy)]
 struct Lines {
@@ -111,6 +119,7 @@ impl Operator for ArgExtreme {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
         check_axis(&x, self.axis)?;
+        check_ordered(&x)?;
         let mut dims = x.shape.to_vec();
         dims[self.axis] = 1;
         if !self.keep_dims {
@@ -165,6 +174,7 @@ impl Operator for TopK {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
         check_axis(&x, self.axis)?;
+        check_ordered(&x)?;
         if self.k > x.shape[self.axis] {
             return Err(OpError::shape(format!("the top {} along axis {} of {x}", self.k, self.axis)));
         }
@@ -206,7 +216,7 @@ impl Operator for Cumulate {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let [x] = arity(operands)?;
         check_axis(&x, self.axis)?;
-        if x.quant.is_some() || x.dtype == DType::Bool {
+        if x.quant.is_some() || matches!(x.dtype, DType::Bool | DType::Str) {
             return Err(OpError::dtype(format!("takes plain numbers, got {x}")));
         }
         Ok(vec![x])

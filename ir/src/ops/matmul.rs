@@ -154,12 +154,83 @@ impl Operator for Determinant {
     }
 }
 
+/// The inverse of each matrix `[…, N, N]` of floats: by elimination with the largest pivot of a column, in f64, and rounded
+/// once. A matrix that has none is an error.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Inverse {}
+
+impl Operator for Inverse {
+    fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
+        let [x] = arity(operands)?;
+        match x.shape.dims() {
+            [.., m, n] if m == n && x.dtype.is_float() => Ok(vec![TensorType::new(x.dtype, x.shape.clone())]),
+            _ => Err(OpError::shape(format!("takes square matrices of floats, got {x}"))),
+        }
+    }
+
+    fn eval(
+        &self,
+        operands: &[&Tensor],
+        _types: &[&TensorType],
+        results: &[TensorType],
+    ) -> Result<Vec<Tensor>, OpError> {
+        let n = results[0].shape.last().copied().unwrap_or(0);
+        let mut elements = match Numbers::decode(operands[0])? {
+            Numbers::F32(x) => x.into_iter().map(f64::from).collect(),
+            Numbers::F64(x) => x,
+            Numbers::Int(_) => return Err(OpError::dtype("an inverse of integers")),
+        };
+        for matrix in elements.chunks_mut((n * n).max(1)) {
+            invert(matrix, n)?;
+        }
+        Ok(vec![Numbers::F64(elements).encode(results[0].dtype, results[0].shape.clone())?])
+    }
+
+    fn macs(&self, operands: &[&TensorType], _results: &[TensorType]) -> u64 {
+        let shape = &operands[0].shape;
+        (shape.elements() as u64).saturating_mul(shape.last().map_or(0, |&n| n as u64))
+    }
+}
+
+/// The row whose element in column `i` is the largest, of those from row `i` on.
+fn pivot_row(a: &[f64], n: usize, i: usize) -> usize {
+    let size = |row: usize| a[row * n + i].abs();
+    (i + 1..n).fold(i, |best, row| if size(row) > size(best) { row } else { best })
+}
+
+/// Gauss–Jordan elimination in place; the exchanges of rows are undone as exchanges of columns at the end.
+fn invert(a: &mut [f64], n: usize) -> Result<(), OpError> {
+    let mut exchanged = Vec::new();
+    for i in 0..n {
+        let pivot = pivot_row(a, n, i);
+        if pivot != i {
+            (0..n).for_each(|column| a.swap(pivot * n + column, i * n + column));
+            exchanged.push((i, pivot));
+        }
+        let p = a[i * n + i];
+        if p == 0.0 || !p.is_finite() {
+            return Err(OpError::unsupported("the inverse of a singular matrix"));
+        }
+        a[i * n + i] = 1.0;
+        a[i * n..(i + 1) * n].iter_mut().for_each(|x| *x /= p);
+        for row in (0..n).filter(|&row| row != i) {
+            let factor = std::mem::replace(&mut a[row * n + i], 0.0);
+            for column in 0..n {
+                a[row * n + column] -= factor * a[i * n + column];
+            }
+        }
+    }
+    for (i, pivot) in exchanged.into_iter().rev() {
+        (0..n).for_each(|row| a.swap(row * n + i, row * n + pivot));
+    }
+    Ok(())
+}
+
 /// Of the `n`×`n` matrix, which becomes triangular.
 fn determinant(a: &mut [f64], n: usize) -> f64 {
     let mut product = 1.0;
     for i in 0..n {
-        let size = |row: usize, a: &[f64]| a[row * n + i].abs();
-        let pivot = (i + 1..n).fold(i, |best, row| if size(row, a) > size(best, a) { row } else { best });
+        let pivot = pivot_row(a, n, i);
         if pivot != i {
             (i..n).for_each(|column| a.swap(pivot * n + column, i * n + column));
             product = -product;

@@ -18,7 +18,11 @@ mod quantize;
 mod recurrent;
 mod reduce;
 mod resample;
+mod roi_align;
 mod shape;
+mod state;
+mod svm;
+mod trees;
 mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
@@ -32,14 +36,18 @@ pub use index::{GatherElements, GatherNd, ScatterElements, ScatterNd, Update, po
 pub use integer::IntConv;
 pub(crate) use lines::by_size;
 pub use lines::{ArgExtreme, Cumulate, CumulateKind, TopK};
-pub use matmul::{Determinant, MatMul, PlainMatMul, QMatMul};
+pub use matmul::{Determinant, Inverse, MatMul, PlainMatMul, QMatMul};
 pub use norm::{BatchNorm, Lrn, Normalize, Softmax};
 pub use pool::{ArgMaxPool, AverageRescale, Pool, PoolKind, QAveragePool};
 pub use quantize::{AssumeGrid, Dequantize, FakeQuant, Quantize};
 pub use recurrent::{Activation, Cell, Recurrent, Slots};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
+pub use roi_align::RoiAlign;
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
+pub use state::LinearAttention;
+pub use svm::CoupleProbabilities;
+pub use trees::{Aggregate, TreeEnsemble};
 pub use window::Window;
 
 use crate::{OpError, Tensor, TensorType};
@@ -133,6 +141,8 @@ ops! {
     PlainMatMul,
     /// Determinants of matrices.
     Determinant,
+    /// Inverses of matrices.
+    Inverse,
     /// Convolution of s32, wrapping.
     IntConv,
     /// Batch normalisation with fixed statistics.
@@ -149,6 +159,14 @@ ops! {
     ArgMaxPool,
     /// Elements around any places, interpolated.
     GridSample,
+    /// Regions of images, brought to one size.
+    RoiAlign,
+    /// The recurrence of linear attention.
+    LinearAttention,
+    /// Probabilities of many classes from those of pairs.
+    CoupleProbabilities,
+    /// Decision trees over rows of features.
+    TreeEnsemble,
     /// The recurrence of a recurrent layer, in one direction.
     Recurrent,
     /// Average over windows of quantized values, requantized.

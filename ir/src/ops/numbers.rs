@@ -50,7 +50,7 @@ impl Numbers {
             DType::U16 => Numbers::Int(map(x, |x: u16| x.into())?),
             DType::S32 => Numbers::Int(map(x, |x: i32| x.into())?),
             DType::U32 => Numbers::Int(map(x, |x: u32| x.into())?),
-            DType::S64 => Numbers::Int(map(x, |x: i64| x.into())?),
+            DType::S64 | DType::Str => Numbers::Int(map(x, |x: i64| x.into())?),
             DType::U64 => Numbers::Int(map(x, |x: u64| x.into())?),
         })
     }
@@ -189,6 +189,7 @@ fn encode<N: Number>(x: &[N], dtype: DType, shape: Shape) -> Result<Tensor, OpEr
         DType::S32 => collect(x, dtype, shape, |x| integer(x) as i32),
         DType::U32 => collect(x, dtype, shape, |x| integer(x) as u32),
         DType::S64 => collect(x, dtype, shape, |x| integer(x) as i64),
+        DType::Str => Err(OpError::dtype("a number as a text")),
         DType::U64 => collect(x, dtype, shape, |x| integer(x) as u64),
     }
 }

@@ -22,7 +22,7 @@ use lru::LruCache;
 use qcc_ir::{
     DType, Graph, Tensor, TensorType, interpreter,
     memory::{MemoryError, MemoryPlan},
-    onnx::{self, Bindings, Eager, Imported, Part, Rest},
+    onnx::{self, Bindings, Eager, Form, Imported, Part, Rest, Texts, Value, ValueKind},
 };
 use recipe::Recipe;
 use std::{
@@ -66,6 +66,8 @@ struct Inner {
     /// Whether the inputs are what another part of the model has computed.
     is_rest: bool,
     state: Mutex<State>,
+    /// The model for other forms of its inputs than tensors, which were last seen first.
+    formed: Mutex<LruCache<Vec<Form>, DynamicModel>>,
 }
 
 struct State {
@@ -82,9 +84,14 @@ struct Specialisation {
     code: Code,
     /// Names of what the code computes.
     outputs: Vec<String>,
+    /// What the outputs of the model are of these, behind which nothing comes.
+    forms: Vec<Form>,
     next: Option<Next>,
     times: Times,
 }
+
+/// A graph, what the model's outputs are of its, and what comes behind it.
+type Imports = (Graph, Vec<Form>, Option<Next>);
 
 /// What a specialisation took to make.
 #[derive(Clone, Copy, Default)]
@@ -105,6 +112,15 @@ struct Next {
     rest: Rest,
     /// The rest as a model, for the types that were last seen, in the order of its inputs.
     model: Mutex<Option<(Vec<DType>, DynamicModel)>>,
+}
+
+/// The results of a run on [`Value`]s.
+#[derive(Clone)]
+pub struct ValueRun {
+    /// The outputs, in the order of the model's signature.
+    pub outputs: Vec<Value>,
+    /// The run of the machine code, whose outputs are the tensors that these are made of.
+    pub run: DynamicRun,
 }
 
 /// The results of a run, and what it took to get ready for it.
@@ -152,7 +168,8 @@ impl DynamicModel {
 
     fn with(model: Arc<onnx::Model>, origin: String, engine: Engine, is_rest: bool) -> DynamicModel {
         let state = State { wanted: BTreeSet::new(), specialisations: LruCache::new(KEPT) };
-        DynamicModel(Arc::new(Inner { model, origin, engine, is_rest, state: Mutex::new(state) }))
+        let (state, formed) = (Mutex::new(state), Mutex::new(LruCache::new(KEPT)));
+        DynamicModel(Arc::new(Inner { model, origin, engine, is_rest, state, formed }))
     }
 
     /// The model as its file has it.
@@ -174,16 +191,29 @@ impl DynamicModel {
     /// # Errors
     /// Where number, element types or shapes of the inputs are not the model's, or an op does not take its operands.
     pub fn run(&self, inputs: &[Tensor]) -> Result<DynamicRun, Error> {
-        self.execute(inputs, None)
+        let (run, forms) = self.run_within(inputs, &self.0.model.texts(), None)?;
+        let names = self.0.model.outputs();
+        let mut outputs = names.zip(&run.outputs).zip(&forms);
+        match outputs.find(|((_, t), form)| **form != Form::Tensor || t.dtype() == DType::Str) {
+            None => Ok(run),
+            Some(((name, _), _)) => Err(BindError::Type {
+                what: "output",
+                name: name.into(),
+                expected: "a tensor of numbers".into(),
+                got: "another value, which `run_values` gives".into(),
+            }
+            .into()),
+        }
     }
 
-    /// The same, and the time of every layer of all parts, in the order in which they ran. The interpreter tells none.
+    /// [`run`](Self::run), and the time of every layer of all parts, in the order in which they ran. The interpreter tells none.
     ///
     /// # Errors
     /// As [`run`](Self::run).
     pub fn profile(&self, inputs: &[Tensor]) -> Result<(DynamicRun, Vec<LayerTime>), Error> {
         let mut layers = Vec::new();
-        Ok((self.execute(inputs, Some(&mut layers))?, layers))
+        let (run, _) = self.run_within(inputs, &self.0.model.texts(), Some(&mut layers))?;
+        Ok((run, layers))
     }
 
     /// The inputs to whose values graphs were specialised so far, because shapes or branches depend on them.
@@ -191,11 +221,49 @@ impl DynamicModel {
         lock(&self.0.state).wanted.iter().cloned().collect()
     }
 
-    fn execute(
+    /// Runs the model on values of any kind: texts, sequences, and what is left out.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and where an input is not of the kind that the model declares.
+    pub fn run_values(&self, inputs: &[Value]) -> Result<ValueRun, Error> {
+        let failed = |e| Error::Import { path: self.0.origin.clone(), source: Box::new(e) };
+        let texts = self.0.model.texts();
+        let refused = |why: &str| failed(onnx::ImportError::Structure(why.into()));
+        let flat = texts.flatten(inputs);
+        let (forms, tensors) = flat.ok_or_else(|| refused("inputs are maps, or sequences in sequences"))?;
+        let declared = self.0.model.inputs();
+        self.check_count(forms.len())?;
+        let is_plain = declared.iter().all(|i| i.kind == ValueKind::TENSOR);
+        let model = match is_plain && forms.iter().all(|f| *f == Form::Tensor) {
+            true => self.clone(),
+            false => self.formed(&forms).map_err(failed)?,
+        };
+        let (run, forms) = model.run_within(&tensors, &texts, None)?;
+        let outputs = texts.group(&forms, run.outputs.clone());
+        let outputs = outputs.ok_or_else(|| refused("an output has an element that is no text"))?;
+        Ok(ValueRun { outputs, run })
+    }
+
+    /// The model for inputs of these forms.
+    fn formed(&self, forms: &[Form]) -> Result<DynamicModel, onnx::ImportError> {
+        let mut formed = lock(&self.0.formed);
+        if let Some(model) = formed.get(forms) {
+            return Ok(model.clone());
+        }
+        let model = self.0.model.in_forms(forms)?;
+        let (origin, engine) = (self.0.origin.clone(), self.0.engine.clone());
+        let made = DynamicModel::with(Arc::new(model), origin, engine, false);
+        formed.put(forms.to_vec(), made.clone());
+        Ok(made)
+    }
+
+    /// The tensors that the outputs are, and what these are of them.
+    fn run_within(
         &self,
         inputs: &[Tensor],
+        texts: &Texts,
         mut profile: Option<&mut Vec<LayerTime>>,
-    ) -> Result<DynamicRun, Error> {
+    ) -> Result<(DynamicRun, Vec<Form>), Error> {
         self.check(inputs)?;
         if let Engine::Jit(recipe) = &self.0.engine {
             recipe.first_inputs(inputs);
@@ -221,21 +289,25 @@ impl DynamicModel {
             let outputs = specialisation.run(&values, profile.as_deref_mut())?;
             let Some(next) = &specialisation.next else {
                 run.outputs = outputs;
-                return Ok(run);
+                return Ok((run, specialisation.forms.clone()));
             };
             let named = specialisation.outputs.iter().cloned().zip(outputs).collect();
-            (model, values) = next.prepare(named, &model.0)?;
+            (model, values) = next.prepare(named, &model.0, texts)?;
         }
+    }
+
+    fn check_count(&self, got: usize) -> Result<(), Error> {
+        let infos = self.0.model.inputs();
+        if infos.len() == got {
+            return Ok(());
+        }
+        let names = infos.iter().map(|i| i.name.clone()).collect();
+        Err(BindError::Count { what: "input", expected: infos.len(), got, names }.into())
     }
 
     fn check(&self, inputs: &[Tensor]) -> Result<(), Error> {
         let infos = self.0.model.inputs();
-        if infos.len() != inputs.len() {
-            let names = infos.iter().map(|i| i.name.clone()).collect();
-            return Err(
-                BindError::Count { what: "input", expected: infos.len(), got: inputs.len(), names }.into()
-            );
-        }
+        self.check_count(inputs.len())?;
         for (info, given) in infos.iter().zip(inputs) {
             if info.dtype != given.dtype() {
                 return Err(BindError::Type {
@@ -263,11 +335,11 @@ impl DynamicModel {
                 state.wanted.clone()
             };
             let start = Instant::now();
-            let Some((graph, next)) = self.imported(inputs, &wanted)? else { continue };
+            let Some((graph, forms, next)) = self.imported(inputs, &wanted)? else { continue };
             let outputs = graph.outputs().iter().map(|o| o.name.clone()).collect();
             let (code, calibrate) = self.0.compile(graph)?;
             let times = Times { compile: start.elapsed().saturating_sub(calibrate), calibrate };
-            let made = Arc::new(Specialisation { code, outputs, next, times });
+            let made = Arc::new(Specialisation { code, outputs, forms, next, times });
             let key = key(infos, inputs, &wanted);
             lock(&self.0.state).specialisations.put(key, made.clone());
             return Ok((made, true));
@@ -276,11 +348,7 @@ impl DynamicModel {
 
     /// The graph for inputs of these types, and of these values where they are wanted, with what comes behind it; `None`
     /// where more values turn out to be wanted.
-    fn imported(
-        &self,
-        inputs: &[Tensor],
-        wanted: &BTreeSet<String>,
-    ) -> Result<Option<(Graph, Option<Next>)>, Error> {
+    fn imported(&self, inputs: &[Tensor], wanted: &BTreeSet<String>) -> Result<Option<Imports>, Error> {
         let mut bindings = Bindings::default();
         for (info, tensor) in self.0.model.inputs().iter().zip(inputs) {
             match wanted.contains(&info.name) {
@@ -294,10 +362,10 @@ impl DynamicModel {
                 lock(&self.0.state).wanted.extend(names);
                 None
             }
-            Imported::Whole(graph) => Some((graph, None)),
+            Imported::Whole(graph, forms) => Some((graph, forms, None)),
             Imported::Part(part) => {
                 let Part { graph, eager, rest, .. } = *part;
-                Some((graph, Some(Next { eager, rest, model: Mutex::new(None) })))
+                Some((graph, Vec::new(), Some(Next { eager, rest, model: Mutex::new(None) })))
             }
         })
     }
@@ -307,7 +375,7 @@ impl DynamicModel {
         self.check(inputs)?;
         loop {
             let wanted = lock(&self.0.state).wanted.clone();
-            if let Some((graph, next)) = self.imported(inputs, &wanted)? {
+            if let Some((graph, _, next)) = self.imported(inputs, &wanted)? {
                 return Ok(next.is_none().then_some(graph));
             }
         }
@@ -335,6 +403,10 @@ impl Inner {
         Ok(match &self.engine {
             Engine::Interpreter => {
                 MemoryError::check("the model", MemoryPlan::of(&graph).total(), self.model.max_memory())?;
+                (Code::Interpreted(graph), Duration::ZERO)
+            }
+            // Nothing to compute: inputs and constants are the outputs.
+            Engine::Jit(_) if graph.nodes().all(|(_, node)| node.op().is_none()) => {
                 (Code::Interpreted(graph), Duration::ZERO)
             }
             Engine::Jit(recipe) => {
@@ -381,12 +453,13 @@ impl Next {
         &self,
         mut values: BTreeMap<String, Tensor>,
         of: &Inner,
+        texts: &Texts,
     ) -> Result<(DynamicModel, Vec<Tensor>), Error> {
         let failed = |e| Error::Import { path: of.origin.clone(), source: Box::new(e) };
         for eager in &self.eager {
             let reads =
                 eager.reads().iter().filter_map(|name| Some((name.clone(), values.get(name)?.clone())));
-            let results = eager.run(reads.collect()).map_err(failed)?;
+            let results = eager.run(reads.collect(), texts).map_err(failed)?;
             values.extend(results);
         }
         let mut model = lock(&self.model);

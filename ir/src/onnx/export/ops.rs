@@ -8,7 +8,7 @@ use crate::{
     ops::{
         ArgExtreme, BinaryKind, Clamp, Conv, Coordinates, Cumulate, CumulateKind, FakeQuant, GridSample,
         Interpolation, Layout, MatMul, Nearest, Normalize, Pad, PadMode, Pool, PoolKind, Reduce, ReduceKind,
-        Resample, SampleMode, SamplePadding, Slice, SliceSpec, TopK, UnaryKind, Update, Window,
+        Resample, RoiAlign, SampleMode, SamplePadding, Slice, SliceSpec, TopK, UnaryKind, Update, Window,
     },
 };
 use half::{bf16, f16};
@@ -102,6 +102,10 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::AssumeGrid(_) | Op::Transfer(_) => Ok(w.operand(0)),
         Op::GridSample(op) => Ok(w.plain("GridSample", grid_sample_attributes(op))),
         Op::PlainMatMul(_) => Ok(w.plain("MatMul", vec![])),
+        Op::Inverse(_) | Op::LinearAttention(_) | Op::TreeEnsemble(_) | Op::CoupleProbabilities(_) => {
+            Err(OpError::unsupported("is an op that ONNX does not have, or not at this opset"))
+        }
+        Op::RoiAlign(op) => Ok(w.plain("RoiAlign", roi_align_attributes(op))),
         Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
         Op::Recurrent(_) => {
             Err(OpError::unsupported("is the recurrence of a layer without the products of its input"))
@@ -121,6 +125,18 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
             Err(OpError::unsupported("is an integer op; export the graph at the fake-quant stage"))
         }
     }
+}
+
+fn roi_align_attributes(op: &RoiAlign) -> Vec<AttributeProto> {
+    let places = if op.half_pixel { "half_pixel" } else { "output_half_pixel" };
+    vec![
+        string("mode", if op.largest { "max" } else { "avg" }),
+        string("coordinate_transformation_mode", places),
+        int("output_height", op.height as i64),
+        int("output_width", op.width as i64),
+        int("sampling_ratio", op.samples as i64),
+        float("spatial_scale", op.scale),
+    ]
 }
 
 fn reduction(update: Update) -> &'static str {
@@ -215,6 +231,7 @@ fn numbers(dtype: DType, shape: Shape, values: &[f64]) -> Result<Tensor> {
         DType::S32 => of!(|&v| v as i32),
         DType::U32 => of!(|&v| v as u32),
         DType::S64 => of!(|&v| v as i64),
+        DType::Str => return Err(OpError::dtype("a number as a text")),
         DType::U64 => of!(|&v| v as u64),
     }?)
 }

@@ -26,6 +26,10 @@ pub(super) struct Scoring {
     pub(super) bias: Option<ValueId>,
     /// The type that Softmax is computed in, if another one than that of the operands.
     pub(super) precision: Option<DType>,
+    /// Whether the bias may hide all keys from a query by −∞.
+    pub(super) may_blind: bool,
+    /// A score beside those of the keys, whose share of the probability goes nowhere: `[1, heads, 1, 1]`.
+    pub(super) sink: Option<ValueId>,
 }
 
 /// Attention and the stages on the way to it.
@@ -90,7 +94,9 @@ pub(super) fn attend(node: &mut Node<'_, '_>, heads: Heads, scoring: &Scoring) -
         biased = node.add("biased", capped, bias)?;
         check_scores(node, biased, capped)?;
         safe = biased;
-        if let Some(rows) = rows_without_keys(node, bias)? {
+        if scoring.may_blind
+            && let Some(rows) = rows_without_keys(node, bias)?
+        {
             safe = node.add("biased_where_seeing", capped, rows.bias)?;
             blind = Some(rows.blind);
         }
@@ -99,7 +105,10 @@ pub(super) fn attend(node: &mut Node<'_, '_>, heads: Heads, scoring: &Scoring) -
         Some(precision) => node.cast_to("precise", precision, safe)?,
         None => safe,
     };
-    let probabilities = node.softmax_along("softmax", 3, exact)?;
+    let probabilities = match scoring.sink {
+        None => node.softmax_along("softmax", 3, exact)?,
+        Some(sink) => softmax_beside(node, exact, sink)?,
+    };
     let probabilities = node.cast_to("probabilities", dtype, probabilities)?;
     let weights = node.shaped("weights", [batch, kv_heads, rows, length], probabilities)?;
     let y = node.product("weighted", weights, value)?;
@@ -111,6 +120,16 @@ pub(super) fn attend(node: &mut Node<'_, '_>, heads: Heads, scoring: &Scoring) -
         shown = node.chosen("probabilities_seen", blind, zero, probabilities)?;
     }
     Ok(Attended { y, products, capped, biased, probabilities: shown })
+}
+
+/// Softmax of scores and of a sink, without the share of the sink.
+fn softmax_beside(node: &mut Node<'_, '_>, scores: ValueId, sink: ValueId) -> Result<ValueId> {
+    let shape = node.shape(scores);
+    let sink = node.cast_to("sink_as_scores", node.ty(scores).dtype, sink)?;
+    let sink = node.expanded("sinks", [shape[0], shape[1], shape[2], 1], sink)?;
+    let all = node.joined("scores_and_sinks", 3, &[scores, sink])?;
+    let shares = node.softmax_along("softmax", 3, all)?;
+    node.sliced("shares_of_keys", 3, SliceSpec { start: 0, len: shape[3], step: 1 }, shares)
 }
 
 fn check_scores(node: &Node<'_, '_>, biased: ValueId, scores: ValueId) -> Result<()> {
@@ -281,7 +300,8 @@ pub(super) fn attention(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let visible = Visible { rows, columns, before, is_causal, lengths };
     let bias = bias(node, mask, &visible, computed)?;
     let scale = scale.map_or_else(|| 1.0 / (size as f64).sqrt(), f64::from);
-    let attended = attend(node, heads, &Scoring { scale, softcap, bias, precision })?;
+    let attended =
+        attend(node, heads, &Scoring { scale, softcap, bias, precision, may_blind: true, sink: None })?;
 
     let narrows = computed != own;
     let y = match q_heads {

@@ -113,6 +113,17 @@ impl Axis {
 pub(super) fn conv_transpose(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (x, w) = (node.operand(0, "X")?, node.operand(1, "W")?);
     let bias = node.optional(2);
+    conv_transpose_of(node, x, w, bias, None)
+}
+
+/// The same of these values; pads are those of the attribute where they are not given.
+pub(super) fn conv_transpose_of(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    w: ValueId,
+    bias: Option<ValueId>,
+    pads: Option<Vec<usize>>,
+) -> Result<ValueId> {
     let (batch, channels, spatial) = Layout::ChannelsFirst.split(&node.ty(x).shape)?;
     let weights = node.shape(w);
     if weights.rank() != spatial.len() + 2 {
@@ -124,7 +135,7 @@ pub(super) fn conv_transpose(node: &mut Node<'_, '_>) -> Result<ValueId> {
         let why = format!("weights {} in {groups} groups do not take input {}", node.ty(w), node.ty(x));
         return Err(OpError::shape(why).into());
     }
-    let axes = axes(node, &spatial, &weights[2..])?;
+    let axes = axes(node, &spatial, &weights[2..], pads)?;
     let strides: Vec<usize> = axes.iter().map(|a| a.stride).collect();
     let phases = strides.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
     let phases = phases.ok_or_else(|| OpError::too_large(format!("strides {strides:?}")))?;
@@ -158,7 +169,12 @@ pub(super) fn conv_transpose(node: &mut Node<'_, '_>) -> Result<ValueId> {
     node.emit(Slice { axes: kept }, &[y])
 }
 
-fn axes(node: &mut Node<'_, '_>, spatial: &[usize], kernel: &[usize]) -> Result<Vec<Axis>> {
+fn axes(
+    node: &mut Node<'_, '_>,
+    spatial: &[usize],
+    kernel: &[usize],
+    pads: Option<Vec<usize>>,
+) -> Result<Vec<Axis>> {
     let n = spatial.len();
     if let Some(declared) = kernel_shape(node)?.filter(|k| k != kernel) {
         let why = format!("is {declared:?}, but the weights have {kernel:?}");
@@ -167,7 +183,11 @@ fn axes(node: &mut Node<'_, '_>, spatial: &[usize], kernel: &[usize]) -> Result<
     let strides = list(node, "strides", n, 1)?;
     let dilations = list(node, "dilations", n, 1)?;
     let output_padding = list(node, "output_padding", n, 0)?;
-    let pads = list(node, "pads", 2 * n, 0)?;
+    let pads = match pads {
+        None => list(node, "pads", 2 * n, 0)?,
+        Some(pads) if pads.len() == 2 * n => pads,
+        Some(pads) => return Err(OpError::shape(format!("{} pads for {n} dimensions", pads.len())).into()),
+    };
     let wanted = match node.ints("output_shape")? {
         None => None,
         Some(dims) => {

@@ -1,5 +1,6 @@
 //! Functions of elements.
 
+use super::{random, strings};
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     numerics::PowerRounding,
@@ -358,6 +359,9 @@ pub(super) fn cast(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 
 /// Only conversions to floats of 8 bits and fewer heed attributes: `saturate`, and how powers of two are chosen.
 fn converted(node: &mut Node<'_, '_>, x: ValueId, to: DType) -> Result<ValueId, NodeError> {
+    if node.ty(x).dtype == DType::Str || to == DType::Str {
+        return strings::cast(node, to);
+    }
     let saturate = node.flag("saturate", true)?;
     let rounding = match node.string("round_mode", "up")? {
         "up" => PowerRounding::Up,
@@ -406,24 +410,30 @@ pub(super) fn cast_like(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     converted(node, x, to)
 }
 
-pub(super) fn identity(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
-    node.operand(0, "input")
+/// The data unchanged, and a mask that keeps everything; in training mode random elements are made 0.
+pub(super) fn dropout(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
+    let x = node.operand(0, "data")?;
+    kept(node, x, 1)
 }
 
-/// As in inference: the data unchanged, and a mask that keeps everything.
-pub(super) fn dropout(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
-    node.ignore(&["seed"]);
-    let x = node.operand(0, "data")?;
+/// Dropout of x, whose operands `ratio` and `training_mode` are in these slots and the next ones.
+pub(super) fn kept(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    ratio_slot: usize,
+) -> Result<Vec<ValueId>, NodeError> {
+    let seed = node.optional_int("seed")?;
     if node.opset() < 12 {
         node.ignore(&["ratio"]);
     } else {
-        node.optional(1);
-        let trains = node.known(2, "training_mode")?;
+        let trains = node.known(ratio_slot + 1, "training_mode")?;
         if trains.and_then(|t| t.to_i64()).is_some_and(|t| t.iter().any(|&t| t != 0)) {
-            return Err(
-                OpError::unsupported("is in training mode; export the model in inference mode").into()
-            );
+            let ratio = node.known(ratio_slot, "ratio")?.map_or(Some(0.5), |t| t.to_f64().first().copied());
+            let ratio = ratio.ok_or_else(|| OpError::shape("ratio must be one number"))?;
+            let seed = seed.map_or_else(|| random::hash(node.name()), |seed| seed as u32);
+            return random::dropped(node, x, ratio, seed);
         }
+        node.optional(ratio_slot);
     }
     if !node.wants(1) {
         return Ok(vec![x]);

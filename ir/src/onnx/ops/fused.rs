@@ -1,27 +1,64 @@
 //! Ops that ONNX Runtime's optimiser writes in place of several of ONNX's: put together again from what they stand for.
 
-use super::{compose::Result, conv, norm};
+use super::{compose::Result, contrib_attention::required_count, conv, elementwise, matmul, norm};
 use crate::{
-    OpError, ValueId,
+    DType, OpError, Tensor, ValueId,
     onnx::{NodeError, import::Node},
-    ops::UnaryKind,
+    ops::{ReduceKind, SliceSpec, UnaryKind},
 };
 
 /// A convolution, what is added to it, and an activation.
 pub(super) fn conv(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (x, w) = (node.operand(0, "X")?, node.operand(1, "W")?);
     let (bias, added) = (node.optional(2), node.optional(3));
+    fused_conv(node, x, w, bias, added)
+}
+
+fn fused_conv(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    w: ValueId,
+    bias: Option<ValueId>,
+    added: Option<ValueId>,
+) -> Result<ValueId> {
     let mut y = conv::convolution(node, x, w, bias)?;
     if let Some(added) = added {
         y = node.add("sum", y, added)?;
     }
-    activation(node, y)
+    let parameters = node.floats("activation_params")?.unwrap_or_default();
+    activation(node, y, &parameters)
 }
 
-/// The attributes `activation` and `activation_params`.
-fn activation(node: &mut Node<'_, '_>, y: ValueId) -> Result<ValueId> {
+/// The same of channels last.
+pub(super) fn nhwc_conv(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, w) = (node.operand(0, "X")?, node.operand(1, "W")?);
+    let (bias, added) = (node.optional(2), node.optional(3));
+    let x = channels_first(node, "X_first", x)?;
+    let added = added.map(|z| channels_first(node, "Z_first", z)).transpose()?;
+    let y = fused_conv(node, x, w, bias, added)?;
+    channels_last(node, "channels_last", y)
+}
+
+/// `[batch, …, channels]` as `[batch, channels, …]`.
+fn channels_first(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId> {
+    let rank = node.shape(x).rank();
+    if rank < 3 {
+        return Err(OpError::shape(format!("takes batch, extents and channels, got {}", node.ty(x))).into());
+    }
+    let perm: Vec<usize> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
+    node.permuted(part, perm, x)
+}
+
+/// The other way round.
+fn channels_last(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId> {
+    let rank = node.shape(x).rank();
+    let perm: Vec<usize> = [0].into_iter().chain(2..rank).chain([1]).collect();
+    node.permuted(part, perm, x)
+}
+
+/// The attribute `activation`, which has these parameters.
+fn activation(node: &mut Node<'_, '_>, y: ValueId, parameters: &[f32]) -> Result<ValueId> {
     let name = node.string("activation", "")?;
-    let parameters = node.floats("activation_params")?.unwrap_or_default();
     let parameter = |i: usize, default: f32| parameters.get(i).copied().unwrap_or(default);
     let kind = match name {
         "" => return Ok(y),
@@ -36,31 +73,73 @@ fn activation(node: &mut Node<'_, '_>, y: ValueId) -> Result<ValueId> {
     node.unary("activation", kind, y)
 }
 
-/// alpha·A'·B', of which the last two dimensions are exchanged where the attributes say so.
+/// The parameters of an activation, each in an attribute of its own.
+fn named_parameters(node: &mut Node<'_, '_>) -> Result<Vec<f32>> {
+    node.ignore(&["activation_axis"]);
+    let mut parameters = Vec::new();
+    for name in ["activation_alpha", "activation_beta", "activation_gamma"] {
+        match node.optional_float(name)? {
+            Some(value) => parameters.push(value),
+            None => break,
+        }
+    }
+    Ok(parameters)
+}
+
+/// Gemm and an activation.
+pub(super) fn gemm(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let y = matmul::gemm(node)?;
+    let parameters = named_parameters(node)?;
+    activation(node, y, &parameters)
+}
+
+/// GELU of a product and its bias, by tanh.
+pub(super) fn gemm_fast_gelu(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, w) = (node.operand(0, "X")?, node.operand(1, "W")?);
+    let bias = node.optional(2);
+    let mut y = node.product("product", x, w)?;
+    if let Some(bias) = bias {
+        y = node.add("biased", y, bias)?;
+    }
+    node.unary("", UnaryKind::GeluTanh, y)
+}
+
+/// alpha·A'·B', and an activation.
+pub(super) fn matmul_activation(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let y = matmul(node)?;
+    let parameters = named_parameters(node)?;
+    activation(node, y, &parameters)
+}
+
+/// alpha·A'·B': of A and B the last two dimensions are exchanged where the attributes say so, and before that the first
+/// dimension is brought to the last but one.
 pub(super) fn matmul(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
-    let (a_swapped, b_swapped) = (node.flag("transA", false)?, node.flag("transB", false)?);
-    if node.flag("transBatchA", false)? || node.flag("transBatchB", false)? {
-        return Err(OpError::unsupported("exchanges batch and rows of its operands").into());
-    }
+    let [a_swapped, b_swapped] = [node.flag("transA", false)?, node.flag("transB", false)?];
+    let [a_batched, b_batched] = [node.flag("transBatchA", false)?, node.flag("transBatchB", false)?];
     let alpha = node.float("alpha", 1.0)?;
-    let a = swapped(node, "A_transposed", a, a_swapped)?;
-    let b = swapped(node, "B_transposed", b, b_swapped)?;
+    let a = arranged(node, "A_transposed", a, a_swapped, a_batched)?;
+    let b = arranged(node, "B_transposed", b, b_swapped, b_batched)?;
     if alpha == 1.0 {
-        return node.product("", a, b);
+        return matmul::matmul_of(node, "", a, b);
     }
-    let y = node.product("product", a, b)?;
+    let y = matmul::matmul_of(node, "product", a, b)?;
     let alpha = node.number("alpha", alpha.into(), node.ty(y).dtype)?;
     node.mul("", y, alpha)
 }
 
-fn swapped(node: &mut Node<'_, '_>, part: &str, x: ValueId, swaps: bool) -> Result<ValueId> {
+fn arranged(node: &mut Node<'_, '_>, part: &str, x: ValueId, swaps: bool, batches: bool) -> Result<ValueId> {
     let rank = node.shape(x).rank();
-    if !swaps || rank < 2 {
+    if !(swaps || batches) || rank < 2 {
         return Ok(x);
     }
     let mut perm: Vec<usize> = (0..rank).collect();
-    perm.swap(rank - 1, rank - 2);
+    if batches {
+        perm[..rank - 1].rotate_left(1);
+    }
+    if swaps {
+        perm.swap(rank - 1, rank - 2);
+    }
     node.permuted(part, perm, x)
 }
 
@@ -103,7 +182,8 @@ pub(super) fn skip_layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<Va
     let (x, skip) = (node.operand(0, "input")?, node.operand(1, "skip")?);
     let (gamma, beta, bias) = (node.operand(2, "gamma")?, node.optional(3), node.optional(4));
     let sum = skipped(node, x, skip, bias)?;
-    let normalised = norm::layer_of(node, sum, gamma, beta)?;
+    let epsilon = node.float("epsilon", 1e-12)?;
+    let normalised = norm::layer_of(node, sum, gamma, beta, epsilon)?;
     Ok(with_sum(normalised, sum))
 }
 
@@ -112,7 +192,8 @@ pub(super) fn skip_simplified_layer_normalization(node: &mut Node<'_, '_>) -> Re
     let (x, skip) = (node.operand(0, "input")?, node.operand(1, "skip")?);
     let (gamma, bias) = (node.operand(2, "gamma")?, node.optional(3));
     let sum = skipped(node, x, skip, bias)?;
-    let y = norm::rms_of(node, sum, gamma)?;
+    let epsilon = node.float("epsilon", 1e-12)?;
+    let y = norm::rms_of(node, sum, gamma, epsilon)?;
     Ok(with_sum(vec![y], sum))
 }
 
@@ -131,4 +212,142 @@ fn skipped(node: &mut Node<'_, '_>, x: ValueId, skip: ValueId, bias: Option<Valu
 fn with_sum(normalised: Vec<ValueId>, sum: ValueId) -> Vec<ValueId> {
     let y = normalised.first().copied().unwrap_or(sum);
     vec![y, y, y, sum]
+}
+
+/// (x + bias) in two halves: the first times GELU of the second.
+pub(super) fn bias_split_gelu(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, bias) = (node.operand(0, "X")?, node.operand(1, "bias")?);
+    let x = node.add("biased", x, bias)?;
+    let shape = node.shape(x);
+    let Some(axis) = shape.rank().checked_sub(1).filter(|&a| shape[a].is_multiple_of(2)) else {
+        return Err(OpError::shape(format!("{} has no two halves", node.ty(x))).into());
+    };
+    let len = shape[axis] / 2;
+    let left = node.sliced("left", axis, SliceSpec { start: 0, len, step: 1 }, x)?;
+    let right = node.sliced("right", axis, SliceSpec { start: len, len, step: 1 }, x)?;
+    let gate = node.unary("gate", UnaryKind::Gelu, right)?;
+    node.mul("", left, gate)
+}
+
+/// x + bias + skip.
+pub(super) fn bias_add(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, bias, skip) = (node.operand(0, "X")?, node.operand(1, "bias")?, node.operand(2, "skip")?);
+    let x = node.add("biased", x, bias)?;
+    node.add("", x, skip)
+}
+
+/// x + bias + residual, and a mask that keeps everything: as in inference.
+pub(super) fn bias_dropout(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
+    let (x, bias) = (node.operand(0, "data")?, node.operand(1, "bias")?);
+    let residual = node.optional(2);
+    let mut y = node.add(if residual.is_some() { "biased" } else { "" }, x, bias)?;
+    if let Some(residual) = residual {
+        y = node.add("", y, residual)?;
+    }
+    elementwise::kept(node, y, 3)
+}
+
+/// Softmax of x + bias, over all dimensions from `axis` on.
+pub(super) fn bias_softmax(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, bias) = (node.operand(0, "data")?, node.operand(1, "bias")?);
+    node.ignore(&["is_inner_broadcast"]);
+    let axis = node.axis_of("axis", 1, x)?;
+    let (x_shape, bias_shape) = (node.shape(x), node.shape(bias));
+    if x_shape.broadcast(&bias_shape).as_ref() != Some(&x_shape) {
+        return Err(OpError::shape(format!("bias {} of {}", node.ty(bias), node.ty(x))).into());
+    }
+    let sum = node.add("sum", x, bias)?;
+    let rows = [x_shape[..axis].iter().product(), x_shape[axis..].iter().product::<usize>()];
+    let rows = node.shaped("rows", rows, sum)?;
+    let y = node.softmax_along("softmax", 1, rows)?;
+    node.shaped("", x_shape, y)
+}
+
+/// Group normalisation of channels last, or first, and SiLU where the attribute asks for it.
+pub(super) fn group_norm(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, gamma, beta) = (node.operand(0, "X")?, node.operand(1, "gamma")?, node.operand(2, "beta")?);
+    grouped(node, x, gamma, beta)
+}
+
+/// The same of a sum, which is the second result.
+pub(super) fn skip_group_norm(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
+    let (x, gamma, beta) = (node.operand(0, "X")?, node.operand(1, "gamma")?, node.operand(2, "beta")?);
+    let mut skip = node.operand(3, "skip")?;
+    let bias = node.optional(4);
+    let shape = node.shape(skip);
+    if let [batch, channels] = *shape.dims() {
+        skip = node.shaped("skip_of_images", [batch, 1, 1, channels], skip)?;
+    }
+    let mut sum = node.add("sum", x, skip)?;
+    if let Some(bias) = bias {
+        sum = node.add("biased_sum", sum, bias)?;
+    }
+    Ok(vec![grouped(node, sum, gamma, beta)?, sum])
+}
+
+fn grouped(node: &mut Node<'_, '_>, x: ValueId, gamma: ValueId, beta: ValueId) -> Result<ValueId> {
+    node.check_float("X", x)?;
+    let own = node.ty(x).dtype;
+    let is_last = node.flag("channels_last", true)?;
+    let activates = node.flag("activation", false)?;
+    let groups = required_count(node, "groups")?;
+    let epsilon = node.float("epsilon", 1e-5)?;
+    let wide = node.widened("wide", x)?;
+    let first = if is_last { channels_first(node, "X_first", wide)? } else { wide };
+    let (gamma, beta) = (node.widened("wide_gamma", gamma)?, node.widened("wide_beta", beta)?);
+    let mut y = norm::group_of(node, first, gamma, beta, groups, epsilon)?;
+    if activates {
+        y = node.unary("activation", UnaryKind::Silu, y)?;
+    }
+    let y = if is_last { channels_last(node, "channels_last", y)? } else { y };
+    node.cast_to("", own, y)
+}
+
+/// Layer normalisation of the sum of embeddings of words, of positions and of segments; the number of tokens that a mask
+/// keeps of each image; and the sum.
+pub(super) fn embed_layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
+    let (ids, segments) = (node.operand(0, "input_ids")?, node.optional(1));
+    let (words, places) = (node.operand(2, "word_embedding")?, node.operand(3, "position_embedding")?);
+    let kinds = node.optional(4);
+    let (gamma, beta) = (node.operand(5, "gamma")?, node.operand(6, "beta")?);
+    let (mask, positions) = (node.optional(7), node.optional(8));
+    node.ignore(&["mask_index_type"]);
+    let &[batch, length] = node.shape(ids).dims() else {
+        return Err(OpError::shape(format!("takes batch and length, got {}", node.ty(ids))).into());
+    };
+    let mut sum = node.gathered("words", 0, words, ids)?;
+    let at = match positions {
+        Some(positions) => node.gathered("places", 0, places, positions)?,
+        None => {
+            let first = SliceSpec { start: 0, len: length, step: 1 };
+            if node.shape(places)[0] < length {
+                return Err(OpError::shape(format!("{length} places in {}", node.ty(places))).into());
+            }
+            node.sliced("places", 0, first, places)?
+        }
+    };
+    sum = node.add("words_at_places", sum, at)?;
+    match (segments, kinds) {
+        (Some(segments), Some(kinds)) => {
+            let of_segments = node.gathered("segments", 0, kinds, segments)?;
+            sum = node.add("sum", sum, of_segments)?;
+        }
+        (None, None) => {}
+        _ => return Err(OpError::shape("has segments or their embeddings, not both").into()),
+    }
+    let epsilon = node.float("epsilon", 1e-12)?;
+    let y = norm::layer_of(node, sum, gamma, Some(beta), epsilon)?;
+    let count = match mask {
+        Some(mask) => {
+            let mask = node.cast_to("mask", DType::S32, mask)?;
+            let count = node.reduced("count", ReduceKind::Sum, vec![1], mask)?;
+            node.shaped("counts", [batch], count)?
+        }
+        None => {
+            let none = node.constant_part("none", Tensor::scalar(0i32));
+            node.expanded("counts", [batch], none)?
+        }
+    };
+    let y = y.first().copied().unwrap_or(sum);
+    Ok(vec![y, count, sum])
 }

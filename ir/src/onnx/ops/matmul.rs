@@ -165,20 +165,21 @@ fn transpose(node: &mut Node<'_, '_>, x: ValueId) -> Result<ValueId, NodeError> 
 
 pub(super) fn matmul(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
-    matmul_of(node, a, b)
+    matmul_of(node, "", a, b)
 }
 
 /// The product of these values, as NumPy has it: a vector is a row on the left and a column on the right, and its
 /// dimension goes again.
 pub(super) fn matmul_of(
     node: &mut Node<'_, '_>,
+    part: &str,
     mut a: ValueId,
     mut b: ValueId,
 ) -> Result<ValueId, NodeError> {
     let (a_shape, b_shape) = (node.shape(a), node.shape(b));
     let (row, column) = (a_shape.rank() == 1, b_shape.rank() == 1);
     if !row && !column {
-        return node.emit(product_op(node.ty(a).dtype), &[a, b]);
+        return node.step(part, product_op(node.ty(a).dtype), &[a, b]);
     }
     if row {
         a = node.emit_part("row", Reshape { shape: Shape::new([1, a_shape[0]])? }, &[a])?;
@@ -186,7 +187,7 @@ pub(super) fn matmul_of(
     if column {
         b = node.emit_part("column", Reshape { shape: Shape::new([b_shape[0], 1])? }, &[b])?;
     }
-    let y = product_of(node, "product", a, b)?;
+    let y = product_of(node, "product_matrix", a, b)?;
     let mut dims = node.shape(y).to_vec();
     if column {
         dims.pop();
@@ -195,7 +196,7 @@ pub(super) fn matmul_of(
         // The row stands before the column, which is gone or not.
         dims.remove(dims.len() - if column { 1 } else { 2 });
     }
-    node.emit(Reshape { shape: Shape::new(dims)? }, &[y])
+    node.step(part, Reshape { shape: Shape::new(dims)? }, &[y])
 }
 
 pub(super) fn det(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {

@@ -3,6 +3,8 @@
 mod attention;
 mod compose;
 mod constant;
+mod contrib;
+mod contrib_attention;
 mod control;
 mod conv;
 mod conv_transpose;
@@ -12,22 +14,35 @@ mod elementwise;
 mod fused;
 mod index;
 mod integer;
+mod legacy;
+mod linear_attention;
 mod loss;
 mod matmul;
+mod ml;
 mod norm;
 mod pool;
 mod qlinear;
 mod quantize;
+mod random;
 mod recurrent;
 mod reduce;
 mod resize;
+mod sequences;
 mod shape;
 mod signal;
+mod strings;
+mod svm;
+mod trees;
 mod values;
+mod vision;
 mod weight_only;
 mod window;
 
-use super::{NodeError, body::NodeDef, import::Node};
+use super::{
+    NodeError,
+    body::NodeDef,
+    import::{Held, Node},
+};
 use crate::ValueId;
 
 /// Makes IR ops of a node.
@@ -37,17 +52,20 @@ pub(super) enum Import {
     One(fn(&mut Node<'_, '_>) -> Result<ValueId, NodeError>),
     /// A node of several results.
     Many(fn(&mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError>),
+    /// A node whose operands or results may be other things than tensors.
+    Structure(fn(&mut Node<'_, '_>) -> Result<Vec<Held>, NodeError>),
     /// A node for which others stand, whose results have the names of its own.
     Nodes(fn(&mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError>),
 }
 
-use Import::{Many, Nodes, One};
+use Import::{Many, Nodes, One, Structure};
 
 /// Name, first version of the domain, import. Ordered by family. An op whose meaning changed with the opset asks for it.
 type Table = &'static [(&'static str, i64, Import)];
 
 /// The domains, ONNX's own spelled as files have it.
-const DOMAINS: &[(&str, Table)] = &[("", ONNX), ("com.microsoft", MICROSOFT)];
+const DOMAINS: &[(&str, Table)] =
+    &[("", ONNX), ("com.microsoft", MICROSOFT), ("ai.onnx.ml", ML), ("ai.onnx.preview", PREVIEW)];
 
 #[rustfmt::skip]
 const ONNX: Table = &[
@@ -59,7 +77,7 @@ const ONNX: Table = &[
     ("Gemm", 1, One(matmul::gemm)),
     ("MatMul", 1, One(matmul::matmul)),
 
-    ("BatchNormalization", 1, One(norm::batch_normalization)),
+    ("BatchNormalization", 1, Many(norm::batch_normalization)),
     ("GroupNormalization", 18, One(norm::group_normalization)),
     ("InstanceNormalization", 1, One(norm::instance_normalization)),
     ("LayerNormalization", 17, Many(norm::layer_normalization)),
@@ -73,12 +91,27 @@ const ONNX: Table = &[
     ("Attention", 23, Many(attention::attention)),
     ("RotaryEmbedding", 23, One(attention::rotary_embedding)),
 
+    ("CausalConvWithState", 27, Many(linear_attention::causal_conv)),
+    ("LinearAttention", 27, Many(linear_attention::linear_attention)),
+
     ("GRU", 7, Many(recurrent::gru)),
     ("LSTM", 7, Many(recurrent::lstm)),
     ("RNN", 7, Many(recurrent::rnn)),
 
     ("NegativeLogLikelihoodLoss", 12, One(loss::negative_log_likelihood)),
     ("SoftmaxCrossEntropyLoss", 12, Many(loss::softmax_cross_entropy)),
+
+    ("AffineGrid", 20, One(vision::affine_grid)),
+    ("Col2Im", 18, One(vision::col2im)),
+    ("DeformConv", 19, One(vision::deform_conv)),
+    ("RoiAlign", 10, One(vision::roi_align)),
+
+    ("Bernoulli", 15, One(random::bernoulli)),
+    ("Multinomial", 7, One(random::multinomial)),
+    ("RandomNormal", 1, One(random::random_normal)),
+    ("RandomNormalLike", 1, One(random::random_normal_like)),
+    ("RandomUniform", 1, One(random::random_uniform)),
+    ("RandomUniformLike", 1, One(random::random_uniform_like)),
 
     ("GridSample", 16, One(resize::grid_sample)),
     ("MaxUnpool", 9, One(pool::max_unpool)),
@@ -88,6 +121,7 @@ const ONNX: Table = &[
     ("DFT", 17, One(signal::dft)),
     ("HammingWindow", 17, One(signal::hamming_window)),
     ("HannWindow", 17, One(signal::hann_window)),
+    ("MelWeightMatrix", 17, One(signal::mel_weight_matrix)),
     ("STFT", 17, One(signal::stft)),
 
     // ONNX Runtime writes it, in this domain.
@@ -99,6 +133,13 @@ const ONNX: Table = &[
     ("GlobalMaxPool", 1, One(pool::global_max_pool)),
     ("LpPool", 1, One(pool::lp_pool)),
     ("GlobalAveragePool", 1, One(pool::global_average_pool)),
+
+    ("Affine", 1, One(legacy::affine)),
+    ("Crop", 1, One(legacy::crop)),
+    ("ImageScaler", 1, One(legacy::image_scaler)),
+    ("ParametricSoftplus", 1, One(legacy::parametric_softplus)),
+    ("Scale", 1, One(legacy::scale)),
+    ("ScaledTanh", 1, One(legacy::scaled_tanh)),
 
     ("Abs", 1, One(elementwise::abs)),
     ("Acos", 7, One(elementwise::acos)),
@@ -142,7 +183,7 @@ const ONNX: Table = &[
     ("Swish", 24, One(elementwise::swish)),
     ("Tan", 7, One(elementwise::tan)),
     ("Tanh", 1, One(elementwise::tanh)),
-    ("ThresholdedRelu", 10, One(elementwise::thresholded_relu)),
+    ("ThresholdedRelu", 1, One(elementwise::thresholded_relu)),
 
     ("Add", 1, One(elementwise::add)),
     ("And", 1, One(elementwise::and)),
@@ -173,7 +214,7 @@ const ONNX: Table = &[
     ("Cast", 1, One(elementwise::cast)),
     ("CastLike", 15, One(elementwise::cast_like)),
     ("Dropout", 1, Many(elementwise::dropout)),
-    ("Identity", 1, One(elementwise::identity)),
+    ("Identity", 1, Structure(sequences::identity)),
 
     ("ReduceL1", 1, One(reduce::l1)),
     ("ReduceL2", 1, One(reduce::l2)),
@@ -237,6 +278,25 @@ const ONNX: Table = &[
     ("Loop", 1, Nodes(control::loop_)),
     ("Scan", 8, Nodes(control::scan)),
 
+    ("ConcatFromSequence", 11, Structure(sequences::concat_from_sequence)),
+    ("Optional", 15, Structure(sequences::optional)),
+    ("OptionalGetElement", 15, Structure(sequences::optional_get_element)),
+    ("OptionalHasElement", 15, Structure(sequences::optional_has_element)),
+    ("SequenceAt", 11, Structure(sequences::sequence_at)),
+    ("SequenceConstruct", 11, Structure(sequences::sequence_construct)),
+    ("SequenceEmpty", 11, Structure(sequences::sequence_empty)),
+    ("SequenceErase", 11, Structure(sequences::sequence_erase)),
+    ("SequenceInsert", 11, Structure(sequences::sequence_insert)),
+    ("SequenceLength", 11, Structure(sequences::sequence_length)),
+    ("SequenceMap", 17, Nodes(sequences::sequence_map)),
+    ("SplitToSequence", 11, Structure(sequences::split_to_sequence)),
+
+    ("RegexFullMatch", 20, One(strings::regex_full_match)),
+    ("StringConcat", 20, One(strings::string_concat)),
+    ("StringNormalizer", 10, One(strings::string_normalizer)),
+    ("StringSplit", 20, Many(strings::string_split)),
+    ("TfIdfVectorizer", 9, One(strings::tf_idf_vectorizer)),
+
     ("QuantizeLinear", 10, One(quantize::quantize_linear)),
     ("DequantizeLinear", 10, One(quantize::dequantize_linear)),
     ("DynamicQuantizeLinear", 11, Many(quantize::dynamic_quantize_linear)),
@@ -266,19 +326,91 @@ const MICROSOFT: Table = &[
     ("QLinearConcat", 1, One(qlinear::concat)),
 
     ("FusedConv", 1, One(fused::conv)),
+    ("FusedGemm", 1, One(fused::gemm)),
     ("FusedMatMul", 1, One(fused::matmul)),
+    ("FusedMatMulActivation", 1, One(fused::matmul_activation)),
+    ("GemmFastGelu", 1, One(fused::gemm_fast_gelu)),
+    ("NhwcConv", 1, One(fused::nhwc_conv)),
+    ("NhwcFusedConv", 1, One(fused::nhwc_conv)),
+    ("TransposeMatMul", 1, One(fused::matmul)),
+    ("BiasAdd", 1, One(fused::bias_add)),
+    ("BiasDropout", 1, Many(fused::bias_dropout)),
     ("BiasGelu", 1, One(fused::bias_gelu)),
+    ("BiasSoftmax", 1, One(fused::bias_softmax)),
+    ("BiasSplitGelu", 1, One(fused::bias_split_gelu)),
     ("FastGelu", 1, One(fused::fast_gelu)),
     ("Gelu", 1, One(fused::gelu)),
     ("QuickGelu", 1, One(fused::quick_gelu)),
+    ("EmbedLayerNormalization", 1, Many(fused::embed_layer_normalization)),
+    ("GroupNorm", 1, One(fused::group_norm)),
+    ("SkipGroupNorm", 1, Many(fused::skip_group_norm)),
     ("SkipLayerNormalization", 1, Many(fused::skip_layer_normalization)),
     ("SkipSimplifiedLayerNormalization", 1, Many(fused::skip_simplified_layer_normalization)),
+
+    ("Attention", 1, Many(contrib_attention::attention)),
+    ("DecoderMaskedMultiHeadAttention", 1, Many(contrib_attention::decoder_attention)),
+    ("GroupQueryAttention", 1, Many(contrib_attention::group_query_attention)),
+    ("MultiHeadAttention", 1, Many(contrib_attention::multi_head_attention)),
+    ("RelativePositionBias", 1, One(contrib::relative_position_bias)),
+    ("RotaryEmbedding", 1, One(contrib_attention::rotary_embedding)),
+
+    ("CDist", 1, One(contrib::cdist)),
+    ("ConvTransposeWithDynamicPads", 1, One(contrib::conv_transpose_with_dynamic_pads)),
+    ("CropAndResize", 1, One(contrib::crop_and_resize)),
+    ("DynamicTimeWarping", 1, One(contrib::dynamic_time_warping)),
+    ("ExpandDims", 1, One(contrib::expand_dims)),
+    ("GatherND", 1, One(index::gather_nd)),
+    ("GridSample", 1, One(resize::grid_sample)),
+    ("Inverse", 1, One(contrib::inverse)),
+    ("Irfft", 1, One(contrib::irfft)),
+    ("Pad", 1, One(shape::pad)),
+    ("Range", 1, One(values::range)),
+    ("Rfft", 1, One(contrib::rfft)),
+    ("Trilu", 1, One(shape::trilu)),
+    ("UnfoldTensor", 1, One(contrib::unfold_tensor)),
+    ("Unique", 1, Many(contrib::unique)),
+
+    // Refused, with a reason.
+    ("BeamSearch", 1, Nodes(contrib::generation)),
+    ("GreedySearch", 1, Nodes(contrib::generation)),
+    ("Sampling", 1, Nodes(contrib::generation)),
+    ("WhisperBeamSearch", 1, Nodes(contrib::generation)),
+    ("PackedAttention", 1, Nodes(contrib::packed)),
+    ("PackedMultiHeadAttention", 1, Nodes(contrib::packed)),
+    ("PagedAttention", 1, Nodes(contrib::packed)),
+    ("RemovePadding", 1, Nodes(contrib::packed)),
+    ("RestorePadding", 1, Nodes(contrib::packed)),
 
     ("MatMulIntegerToFloat", 1, One(integer::matmul_integer_to_float)),
     ("DynamicQuantizeMatMul", 1, One(integer::dynamic_quantize_matmul)),
     ("DynamicQuantizeLSTM", 1, Many(recurrent::dynamic_quantize_lstm)),
     ("MatMulNBits", 1, One(weight_only::matmul_n_bits)),
 ];
+
+/// Ops of classical machine learning.
+#[rustfmt::skip]
+const ML: Table = &[
+    ("ArrayFeatureExtractor", 1, One(ml::array_feature_extractor)),
+    ("Binarizer", 1, One(ml::binarizer)),
+    ("CategoryMapper", 1, One(ml::category_mapper)),
+    ("FeatureVectorizer", 1, One(ml::feature_vectorizer)),
+    ("Imputer", 1, One(ml::imputer)),
+    ("LabelEncoder", 1, One(ml::label_encoder)),
+    ("LinearClassifier", 1, Many(ml::linear_classifier)),
+    ("LinearRegressor", 1, One(ml::linear_regressor)),
+    ("Normalizer", 1, One(ml::normalizer)),
+    ("OneHotEncoder", 1, One(ml::one_hot_encoder)),
+    ("Scaler", 1, One(ml::scaler)),
+    ("SVMClassifier", 1, Many(svm::classifier)),
+    ("SVMRegressor", 1, One(svm::regressor)),
+    ("TreeEnsemble", 5, One(trees::ensemble)),
+    ("TreeEnsembleClassifier", 1, Many(trees::classifier)),
+    ("TreeEnsembleRegressor", 1, One(trees::regressor)),
+    ("ZipMap", 1, Structure(ml::zip_map)),
+];
+
+/// Ops that ONNX tries out.
+const PREVIEW: Table = &[("FlexAttention", 1, Nodes(linear_attention::flex_attention))];
 
 /// The import of an op, if it is supported and exists at this version of its domain.
 pub(super) fn find(domain: &str, op: &str, version: i64) -> Option<Import> {

@@ -7,24 +7,70 @@ use crate::{
     ops::{BatchNorm, BinaryKind, Layout, Lrn, ReduceKind, Reshape, Softmax, UnaryKind},
 };
 
-pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
+pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let roles = ["X", "scale", "B", "mean", "var"];
     let mut operands = Vec::with_capacity(roles.len());
     for (slot, role) in roles.into_iter().enumerate() {
         operands.push(node.operand(slot, role)?);
     }
-    // How fast training moves the statistics.
-    node.ignore(&["momentum"]);
+    let momentum = node.float("momentum", 0.9)?;
     let epsilon = node.float("epsilon", 1e-5)?;
     if node.opset() < 9 && !node.flag("spatial", true)? {
         return Err(NodeError::attribute("spatial", "is 0: statistics of each element are not supported"));
     }
-    let trains = node.opset() >= 14 && node.flag("training_mode", false)?;
-    if trains || (1..node.results()).any(|port| node.wants(port)) {
-        let why = "computes statistics of the batch, as in training; export the model in inference mode";
+    if node.opset() < 7 {
+        node.ignore(&["is_test", "consumed_inputs"]);
+    }
+    if node.opset() >= 14 && node.flag("training_mode", false)? {
+        return trained(node, &operands, epsilon, momentum);
+    }
+    if (1..node.results()).any(|port| node.wants(port)) {
+        let why = "gives out statistics, as in training before opset 14; export the model in inference mode";
         return Err(OpError::unsupported(why).into());
     }
-    node.emit(BatchNorm { epsilon, axis: 1 }, &operands)
+    Ok(vec![node.emit(BatchNorm { epsilon, axis: 1 }, &operands)?])
+}
+
+/// By the statistics of the batch, which the running ones are moved towards.
+fn trained(
+    node: &mut Node<'_, '_>,
+    operands: &[ValueId],
+    epsilon: f32,
+    momentum: f32,
+) -> Result<Vec<ValueId>> {
+    let &[x, scale, bias, old_mean, old_variance] = operands else {
+        return Err(NodeError::MissingOperand { slot: 4, role: "var" });
+    };
+    node.check_float("X", x)?;
+    let own = node.ty(x).dtype;
+    let wide = node.widened("wide", x)?;
+    let (dtype, rank) = (node.ty(wide).dtype, node.shape(x).rank());
+    let axes: Vec<usize> = (0..rank).filter(|&d| d != 1).collect();
+    let mean = node.reduced("mean", ReduceKind::Mean, axes.clone(), wide)?;
+    let difference = node.sub("centred", wide, mean)?;
+    let squares = node.mul("squares", difference, difference)?;
+    let variance = node.reduced("variance", ReduceKind::Mean, axes, squares)?;
+    let term = node.number("epsilon", epsilon.into(), dtype)?;
+    let above_zero = node.add("above_zero", variance, term)?;
+    let deviation = node.unary("deviation", UnaryKind::Sqrt, above_zero)?;
+    let y = node.div("normalised", difference, deviation)?;
+    let scale = node.cast_to("wide_scale", dtype, scale)?;
+    let bias = node.cast_to("wide_bias", dtype, bias)?;
+    let (scale, bias) = (by_channel(node, "scale", scale, x)?, by_channel(node, "bias", bias, x)?);
+    let y = scale_and_shift(node, if dtype == own { "" } else { "wide_result" }, y, scale, Some(bias))?;
+    let mut results = vec![node.cast_to("", own, y)?];
+    for (part, now, old) in [("running_mean", mean, old_mean), ("running_var", variance, old_variance)] {
+        let (shape, to) = (node.shape(old), node.ty(old).dtype);
+        let now = node.shaped(&format!("{part}_now"), shape, now)?;
+        let old = node.cast_to(&format!("{part}_old"), dtype, old)?;
+        let keeps = node.number(&format!("{part}_momentum"), momentum.into(), dtype)?;
+        let takes = node.number(&format!("{part}_rest"), 1.0 - f64::from(momentum), dtype)?;
+        let kept = node.mul(&format!("{part}_kept"), old, keeps)?;
+        let taken = node.mul(&format!("{part}_taken"), now, takes)?;
+        let moved = node.add(&format!("{part}_moved"), kept, taken)?;
+        results.push(node.cast_to(part, to, moved)?);
+    }
+    Ok(results)
 }
 
 /// The axes from the attribute `axis` on, over which a layer is normalised.
@@ -104,17 +150,18 @@ fn check_broadcast(node: &Node<'_, '_>, v: ValueId, x: ValueId) -> Result<()> {
 pub(super) fn layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let (x, scale) = (node.operand(0, "X")?, node.operand(1, "Scale")?);
     let bias = node.optional(2);
-    layer_of(node, x, scale, bias)
+    let epsilon = node.float("epsilon", 1e-5)?;
+    layer_of(node, x, scale, bias, epsilon)
 }
 
-/// The layer normalisation of these values, by the node's attributes.
+/// The layer normalisation of these values, by the node's attributes but for epsilon.
 pub(super) fn layer_of(
     node: &mut Node<'_, '_>,
     x: ValueId,
     scale: ValueId,
     bias: Option<ValueId>,
+    epsilon: f32,
 ) -> Result<Vec<ValueId>> {
-    let epsilon = node.float("epsilon", 1e-5)?;
     let axes = layer_axes(node, x)?;
     for v in [scale].into_iter().chain(bias) {
         check_broadcast(node, v, x)?;
@@ -137,12 +184,12 @@ pub(super) fn layer_of(
 /// x/√(mean of squares + epsilon)·scale, over all axes from `axis` on.
 pub(super) fn rms_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (x, scale) = (node.operand(0, "X")?, node.operand(1, "scale")?);
-    rms_of(node, x, scale)
+    let epsilon = node.float("epsilon", 1e-5)?;
+    rms_of(node, x, scale, epsilon)
 }
 
-/// The same of these values, by the node's attributes.
-pub(super) fn rms_of(node: &mut Node<'_, '_>, x: ValueId, scale: ValueId) -> Result<ValueId> {
-    let epsilon = node.float("epsilon", 1e-5)?;
+/// The same of these values, by the node's attributes but for epsilon.
+pub(super) fn rms_of(node: &mut Node<'_, '_>, x: ValueId, scale: ValueId, epsilon: f32) -> Result<ValueId> {
     let axes = layer_axes(node, x)?;
     check_broadcast(node, scale, x)?;
     let wide = stashed(node, x)?;
@@ -152,6 +199,28 @@ pub(super) fn rms_of(node: &mut Node<'_, '_>, x: ValueId, scale: ValueId) -> Res
     // The result has the type of the scale, which may be another one than that of x.
     let y = node.cast_to("narrowed", node.ty(scale).dtype, y)?;
     node.mul("", y, scale)
+}
+
+/// The same of these values along the last axis, as a part of the node.
+pub(super) fn rms_part(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    x: ValueId,
+    scale: ValueId,
+    epsilon: f32,
+) -> Result<ValueId> {
+    let own = node.ty(x).dtype;
+    let wide = node.widened(&format!("{part}_wide"), x)?;
+    let last = node.shape(x).rank().saturating_sub(1);
+    let squares = node.mul(&format!("{part}_squares"), wide, wide)?;
+    let mean = node.reduced(&format!("{part}_mean"), ReduceKind::Mean, vec![last], squares)?;
+    let epsilon = node.number(&format!("{part}_epsilon"), epsilon.into(), node.ty(mean).dtype)?;
+    let above_zero = node.add(&format!("{part}_above_zero"), mean, epsilon)?;
+    let root = node.unary(&format!("{part}_root"), UnaryKind::Sqrt, above_zero)?;
+    let y = node.div(&format!("{part}_normalised"), wide, root)?;
+    let scale = node.widened(&format!("{part}_scale"), scale)?;
+    let y = node.mul(&format!("{part}_scaled"), y, scale)?;
+    node.cast_to(part, own, y)
 }
 
 /// A vector with an element a channel, as it broadcasts to x of channels first.
@@ -195,17 +264,9 @@ pub(super) fn group_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let epsilon = node.float("epsilon", 1e-5)?;
     let groups = node.count("num_groups")?.ok_or_else(|| NodeError::attribute("num_groups", "is missing"))?;
     let shape = node.shape(x);
-    let (batch, channels, spatial) = Layout::ChannelsFirst.split(&shape)?;
-    if !channels.is_multiple_of(groups) {
-        return Err(NodeError::attribute("num_groups", format!("is {groups}, for {channels} channels")));
-    }
     let by_group = node.opset() < 21;
     let wide = if by_group { node.widened("wide", x)? } else { stashed(node, x)? };
-    let extent = spatial.iter().product::<usize>().saturating_mul(channels / groups);
-    let grouped = node.shaped("groups", [batch, groups, extent], wide)?;
-    let Centred { difference, deviation, .. } = centre(node, grouped, &[2], epsilon)?;
-    let y = node.div("normalised", difference, deviation)?;
-    let y = node.cast_to("narrowed", node.ty(x).dtype, y)?;
+    let y = normalised_groups(node, x, wide, groups, epsilon)?;
     if by_group {
         let (scale, bias) = (by_channel(node, "scale", scale, y)?, by_channel(node, "bias", bias, y)?);
         let y = node.mul("scaled", y, scale)?;
@@ -215,6 +276,41 @@ pub(super) fn group_normalization(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let y = node.shaped("channels", shape, y)?;
     let (scale, bias) = (by_channel(node, "scale", scale, x)?, by_channel(node, "bias", bias, x)?);
     scale_and_shift(node, "", y, scale, Some(bias))
+}
+
+/// (x − mean)/√(variance + epsilon) of each group of channels of each image, `[batch, groups, elements]`: of `wide`, which is
+/// x in the type that is computed in, in the type of x.
+fn normalised_groups(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    wide: ValueId,
+    groups: usize,
+    epsilon: f32,
+) -> Result<ValueId> {
+    let (batch, channels, spatial) = Layout::ChannelsFirst.split(&node.ty(x).shape)?;
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        return Err(OpError::attribute(format!("{groups} groups of {channels} channels")).into());
+    }
+    let extent = spatial.iter().product::<usize>().saturating_mul(channels / groups);
+    let grouped = node.shaped("groups", [batch, groups, extent], wide)?;
+    let Centred { difference, deviation, .. } = centre(node, grouped, &[2], epsilon)?;
+    let y = node.div("normalised", difference, deviation)?;
+    node.cast_to("narrowed", node.ty(x).dtype, y)
+}
+
+/// The group normalisation of an x of channels first, in the type that is computed in.
+pub(super) fn group_of(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    scale: ValueId,
+    bias: ValueId,
+    groups: usize,
+    epsilon: f32,
+) -> Result<ValueId> {
+    let y = normalised_groups(node, x, x, groups, epsilon)?;
+    let y = node.shaped("channels", node.shape(x), y)?;
+    let (scale, bias) = (by_channel(node, "scale", scale, x)?, by_channel(node, "bias", bias, x)?);
+    scale_and_shift(node, "affine", y, scale, Some(bias))
 }
 
 /// (x − mean)/(deviation + 1e-9), over axes.

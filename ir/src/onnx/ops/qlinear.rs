@@ -106,7 +106,7 @@ fn spatial_rank(node: &Node<'_, '_>, x: ValueId) -> Result<usize, NodeError> {
 pub(super) fn matmul(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let dtype = dtype(node, 0, "a")?;
     let (a, b) = (real(node, 0, "a", Some(-2))?, real(node, 3, "b", Some(-1))?);
-    let y = matmul::matmul_of(node, a, b)?;
+    let y = matmul::matmul_of(node, "", a, b)?;
     codes(node, y, 6, dtype)
 }
 

@@ -65,7 +65,7 @@ pub(super) fn resize(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let interpolation = interpolation(node)?;
     let exclude_outside = node.flag("exclude_outside", false)?;
     let coordinates = coordinates(node, &chosen)?;
-    chain(node, x, &changes, interpolation, exclude_outside, coordinates)
+    chain(node, x, &changes, |_| interpolation, exclude_outside, coordinates)
 }
 
 fn all_axes(shape: &Shape) -> Vec<usize> {
@@ -127,13 +127,17 @@ fn by_sizes(shape: &Shape, axes: &[usize], sizes: &[i64], policy: &str) -> Resul
     Ok(axes.iter().zip(&lengths).map(change).collect())
 }
 
-/// Nearest rounded down, or linear.
-fn before_opset_11(node: &mut Node<'_, '_>) -> Result<Interpolation, NodeError> {
-    match node.string("mode", "nearest")? {
-        "nearest" => Ok(Interpolation::Nearest(Nearest::Floor)),
-        "linear" | "bilinear" | "trilinear" => Ok(Interpolation::Linear { antialias: false }),
-        other => Err(NodeError::attribute("mode", format!("is `{other}`, not nearest or linear"))),
-    }
+/// Nearest, or linear, by the scale of an axis. Nearest is rounded down, and up along axes that shrink.
+fn before_opset_11(node: &mut Node<'_, '_>) -> Result<impl Fn(f64) -> Interpolation + use<>, NodeError> {
+    let is_nearest = match node.string("mode", "nearest")? {
+        "nearest" => true,
+        "linear" | "bilinear" | "trilinear" => false,
+        other => return Err(NodeError::attribute("mode", format!("is `{other}`, not nearest or linear"))),
+    };
+    Ok(move |scale: f64| match is_nearest {
+        true => Interpolation::Nearest(if scale < 1.0 { Nearest::Ceil } else { Nearest::Floor }),
+        false => Interpolation::Linear { antialias: false },
+    })
 }
 
 fn interpolation(node: &mut Node<'_, '_>) -> Result<Interpolation, NodeError> {
@@ -191,7 +195,7 @@ fn chain(
     node: &mut Node<'_, '_>,
     x: ValueId,
     changes: &[Change],
-    interpolation: Interpolation,
+    interpolation: impl Fn(f64) -> Interpolation,
     exclude_outside: bool,
     coordinates: impl Fn(usize) -> Coordinates,
 ) -> Result<ValueId, NodeError> {
@@ -199,6 +203,7 @@ fn chain(
     let mut ops: Vec<Resample> = changes
         .iter()
         .map(|&Change { axis, length, scale }| {
+            let interpolation = interpolation(scale);
             let coordinates = coordinates(axis);
             Resample { axis, length, scale, interpolation, coordinates, exclude_outside }
         })

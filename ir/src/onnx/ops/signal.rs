@@ -2,7 +2,7 @@
 
 use super::{
     compose::{Result, float_tensor},
-    lengths,
+    lengths, matmul,
 };
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
@@ -30,11 +30,11 @@ fn length(node: &mut Node<'_, '_>, slot: usize, role: &'static str) -> Result<Op
 }
 
 /// A transform of `length` complex numbers.
-struct Transform {
-    length: usize,
-    inverse: bool,
+pub(super) struct Transform {
+    pub(super) length: usize,
+    pub(super) inverse: bool,
     /// Whether the spectrum of a real signal is only the half that the other one follows from.
-    half: bool,
+    pub(super) half: bool,
 }
 
 impl Transform {
@@ -139,6 +139,25 @@ pub(super) fn dft(node: &mut Node<'_, '_>) -> Result<ValueId> {
     node.cast_to("", own, y)
 }
 
+/// A transform along the last axis, or the last but one where the last has `parts`: of `extent` elements, with the result
+/// in this shape.
+pub(super) fn transformed(
+    node: &mut Node<'_, '_>,
+    x: ValueId,
+    transform: &Transform,
+    (extent, parts): (usize, usize),
+    dims: Vec<usize>,
+) -> Result<ValueId> {
+    let (own, wide) = (node.ty(x).dtype, node.widened("wide", x)?);
+    let rows = node.shape(x).elements() / (extent * parts).max(1);
+    let rows = node.shaped("rows", [rows, extent * parts], wide)?;
+    let matrix = transform.matrix(extent, parts, node.ty(rows).dtype, false)?;
+    let matrix = node.constant_part("matrix", matrix);
+    let y = matmul::matmul_of(node, "spectra", rows, matrix)?;
+    let y = node.shaped(if node.ty(y).dtype == own { "" } else { "spectrum" }, dims, y)?;
+    node.cast_to("", own, y)
+}
+
 /// Transforms of frames of a signal: a convolution by the rows of the matrix, each times the window.
 pub(super) fn stft(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let x = node.operand(0, "signal")?;
@@ -224,4 +243,55 @@ pub(super) fn hamming_window(node: &mut Node<'_, '_>) -> Result<ValueId> {
 
 pub(super) fn blackman_window(node: &mut Node<'_, '_>) -> Result<ValueId> {
     cosine_window(node, &[0.42, -0.5, 0.08])
+}
+
+/// Triangles over the bins of a spectrum, whose corners are equally far apart on the mel scale: `[bins, triangles]`.
+pub(super) fn mel_weight_matrix(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let bins = length(node, 0, "num_mel_bins")?;
+    let transform = length(node, 1, "dft_length")?;
+    let rate = length(node, 2, "sample_rate")?;
+    let (lower, upper) = (number(node, 3, "lower_edge_hertz")?, number(node, 4, "upper_edge_hertz")?);
+    let (Some(bins), Some(transform), Some(rate)) = (bins, transform, rate) else {
+        return Err(NodeError::MissingOperand { slot: 0, role: "num_mel_bins" });
+    };
+    let code = node.int("output_datatype", 1)?;
+    let dtype = super::elementwise::dtype("output_datatype", code)?;
+    let rows = transform / 2 + 1;
+    if rows.saturating_mul(bins).saturating_mul(8) > MAX_FOLDED_BYTES {
+        return Err(OpError::too_large(format!("{bins} triangles over {rows} bins")).into());
+    }
+    let mel = |hertz: f64| 2595.0 * (hertz / 700.0).ln_1p() / std::f64::consts::LN_10;
+    let (low, high) = (mel(lower), mel(upper));
+    let step = (high - low) / (bins + 2) as f64;
+    let place = |i: usize| {
+        let hertz = 700.0 * ((low + i as f64 * step) / 2595.0 * std::f64::consts::LN_10).exp_m1();
+        let bin = ((transform + 1) as f64 * hertz / rate as f64).floor();
+        // A number that is none, too, is refused here.
+        if (0.0..rows as f64).contains(&bin) { Ok(bin as usize) } else { Err(bin) }
+    };
+    let places = (0..bins + 2).map(place).collect::<Result<Vec<usize>, f64>>();
+    let places = places
+        .map_err(|bin| OpError::attribute(format!("a triangle has its corner at bin {bin} of {rows}")))?;
+    let mut matrix = vec![0.0; rows * bins];
+    for (i, corner) in places.windows(3).enumerate() {
+        let &[left, centre, right] = corner else { continue };
+        let mut set = |row: usize, value: f64| matrix[row * bins + i] = value;
+        if left == centre {
+            set(centre, 1.0);
+        } else {
+            (left..=centre).for_each(|j| set(j, (j - left) as f64 / (centre - left) as f64));
+        }
+        (centre..right).for_each(|j| set(j, (right - j) as f64 / (right - centre) as f64));
+    }
+    let matrix = node.constant_part("exact", float_tensor(DType::F64, Shape::new([rows, bins])?, &matrix)?);
+    node.cast_to("", dtype, matrix)
+}
+
+/// An operand of one float, which must be known.
+fn number(node: &mut Node<'_, '_>, slot: usize, role: &'static str) -> Result<f64> {
+    let t = node.required(slot, role)?;
+    match t.to_f64()[..] {
+        [one] => Ok(one),
+        _ => Err(OpError::shape(format!("{role} must be one number, got {}", t.ty())).into()),
+    }
 }

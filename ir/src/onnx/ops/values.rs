@@ -89,7 +89,7 @@ fn places(node: &mut Node<'_, '_>, part: &str, places: &[usize]) -> Result<Value
 
 /// Fails for floats that are only stored: their codes are not compared.
 fn check_compared(x: &Tensor) -> Result<(), NodeError> {
-    match x.dtype().is_small_float() {
+    match x.dtype().is_small_float() || x.dtype() == DType::Str {
         true => Err(OpError::dtype(format!("{} is only stored and moved; cast it", x.ty())).into()),
         false => Ok(()),
     }
@@ -142,10 +142,18 @@ pub(super) fn compress(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 /// The different slices (or elements), where each stood first, which one each is, and how often each stands. NaNs are
 /// equal to each other.
 pub(super) fn unique(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
-    let x = node.operand(0, "X")?;
-    let known = node.required(0, "X")?;
-    check_compared(&known)?;
     let sorted = node.flag("sorted", true)?;
+    unique_of(node, sorted)
+}
+
+/// The same, in order of size or in the order in which they come.
+pub(super) fn unique_of(node: &mut Node<'_, '_>, sorted: bool) -> Result<Vec<ValueId>, NodeError> {
+    let x = node.operand(0, "X")?;
+    let mut known = node.required(0, "X")?;
+    if known.dtype() == DType::Str {
+        known = super::strings::ranks(node, &known)?;
+    }
+    check_compared(&known)?;
     let shape = known.shape().clone();
     let (x, axis, shape) = match node.optional_int("axis")? {
         None => {

@@ -92,7 +92,7 @@ pub(super) fn matmul_n_bits(node: &mut Node<'_, '_>) -> Result<ValueId, NodeErro
         DType::F32 => a,
         _ => node.emit_part("a", Cast { to: DType::F32 }, &[a])?,
     };
-    let mut y = matmul_of(node, a, weights)?;
+    let mut y = matmul_of(node, "", a, weights)?;
     if let Some(bias) = bias {
         let bias = match node.ty(bias).dtype {
             DType::F32 => bias,
