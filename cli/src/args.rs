@@ -102,7 +102,8 @@ pub(crate) struct CompileOptions {
 #[command(next_help_heading = "Calibration (of fake-quant and int8)")]
 pub(crate) struct CalibrationOptions {
     /// Samples to find the ranges of activations with: FILE.npy or FILE.npz (f32 [N, ...] as the model takes it, or u8
-    /// images, preprocessed as below), or a folder of .jpg, .png or .bmp images. A few hundred typical inputs are good.
+    /// images, preprocessed as below), a folder of .jpg, .png or .bmp images, or a folder of .npy and .npz files of one sample
+    /// each. A few hundred typical inputs are good.
     #[arg(long, value_name = "PATH")]
     pub(crate) calibrate: Option<PathBuf>,
 
@@ -219,6 +220,11 @@ pub(crate) struct Compile {
     /// What to write.
     #[arg(long, value_name = "FORM", default_value = "qcc")]
     pub(crate) emit: Emit,
+
+    /// Keep the shapes open: the .qcc file runs in whatever shapes come, and compiles for each when it first comes. Ranges are
+    /// found here, on samples in the shapes that they have.
+    #[arg(long)]
+    pub(crate) dynamic: bool,
 
     /// Time the ways to cut each dense layer into tiles on this CPU, and keep those that are faster than the built-in
     /// choice. They hold for this tier; results do not change.

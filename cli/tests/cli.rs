@@ -60,6 +60,29 @@ fn compiled(folder: &Path) -> String {
 }
 
 #[test]
+fn a_file_of_open_shapes_runs_in_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("any.qcc").display().to_string();
+    let options = ["--dynamic", "--samples", "16", "--mean", "72.93", "--std", "90.015"];
+    let images = calibration();
+    let output = qcc(&[&["compile", &model(), "-o", &path, "--calibrate", &images][..], &options].concat());
+    assert!(stdout(&output).contains("ranges of 16 samples"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("any shapes of image: f32[Nx1x28x28]"), "{}", stdout(&output));
+    for count in [1, 3] {
+        let input = dir.path().join("x.npy");
+        let shape = qcc_runtime::ir::Shape::new([count, 1, 28, 28]).unwrap();
+        let zeros = qcc_runtime::ir::Tensor::zeros(qcc_runtime::ir::DType::F32, shape);
+        qcc_runtime::write_npy(&input, &zeros).unwrap();
+        let ran = stdout(&qcc(&["run", &path, "--input", &input.display().to_string()]));
+        assert!(ran.contains(&format!("f32[{count}x10]")), "{ran}");
+    }
+    let shown = stdout(&qcc(&["inspect", &path, "--shape", "image=2x1x28x28"]));
+    assert!(shown.contains("takes any shapes") && shown.contains("f32[2x1x28x28]"), "{shown}");
+    error(&["compile", &path, "--dynamic", "-o", &format!("{path}2")], 2);
+    error(&["compile", &model(), "--dynamic", "--tune"], 2);
+}
+
+#[test]
 fn help_teaches_and_usage_errors_are_2() {
     assert!(stdout(&qcc(&["--help"])).contains("Exit codes: 0 done, 1 bad model or data, 2 bad usage"));
     for command in ["compile", "run", "eval", "bench", "inspect", "zoo"] {

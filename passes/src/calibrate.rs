@@ -3,7 +3,7 @@
 use crate::{capability::int8_capability, edit::activations, lint_data};
 use qcc_ir::{DType, Graph, Stage, ValueId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 /// The values whose ranges [`quantize`](crate::quantize) may ask for, by id: f32 activations that an op with an
 /// integer form takes or makes, and the graph's inputs (which are linted). None of a graph that brings its own grids.
@@ -82,7 +82,9 @@ impl Ranges {
 /// that were [merged](Collector::merge): counts are integers and histogram bins only ever double in width.
 pub struct Collector {
     calibrator: Calibrator,
-    values: BTreeMap<ValueId, Seen>,
+    /// Names of this graph's values.
+    names: BTreeMap<ValueId, String>,
+    seen: BTreeMap<String, Seen>,
 }
 
 /// What was seen of one value.
@@ -107,8 +109,8 @@ impl Collector {
     /// A collector for the observed values of a prepared graph.
     pub fn new(graph: &Graph, calibrator: Calibrator) -> Collector {
         let inputs: BTreeSet<ValueId> = graph.inputs().iter().map(|n| n.out()).collect();
-        let seen = |v: ValueId| Seen {
-            name: value_name(graph, v),
+        let seen = |(&v, name): (&ValueId, &String)| Seen {
+            name: name.clone(),
             is_input: inputs.contains(&v),
             samples: 0,
             elements: 0,
@@ -120,34 +122,49 @@ impl Collector {
             distinct: BTreeSet::new(),
             histogram: matches!(calibrator, Calibrator::Percentile(_)).then(Histogram::new),
         };
-        let values = observed_values(graph).into_iter().map(|v| (v, seen(v))).collect();
-        Collector { calibrator, values }
+        let names: BTreeMap<ValueId, String> =
+            observed_values(graph).into_iter().map(|v| (v, value_name(graph, v))).collect();
+        let seen = names.iter().map(|entry| (entry.1.clone(), seen(entry))).collect();
+        Collector { calibrator, names, seen }
+    }
+
+    /// A collector of no graph, for what others have seen.
+    pub fn empty(calibrator: Calibrator) -> Collector {
+        Collector { calibrator, names: BTreeMap::new(), seen: BTreeMap::new() }
+    }
+
+    /// [`new`](Self::new) for the rest of a model behind values that it has computed: they are no data, which would be linted.
+    pub fn of_rest(graph: &Graph, calibrator: Calibrator) -> Collector {
+        let mut collector = Collector::new(graph, calibrator);
+        collector.seen.values_mut().for_each(|s| s.is_input = false);
+        collector
     }
 
     /// The values to [`record`](Self::record), by id.
     pub fn values(&self) -> impl Iterator<Item = ValueId> {
-        self.values.keys().copied()
+        self.names.keys().copied()
     }
 
     /// Takes in the elements of one value on one sample; of a value that is not observed, nothing.
     pub fn record(&mut self, value: ValueId, elements: &[f32]) {
-        if let Some(seen) = self.values.get_mut(&value) {
+        if let Some(seen) = self.names.get(&value).and_then(|name| self.seen.get_mut(name)) {
             seen.record(elements);
         }
     }
 
-    /// Takes in what another collector of the same graph and calibrator has seen.
+    /// Takes in what another collector of the same model and calibrator has seen, be it at other shapes.
     pub fn merge(&mut self, other: Collector) {
-        for (value, theirs) in other.values {
-            if let Some(ours) = self.values.get_mut(&value) {
-                ours.merge(theirs);
+        for (name, theirs) in other.seen {
+            match self.seen.entry(name) {
+                Entry::Occupied(mut ours) => ours.get_mut().merge(theirs),
+                Entry::Vacant(place) => _ = place.insert(theirs),
             }
         }
     }
 
     /// The ranges, and warnings about the data. Values that were never recorded have no range.
     pub fn finish(self) -> Ranges {
-        let seen: Vec<&Seen> = self.values.values().collect();
+        let seen: Vec<&Seen> = self.seen.values().collect();
         let samples = seen.iter().map(|s| s.samples).max().unwrap_or(0);
         let warnings = lint_data::lint(&seen, samples);
         let values = seen
@@ -193,6 +210,13 @@ impl Seen {
     }
 
     fn merge(&mut self, other: Seen) {
+        if self.is_input != other.is_input {
+            // The rest of a model was handed an input: the same data once more.
+            if other.is_input {
+                *self = other;
+            }
+            return;
+        }
         self.samples += other.samples;
         self.elements += other.elements;
         self.not_finite += other.not_finite;

@@ -191,3 +191,14 @@ pub(crate) fn replace(graph: &mut Graph, node: NodeId, value: ValueId) -> Result
     graph.remove_dead();
     Ok(())
 }
+
+/// The elements of a tensor in runs that belong to one channel, each with the channel, which is an index of `axis`.
+pub(crate) fn channel_runs<'a, T>(
+    elements: &'a [T],
+    shape: &[usize],
+    axis: usize,
+) -> impl Iterator<Item = (usize, &'a [T])> {
+    let inner = shape[axis + 1..].iter().product::<usize>().max(1);
+    let block = inner.saturating_mul(shape[axis]).max(1);
+    elements.chunks(block).flat_map(move |block| block.chunks(inner).enumerate())
+}

@@ -8,7 +8,7 @@ use crate::{
     calibrate::value_name,
     capability::int8_capability,
     classes::Classes,
-    edit::{Product, activations, clamp_of, f32_constant, has_weights, is_move},
+    edit::{Product, activations, channel_runs, clamp_of, f32_constant, has_weights, is_move},
     fold_normalize::pixel_range,
     regions,
 };
@@ -252,6 +252,15 @@ fn second_operands<'a>(graph: &'a Graph, chosen: &'a BTreeSet<NodeId>) -> impl I
     chosen.iter().filter(of_activations).map(|&n| graph.operand(n, 1))
 }
 
+/// What calibration has not seen of what an op takes and makes, where it needs a range of it.
+pub(crate) fn without_range(graph: &Graph, ctx: &Context<'_>, node: NodeId) -> Option<ValueId> {
+    let is_unseen = |v: &ValueId| range_of(graph, ctx, *v).is_err();
+    // The result of a clamp behind it may be all that gets a grid.
+    let end = clamp_behind(graph, node).map(NodeId::out);
+    let result = Some(node.out()).filter(is_unseen).filter(|_| end.is_none_or(|e| is_unseen(&e)));
+    activations(graph, node).into_iter().map(|(_, v)| v).find(is_unseen).or(result)
+}
+
 /// What was observed of a value, within what its op can produce at all.
 fn range_of(graph: &Graph, ctx: &Context<'_>, value: ValueId) -> Result<Range, PassError> {
     if let Some(c) = f32_constant(graph, value) {
@@ -470,11 +479,9 @@ fn scale_of(graph: &Graph, grids: &BTreeMap<ValueId, OutputGrid>, mut value: Val
 }
 
 fn largest_by_channel(weights: &[f32], shape: &[usize], axis: usize) -> Vec<f32> {
-    let inner: usize = shape[axis + 1..].iter().product();
     let mut largest = vec![0f32; shape[axis]];
-    for (i, w) in weights.iter().enumerate() {
-        let c = i / inner % shape[axis];
-        largest[c] = largest[c].max(w.abs());
+    for (c, run) in channel_runs(weights, shape, axis) {
+        largest[c] = run.iter().fold(largest[c], |most, w| most.max(w.abs()));
     }
     largest
 }

@@ -8,7 +8,7 @@
 
 use crate::{
     Context, Pass, PassError, Record,
-    edit::{Product, activations, clamp_of, has_weights, is_move},
+    edit::{Product, activations, channel_runs, clamp_of, has_weights, is_move},
     fold_normalize::pixels_are_codes,
     insert_fake_quant::clamp_behind,
 };
@@ -638,8 +638,8 @@ fn coarsened(
     let channel = |i: usize| i / inner % channels;
     let (codes, offsets) = (weights.as_slice::<i8>()?, bias.as_slice::<i32>()?);
     let mut products = vec![0i64; channels];
-    for (i, &w) in codes.iter().enumerate() {
-        products[channel(i)] += i64::from(w).abs() * 255;
+    for (c, run) in channel_runs(codes, weights.shape(), axis) {
+        products[c] += run.iter().map(|&w| i64::from(w).abs() * 255).sum::<i64>();
     }
     let shift = |(&b, &p): (&i32, &i64)| {
         let sum = i64::from(b).abs() + p;
@@ -748,20 +748,26 @@ fn full_range(f: &FakeQuant) -> bool {
 /// The codes of a constant, as its fake-quantization rounds it.
 fn integers(tensor: &Tensor, f: &FakeQuant) -> Result<(Tensor, TensorType), OpError> {
     let shape = tensor.shape().clone();
-    let (inner, extent) = match f.params.axis() {
-        Some(a) => (shape[a + 1..].iter().product(), shape[a]),
-        None => (1, 1),
-    };
-    let codes = tensor.as_slice::<f32>()?.iter().enumerate().map(|(i, &x)| {
-        let (scale, zero_point) = f.params.at(i / inner % extent);
-        numerics::quantize(x, scale, zero_point, f.lo, f.hi)
-    });
+    let elements = tensor.as_slice::<f32>()?;
     let tensor = match f.dtype {
-        DType::U8 => Tensor::from_vec(shape, codes.map(|q| q as u8).collect())?,
-        DType::S8 => Tensor::from_vec(shape, codes.map(|q| q as i8).collect())?,
-        DType::S32 => Tensor::from_vec(shape, codes.collect())?,
+        DType::U8 => Tensor::from_vec(shape, codes(elements, tensor.shape(), f, |q| q as u8))?,
+        DType::S8 => Tensor::from_vec(shape, codes(elements, tensor.shape(), f, |q| q as i8))?,
+        DType::S32 => Tensor::from_vec(shape, codes(elements, tensor.shape(), f, |q| q))?,
         other => return Err(OpError::unsupported(format!("constants of {other}"))),
     };
     let ty = TensorType::quantized(f.dtype, tensor.shape().clone(), f.params.clone())?;
     Ok((tensor, ty))
+}
+
+fn codes<T>(elements: &[f32], shape: &[usize], f: &FakeQuant, narrow: impl Fn(i32) -> T) -> Vec<T> {
+    let mut codes = Vec::with_capacity(elements.len());
+    let mut put = |channel: usize, run: &[f32]| {
+        let (scale, zero_point) = f.params.at(channel);
+        codes.extend(run.iter().map(|&x| narrow(numerics::quantize(x, scale, zero_point, f.lo, f.hi))));
+    };
+    match f.params.axis() {
+        Some(axis) => channel_runs(elements, shape, axis).for_each(|(c, run)| put(c, run)),
+        None => put(0, elements),
+    }
+    codes
 }

@@ -7,12 +7,17 @@
 
 use crate::{
     Context, Record,
+    calibrate::value_name,
     capability::{gains, int8_capability},
     classes::Classes,
     edit::activations,
+    insert_fake_quant::without_range,
 };
 use qcc_ir::{Device, Graph, NodeId, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Why an op stays float that integers could compute.
+const NO_RANGE: &str = "its codes need the ranges of samples";
 
 /// The ops that become integer ops; every other op of floats is declined with its reason.
 pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> BTreeSet<NodeId> {
@@ -31,10 +36,21 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
                 refused.insert(id, why);
             }
             (None, Err(_)) => {}
-            (None, Ok(())) => {
-                chosen.insert(id);
-            }
+            (None, Ok(())) => match without_range(graph, ctx, id) {
+                Some(value) => {
+                    refused.insert(id, format!("{NO_RANGE}, and has none of `{}`", value_name(graph, value)));
+                }
+                None => {
+                    chosen.insert(id);
+                }
+            },
         }
+    }
+    let unseen = refused.values().filter(|why| why.starts_with(NO_RANGE)).count();
+    if unseen > 0 {
+        let why =
+            format!("{unseen} ops stay float because samples have given no range of what they take or make");
+        record.warning(&graph.name, why);
     }
     for id in drop_costly(graph, &mut chosen) {
         refused

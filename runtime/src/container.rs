@@ -27,7 +27,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"\x89QCC\r\n\x1a\n";
 /// Goes up with every change of this layout, or of what is in the record.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 const HEADER: usize = 64;
 /// Alignment of blobs: a cache line, and the widest vector.
 const ALIGNMENT: usize = 64;
@@ -68,6 +68,9 @@ pub enum ContainerError {
         /// Header or contents.
         part: &'static str,
     },
+    /// It is another kind of program.
+    #[error("its shapes are open: bind them, or run it as a model of any shapes")]
+    Dynamic,
     /// The checksums fit, but what it says makes no sense.
     #[error("malformed: {0}")]
     Malformed(String),

@@ -79,7 +79,7 @@ pub use bench::{BenchReport, Latency, Run, bench};
 pub use compiler::{Calibrated, Compiler, Event, IMPORT, Prepared, graph_inputs};
 pub use container::{ContainerError, is_program};
 pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_npz, write_npy};
-pub use dynamic::{Backend, DynamicModel, DynamicRun, ValueRun};
+pub use dynamic::{Backend, DynamicInfo, DynamicModel, DynamicProgram, DynamicRun, ProgramFile, ValueRun};
 pub use error::Error;
 pub use eval::{Evaluation, Score, evaluate, top};
 pub use layers::{Layer, Loss, Losses, Traffic};

@@ -1,8 +1,8 @@
 //! Programs: what a `.qcc` file holds.
 
 use crate::{
-    Preprocess, Tuning,
-    container::{self, ContainerError, Source},
+    DynamicInfo, Preprocess, Tuning,
+    container::{self, ContainerError, Contents, Source},
 };
 use bytes::Bytes;
 use qcc_codegen::Release;
@@ -112,12 +112,36 @@ pub struct ProgramError {
 
 /// What stands in the record of a file.
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub(crate) enum Record {
+    Placed(Box<Placed>),
+    /// The blobs are the message of an ONNX model, and its tensors.
+    Dynamic(Box<DynamicInfo>),
+}
+
+/// A [`Program`].
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Placed {
     info: ProgramInfo,
     graph: GraphRecord,
     tunings: Vec<Tuning>,
     /// Types of the blobs, which hold the graph's constants.
     blobs: Vec<(DType, Shape)>,
+}
+
+impl Record {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, ContainerError> {
+        postcard::to_allocvec(self).map_err(|e| ContainerError::Malformed(e.to_string()))
+    }
+}
+
+/// The record of a file.
+pub(crate) fn record(contents: &Contents) -> Result<Record, ContainerError> {
+    let malformed = |e: postcard::Error| ContainerError::Malformed(e.to_string());
+    let (record, rest) = postcard::take_from_bytes(&contents.record).map_err(malformed)?;
+    match rest.len() {
+        0 => Ok(record),
+        n => Err(ContainerError::Malformed(format!("{n} bytes after the record"))),
+    }
 }
 
 impl Program {
@@ -179,9 +203,8 @@ impl Program {
     fn encode(&self) -> Result<(Vec<u8>, Vec<Bytes>), ContainerError> {
         let (graph, tensors) = self.graph.to_record();
         let types = tensors.iter().map(|t| (t.dtype(), t.shape().clone())).collect();
-        let record = Record { info: self.info.clone(), graph, tunings: self.tunings.clone(), blobs: types };
-        let bytes = postcard::to_allocvec(&record).map_err(|e| ContainerError::Malformed(e.to_string()))?;
-        Ok((bytes, tensors.iter().map(|t| t.bytes().clone()).collect()))
+        let placed = Placed { info: self.info.clone(), graph, tunings: self.tunings.clone(), blobs: types };
+        Ok((Record::Placed(Box::new(placed)).encode()?, tensors.iter().map(|t| t.bytes().clone()).collect()))
     }
 
     /// Maps a `.qcc` file. Weights are used where they are mapped. The file must not be shortened or written to in
@@ -193,25 +216,28 @@ impl Program {
         let failed = |source| ProgramError { path: path.display().to_string(), source };
         let start = Instant::now();
         let contents = container::open(path).map_err(failed)?;
+        Program::read(contents, start).map_err(failed)
+    }
+
+    /// The program of a file that was opened at `start`.
+    pub(crate) fn read(contents: Contents, start: Instant) -> Result<Program, ContainerError> {
         let check = start.elapsed();
-        let (program, verify) = Program::of(contents).map_err(failed)?;
+        let (program, verify) = Program::of(contents)?;
         let graph = start.elapsed() - check - verify;
         Ok(Program { times: Some(FileTimes { check, graph, verify }), ..program })
     }
 
     /// The program, and what verifying its graph took.
-    fn of(contents: container::Contents) -> Result<(Program, Duration), ContainerError> {
+    fn of(contents: Contents) -> Result<(Program, Duration), ContainerError> {
         let malformed = |e: &dyn std::fmt::Display| ContainerError::Malformed(e.to_string());
-        let (record, rest): (Record, &[u8]) =
-            postcard::take_from_bytes(&contents.record).map_err(|e| malformed(&e))?;
-        if !rest.is_empty() {
-            return Err(malformed(&format!("{} bytes after the record", rest.len())));
-        }
+        let Record::Placed(mut record) = record(&contents)? else {
+            return Err(ContainerError::Dynamic);
+        };
         if record.blobs.len() != contents.blobs.len() {
             let why = format!("{} types for {} blobs", record.blobs.len(), contents.blobs.len());
             return Err(malformed(&why));
         }
-        let typed = record.blobs.into_iter().zip(contents.blobs);
+        let typed = std::mem::take(&mut record.blobs).into_iter().zip(contents.blobs);
         let tensors = typed.map(|((dtype, shape), bytes)| Tensor::from_bytes(dtype, shape, bytes));
         let tensors = tensors.collect::<Result<Vec<_>, _>>().map_err(|e| malformed(&e))?;
         let graph = Graph::from_record(record.graph, &tensors).map_err(|e| malformed(&e))?;
@@ -222,7 +248,7 @@ impl Program {
         qcc_ir::verify(&graph).map_err(|e| malformed(&e))?;
         let verify = start.elapsed();
         record.tunings.iter().try_for_each(Tuning::check).map_err(|e| malformed(&e))?;
-        let Record { info, tunings, .. } = record;
+        let Placed { info, tunings, .. } = *record;
         Ok((Program { graph, info, tunings, source: contents.source, times: None }, verify))
     }
 }
@@ -270,7 +296,7 @@ mod tests {
             // A step that shares no factor with the record's parts, so that all of them are hit.
             let at = i * 7919 % record.len();
             record[at] ^= 1 << (i % 8);
-            let contents = container::Contents { record: record.into(), blobs: blobs.clone(), source: None };
+            let contents = Contents { record: record.into(), blobs: blobs.clone(), source: None };
             match Program::of(contents) {
                 Ok((program, _)) => drop(program.jit(&crate::JitOptions::new(choose_tier(None).unwrap()))),
                 Err(_) => refused += 1,
@@ -278,11 +304,11 @@ mod tests {
         }
         assert!(refused > 0, "no change of the record was noticed");
         for wrong in [vec![], blobs[1..].to_vec(), vec![Bytes::new(); blobs.len()]] {
-            let contents = container::Contents { record: record.clone().into(), blobs: wrong, source: None };
+            let contents = Contents { record: record.clone().into(), blobs: wrong, source: None };
             assert!(matches!(Program::of(contents), Err(ContainerError::Malformed(_))));
         }
         let longer = [&record[..], &[0]].concat();
-        let contents = container::Contents { record: longer.into(), blobs, source: None };
+        let contents = Contents { record: longer.into(), blobs, source: None };
         assert!(Program::of(contents).is_err());
     }
 
@@ -334,15 +360,13 @@ mod tests {
             let tuned =
                 program.clone().with_tuning(Tuning { tier: choose_tier(None).unwrap().name.into(), tilings });
             let (record, blobs) = tuned.encode().unwrap();
-            let (read, _) =
-                Program::of(container::Contents { record: record.into(), blobs, source: None }).unwrap();
+            let (read, _) = Program::of(Contents { record: record.into(), blobs, source: None }).unwrap();
             assert_eq!(logits(&read), expected, "{layer} {tiling}");
         }
         let tilings = [(name.clone(), "two by two".to_string())].into();
         let broken = program.with_tuning(Tuning { tier: "avx2".into(), tilings });
         let (record, blobs) = broken.encode().unwrap();
-        let refused =
-            Program::of(container::Contents { record: record.into(), blobs, source: None }).err().unwrap();
+        let refused = Program::of(Contents { record: record.into(), blobs, source: None }).err().unwrap();
         assert!(refused.to_string().contains("`two by two` is no tiling"), "{refused}");
     }
 

@@ -7,7 +7,7 @@ use crate::{
     terminal::Terminal,
 };
 use qcc_runtime::{
-    BenchReport, Compiler, Host, Layer, MemoryLevel, Precision, Program, Run, TIERS, Threads, Tier, bench,
+    BenchReport, Compiler, Host, Layer, MemoryLevel, Precision, Run, TIERS, Threads, Tier, bench,
     experiment::{self, Setup, conclusion, experiment, programs},
     is_program,
 };
@@ -79,7 +79,7 @@ fn of_model(
 ) -> Result<BenchReport, Failure> {
     let jit = compiler.jit_options()?;
     let programs = if is_program(path) {
-        vec![Program::load(path)?]
+        vec![compiler.program_of_file(path)?]
     } else {
         let precisions: Vec<Precision> =
             Precision::ALL.into_iter().filter(|p| args.precision.contains(p)).collect();

@@ -7,7 +7,7 @@ use crate::{
     terminal::Terminal,
 };
 use qcc_runtime::{
-    Compiler, Event, ListingKind, Precision, Program, TuneReport, WeightBits,
+    Calibration, Compiler, DynamicProgram, Event, ListingKind, Precision, Program, TuneReport, WeightBits,
     ir::{Graph, onnx, text},
     is_program, tune,
 };
@@ -24,6 +24,13 @@ pub(crate) fn run(args: &Compile, quiet: u8, out: &mut impl Write) -> Result<(),
         if !matches!(args.emit, Emit::Onnx | Emit::Qir) {
             return Err(Failure::Usage("--stop-after goes with --emit onnx or --emit qir".into()));
         }
+    }
+    if args.dynamic
+        && (args.emit != Emit::Qcc || args.tune || args.images.image_input || is_program(&args.model))
+    {
+        let why = "--dynamic makes a .qcc of an .onnx file, whose code is made when it runs: it goes with no other --emit, \
+                   with --tune or with --image-input";
+        return Err(Failure::Usage(why.into()));
     }
     if args.tune && args.emit != Emit::Qcc {
         return Err(Failure::Usage("--tune goes with --emit qcc: other forms hold no tilings".into()));
@@ -58,6 +65,13 @@ fn emit_program(
             "`{}` is the model itself; give another name with -o",
             path.display()
         )));
+    }
+    if args.dynamic {
+        let program = compiler.dynamic_program(&args.model)?;
+        program.save(&path)?;
+        let size = std::fs::metadata(&path).map_or(0, |m| m.len());
+        writeln!(out, "{}: {}, {}", path.display(), describe_dynamic(&program), bytes(size))?;
+        return Ok(());
     }
     let mut program = compiler.program_of_file(&args.model)?;
     explain(args, &program, out)?;
@@ -117,13 +131,27 @@ fn describe(program: &Program) -> String {
             parts.push("weights of 7 bits".into());
         }
     }
-    match &info.calibration {
-        Some(c) if c.synthetic => parts.push("ranges of synthetic noise (for timing only)".into()),
-        Some(c) => parts.push(format!("ranges of {} samples from {}", c.samples, c.origin)),
-        None => {}
-    }
+    parts.extend(info.calibration.as_ref().map(ranges));
     parts.extend(info.pixels.as_ref().map(super::pixels));
     parts.join(", ")
+}
+
+/// The same for a program of any shapes.
+fn describe_dynamic(program: &DynamicProgram) -> String {
+    let info = program.info();
+    let mut parts = vec![info.precision.name().to_string()];
+    parts.extend(info.calibrated.as_ref().map(|c| ranges(c.summary())));
+    let inputs = program.model().inputs().iter().map(ToString::to_string);
+    parts.push(format!("any shapes of {}", inputs.collect::<Vec<_>>().join(", ")));
+    parts.join(", ")
+}
+
+fn ranges(c: &Calibration) -> String {
+    match (c.synthetic, c.samples) {
+        (true, _) => "ranges of synthetic noise (for timing only)".into(),
+        (false, 0) => format!("ranges of {}", c.origin),
+        (false, n) => format!("ranges of {n} samples from {}", c.origin),
+    }
 }
 
 fn explain(args: &Compile, program: &Program, out: &mut impl Write) -> Result<(), Failure> {
@@ -149,7 +177,7 @@ fn emit_graph(
     };
     let compiler = &compiler.clone().interchange(args.emit == Emit::Onnx && args.stop_after.is_none());
     let graph = if is_program(&args.model) {
-        let program = Program::load(&args.model)?;
+        let program = compiler.program_of_file(&args.model)?;
         explain(args, &program, out)?;
         program.graph().clone()
     } else {

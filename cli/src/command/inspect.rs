@@ -6,7 +6,7 @@ use crate::{
     table::{bytes, grouped, table},
 };
 use qcc_runtime::{
-    Program, Samples,
+    DynamicProgram, Program, ProgramFile, Samples,
     ir::{Graph, Kind},
     is_program,
 };
@@ -21,7 +21,13 @@ pub(crate) fn run(args: &Inspect, quiet: u8, out: &mut impl Write) -> Result<(),
         compiler = compiler.calibration(Samples::noise().limit(1));
     }
     let program = if is_program(&args.model) {
-        let program = Program::load(&args.model)?;
+        let program = match ProgramFile::load(&args.model, compiler.memory_limit())? {
+            ProgramFile::Placed(program) => *program,
+            ProgramFile::Dynamic(program) => {
+                describe_dynamic(&program, out)?;
+                program.program(&compiler, &args.model.display().to_string())?
+            }
+        };
         describe_program(&program, out)?;
         describe(program.graph(), out)?;
         program
@@ -43,6 +49,15 @@ pub(crate) fn run(args: &Inspect, quiet: u8, out: &mut impl Write) -> Result<(),
 fn describe_onnx(args: &Inspect, out: &mut impl Write) -> Result<(), Failure> {
     let size = std::fs::metadata(&args.model).map_or(0, |m| m.len());
     writeln!(out, "{}: ONNX, {}", args.model.display(), bytes(size))?;
+    Ok(())
+}
+
+fn describe_dynamic(program: &DynamicProgram, out: &mut impl Write) -> Result<(), Failure> {
+    writeln!(out, "takes any shapes, and compiles for each when it first comes:")?;
+    for input in program.model().inputs() {
+        writeln!(out, "input  {input}")?;
+    }
+    writeln!(out, "In the shapes given, or with a batch of 1:")?;
     Ok(())
 }
 

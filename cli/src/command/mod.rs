@@ -71,12 +71,14 @@ fn preprocess(images: &ImageOptions) -> Preprocess {
     Preprocess { mean: images.mean.clone(), std: images.std.clone(), size: images.size, bgr: images.bgr }
 }
 
+/// What is given where it is anything, and else what a program was made with.
+fn images_or(given: Preprocess, own: &Preprocess) -> Preprocess {
+    if given == Preprocess::default() { own.clone() } else { given }
+}
+
 /// The preprocessing of the command line where it has any, and else what a program was made with.
 fn preprocess_of(images: &ImageOptions, info: &ProgramInfo) -> Result<Preprocess, Failure> {
-    let given = preprocess(images);
-    if given == Preprocess::default() {
-        return Ok(info.preprocess.clone());
-    }
+    let given = images_or(preprocess(images), &info.preprocess);
     let arithmetic = |p: &Preprocess| (p.mean.clone(), p.std.clone(), p.bgr);
     let is_own = arithmetic(&given) == arithmetic(&Preprocess::default());
     if info.pixels.is_some() && !is_own && arithmetic(&given) != arithmetic(&info.preprocess) {

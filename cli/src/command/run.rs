@@ -7,7 +7,8 @@ use crate::{
 };
 use comfy_table::Table;
 use qcc_runtime::{
-    Compiler, Error, LoadPhase, Model, Preprocess, Samples, Session, TensorInfo, TensorView, Threads,
+    Compiler, DynamicModel, Error, LoadPhase, Model, Preprocess, Program, ProgramFile, Samples, Session,
+    TensorInfo, TensorView, Threads,
     ir::{Tensor, memory::MemoryError, onnx::InputInfo},
     is_program, read_npy, read_npz, top, write_npy,
 };
@@ -23,9 +24,21 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
     let compiler = compiler.precision(args.precision);
     let compiler = args.requant.requant.iter().fold(compiler, |c, &mode| c.requant(mode));
     let compiler = compiler.threads(Threads::new(args.threads.threads)?);
+    let start = Instant::now();
+    let images = super::preprocess(&args.images);
     let ran = match is_program(&args.model) {
-        true => run_program(args, &compiler)?,
-        false => run_onnx(args, &compiler)?,
+        false => {
+            let model = compiler.dynamic_file(&args.model)?;
+            run_dynamic(args, &compiler, &model, start.elapsed(), &images)?
+        }
+        true => match ProgramFile::load(&args.model, compiler.memory_limit())? {
+            ProgramFile::Placed(program) => run_program(args, &compiler, &program)?,
+            ProgramFile::Dynamic(program) => {
+                let model = program.model_with(&compiler, args.model.display().to_string());
+                let images = super::images_or(images, &program.info().preprocess);
+                run_dynamic(args, &compiler, &model, start.elapsed(), &images)?
+            }
+        },
     };
     terminal.clear();
     if args.options.explain {
@@ -59,8 +72,8 @@ struct Ran {
     first_run: Duration,
 }
 
-fn run_program(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
-    let model = compiler.compile_file(&args.model)?;
+fn run_program(args: &Run, compiler: &Compiler, program: &Program) -> Result<Ran, Failure> {
+    let model = compiler.jit(program)?;
     let preprocess = super::preprocess_of(&args.images, model.info())?;
     let inputs = read_inputs(args, model.inputs(), Vec::new(), &preprocess)?;
     let views: Vec<TensorView<'_>> = inputs.iter().map(TensorView::from).collect();
@@ -72,10 +85,13 @@ fn run_program(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
 }
 
 /// Shapes are those of arrays that are given, or what the command line and the model say.
-fn run_onnx(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
-    let start = Instant::now();
-    let model = compiler.dynamic_file(&args.model)?;
-    let read = start.elapsed();
+fn run_dynamic(
+    args: &Run,
+    compiler: &Compiler,
+    model: &DynamicModel,
+    read: Duration,
+    images: &Preprocess,
+) -> Result<Ran, Failure> {
     let declared = model.model().inputs();
     let mut given = arrays(args, declared)?;
     let mut bindings = compiler.bindings().clone();
@@ -95,14 +111,18 @@ fn run_onnx(args: &Run, compiler: &Compiler) -> Result<Ran, Failure> {
         declared.iter().zip(types).map(|(i, ty)| TensorInfo { name: i.name.clone(), ty }).collect();
     let bytes = infos.iter().map(|i| i.ty.bytes() as u64).fold(0, u64::saturating_add);
     MemoryError::check("the inputs", bytes, compiler.memory_limit()).map_err(Error::from)?;
-    let inputs = read_inputs(args, &infos, given, &super::preprocess(&args.images))?;
+    let inputs = read_inputs(args, &infos, given, images)?;
     let start = Instant::now();
     let run = model.run(&inputs)?;
     let all = start.elapsed();
     let names = model.model().outputs().map(str::to_owned);
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    let before = vec![("read the file", ms(read)), ("import, passes and code", ms(run.compile_time))];
-    let first_run = all.saturating_sub(run.compile_time);
+    let mut before = vec![("read the file", ms(read))];
+    if !run.calibration_time.is_zero() {
+        before.push(("calibration", ms(run.calibration_time)));
+    }
+    before.push(("import, passes and code", ms(run.compile_time)));
+    let first_run = all.saturating_sub(run.compile_time + run.calibration_time);
     Ok(Ran { outputs: names.zip(run.outputs).collect(), parts: run.models, before, first_run })
 }
 

@@ -141,6 +141,12 @@ impl ExternalFiles {
         ExternalFiles { folder: None, contents: BTreeMap::new(), copied: 0, left: 0 }
     }
 
+    /// Tensors that were read before, whose locations are their numbers.
+    pub(super) fn of(tensors: &[Bytes]) -> ExternalFiles {
+        let contents = tensors.iter().enumerate().map(|(i, t)| (i.to_string().into(), t.clone())).collect();
+        ExternalFiles { contents, ..ExternalFiles::none() }
+    }
+
     /// The `expected` bytes at the place that `entries` name.
     pub(super) fn read(
         &mut self,
@@ -149,14 +155,16 @@ impl ExternalFiles {
     ) -> Result<Bytes, String> {
         let at = location(entries)?;
         let path = relative(at.path)?;
-        let folder =
-            self.folder.as_deref().ok_or("the model was not read from a file, so it has no folder")?;
         if let Some(length) = at.length.filter(|&n| n != expected) {
             return Err(format!("length {length}, but the tensor takes {expected} bytes"));
         }
         let file = match self.contents.get(&path) {
             Some(file) => file.clone(),
             None => {
+                let folder = self
+                    .folder
+                    .as_deref()
+                    .ok_or("the model was not read from a file, so it has no folder")?;
                 let file = read_within(folder, &path, self.left)?;
                 self.left = self.left.saturating_sub(file.len() as u64);
                 self.contents.insert(path, file.clone());

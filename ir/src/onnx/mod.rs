@@ -15,6 +15,7 @@ mod functions;
 mod import;
 mod model;
 mod ops;
+mod packed;
 mod partial;
 mod splice;
 mod tensor;
@@ -25,6 +26,7 @@ pub use error::{ImportError, NodeError, UnsupportedOp};
 pub use export::{ExportError, ExportOptions, export, export_with};
 pub use import::{Bindings, Imported, Part};
 pub use model::{Dim, InputInfo, Model, OPSETS};
+pub use packed::Packed;
 pub use partial::{Eager, Rest};
 pub use value::{Form, MapKey, Strings, Texts, Value, ValueKind, read_value};
 

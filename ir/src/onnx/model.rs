@@ -65,6 +65,19 @@ pub struct InputInfo {
     pub kind: ValueKind,
 }
 
+impl std::fmt::Display for InputInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.dtype)?;
+        match &self.dims {
+            None => f.write_str(" of any rank"),
+            Some(dims) => {
+                let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
+                write!(f, "[{}]", dims.join("x"))
+            }
+        }
+    }
+}
+
 impl InputInfo {
     /// Whether a tensor of this type is one that the model declares.
     pub fn takes(&self, dtype: DType, dims: &[usize]) -> bool {
@@ -101,20 +114,7 @@ impl Model {
     /// The same, for a model that may take this many bytes of memory: it is refused before it does where its files are larger,
     /// and so is what import would compute of it.
     pub fn load_within(path: &Path, max_memory: u64) -> Result<Model, ImportError> {
-        let read = |source| ImportError::Read { path: path.into(), source };
-        let meta = fs::metadata(path).map_err(read)?;
-        if !meta.is_file() {
-            return Err(read(std::io::Error::other("not a regular file")));
-        }
-        if meta.len() > MAX_MODEL_BYTES as u64 {
-            return Err(ImportError::NotAModel(format!(
-                "the file has {} bytes, and protocol buffers end at {MAX_MODEL_BYTES}",
-                meta.len()
-            )));
-        }
-        // The bytes of the file, and what the parser makes of them.
-        MemoryError::check("reading the model file", meta.len().saturating_mul(2), max_memory)?;
-        let bytes = fs::read(path).map_err(read)?;
+        let bytes = read_file(path, max_memory)?;
         Model::read(&bytes, &mut ExternalFiles::beside(path, max_memory), max_memory)
     }
 
@@ -123,16 +123,12 @@ impl Model {
         Model::read(&bytes.into(), &mut ExternalFiles::none(), MAX_MEMORY_BYTES)
     }
 
-    fn read(bytes: &[u8], files: &mut ExternalFiles, max_memory: u64) -> Result<Model, ImportError> {
-        if bytes.len() > MAX_MODEL_BYTES {
-            return Err(ImportError::NotAModel(format!("it has more than {MAX_MODEL_BYTES} bytes")));
-        }
-        if let Some(what) = wire::what_else(bytes) {
-            return Err(ImportError::NotAModel(what));
-        }
-        wire::scan(bytes)?;
-        let proto = ModelProto::parse_from_bytes(bytes).map_err(|e| ImportError::Parse(e.to_string()))?;
-        Ok(Model { max_memory, ..Model::validate(proto, files)? })
+    pub(super) fn read(
+        bytes: &[u8],
+        files: &mut ExternalFiles,
+        max_memory: u64,
+    ) -> Result<Model, ImportError> {
+        Ok(Model { max_memory, ..Model::validate(parse(bytes)?, files)? })
     }
 
     fn validate(mut proto: ModelProto, files: &mut ExternalFiles) -> Result<Model, ImportError> {
@@ -271,6 +267,36 @@ impl Model {
     pub fn weight_bytes(&self) -> usize {
         self.body.initializers.values().map(|t| t.bytes().len()).sum()
     }
+}
+
+/// The bytes of a model file that may take this many bytes of memory.
+pub(super) fn read_file(path: &Path, max_memory: u64) -> Result<Vec<u8>, ImportError> {
+    let read = |source| ImportError::Read { path: path.into(), source };
+    let meta = fs::metadata(path).map_err(read)?;
+    if !meta.is_file() {
+        return Err(read(std::io::Error::other("not a regular file")));
+    }
+    if meta.len() > MAX_MODEL_BYTES as u64 {
+        return Err(ImportError::NotAModel(format!(
+            "the file has {} bytes, and protocol buffers end at {MAX_MODEL_BYTES}",
+            meta.len()
+        )));
+    }
+    // The bytes of the file, and what the parser makes of them.
+    MemoryError::check("reading the model file", meta.len().saturating_mul(2), max_memory)?;
+    fs::read(path).map_err(read)
+}
+
+/// The message that these bytes are.
+pub(super) fn parse(bytes: &[u8]) -> Result<ModelProto, ImportError> {
+    if bytes.len() > MAX_MODEL_BYTES {
+        return Err(ImportError::NotAModel(format!("it has more than {MAX_MODEL_BYTES} bytes")));
+    }
+    if let Some(what) = wire::what_else(bytes) {
+        return Err(ImportError::NotAModel(what));
+    }
+    wire::scan(bytes)?;
+    ModelProto::parse_from_bytes(bytes).map_err(|e| ImportError::Parse(e.to_string()))
 }
 
 fn structure<T>(why: String) -> Result<T, ImportError> {

@@ -98,6 +98,13 @@ fn stored_bytes(dtype: DType, shape: &Shape) -> usize {
     (shape.elements() * dtype.size()).div_ceil(per_byte(dtype))
 }
 
+/// Bytes that the elements of `t` take in a file.
+pub(super) fn stored_length(t: &TensorProto) -> Result<usize, String> {
+    let (dtype, shape) = (dtype(t.data_type)?, shape(&t.dims)?);
+    crate::TensorType::new(dtype, shape.clone()).check_size().map_err(|e| e.to_string())?;
+    Ok(stored_bytes(dtype, &shape))
+}
+
 /// Unpacks elements that share bytes, the first in the lowest bits.
 fn unpack(dtype: DType, packed: impl Iterator<Item = u8>, elements: usize) -> Vec<u8> {
     let bits = dtype.bits();

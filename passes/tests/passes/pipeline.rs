@@ -192,14 +192,21 @@ fn what_the_code_generator_refuses_runs_in_the_interpreter() {
 }
 
 #[test]
-fn values_without_a_range_are_named() {
-    let mut graph = residual_net(9);
+fn an_op_without_ranges_stays_float_and_says_so() {
+    let float = residual_net(9);
     let options = Options::default();
+    let mut graph = float.clone();
     qcc_passes::prepare(&mut graph, &options, &mut |_, _| {}).unwrap();
     let mut ranges = calibrated(&graph);
     ranges.values.remove("b.expand");
-    let e = qcc_passes::quantize(&mut graph, &ranges, &options, &mut |_, _| {}).unwrap_err();
-    assert_eq!(e, PassError::MissingRange { value: "b.expand".into() });
+    let report = qcc_passes::quantize(&mut graph, &ranges, &options, &mut |_, _| {}).unwrap();
+    let why = declined(&report, "insert_fake_quant", "b.expand");
+    assert!(why.contains("has none of `b.expand`"), "{why}");
+    assert!(report.warnings().any(|w| w.text.contains("no range of what they take")));
+    qcc_passes::lower(&mut graph, &options, &mut |_, _| {}).unwrap();
+    assert!(count(&graph, "QConv") > 0, "the rest is quantized");
+    let x = inputs(&float, 3);
+    assert!(distance(&run(&float, &x), &run(&graph, &x)) < 0.2);
 }
 
 #[test]

@@ -1,15 +1,20 @@
 //! Samples for calibration and evaluation: arrays, folders of images, or synthetic noise.
 
+mod feed;
+mod noise;
 mod npy;
 mod preprocess;
 
+pub use feed::Feed;
 pub use npy::{parse_npz, read_npy, read_npz, write_npy};
 pub use preprocess::Preprocess;
 
 use crate::TensorInfo;
-use image::{DynamicImage, GrayImage, ImageReader, RgbImage};
-use preprocess::{ImageLayout, write_pixels};
-use qcc_ir::{DType, Shape, Tensor};
+use feed::{InputFeed, image_layout, mismatch};
+use qcc_ir::{
+    Tensor,
+    onnx::{Bindings, Dim, InputInfo},
+};
 use std::{
     io::Cursor,
     path::{Path, PathBuf},
@@ -81,14 +86,14 @@ pub struct Samples {
 enum Source {
     Arrays(Vec<(String, Tensor)>),
     Images(Vec<PathBuf>),
+    /// Files of arrays, a sample each.
+    Files(Vec<PathBuf>),
     Noise,
 }
 
-/// How many samples of noise stand in for calibration data.
-const NOISE_SAMPLES: usize = 8;
-
 impl Samples {
-    /// Opens a `.npy` or `.npz` file, a folder of images, or a single image.
+    /// Opens a `.npy` or `.npz` file, a folder of images, a single image, or a folder of `.npy` and `.npz` files with a sample
+    /// each, which may differ in shape where a model takes any.
     ///
     /// An `.npz` may hold `labels` beside its samples. Images are `.jpg`, `.jpeg`, `.png` or `.bmp`, taken in the order
     /// of their names; where every name begins with a number (`123.jpg`, `7_cat.png`), those numbers are the labels.
@@ -98,8 +103,7 @@ impl Samples {
             return Samples::of_folder(path, origin);
         }
         match extension(path).as_deref() {
-            Some("npz") => Samples::of_arrays(origin, read_npz(path)?),
-            Some("npy") => Samples::of_arrays(origin, vec![("x".into(), read_npy(path)?)]),
+            Some("npz" | "npy") => Samples::of_arrays(origin, read_arrays(path)?),
             _ if is_image(path) => Ok(Samples::of_files(origin, vec![path.to_owned()])),
             _ if !path.exists() => Err(DataError::read(path, "no such file or folder")),
             _ => Err(DataError::format(origin, "is neither .npy, .npz, an image nor a folder of images")),
@@ -138,18 +142,25 @@ impl Samples {
     }
 
     fn of_folder(folder: &Path, origin: String) -> Result<Samples, DataError> {
-        let mut files = Vec::new();
+        let (mut images, mut arrays) = (Vec::new(), Vec::new());
         for entry in folder.read_dir().map_err(|e| DataError::read(folder, e))? {
             let path = entry.map_err(|e| DataError::read(folder, e))?.path();
-            if is_image(&path) {
-                files.push(path);
+            match extension(&path).as_deref() {
+                Some("npz" | "npy") => arrays.push(path),
+                _ if is_image(&path) => images.push(path),
+                _ => {}
             }
         }
-        files.sort();
-        if files.is_empty() {
-            return Err(DataError::Empty(origin));
+        images.sort();
+        arrays.sort();
+        match (images.is_empty(), arrays.is_empty()) {
+            (true, true) => Err(DataError::Empty(origin)),
+            (false, true) => Ok(Samples::of_files(origin, images)),
+            (true, false) => Ok(Samples::new(origin, Source::Files(arrays), None)),
+            (false, false) => {
+                Err(DataError::format(origin, "holds both images and arrays; samples are one or the other"))
+            }
         }
-        Ok(Samples::of_files(origin, files))
     }
 
     fn of_files(origin: String, files: Vec<PathBuf>) -> Samples {
@@ -206,6 +217,45 @@ impl Samples {
         matches!(self.source, Source::Noise)
     }
 
+    /// How many groups of samples there are that may differ in shape.
+    pub(crate) fn groups(&self) -> usize {
+        match &self.source {
+            Source::Files(files) => files.iter().step_by(self.every).take(self.limit).count(),
+            _ => 1,
+        }
+    }
+
+    /// One of the [`groups`](Self::groups).
+    pub(crate) fn group(&self, i: usize) -> Result<Samples, DataError> {
+        match &self.source {
+            Source::Files(files) => {
+                Samples::open(files.get(i * self.every).ok_or_else(|| DataError::Empty(self.origin.clone()))?)
+            }
+            _ => Ok(self.clone()),
+        }
+    }
+
+    /// Binds shapes of inputs that have none yet to those of the arrays for them. An array holds samples, of which a batch
+    /// takes as many as the model declares, and else one; or whole inputs.
+    pub(crate) fn bind_shapes(&self, inputs: &[InputInfo], bindings: &mut Bindings) {
+        let Source::Arrays(arrays) = &self.source else { return };
+        for input in inputs.iter().filter(|i| !bindings.shapes.contains_key(&i.name)).collect::<Vec<_>>() {
+            let Ok(array) = array_for(&self.origin, arrays, &input.name, inputs.len() == 1) else { continue };
+            let dims = array.shape().dims();
+            let batch = match input.dims.as_ref().and_then(|d| d.first()) {
+                Some(Dim::Known(n)) => *n,
+                Some(Dim::Symbol(name)) => bindings.symbols.get(name).copied().unwrap_or(1),
+                Some(Dim::Unknown) | None => 1,
+            };
+            let one: Vec<usize> = std::iter::once(batch).chain(dims.iter().skip(1).copied()).collect();
+            let whole = dims.get(1..).unwrap_or_default();
+            let fits = [&one[..], whole].into_iter().find(|dims| input.takes(array.dtype(), dims));
+            if let Some(dims) = fits {
+                bindings.shapes.insert(input.name.clone(), dims.to_vec());
+            }
+        }
+    }
+
     /// Fits the samples to a model's inputs: checks element types and shapes of everything, and picks the arrays.
     ///
     /// * Floats and integers of an input's own type go in as they are: `[samples, …]` where `…` is the input's shape
@@ -231,8 +281,10 @@ impl Samples {
                     ));
                 }
             },
+            Source::Files(files) => inputs.iter().map(|_| InputFeed::Arrays(files.clone())).collect(),
             Source::Arrays(arrays) => {
-                let pick = |input| pick_array(&self.origin, arrays, input, inputs.len() == 1);
+                let pick =
+                    |input: &TensorInfo| array_for(&self.origin, arrays, &input.name, inputs.len() == 1);
                 let feed = |input| InputFeed::of_array(pick(input)?, input, preprocess);
                 inputs.iter().map(feed).collect::<Result<Vec<_>, _>>()?
             }
@@ -255,246 +307,26 @@ impl Samples {
     }
 }
 
-/// Samples fitted to a model's inputs, read one batch at a time.
-#[derive(Clone, Debug)]
-pub struct Feed {
-    inputs: Vec<TensorInfo>,
-    feeds: Vec<InputFeed>,
-    picked: Vec<usize>,
-    labels: Option<Vec<u32>>,
-    batch: usize,
-    preprocess: Preprocess,
-}
-
-#[derive(Clone, Debug)]
-enum InputFeed {
-    Noise,
-    Files(Vec<PathBuf>, ImageLayout),
-    Pixels(Tensor, ImageLayout),
-    /// Elements as they are, a sample a row.
-    Rows(Tensor),
-    /// Each row is a whole input, batch included.
-    Batches(Tensor),
-}
-
-impl InputFeed {
-    fn of_array(array: &Tensor, input: &TensorInfo, pre: &Preprocess) -> Result<InputFeed, DataError> {
-        let dims = array.shape().dims();
-        let wanted = input.ty.shape.dims();
-        match (array.dtype(), input.ty.dtype, picture_axes(dims)) {
-            (DType::U8, DType::F32, Some(_)) => {
-                return Ok(InputFeed::Pixels(array.clone(), image_layout(input, pre)?));
-            }
-            (DType::U8, DType::F32, None) => {
-                image_layout(input, pre)?;
-                return Err(mismatch(input, format!("u8[{}] is not an array of images", array.shape())));
-            }
-            // Bytes that are no images go in as they are.
-            (DType::U8, DType::U8, Some(_)) if ImageLayout::of(&input.ty.shape).is_some() => {
-                return Ok(InputFeed::Pixels(array.clone(), image_layout(input, pre)?));
-            }
-            _ => {}
-        }
-        let array = match (array.dtype(), input.ty.dtype) {
-            (DType::F64 | DType::F16, DType::F32) => {
-                let wide = array.to_f32().unwrap_or_default();
-                Tensor::from_vec(array.shape().clone(), wide).map_err(|e| mismatch(input, e.to_string()))?
-            }
-            (found, wanted) if found == wanted => array.clone(),
-            (found, wanted) => {
-                return Err(mismatch(input, format!("expected {wanted}, the array holds {found}")));
-            }
-        };
-        match dims {
-            [_, rest @ ..] if !wanted.is_empty() && rest == &wanted[1..] => Ok(InputFeed::Rows(array)),
-            [_, rest @ ..] if rest == wanted => Ok(InputFeed::Batches(array)),
-            _ => Err(mismatch(
-                input,
-                format!("expected samples for {}, the array is {}", input.ty, array.ty()),
-            )),
-        }
-    }
-
-    /// How many samples there are, of which a batch takes `batch`.
-    fn samples(&self, batch: usize) -> usize {
-        match self {
-            InputFeed::Noise => NOISE_SAMPLES.saturating_mul(batch),
-            InputFeed::Files(files, _) => files.len(),
-            InputFeed::Pixels(t, _) | InputFeed::Rows(t) => t.shape()[0],
-            InputFeed::Batches(t) => t.shape()[0].saturating_mul(batch),
-        }
-    }
-}
-
-impl Feed {
-    /// Number of samples.
-    pub fn samples(&self) -> usize {
-        self.picked.len()
-    }
-
-    /// Number of batches that hold them.
-    pub fn batches(&self) -> usize {
-        self.picked.len().div_ceil(self.batch)
-    }
-
-    /// Samples in one batch, the model's first dimension.
-    pub fn batch_size(&self) -> usize {
-        self.batch
-    }
-
-    /// The class index of each sample, where it is known.
-    pub fn labels(&self) -> Option<&[u32]> {
-        self.labels.as_deref()
-    }
-
-    /// The samples of one batch, for each input of the model. The last batch is filled up with its last sample.
-    pub fn batch(&self, index: usize) -> Result<Vec<Tensor>, DataError> {
-        let at = |i: usize| self.picked[(index * self.batch + i).min(self.picked.len() - 1)];
-        let picked: Vec<usize> = (0..self.batch).map(at).collect();
-        self.inputs
-            .iter()
-            .zip(&self.feeds)
-            .enumerate()
-            .map(|(n, (i, f))| self.read(n, i, f, &picked))
-            .collect()
-    }
-
-    fn read(
-        &self,
-        n: usize,
-        input: &TensorInfo,
-        feed: &InputFeed,
-        picked: &[usize],
-    ) -> Result<Tensor, DataError> {
-        let shape = &input.ty.shape;
-        let finish = |t: Result<Tensor, qcc_ir::TensorError>| t.map_err(|e| mismatch(input, e.to_string()));
-        match feed {
-            InputFeed::Noise => Ok(noise(input, (picked[0] / self.batch) as u64, n as u64)),
-            InputFeed::Files(files, layout) => self.images(input, layout, picked, |i| open_image(&files[i])),
-            InputFeed::Pixels(array, layout) => {
-                let open = |i: usize| picture(array, i).ok_or_else(|| mismatch(input, "not an image".into()));
-                self.images(input, layout, picked, open)
-            }
-            InputFeed::Rows(array) => {
-                let row = array.bytes().len() / array.shape()[0];
-                let data: Vec<u8> =
-                    picked.iter().flat_map(|i| &array.bytes()[i * row..(i + 1) * row]).copied().collect();
-                finish(Tensor::from_bytes(array.dtype(), shape.clone(), data.into()))
-            }
-            InputFeed::Batches(array) => {
-                let row = array.bytes().len() / array.shape()[0];
-                let i = picked[0] / self.batch;
-                finish(Tensor::from_bytes(
-                    array.dtype(),
-                    shape.clone(),
-                    array.bytes().slice(i * row..(i + 1) * row),
-                ))
-            }
-        }
-    }
-
-    fn images(
-        &self,
-        input: &TensorInfo,
-        layout: &ImageLayout,
-        picked: &[usize],
-        open: impl Fn(usize) -> Result<DynamicImage, DataError>,
-    ) -> Result<Tensor, DataError> {
-        let shape = input.ty.shape.clone();
-        let length = picked.len() * layout.elements();
-        let images = match input.ty.dtype {
-            DType::U8 => Tensor::from_vec(shape, filled(length, layout, picked, open, write_pixels)?),
-            _ => {
-                let normalise =
-                    |p, layout: &ImageLayout, place: &mut [f32]| self.preprocess.write(p, layout, place);
-                Tensor::from_vec(shape, filled(length, layout, picked, open, normalise)?)
-            }
-        };
-        images.map_err(|e| mismatch(input, e.to_string()))
-    }
-}
-
-/// Images one behind the other.
-fn filled<T: Clone + Default>(
-    length: usize,
-    layout: &ImageLayout,
-    picked: &[usize],
-    open: impl Fn(usize) -> Result<DynamicImage, DataError>,
-    write: impl Fn(DynamicImage, &ImageLayout, &mut [T]),
-) -> Result<Vec<T>, DataError> {
-    let mut out = vec![T::default(); length];
-    for (&i, place) in picked.iter().zip(out.chunks_exact_mut(layout.elements())) {
-        write(open(i)?, layout, place);
-    }
-    Ok(out)
-}
-
-fn mismatch(input: &TensorInfo, reason: String) -> DataError {
-    DataError::Mismatch { input: input.name.clone(), reason }
-}
-
-fn image_layout(input: &TensorInfo, preprocess: &Preprocess) -> Result<ImageLayout, DataError> {
-    let takes_numbers = matches!(input.ty.dtype, DType::F32 | DType::U8);
-    let layout = ImageLayout::of(&input.ty.shape).filter(|l| l.elements() > 0 && takes_numbers);
-    let layout = layout.ok_or_else(|| {
-        mismatch(input, format!("{} does not take images; give arrays of that type instead", input.ty))
-    })?;
-    preprocess.check(&layout)?;
-    Ok(layout)
-}
-
-fn pick_array<'a>(
+/// The array for an input; a sole input takes whatever there is.
+fn array_for<'a>(
     origin: &str,
     arrays: &'a [(String, Tensor)],
-    input: &TensorInfo,
+    input: &str,
     sole: bool,
 ) -> Result<&'a Tensor, DataError> {
     let named = |name: &str| arrays.iter().find(|(n, _)| n == name).map(|(_, t)| t);
     let usual = || named("images").or_else(|| named("x")).or(arrays.first().map(|(_, t)| t));
-    named(&input.name).or_else(|| usual().filter(|_| sole)).ok_or_else(|| {
+    named(input).or_else(|| usual().filter(|_| sole)).ok_or_else(|| {
         let names: Vec<&str> = arrays.iter().map(|(n, _)| n.as_str()).collect();
-        DataError::format(
-            origin,
-            format!("has no array for input `{}`, only {}", input.name, names.join(", ")),
-        )
+        DataError::format(origin, format!("has no array for input `{input}`, only {}", names.join(", ")))
     })
 }
 
-/// Height, width and channels of the pictures in an array, and whether channels come first.
-fn picture_axes(dims: &[usize]) -> Option<(usize, usize, usize, bool)> {
-    match *dims {
-        [_, h, w] => Some((h, w, 1, false)),
-        [_, h, w, c @ (1 | 3)] => Some((h, w, c, false)),
-        [_, c @ (1 | 3), h, w] => Some((h, w, c, true)),
-        _ => None,
-    }
-    .filter(|(h, w, ..)| *h > 0 && *w > 0)
-}
-
-/// Picture `i` of an array of bytes.
-fn picture(array: &Tensor, i: usize) -> Option<DynamicImage> {
-    let (h, w, c, channels_first) = picture_axes(array.shape())?;
-    let size = h * w * c;
-    let bytes = &array.bytes()[i * size..(i + 1) * size];
-    let pixels = match channels_first {
-        true => (0..size).map(|j| bytes[j % c * h * w + j / c]).collect(),
-        false => bytes.to_vec(),
-    };
-    let (w, h) = (u32::try_from(w).ok()?, u32::try_from(h).ok()?);
-    match c {
-        1 => GrayImage::from_raw(w, h, pixels).map(DynamicImage::from),
-        _ => RgbImage::from_raw(w, h, pixels).map(DynamicImage::from),
-    }
-}
-
-fn open_image(path: &Path) -> Result<DynamicImage, DataError> {
-    let reader = ImageReader::open(path).map_err(|e| DataError::read(path, e))?;
-    // By content: folders of downloaded images are full of wrong suffixes.
-    let reader = reader.with_guessed_format().map_err(|e| DataError::read(path, e))?;
-    let image = reader.decode().map_err(|e| DataError::format(path.display().to_string(), e.to_string()))?;
-    match image.width() > 0 && image.height() > 0 {
-        true => Ok(image),
-        false => Err(DataError::format(path.display().to_string(), "has no pixels")),
+/// The arrays of an `.npz` file, or the one of an `.npy` file.
+fn read_arrays(path: &Path) -> Result<Vec<(String, Tensor)>, DataError> {
+    match extension(path).as_deref() {
+        Some("npy") => Ok(vec![("x".into(), read_npy(path)?)]),
+        _ => read_npz(path),
     }
 }
 
@@ -525,44 +357,10 @@ fn leading_number(path: &Path) -> Option<u32> {
     name[..end].parse().ok().filter(|_| rest_is_separate)
 }
 
-/// Noise for one input: standard normal for floats, uniform for bytes, which are pixels, and zeros for other integers (any
-/// index is then valid).
-pub(crate) fn noise(input: &TensorInfo, sample: u64, number: u64) -> Tensor {
-    let shape: &Shape = &input.ty.shape;
-    let mut state = sample.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number.wrapping_mul(0xD1B5_4A32_D192_ED03);
-    let elements = 0..shape.elements();
-    let noise = match input.ty.dtype {
-        DType::F32 => Tensor::from_vec(shape.clone(), elements.map(|_| normal(&mut state)).collect()),
-        DType::U8 => Tensor::from_vec(shape.clone(), elements.map(|_| next(&mut state) as u8).collect()),
-        other => Ok(Tensor::zeros(other, shape.clone())),
-    };
-    noise.unwrap_or_else(|_| Tensor::zeros(input.ty.dtype, shape.clone()))
-}
-
-/// SplitMix64 (Steele et al., OOPSLA 2014).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// A number of mean 0 and variance 1: the sum of twelve uniform ones (Irwin–Hall), which needs no function that
-/// differs between hosts. The uniform ones are 16-bit pieces of [`next`].
-fn normal(state: &mut u64) -> f32 {
-    let mut sum = 0u64;
-    for _ in 0..3 {
-        let z = next(state);
-        sum += (0..4).map(|i| (z >> (16 * i)) & 0xFFFF).sum::<u64>();
-    }
-    sum as f32 / 65536.0 - 6.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qcc_ir::TensorType;
+    use qcc_ir::{DType, Shape, TensorType};
 
     fn input(name: &str, dtype: DType, dims: &[usize]) -> TensorInfo {
         TensorInfo { name: name.into(), ty: TensorType::new(dtype, Shape::new(dims).unwrap()) }
@@ -659,7 +457,7 @@ mod tests {
     fn folders_are_read_in_the_order_of_names() {
         let dir = tempfile::tempdir().unwrap();
         for (name, grey) in [("2.png", 20u8), ("1.bmp", 10), ("10.png", 100)] {
-            GrayImage::from_pixel(2, 2, image::Luma([grey])).save(dir.path().join(name)).unwrap();
+            image::GrayImage::from_pixel(2, 2, image::Luma([grey])).save(dir.path().join(name)).unwrap();
         }
         std::fs::write(dir.path().join("notes.txt"), "no image").unwrap();
         let s = Samples::open(dir.path()).unwrap();
@@ -670,6 +468,37 @@ mod tests {
         let s = Samples::open(dir.path()).unwrap();
         let feed = s.bind(&[input("a", DType::F32, &[1, 1, 2, 2])], &Preprocess::default()).unwrap();
         assert!(feed.batch(3).unwrap_err().to_string().contains("3.png"));
+    }
+
+    #[test]
+    fn files_of_a_folder_are_a_sample_each() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, dims) in [("b.npy", &[1, 3][..]), ("a.npy", &[3])] {
+            write_npy(&dir.path().join(name), &floats(dims)).unwrap();
+        }
+        let folder = Samples::open(dir.path()).unwrap();
+        let feed = folder.bind(&[input("x", DType::F32, &[2, 3])], &Preprocess::default()).unwrap();
+        assert_eq!((feed.samples(), feed.batches()), (2, 1));
+        assert_eq!(feed.batch(0).unwrap()[0].to_f32().unwrap(), [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]);
+        // Of other shapes, where a model takes any: by themselves.
+        write_npy(&dir.path().join("c.npy"), &floats(&[1, 5])).unwrap();
+        let dims = Some(vec![Dim::Symbol("N".into()), Dim::Unknown]);
+        let kind = qcc_ir::onnx::ValueKind::TENSOR;
+        let declared = [InputInfo { name: "x".into(), dtype: DType::F32, dims, kind }];
+        let folder = Samples::open(dir.path()).unwrap();
+        let shape = |i: usize| {
+            let mut bindings = Bindings::default();
+            folder.group(i).unwrap().bind_shapes(&declared, &mut bindings);
+            bindings.shapes.remove("x")
+        };
+        assert_eq!((folder.groups(), shape(1), shape(2)), (3, Some(vec![1, 3]), Some(vec![1, 5])));
+        let feed = folder.bind(&[input("x", DType::F32, &[1, 3])], &Preprocess::default()).unwrap();
+        assert!(feed.batch(2).unwrap_err().to_string().contains("expected samples for f32"));
+        write_npy(&dir.path().join("d.npy"), &floats(&[2, 3])).unwrap();
+        let feed = Samples::open(dir.path()).unwrap();
+        let feed = feed.bind(&[input("x", DType::F32, &[1, 3])], &Preprocess::default()).unwrap();
+        assert!(feed.batch(3).unwrap_err().to_string().contains("has 2 samples"));
+        assert_eq!(folder.every(2).groups(), 2);
     }
 
     #[test]
@@ -687,16 +516,5 @@ mod tests {
         let s = samples(&[("x", floats(&[2, 1]))]).with_labels(&path).unwrap();
         let few = s.bind(&[input("a", DType::F32, &[1, 1])], &Preprocess::default()).unwrap_err();
         assert!(few.to_string().contains("1 labels for 2 samples"), "{few}");
-    }
-
-    #[test]
-    fn noise_has_mean_zero_and_variance_one_and_differs_between_samples() {
-        let i = input("a", DType::F32, &[1, 10_000]);
-        let x = noise(&i, 3, 0).to_f32().unwrap();
-        let mean = x.iter().sum::<f32>() / 1e4;
-        let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / 1e4;
-        assert!(mean.abs() < 0.05 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
-        assert_ne!(noise(&i, 3, 0), noise(&i, 4, 0));
-        assert_eq!(noise(&i, 3, 0), noise(&i, 3, 0));
     }
 }

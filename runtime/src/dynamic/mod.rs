@@ -3,19 +3,28 @@
 //! A [`DynamicModel`] compiles a *specialisation* for each combination of input shapes (and of the few small values, such
 //! as target sizes, on which shapes depend) when it first comes, and keeps the last of them. All share the model's weights.
 //!
-//! Quantization finds ranges on samples of the model's inputs. What comes behind data-dependent shapes has none, and is
-//! computed in float.
+//! Quantization finds ranges once, on samples in the shapes that they have, and all specialisations compute on them
+//! (`recipe.rs`).
 //!
 //! Where shapes, or what is computed at all, depend on data, a specialisation goes as far as they are known. Values that
 //! decide are computed, and what is left of the model is a dynamic model of its own, whose inputs are the values so far.
 
-use crate::{BindError, Compiler, Error, Model, Session, TensorView};
+mod program;
+mod recipe;
+
+pub use program::{DynamicInfo, DynamicProgram, ProgramFile};
+
+use crate::{
+    BindError, Compiler, Error, Model, Session, TensorView,
+    compiler::{Observation, ObservedPart},
+};
 use lru::LruCache;
 use qcc_ir::{
     DType, Graph, Tensor, interpreter,
     memory::{MemoryError, MemoryPlan},
     onnx::{self, Bindings, Eager, Form, Imported, Part, Rest, Texts, Value, ValueKind},
 };
+use recipe::Recipe;
 use std::{
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
@@ -33,7 +42,16 @@ pub enum Backend {
     Jit(Box<Compiler>),
 }
 
-/// Specialisations that a model keeps, unless told otherwise.
+/// A [`Backend`] for one model; parts behind values that it has computed have the same.
+#[derive(Clone)]
+enum Engine {
+    Interpreter,
+    Jit(Arc<Recipe>),
+    /// Float code that shows what is in it.
+    Observed(Arc<Observation>),
+}
+
+/// Specialisations that a model keeps.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// A model that takes inputs of any shapes that it declares. Clones share everything, and threads may use it at once.
@@ -41,11 +59,12 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 pub struct DynamicModel(Arc<Inner>);
 
 struct Inner {
-    model: onnx::Model,
+    model: Arc<onnx::Model>,
     /// The file, for messages.
     origin: String,
-    backend: Backend,
-    kept: NonZeroUsize,
+    engine: Engine,
+    /// Whether the inputs are what another part of the model has computed.
+    is_rest: bool,
     state: Mutex<State>,
     /// The model for other forms of its inputs than tensors, which were last seen first.
     formed: Mutex<LruCache<Vec<Form>, DynamicModel>>,
@@ -68,12 +87,20 @@ struct Specialisation {
     /// What the outputs of the model are of these, behind which nothing comes.
     forms: Vec<Form>,
     next: Option<Next>,
-    compile_time: Duration,
+    times: Times,
+}
+
+/// What a specialisation took to make.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    compile: Duration,
+    calibrate: Duration,
 }
 
 enum Code {
     Interpreted(Graph),
     Compiled { model: Model, sessions: Mutex<Vec<Session>> },
+    Observed(ObservedPart),
 }
 
 /// What comes behind the first part of a model.
@@ -100,6 +127,8 @@ pub struct DynamicRun {
     pub outputs: Vec<Tensor>,
     /// Time spent on importing and compiling specialisations that were not there; zero where all were.
     pub compile_time: Duration,
+    /// Time spent on running samples to find ranges: in the first run of a quantized model, if at all.
+    pub calibration_time: Duration,
     /// Specialisations that were compiled.
     pub compiled: usize,
     /// The machine code that ran, part by part; none where the interpreter runs them.
@@ -124,13 +153,20 @@ impl DynamicModel {
 
     /// A model that was read before; `origin` is what messages call it.
     pub fn new(model: onnx::Model, origin: impl Into<String>, backend: Backend) -> DynamicModel {
-        DynamicModel::with(model, origin.into(), backend, KEPT)
+        let (model, origin) = (Arc::new(model), origin.into());
+        let engine = match backend {
+            Backend::Interpreter => Engine::Interpreter,
+            Backend::Jit(compiler) => {
+                Engine::Jit(Arc::new(Recipe::new(*compiler, model.clone(), origin.clone(), None)))
+            }
+        };
+        DynamicModel::with(model, origin, engine, false)
     }
 
-    fn with(model: onnx::Model, origin: String, backend: Backend, kept: NonZeroUsize) -> DynamicModel {
-        let state = State { wanted: BTreeSet::new(), specialisations: LruCache::new(kept) };
-        let formed = Mutex::new(LruCache::new(kept));
-        DynamicModel(Arc::new(Inner { model, origin, backend, kept, state: Mutex::new(state), formed }))
+    fn with(model: Arc<onnx::Model>, origin: String, engine: Engine, is_rest: bool) -> DynamicModel {
+        let state = State { wanted: BTreeSet::new(), specialisations: LruCache::new(KEPT) };
+        let formed = Mutex::new(LruCache::new(KEPT));
+        DynamicModel(Arc::new(Inner { model, origin, engine, is_rest, state: Mutex::new(state), formed }))
     }
 
     /// The model as its file has it.
@@ -187,8 +223,12 @@ impl DynamicModel {
         if let Some(model) = formed.get(forms) {
             return Ok(model.clone());
         }
-        let model = self.0.model.in_forms(forms)?;
-        let made = DynamicModel::with(model, self.0.origin.clone(), self.0.backend.clone(), self.0.kept);
+        let model = Arc::new(self.0.model.in_forms(forms)?);
+        let engine = match &self.0.engine {
+            Engine::Jit(recipe) => Engine::Jit(Arc::new(recipe.of(model.clone()))),
+            other => other.clone(),
+        };
+        let made = DynamicModel::with(model, self.0.origin.clone(), engine, false);
         formed.put(forms.to_vec(), made.clone());
         Ok(made)
     }
@@ -196,14 +236,23 @@ impl DynamicModel {
     /// The tensors that the outputs are, and what these are of them.
     fn run_within(&self, inputs: &[Tensor], texts: &Texts) -> Result<(DynamicRun, Vec<Form>), Error> {
         self.check(inputs)?;
-        let mut run =
-            DynamicRun { outputs: Vec::new(), compile_time: Duration::ZERO, compiled: 0, models: Vec::new() };
+        if let Engine::Jit(recipe) = &self.0.engine {
+            recipe.first_inputs(inputs);
+        }
+        let mut run = DynamicRun {
+            outputs: Vec::new(),
+            compile_time: Duration::ZERO,
+            calibration_time: Duration::ZERO,
+            compiled: 0,
+            models: Vec::new(),
+        };
         let (mut model, mut values) = (self.clone(), inputs.to_vec());
         loop {
             let (specialisation, is_new) = model.specialised(&values)?;
             if is_new {
                 run.compiled += 1;
-                run.compile_time += specialisation.compile_time;
+                run.compile_time += specialisation.times.compile;
+                run.calibration_time += specialisation.times.calibrate;
             }
             if let Code::Compiled { model, .. } = &specialisation.code {
                 run.models.push(model.clone());
@@ -277,8 +326,9 @@ impl DynamicModel {
                 }
             };
             let outputs = graph.outputs().iter().map(|o| o.name.clone()).collect();
-            let code = self.0.backend.compile(graph, self.0.model.max_memory())?;
-            let made = Arc::new(Specialisation { code, outputs, forms, next, compile_time: start.elapsed() });
+            let (code, calibrate) = self.0.compile(graph)?;
+            let times = Times { compile: start.elapsed().saturating_sub(calibrate), calibrate };
+            let made = Arc::new(Specialisation { code, outputs, forms, next, times });
             let key = key(infos, inputs, &wanted);
             lock(&self.0.state).specialisations.put(key, made.clone());
             return Ok((made, true));
@@ -299,18 +349,26 @@ impl Backend {
     pub fn jit(compiler: Compiler) -> Backend {
         Backend::Jit(Box::new(compiler.share_weights()))
     }
+}
 
-    fn compile(&self, graph: Graph, max_memory: u64) -> Result<Code, Error> {
-        Ok(match self {
-            Backend::Interpreter => {
-                MemoryError::check("the model", MemoryPlan::of(&graph).total(), max_memory)?;
-                Code::Interpreted(graph)
+impl Inner {
+    /// Code for a graph, and the time that was spent on samples for it.
+    fn compile(&self, graph: Graph) -> Result<(Code, Duration), Error> {
+        Ok(match &self.engine {
+            Engine::Interpreter => {
+                MemoryError::check("the model", MemoryPlan::of(&graph).total(), self.model.max_memory())?;
+                (Code::Interpreted(graph), Duration::ZERO)
             }
             // Nothing to compute: inputs and constants are the outputs.
-            Backend::Jit(_) if graph.nodes().all(|(_, node)| node.op().is_none()) => Code::Interpreted(graph),
-            Backend::Jit(compiler) => {
-                let model = compiler.compile_graph(graph)?;
-                Code::Compiled { model, sessions: Mutex::new(Vec::new()) }
+            Engine::Jit(_) if graph.nodes().all(|(_, node)| node.op().is_none()) => {
+                (Code::Interpreted(graph), Duration::ZERO)
+            }
+            Engine::Jit(recipe) => {
+                let (model, calibrate) = recipe.compile(graph)?;
+                (Code::Compiled { model, sessions: Mutex::new(Vec::new()) }, calibrate)
+            }
+            Engine::Observed(observation) => {
+                (Code::Observed(observation.part(graph, self.is_rest)?), Duration::ZERO)
             }
         })
     }
@@ -320,6 +378,7 @@ impl Specialisation {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
         match &self.code {
             Code::Interpreted(graph) => Ok(interpreter::run(graph, inputs)?),
+            Code::Observed(part) => part.run(inputs),
             Code::Compiled { model, sessions } => {
                 // Callers at the same time have a session each, which the next ones use again.
                 let free = lock(sessions).pop();
@@ -355,11 +414,7 @@ impl Next {
         let known = model.as_ref().filter(|(seen, m)| *seen == types(&values, m)).map(|(_, m)| m.clone());
         let rest = known.unwrap_or_else(|| {
             let rest = self.rest.model(|name| values.get(name).map(Tensor::dtype));
-            let backend = match &of.backend {
-                Backend::Interpreter => Backend::Interpreter,
-                Backend::Jit(compiler) => Backend::Jit(Box::new(compiler.without_calibration())),
-            };
-            DynamicModel::with(rest, of.origin.clone(), backend, of.kept)
+            DynamicModel::with(Arc::new(rest), of.origin.clone(), of.engine.clone(), true)
         });
         *model = Some((types(&values, &rest), rest.clone()));
         let inputs = rest.model().inputs().iter().filter_map(|i| values.get(&i.name).cloned()).collect();
@@ -370,7 +425,7 @@ impl Next {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Precision, bundled};
+    use crate::{Event, Precision, Program, bundled};
     use qcc_ir::Shape;
 
     fn model(backend: Backend) -> DynamicModel {
@@ -426,5 +481,89 @@ mod tests {
         assert!(refused(&[Tensor::scalar(1i32)]).contains("expected f32"));
         let wrong = Tensor::zeros(DType::F32, Shape::new([1, 3, 28, 28]).unwrap());
         assert!(refused(&[wrong]).contains("has 3 where the model declares 1"));
+    }
+
+    fn int8() -> Compiler {
+        let samples = bundled::calibration().unwrap().limit(16);
+        Compiler::new().calibration(samples).preprocess(bundled::preprocess())
+    }
+
+    #[test]
+    fn all_shapes_compute_on_the_ranges_of_the_samples() {
+        let calibrated = Arc::new(Mutex::new(0));
+        let seen = calibrated.clone();
+        let compiler = int8().observer(move |event| {
+            if let Event::Calibrating { .. } = event {
+                *lock(&seen) += 1;
+            }
+        });
+        let dynamic = model(Backend::jit(compiler));
+        // A batch of its own for each image, in integers: the same bits as alone.
+        let one = dynamic.run(&[images(1)]).unwrap();
+        assert!(!one.calibration_time.is_zero());
+        let three = dynamic.run(&[images(3)]).unwrap();
+        assert!(three.calibration_time.is_zero());
+        assert_eq!(*lock(&calibrated), 16, "samples ran once");
+        assert_eq!(three.models[0].info().calibration.as_ref().unwrap().samples, 16);
+        assert_eq!(one.outputs[0].bytes()[..], three.outputs[0].bytes()[..one.outputs[0].bytes().len()]);
+    }
+
+    #[test]
+    fn a_file_of_open_shapes_runs_as_the_model_that_it_was_made_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let (onnx, qcc) = (dir.path().join("a.onnx"), dir.path().join("a.qcc"));
+        std::fs::write(&onnx, bundled::FASHION_RESNET8).unwrap();
+        let direct = int8().dynamic_file(&onnx).unwrap();
+        int8().dynamic_program(&onnx).unwrap().save(&qcc).unwrap();
+        std::fs::remove_file(onnx).unwrap();
+        let ProgramFile::Dynamic(program) = ProgramFile::load(&qcc, u64::MAX).unwrap() else {
+            panic!("bound")
+        };
+        // Nothing of what the file says is asked again, such as the precision.
+        let plain = Compiler::new().precision(Precision::Float);
+        let loaded = program.model_with(&plain, "a.qcc");
+        for count in [1, 3] {
+            let run = loaded.run(&[images(count)]).unwrap();
+            assert_eq!(run.outputs, direct.run(&[images(count)]).unwrap().outputs);
+            assert!(run.calibration_time.is_zero());
+        }
+        let bound = plain.shape("image", [2, 1, 28, 28]).program_of_file(&qcc).unwrap();
+        assert_eq!(bound.info().precision, Precision::Int8);
+        assert_eq!(bound.info().calibration.as_ref().unwrap().samples, 16);
+        assert!(matches!(Program::load(&qcc), Err(e) if e.to_string().contains("shapes are open")));
+    }
+
+    #[test]
+    fn a_file_of_open_shapes_that_lies_behind_right_checksums_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (onnx, qcc) = (dir.path().join("a.onnx"), dir.path().join("a.qcc"));
+        std::fs::write(&onnx, bundled::FASHION_RESNET8).unwrap();
+        int8().dynamic_program(&onnx).unwrap().save(&qcc).unwrap();
+        let contents = crate::container::open(&qcc).unwrap();
+        let written = |record: &[u8], blobs: &[bytes::Bytes]| {
+            crate::container::write(&qcc, record, blobs).unwrap();
+            ProgramFile::load(&qcc, u64::MAX)
+        };
+        let mut refused = 0;
+        for i in 0..200 {
+            let mut record = contents.record.to_vec();
+            let at = i * 7919 % record.len();
+            record[at] ^= 1 << (i % 8);
+            let mut message = contents.blobs[0].to_vec();
+            let at = i * 104_729 % message.len();
+            message[at] ^= 1 << (i % 8);
+            let blobs: Vec<_> =
+                std::iter::once(message.into()).chain(contents.blobs[1..].iter().cloned()).collect();
+            for loaded in [written(&record, &contents.blobs), written(&contents.record, &blobs)] {
+                match loaded {
+                    Ok(ProgramFile::Dynamic(p)) => _ = p.model_with(&Compiler::new(), "a").run(&[images(1)]),
+                    Ok(ProgramFile::Placed(_)) | Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > 0, "no change was noticed");
+        for blobs in [&[][..], &contents.blobs[1..], &contents.blobs[..1]] {
+            assert!(written(&contents.record, blobs).is_err());
+        }
     }
 }

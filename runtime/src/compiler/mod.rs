@@ -1,19 +1,23 @@
 //! From a model file to machine code.
 
 use crate::{
-    Backend, Calibration, Difference, DynamicModel, Error, Feed, JitOptions, Model, Pixels, Preprocess,
-    Program, ProgramInfo, Samples, Session, TensorInfo, TensorView, Threads, choose_tier, is_program,
-    machine_memory,
+    Backend, Difference, DynamicModel, Error, JitOptions, Model, Pixels, Preprocess, Program, ProgramFile,
+    ProgramInfo, Samples, TensorInfo, Threads, choose_tier, is_program, machine_memory,
 };
 use qcc_codegen::SharedWeights;
 use qcc_ir::{
-    Device, Graph, Op, Output, Stage, ValueId,
+    Device, Graph, Op, Stage,
     memory::{MemoryError, MemoryPlan, signature_bytes},
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
-use qcc_passes::{Calibrator, Collector, Options, Precision, Ranges, Report, WeightBits, WeightGrid};
+use qcc_passes::{Calibrator, Options, Precision, Ranges, Report, WeightBits, WeightGrid};
 use std::{fmt, path::Path, sync::Arc};
+
+mod calibrate;
+
+pub use calibrate::Calibrated;
+pub(crate) use calibrate::{Observation, ObservedPart};
 
 /// What a compiler tells while it works.
 pub enum Event<'a> {
@@ -61,12 +65,12 @@ type Observer = Arc<dyn Fn(Event<'_>) + Send + Sync>;
 /// ```
 #[derive(Clone)]
 pub struct Compiler {
-    options: Options,
+    pub(crate) options: Options,
     /// The mode that was asked for.
-    requant: Option<RequantMode>,
-    calibrator: Calibrator,
-    samples: Option<Samples>,
-    preprocess: Preprocess,
+    pub(crate) requant: Option<RequantMode>,
+    pub(crate) calibrator: Calibrator,
+    pub(crate) samples: Option<Samples>,
+    pub(crate) preprocess: Preprocess,
     takes_pixels: bool,
     bindings: Bindings,
     tier: Option<String>,
@@ -100,13 +104,6 @@ impl Prepared {
     pub fn brings_grids(&self) -> bool {
         self.graph.stage == Stage::FakeQuant
     }
-}
-
-/// Ranges of a prepared graph's values.
-#[derive(Clone)]
-pub struct Calibrated {
-    ranges: Ranges,
-    summary: Calibration,
 }
 
 impl Compiler {
@@ -311,19 +308,17 @@ impl Compiler {
         &self.bindings
     }
 
-    /// The same, but in float: for what no samples can be had.
-    pub(crate) fn without_calibration(&self) -> Compiler {
-        self.clone().precision(Precision::Float)
-    }
-
     /// Takes an ONNX file through the passes, or loads a `.qcc` file.
     ///
     /// # Errors
     /// As [`compile_file`](Self::compile_file).
     pub fn program_of_file(&self, path: &Path) -> Result<Program, Error> {
-        match is_program(path) {
-            true => Ok(Program::load(path)?),
-            false => self.program_of_graph(self.import_file(path)?),
+        if !is_program(path) {
+            return self.program_of_graph(self.import_file(path)?);
+        }
+        match ProgramFile::load(path, self.memory_limit())? {
+            ProgramFile::Placed(program) => Ok(*program),
+            ProgramFile::Dynamic(program) => program.program(self, &path.display().to_string()),
         }
     }
 
@@ -411,101 +406,6 @@ impl Compiler {
         Difference::between(&exact.jit(&jit)?, &folded.jit(&jit)?, &feed)
     }
 
-    /// Runs the prepared graph in float on the samples and collects ranges. One that brings its own grids needs none.
-    ///
-    /// # Errors
-    /// Where samples cannot be read or do not fit the model.
-    pub fn calibrate(&self, prepared: &Prepared) -> Result<Calibrated, Error> {
-        if prepared.brings_grids() {
-            let summary = Calibration {
-                origin: "the model's own grids".into(),
-                samples: 0,
-                calibrator: self.calibrator,
-                synthetic: false,
-            };
-            return Ok(Calibrated { ranges: Ranges::default(), summary });
-        }
-        let samples = self.samples.clone().unwrap_or_else(|| {
-            self.tell(Event::Warning(
-                "no calibration data: ranges come from synthetic noise. The result is good for timing; \
-                 its accuracy means nothing. Give samples of real inputs",
-            ));
-            Samples::noise()
-        });
-        let mut collector = Collector::new(&prepared.graph, self.calibrator);
-        let values: Vec<ValueId> = collector.values().collect();
-        if !values.is_empty() && !prepared.graph.inputs().is_empty() {
-            let feed = samples.bind(&graph_inputs(&prepared.graph), &self.preprocess)?;
-            self.collect(&prepared.graph, &values, &feed, &mut collector)?;
-        }
-        let mut ranges = collector.finish();
-        if samples.is_noise() {
-            // That noise is no data was said already.
-            ranges.warnings.clear();
-        }
-        let summary = Calibration {
-            origin: samples.origin().into(),
-            samples: ranges.samples,
-            calibrator: self.calibrator,
-            synthetic: samples.is_noise(),
-        };
-        Ok(Calibrated { ranges, summary })
-    }
-
-    fn collect(
-        &self,
-        graph: &Graph,
-        values: &[ValueId],
-        feed: &Feed,
-        collector: &mut Collector,
-    ) -> Result<(), Error> {
-        // Inputs need no run to be seen, and are not made outputs.
-        let (inputs, computed): (Vec<ValueId>, Vec<ValueId>) =
-            values.iter().partition(|v| graph.inputs().contains(&v.node));
-        let mut session = match computed[..] {
-            [] => None,
-            _ => Some(Session::new(&self.probe(graph, &computed)?)),
-        };
-        for i in 0..feed.batches() {
-            let batch = feed.batch(i)?;
-            for value in &inputs {
-                let at = graph.inputs().iter().position(|n| *n == value.node);
-                let elements = at.and_then(|at| batch.get(at)).and_then(|t| t.as_slice::<f32>().ok());
-                collector.record(*value, elements.unwrap_or_default());
-            }
-            if let Some(session) = &mut session {
-                let views: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
-                for (value, tensor) in computed.iter().zip(session.run(&views)?) {
-                    collector.record(*value, tensor.as_slice().unwrap_or_default());
-                }
-            }
-            self.tell(Event::Calibrating { done: i + 1, total: feed.batches() });
-        }
-        Ok(())
-    }
-
-    /// The float model whose outputs are these values.
-    fn probe(&self, graph: &Graph, values: &[ValueId]) -> Result<Model, Error> {
-        let mut graph = graph.clone();
-        let outputs = values.iter().map(|&value| Output { name: value.to_string(), value });
-        graph.set_outputs(outputs.collect());
-        graph.remove_dead();
-        // Without pins: they are meant for the model that comes out, and may name integer devices.
-        let options = Options {
-            capability: qcc_codegen::capability,
-            precision: Precision::Float,
-            ..Options::default()
-        };
-        qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo {
-            precision: Precision::Float,
-            ..self.info(&graph, options.requant, None, &Report::default())
-        };
-        let jit =
-            JitOptions { listing: false, shared: None, ..self.jit_options()? }.threads(Threads::new(0)?);
-        Ok(Program::new(graph, info).jit(&jit)?)
-    }
-
     /// Quantizes (unless in float), lays out and places a prepared graph.
     ///
     /// # Errors
@@ -573,7 +473,7 @@ impl Compiler {
         Ok(JitOptions { listing, max_memory, shared: self.shared.clone(), ..options })
     }
 
-    fn tell(&self, event: Event<'_>) {
+    pub(crate) fn tell(&self, event: Event<'_>) {
         if let Some(observer) = &self.observer {
             observer(event);
         }
