@@ -152,10 +152,10 @@ pub fn compare_values(got: &Value, expected: &Value, tolerance: Tolerance) -> Re
     match (got, expected) {
         (Value::Tensor(got), Value::Tensor(expected)) => compare(got, expected, tolerance),
         (Value::Sequence(got), Value::Sequence(expected)) if got.len() == expected.len() => {
-            let pairs = got.iter().zip(expected).enumerate();
+            let mut pairs = got.iter().zip(expected).enumerate();
             let differ =
                 |(i, (a, b))| compare_values(a, b, tolerance).map_err(|why| format!("element {i}: {why}"));
-            pairs.map(differ).collect()
+            pairs.try_for_each(differ)
         }
         (got, expected) if got == expected => Ok(()),
         _ => Err(format!("{} instead of {}", described(got), described(expected))),

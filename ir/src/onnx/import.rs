@@ -620,7 +620,7 @@ impl<'m> Importer<'m> {
                     )));
                 }
                 match form {
-                    Form::Sequence(_) => self.graph.output(&format!("{name}[{i}]"), value),
+                    Form::Sequence(_) => self.graph.output(format!("{name}[{i}]"), value),
                     _ => self.graph.output(name, value),
                 };
             }

@@ -190,10 +190,13 @@ impl Texts {
     /// tensors.
     pub fn flatten(&self, values: &[Value]) -> Option<(Vec<Form>, Vec<Tensor>)> {
         let mut tensors = Vec::new();
-        let mut one = |value: &Value| match value {
-            Value::Tensor(t) => Some(tensors.push(t.clone())),
-            Value::Strings(s) => Some(tensors.push(self.tensor(s))),
-            _ => None,
+        let mut one = |value: &Value| {
+            tensors.push(match value {
+                Value::Tensor(t) => t.clone(),
+                Value::Strings(s) => self.tensor(s),
+                _ => return None,
+            });
+            Some(())
         };
         let form = |value: &Value| match value {
             Value::Sequence(all) => {

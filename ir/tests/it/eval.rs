@@ -1065,6 +1065,22 @@ fn determinants_of_batches() {
     assert_eq!(eval(Determinant {}, &[&x]).unwrap(), list(&[-8f32, 0.0]));
     assert_eq!(eval(Determinant {}, &[&f32s(&[2, 0, 0], &[])]).unwrap(), list(&[1f32, 1.0]));
     assert!(refusal(eval(Determinant {}, &[&f32s(&[2, 3], &[0.0; 6])])).contains("square"));
+    assert!(refusal(eval(Inverse {}, &[&f32s(&[2, 2], &[1.0, 2.0, 2.0, 4.0])])).contains("singular"));
+    // A tree that leads back to itself, and one that leads nowhere, end.
+    let s32s = |values: &[i32]| Tensor::from_vec(shape(&[values.len()]), values.to_vec()).unwrap();
+    let tree = |yes: i32, feature: i32| {
+        let (x, mode) = (f32s(&[1, 1], &[0.5]), Tensor::from_vec(shape(&[1]), vec![0u8]).unwrap());
+        let (split, next, root) = (f32s(&[1], &[1.0]), s32s(&[yes]), s32s(&[0]));
+        let (starts, targets, weights) = (s32s(&[0, 1]), s32s(&[0]), f32s(&[1], &[7.0]));
+        let all = [&x, &s32s(&[feature]), &mode, &split, &next, &next, &root, &starts, &targets, &weights]
+            .map(Tensor::clone);
+        eval(TreeEnsemble { targets: 1, aggregate: Aggregate::Max }, &all.iter().collect::<Vec<_>>())
+    };
+    assert_eq!(tree(-1, 0).unwrap(), f32s(&[1, 1], &[7.0]));
+    assert!(refusal(tree(0, 0)).contains("leads back"));
+    assert!(refusal(tree(5, 0)).contains("not there"));
+    assert!(refusal(tree(-1, 3)).contains("not there"));
+    assert!(refusal(tree(-9, 0)).contains("a leaf that is not there"));
 }
 
 #[test]

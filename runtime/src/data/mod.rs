@@ -483,7 +483,8 @@ mod tests {
         // Of other shapes, where a model takes any: by themselves.
         write_npy(&dir.path().join("c.npy"), &floats(&[1, 5])).unwrap();
         let dims = Some(vec![Dim::Symbol("N".into()), Dim::Unknown]);
-        let declared = [InputInfo { name: "x".into(), dtype: DType::F32, dims }];
+        let kind = qcc_ir::onnx::ValueKind::TENSOR;
+        let declared = [InputInfo { name: "x".into(), dtype: DType::F32, dims, kind }];
         let folder = Samples::open(dir.path()).unwrap();
         let shape = |i: usize| {
             let mut bindings = Bindings::default();

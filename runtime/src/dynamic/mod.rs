@@ -250,9 +250,12 @@ impl DynamicModel {
         if let Some(model) = formed.get(forms) {
             return Ok(model.clone());
         }
-        let model = self.0.model.in_forms(forms)?;
-        let (origin, engine) = (self.0.origin.clone(), self.0.engine.clone());
-        let made = DynamicModel::with(Arc::new(model), origin, engine, false);
+        let model = Arc::new(self.0.model.in_forms(forms)?);
+        let engine = match &self.0.engine {
+            Engine::Jit(recipe) => Engine::Jit(Arc::new(recipe.of(model.clone()))),
+            other => other.clone(),
+        };
+        let made = DynamicModel::with(model, self.0.origin.clone(), engine, false);
         formed.put(forms.to_vec(), made.clone());
         Ok(made)
     }

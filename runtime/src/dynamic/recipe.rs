@@ -32,6 +32,11 @@ impl Recipe {
         Recipe { compiler, model, origin, shapes: OnceLock::new(), calibrated }
     }
 
+    /// The same for another form of the model.
+    pub(super) fn of(&self, model: Arc<onnx::Model>) -> Recipe {
+        Recipe::new(self.compiler.clone(), model, self.origin.clone(), None)
+    }
+
     /// Remembers the first of them.
     pub(super) fn first_inputs(&self, inputs: &[Tensor]) {
         self.shapes.get_or_init(|| {
@@ -76,7 +81,7 @@ impl Recipe {
             let group = samples.group(i)?;
             let feed = group.bind(&self.input_types(&group)?, &self.compiler.preprocess)?;
             for batch in 0..feed.batches() {
-                model.run(&feed.batch(batch)?)?;
+                model.run_within(&feed.batch(batch)?, &self.model.texts())?;
                 let (done, total) = match groups {
                     1 => (batch + 1, feed.batches()),
                     total => (i + 1, total),

@@ -37,14 +37,14 @@ fn execute(model: &Model, inputs: &[(&str, Tensor)]) -> (Vec<Tensor>, usize) {
         bindings.shapes.insert(name.clone(), t.shape().to_vec());
     }
     match model.import(&bindings).unwrap() {
-        Imported::Whole(graph) => (run(&graph, &values), 1),
+        Imported::Whole(graph, _) => (run(&graph, &values), 1),
         Imported::Wants(names) => {
             for name in names {
                 bindings.known.insert(name.clone(), values[&name].clone());
                 bindings.shapes.remove(&name);
             }
             match model.import(&bindings).unwrap() {
-                Imported::Whole(graph) => (run(&graph, &values), 1),
+                Imported::Whole(graph, _) => (run(&graph, &values), 1),
                 Imported::Wants(again) => panic!("{again:?} are known"),
                 Imported::Part(part) => go_on(*part, &mut values),
             }
@@ -62,9 +62,10 @@ fn go_on(part: Part, values: &mut BTreeMap<String, Tensor>) -> (Vec<Tensor>, usi
     let results = run(&part.graph, values);
     let mut found: BTreeMap<String, Tensor> =
         part.graph.outputs().iter().map(|o| o.name.clone()).zip(results).collect();
+    let texts = part.rest.model(|_| None).texts();
     for eager in &part.eager {
         let given = eager.reads().iter().filter_map(|n| Some((n.clone(), found.get(n)?.clone())));
-        found.extend(eager.run(given.collect()).unwrap());
+        found.extend(eager.run(given.collect(), &texts).unwrap());
     }
     let rest = part.rest.model(|name| found.get(name).map(Tensor::dtype));
     let inputs: Vec<(&str, Tensor)> =

@@ -1,5 +1,6 @@
 //! Models built in code: what import makes of them, and what it refuses.
 
+mod contrib;
 mod control;
 mod errors;
 mod export;

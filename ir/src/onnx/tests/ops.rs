@@ -192,14 +192,15 @@ fn dropout_is_the_identity() {
         assert!(mask.to_i64().is_none_or(|m| m == [1, 1, 1]));
     }
     let training = Tensor::from_vec_as::<u8>(DType::Bool, Shape::scalar(), vec![1]).unwrap();
-    Draft::new(12, [node("Dropout", &["x", "", "t"], &["y"])])
-        .input("x", &[3])
-        .constant("t", training)
-        .refused("training mode");
+    // In training mode half of the elements are 0, and the others twice as large.
+    let d = Draft::new(12, [node("Dropout", &["x", "", "t"], &["y"]).with(int("seed", 1))]);
+    let y = d.input("x", &[64]).constant("t", training).floats(&[of(&[64], &[1f32; 64])]);
+    assert!(y.iter().all(|&y| y == 0.0 || y == 2.0));
+    assert!((16..48).contains(&y.iter().filter(|&&y| y == 0.0).count()), "{y:?}");
 }
 
 #[test]
-fn batch_normalization_in_training_is_refused() {
+fn batch_normalization_in_training_uses_the_statistics_of_the_batch() {
     let draft = |opset, attribute: Option<AttributeProto>| {
         let mut n = node("BatchNormalization", &["x", "s", "b", "m", "v"], &["y"]);
         n.attribute.extend(attribute);
@@ -213,7 +214,13 @@ fn batch_normalization_in_training_is_refused() {
     assert!(draft(8, Some(int("spatial", 1))).import().is_ok());
     draft(8, Some(int("spatial", 0))).refused("`spatial`");
     draft(9, Some(int("spatial", 1))).refused("`spatial`");
-    draft(14, Some(int("training_mode", 1))).refused("training");
+    let mut trained = draft(14, Some(int("training_mode", 1))).outputs(&["y", "mean"]);
+    trained.nodes[0].output.push("mean".into());
+    let results = trained.run(&[of(&[1, 2, 1, 1], &[5f32, 7.0])]);
+    // Alone in its channel, an element is its mean: the bias is left. The mean moves by a tenth of the way.
+    assert_eq!(results[0], of(&[1, 2, 1, 1], &[1f32, 2.0]));
+    let mean = results[1].to_f32().unwrap();
+    assert!((mean[0] - 1.4).abs() < 1e-6 && (mean[1] - 2.5).abs() < 1e-6, "{mean:?}");
     let mut statistics = draft(9, None).outputs(&["y", "mean"]);
     statistics.nodes[0].output.push("mean".into());
     statistics.refused("training");
