@@ -188,6 +188,8 @@ def bnb4(source, target):
 
     made = MatMulBnb4Quantizer(onnx.load(source), MatMulBnb4Quantizer.NF4, 64)
     made.process()
+    if not any(n.op_type == "MatMulBnb4" for n in made.model.graph().node):
+        raise ValueError("no MatMul with constant weights")
     made.model.save_model_to_file(target)
 
 
@@ -239,8 +241,9 @@ def at_least_opset(source, target, opset):
 def make(source, form, samples, target, folder):
     if form in STATIC:
         options = dict(STATIC[form], extra_options=dict(STATIC[form]["extra_options"]))
-        if form.startswith(("qdq_w4", "qdq_a16w8")) and "contrib" not in form:
-            source = at_least_opset(source, os.path.join(folder, "opset21.onnx"), 21)
+        narrow = form.startswith(("qdq_w4", "qdq_a16w8")) and "contrib" not in form
+        opset = 21 if narrow else 13  # Before 13 a tensor has one scale.
+        source = at_least_opset(source, os.path.join(folder, f"opset{opset}.onnx"), opset)
         quantize_static(source, target, Reader(onnx.load(source), samples), **options)
     elif form in DYNAMIC:
         quantize_dynamic(source, target, **DYNAMIC[form])

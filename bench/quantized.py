@@ -1,9 +1,11 @@
 """Holds qcc to ONNX Runtime on models that are quantized already.
 
-    quantized.py [--qcc QCC] [--inputs SAMPLES.npy] [--samples N] [--tensors] [--requant MODE] [--time] MODEL.onnx...
+    quantized.py [--qcc QCC] [--inputs SAMPLES.npy] [--samples N] [--tensors] [--precision PRECISION] [--requant MODE] [--time]
+                 MODEL.onnx...
 
-Each file (QDQ, QOperator, dynamically quantized; producers.py makes some) is compiled by `qcc compile --precision int8` and
-run on the same inputs by both: samples of a float32 array [N, ...], or normal noise. Outputs that a DequantizeLinear makes
+Each file (producers.py makes some) is compiled by `qcc compile`, to int8 where its activations have grids, otherwise (weights
+alone, or grids that are found at run time) to float, and run on the same inputs by both: samples of a float32 array
+[N, ...], or normal noise. Outputs that a DequantizeLinear makes
 are compared as codes of its grid: the share of equal codes, of those within a step, and the largest difference. Others are
 compared as numbers: the largest difference by the largest magnitude, the cosine, and the share of equal arguments of the
 maximum. With --tensors, all quantized values within the model are outputs, too, and compared as codes. With --time, both
@@ -80,7 +82,8 @@ def samples(args, model):
 
 
 def stored(folder, name):
-    return np.load(os.path.join(folder, name.replace("/", "_").replace(":", "_") + ".npy"))
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    return np.load(os.path.join(folder, ("_" + plain if plain.startswith(".") else plain) + ".npy"))
 
 
 class Tally:
@@ -114,13 +117,15 @@ def compare(args, path):
     with tempfile.TemporaryDirectory() as folder:
         program = os.path.join(folder, "model.qcc")
         codes, within = [], Tally()
-        if args.tensors:
+        has_grids = bool(with_codes(onnx.load(path)))
+        precision = args.precision or ("int8" if has_grids else "float")
+        if args.tensors and has_grids:
             codes = with_codes(model)
             path = os.path.join(folder, "codes.onnx")
             onnx.save(model, path)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         outputs = [o.name for o in session.get_outputs()]
-        build = [args.qcc, "compile", path, "-o", program, "--precision", "int8", *QUIET]
+        build = [args.qcc, "compile", path, "-o", program, "--precision", precision, *QUIET]
         build += ["--requant", args.requant] if args.requant else []
         build += [a for name, x in inputs[0].items() for a in ("--shape", f"{name}={'x'.join(map(str, x.shape))}")] if args.shapes else []
         done = subprocess.run(build, capture_output=True, text=True)
@@ -158,6 +163,7 @@ def compare(args, path):
             result["tensors"] = within.result()
             if args.verbose:
                 result["differing"] = {k: v for k, v in worst.items() if v}
+        result["precision"] = precision
         result["kernels"] = kernels(args, program)
         if args.time:
             result.update(timed(args, program, session, inputs[0], outputs))
@@ -202,6 +208,7 @@ def main():
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--tensors", action="store_true")
     parser.add_argument("--unoptimized", action="store_true", help="ONNX Runtime without its optimizations")
+    parser.add_argument("--precision")
     parser.add_argument("--requant")
     parser.add_argument("--shapes", action="store_true", help="bind the inputs' shapes when compiling")
     parser.add_argument("--time", action="store_true")

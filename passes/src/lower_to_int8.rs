@@ -6,6 +6,8 @@
 //! anywhere can be lowered. The graph is built anew, in order; each old value is known as real numbers, as codes, or
 //! as both.
 
+mod exact;
+
 use crate::{
     Context, Pass, PassError, Record,
     edit::{Product, activations, channel_runs, clamp_of, has_weights, is_move},
@@ -196,7 +198,16 @@ impl Builder<'_> {
                         record.applied(&name, format!("{} became {mnemonic}", op.mnemonic()));
                         return Ok(());
                     }
-                    Err(why) => record.declined(&name, format!("stays float: {why}")),
+                    Err(why) => match self.exact_in_floats(node, &target)? {
+                        Some(codes) => {
+                            self.codes.insert(target.fake_quant.out(), codes);
+                            self.absorbed.insert(target.fake_quant);
+                            self.absorbed.extend(target.clamp);
+                            record.declined(&name, format!("computes on its integers in floats: {why}"));
+                            return Ok(());
+                        }
+                        None => record.declined(&name, format!("stays float: {why}")),
+                    },
                 }
             }
         }

@@ -203,6 +203,7 @@ impl Lanes for FunctionBuilder<'_> {
         let upper = std::array::from_fn(|i| (8 + i % 8) as u8);
         let halves = [x, y, z].map(|v| {
             let high = vector::shuffle(self, v, v, upper);
+            let high = cast(self, F32X4, high);
             [v, high].map(|v| self.ins().fvpromote_low(v))
         });
         let [low, high] = [0, 1].map(|half| {
@@ -212,7 +213,8 @@ impl Lanes for FunctionBuilder<'_> {
             self.ins().fvdemote(sum)
         });
         let join = std::array::from_fn(|i| if i < 8 { i } else { 8 + i } as u8);
-        vector::shuffle(self, low, high, join)
+        let sum = vector::shuffle(self, low, high, join);
+        cast(self, F32X4, sum)
     }
 
     fn to_f32(&mut self, x: Value) -> Value {

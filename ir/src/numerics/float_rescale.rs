@@ -16,7 +16,7 @@ pub enum Rescaling {
 }
 
 /// Factors of a quantized sum or difference: fma(q₁, r₁, fma(q₂, r₂, c)), rounded half to even, is the code. The zero
-/// points of operands and result are in c = z_y − (r₁·z₁ + r₂·z₂), each operation rounded to f32 (ONNX Runtime's
+/// points of operands and result are in c = z_y − fma(r₁, z₁, r₂·z₂). Each operation is rounded to f32 (ONNX Runtime's
 /// `MlasQLinearAdd` on CPUs that fuse).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct FloatAddRescale {
@@ -28,6 +28,11 @@ pub struct FloatAddRescale {
     pub c: f32,
 }
 
+/// q·r + t, rounded once: f64 holds it exactly within the range of [`FloatAddRescale::new`].
+fn fma(q: i32, r: f32, t: f32) -> f32 {
+    (f64::from(q) * f64::from(r) + f64::from(t)) as f32
+}
+
 impl FloatAddRescale {
     /// Factors for operands of these steps (negative to be subtracted) and zero points. `None` where a factor's magnitude is
     /// not in [2^−12, 2^7): within it, products and sums are multiples of 2^−35 below 2^17, so that f64 holds them exactly
@@ -35,15 +40,13 @@ impl FloatAddRescale {
     pub fn new(scales: [f32; 2], zero_points: [i32; 2], output: OutputGrid) -> Option<FloatAddRescale> {
         let [r1, r2] = scales.map(|s| s / output.scale);
         let fits = |r: f32| (power(-12)..power(7)).contains(&f64::from(r.abs()));
-        let [z1, z2] = zero_points.map(|z| z as f32);
-        let c = output.zero_point as f32 - (r1 * z1 + r2 * z2);
+        let [z1, z2] = zero_points;
+        let c = output.zero_point as f32 - fma(z1, r1, r2 * z2 as f32);
         (fits(r1) && fits(r2)).then_some(FloatAddRescale { r1, r2, c })
     }
 
     /// The code of two codes of 8 bits, before it is bounded.
     pub fn apply(self, q1: i32, q2: i32) -> i32 {
-        // In f64 these are exact.
-        let fma = |q: i32, r: f32, t: f32| (f64::from(q) * f64::from(r) + f64::from(t)) as f32;
         fma(q1, self.r1, fma(q2, self.r2, self.c)).round_ties_even() as i32
     }
 }
@@ -118,7 +121,7 @@ mod tests {
             "ties go to even codes"
         );
         let product = FloatMulRescale::new([0.5, 0.5], grid(0.5, 3)).unwrap();
-        assert_eq!([product.apply(3, 1), product.apply(-3, 1), product.apply(255, -255)], [4, 2, -32510 + 1]);
+        assert_eq!([product.apply(3, 1), product.apply(-3, 1), product.apply(255, -255)], [4, 2, -32510]);
         assert_eq!(float_average(0.5, 0.25, 4), Some(0.5));
     }
 

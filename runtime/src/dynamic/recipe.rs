@@ -81,7 +81,7 @@ impl Recipe {
             let group = samples.group(i)?;
             let feed = group.bind(&self.input_types(&group)?, &self.compiler.preprocess)?;
             for batch in 0..feed.batches() {
-                model.run_within(&feed.batch(batch)?, &self.model.texts())?;
+                model.run_within(&feed.batch(batch)?, &self.model.texts(), None)?;
                 let (done, total) = match groups {
                     1 => (batch + 1, feed.batches()),
                     total => (i + 1, total),

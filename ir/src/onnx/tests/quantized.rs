@@ -203,12 +203,12 @@ fn blocks_of_weights_have_scales_of_their_own() {
         "q",
         Tensor::from_vec_as::<i8>(DType::S4, Shape::new([2, 3]).unwrap(), vec![1, 2, 3, 4, 5, 6]).unwrap(),
     )
-    .constant("s", of(&[2, 2], &[1f32, 10.0, 0.5, 2.0]))
+    .constant("s", of(&[2, 2], &[1f32, 10.0, -0.5, 2.0]))
     .constant(
         "z",
         Tensor::from_vec_as::<i8>(DType::S4, Shape::new([2, 2]).unwrap(), vec![0, 1, 2, 0]).unwrap(),
     );
-    assert_eq!(d.floats(&[]), [1.0, 2.0, 20.0, 1.0, 1.5, 12.0]);
+    assert_eq!(d.floats(&[]), [1.0, 2.0, 20.0, -1.0, -1.5, 12.0]);
 
     // Two columns of three rows in blocks of two: 16 codes would be bytes 0x21, 0x03.
     let bits = |zero: &[&str]| {
