@@ -206,6 +206,9 @@ const FROM_OTHER_CORE: f64 = sharing::FROM_OTHER_CORE / CYCLES_PER_NANOSECOND;
 /// The part of the shorter of multiplying and streaming that is not hidden behind the longer one while activations come
 /// from memory; measured with the middle layers of VGG-16 in f32.
 const WAITED: f64 = 0.1;
+/// The same where weights come from memory for tile after tile: measured with a product of 512 by 1536 by 384 in f32, which
+/// took 11 cycles where each of the two takes 8.
+const WAITED_FOR_WEIGHTS: f64 = 0.3;
 /// Cycles of a sum within which memory answers: results are prefetched by sums that take longer.
 const LATENCY: f64 = 400.0;
 /// How far ahead weights are prefetched, in bytes: about a microsecond of them.
@@ -334,7 +337,12 @@ impl Unit {
         let stream = if pixels == 1 { weights.undisturbed_cycles(bytes) } else { weights.cycles(bytes) };
         let after = CALL + FINISH * (pixels * vectors) as f64 + STORE * pixels as f64;
         let compute = multiply.max(load);
-        let waited = if block.streams { WAITED * compute.min(stream) } else { 0.0 };
+        let waited = match weights {
+            Source::Memory if pixels > 1 => WAITED_FOR_WEIGHTS,
+            _ if block.streams => WAITED,
+            _ => 0.0,
+        };
+        let waited = waited * compute.min(stream);
         groups * (compute.max(stream) + waited) + after
     }
 }
