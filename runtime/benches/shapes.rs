@@ -4,6 +4,8 @@
 //! symbolic dimension of this name going from one length to another, as sequences grow (other symbols are 1, inputs zeros),
 //! and prints the time of making each specialisation, of its first run, and of the best of those that follow.
 
+#![allow(clippy::print_stdout, reason = "a program whose results are what it prints")]
+
 use qcc_runtime::{
     Compiler, DynamicModel, Precision, ProgramFile,
     ir::{Tensor, onnx::Bindings},
