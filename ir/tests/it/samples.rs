@@ -24,6 +24,53 @@ pub(crate) fn quantized(dtype: DType, dims: &[usize], scale: f32, zero_point: i3
     TensorType::quantized(dtype, shape(dims), params).unwrap()
 }
 
+/// Adds an op under its mnemonic.
+fn add(op: Op, operands: &[ValueId], g: &mut Graph) -> ValueId {
+    let name = format!("node/{}", op.mnemonic());
+    g.add(&name, op, operands).unwrap().out()
+}
+
+/// Ops of whole tensors, which run in the interpreter.
+fn whole_tensors(g: &mut Graph) {
+    let matrix = g.constant("matrix", f32s(&[2, 2], &[2.0, 0.0, 1.0, 4.0]));
+    let inverse = add(Inverse {}.into(), &[matrix], g);
+    g.output("inverse", inverse);
+    let image = weights(g, TensorType::new(DType::F32, shape(&[1, 2, 4, 4])));
+    let rois = g.constant("rois", f32s(&[1, 4], &[0.0, 0.5, 3.0, 2.0]));
+    let of_image = g.constant("of_image", Tensor::from_vec(shape(&[1]), vec![0i64]).unwrap());
+    let align = RoiAlign { height: 2, width: 1, samples: 2, scale: 0.9, half_pixel: true, largest: false };
+    let bins = add(align.into(), &[image, rois, of_image], g);
+    g.output("bins", bins);
+    let [q, k, v] = [4, 2, 2].map(|heads| weights(g, TensorType::new(DType::F32, shape(&[1, 3, heads, 2]))));
+    let state = weights(g, TensorType::new(DType::F32, shape(&[1, 2, 2, 2])));
+    let rate = weights(g, TensorType::new(DType::F32, shape(&[1, 3, 1])));
+    let linear = LinearAttention { decays: false, corrects: true };
+    let linear = add(linear.into(), &[q, k, v, state, rate], g);
+    g.output("linear", linear);
+    let pairs = g.constant("pairs", f32s(&[1, 3], &[0.7, 0.6, 0.2]));
+    let coupled = add(CoupleProbabilities { classes: 3 }.into(), &[pairs], g);
+    g.output("coupled", coupled);
+    // x ≤ 1 leads to the first leaf, another one to the second.
+    let s32s = |values: &[i32]| Tensor::from_vec(shape(&[values.len()]), values.to_vec()).unwrap();
+    let tree = [
+        f32s(&[2, 1], &[0.5, 1.5]),
+        s32s(&[0]),
+        Tensor::from_vec(shape(&[1]), vec![0u8]).unwrap(),
+        f32s(&[1], &[1.0]),
+        s32s(&[-1]),
+        s32s(&[-2]),
+        s32s(&[0]),
+        s32s(&[0, 1, 2]),
+        s32s(&[0, 0]),
+        f32s(&[2], &[10.0, 20.0]),
+    ];
+    let tree: Vec<ValueId> =
+        tree.into_iter().enumerate().map(|(i, t)| g.constant(&format!("tree{i}"), t)).collect();
+    let trees = TreeEnsemble { targets: 1, aggregate: Aggregate::Sum };
+    let trees = add(trees.into(), &tree, g);
+    g.output("trees", trees);
+}
+
 /// A constant of seeded contents.
 pub(crate) fn weights(g: &mut Graph, ty: TensorType) -> ValueId {
     let seed = g.len() as u64;
@@ -35,10 +82,6 @@ pub(crate) fn weights(g: &mut Graph, ty: TensorType) -> ValueId {
 pub(crate) fn every_op() -> Graph {
     let mut g = Graph::new("every \"op\"\n\u{1f980}");
     let image = g.input("image", TensorType::f32(&[1, 4, 6, 6]).unwrap()).unwrap();
-    let add = |op: Op, operands: &[ValueId], g: &mut Graph| {
-        let name = format!("node/{}", op.mnemonic());
-        g.add(&name, op, operands).unwrap().out()
-    };
     let clamp = Clamp { lo: -0.1, hi: f32::INFINITY };
     let window = Window::new([3, 3]).strides([2, 1]).pads([1, 1], [1, 0]).dilations([1, 2]);
 
@@ -154,45 +197,7 @@ pub(crate) fn every_op() -> Graph {
     let bits = add(BitCast { to: DType::F64 }.into(), &[least], &mut g);
     g.output("bits", bits);
 
-    // Ops of whole tensors, in the interpreter.
-    let matrix = g.constant("matrix", f32s(&[2, 2], &[2.0, 0.0, 1.0, 4.0]));
-    let inverse = add(Inverse {}.into(), &[matrix], &mut g);
-    g.output("inverse", inverse);
-    let image = weights(&mut g, TensorType::new(DType::F32, shape(&[1, 2, 4, 4])));
-    let rois = g.constant("rois", f32s(&[1, 4], &[0.0, 0.5, 3.0, 2.0]));
-    let of_image = g.constant("of_image", Tensor::from_vec(shape(&[1]), vec![0i64]).unwrap());
-    let align = RoiAlign { height: 2, width: 1, samples: 2, scale: 0.9, half_pixel: true, largest: false };
-    let bins = add(align.into(), &[image, rois, of_image], &mut g);
-    g.output("bins", bins);
-    let [q, k, v] =
-        [4, 2, 2].map(|heads| weights(&mut g, TensorType::new(DType::F32, shape(&[1, 3, heads, 2]))));
-    let state = weights(&mut g, TensorType::new(DType::F32, shape(&[1, 2, 2, 2])));
-    let rate = weights(&mut g, TensorType::new(DType::F32, shape(&[1, 3, 1])));
-    let linear = LinearAttention { decays: false, corrects: true };
-    let linear = add(linear.into(), &[q, k, v, state, rate], &mut g);
-    g.output("linear", linear);
-    let pairs = g.constant("pairs", f32s(&[1, 3], &[0.7, 0.6, 0.2]));
-    let coupled = add(CoupleProbabilities { classes: 3 }.into(), &[pairs], &mut g);
-    g.output("coupled", coupled);
-    // x ≤ 1 leads to the first leaf, another one to the second.
-    let s32s = |values: &[i32]| Tensor::from_vec(shape(&[values.len()]), values.to_vec()).unwrap();
-    let tree = [
-        f32s(&[2, 1], &[0.5, 1.5]),
-        s32s(&[0]),
-        Tensor::from_vec(shape(&[1]), vec![0u8]).unwrap(),
-        f32s(&[1], &[1.0]),
-        s32s(&[-1]),
-        s32s(&[-2]),
-        s32s(&[0]),
-        s32s(&[0, 1, 2]),
-        s32s(&[0, 0]),
-        f32s(&[2], &[10.0, 20.0]),
-    ];
-    let tree: Vec<ValueId> =
-        tree.into_iter().enumerate().map(|(i, t)| g.constant(&format!("tree{i}"), t)).collect();
-    let trees = TreeEnsemble { targets: 1, aggregate: Aggregate::Sum };
-    let trees = add(trees.into(), &tree, &mut g);
-    g.output("trees", trees);
+    whole_tensors(&mut g);
 
     // Grids.
     let scales = vec![0.01, 1e-30, 0.1 + f32::EPSILON, 3e30];
