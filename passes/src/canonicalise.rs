@@ -128,6 +128,9 @@ fn float_product(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     if graph.ty(sums).dtype != DType::S32 {
         return Ok(None);
     }
+    if let Some(Op::Binary(Binary { kind: BinaryKind::Add })) = graph.op(sums.node) {
+        return float_bias(graph, node, sums);
+    }
     let product: Op = match graph.op(sums.node) {
         Some(Op::PlainMatMul(_)) => MatMul { bias: false, residual: false, clamp: Clamp::NONE }.into(),
         Some(Op::IntConv(c)) => Conv {
@@ -150,6 +153,29 @@ fn float_product(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     }
     graph.rewrite(node, product, &operands)?;
     Ok(Some("a product of integers that becomes floats is one of floats"))
+}
+
+/// A bias that is added to such a product before the sum becomes floats is added behind it.
+fn float_bias(graph: &mut Graph, node: NodeId, sums: ValueId) -> Result<Did, PassError> {
+    let operands = graph.operands(sums.node);
+    let is_product = |v: &ValueId| {
+        matches!(graph.op(v.node), Some(Op::PlainMatMul(_) | Op::IntConv(_)))
+            && graph.shape(*v) == graph.shape(sums)
+            && graph.operands(v.node).iter().all(|v| is_of_few_bits(graph, *v))
+    };
+    if !operands.iter().any(is_product) {
+        return Ok(None);
+    }
+    let mut numbers = Vec::new();
+    for (i, v) in operands.into_iter().enumerate() {
+        let name = format!("{}_numbers{i}", graph.node(sums.node).name);
+        numbers.push(graph.add(&name, Cast { to: DType::F32 }, &[v])?.out());
+    }
+    graph.rewrite(node, Binary { kind: BinaryKind::Add }, &numbers)?;
+    for v in numbers {
+        float_product(graph, v.node)?;
+    }
+    Ok(Some("a bias of integers is added to a product as floats"))
 }
 
 /// Whether these are codes of 8 bits, or such less a zero point.
