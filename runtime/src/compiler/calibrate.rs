@@ -3,13 +3,13 @@
 use super::{Compiler, Event, Prepared, graph_inputs};
 use crate::{
     Calibration, Error, JitOptions, Model, Precision, Program, ProgramInfo, Samples, Session, TensorView,
-    Threads,
+    Threads, dynamic::lock,
 };
 use qcc_ir::{Graph, Output, Tensor, ValueId};
 use qcc_passes::{Calibrator, Collector, Options, Ranges, Report};
 use serde::{Deserialize, Serialize};
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -125,10 +125,6 @@ pub(crate) struct ObservedPart {
     probe: Probe,
     session: Mutex<Option<Session>>,
     collector: Arc<Mutex<Collector>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Observation {

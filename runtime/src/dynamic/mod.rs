@@ -138,7 +138,8 @@ pub struct DynamicRun {
     pub models: Vec<Model>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// What a mutex holds, also where a thread has panicked: nothing that is kept here is ever half written.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

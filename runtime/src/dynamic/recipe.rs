@@ -1,11 +1,11 @@
 //! How all specialisations of a model are compiled: on the same ranges, found once.
 
-use super::{DynamicModel, Engine};
+use super::{DynamicModel, Engine, lock};
 use crate::{Calibrated, Compiler, Error, Event, Model, Samples, TensorInfo, compiler::Observation};
 use qcc_ir::{Graph, Tensor, onnx};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -60,7 +60,7 @@ impl Recipe {
     /// The ranges, from samples where they are not there yet, and the time that this took.
     pub(super) fn calibrated(&self) -> Result<(Arc<Calibrated>, Duration), Error> {
         // Held meanwhile: a second caller needs the same.
-        let mut calibrated = self.calibrated.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut calibrated = lock(&self.calibrated);
         if let Some(found) = &*calibrated {
             return Ok((found.clone(), Duration::ZERO));
         }
