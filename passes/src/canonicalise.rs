@@ -1,6 +1,9 @@
 //! One spelling for each computation: ops that do nothing go, chains of moves merge, spatial means are pools,
 //! one-dimensional windows are two-dimensional ones of height 1, compositions with a name get it.
 
+mod powers;
+mod rows;
+
 use crate::{
     Context, Pass, PassError, Record,
     edit::{add_f32, f32_constant, f32_scalar, keeps_order, live_op, replace},
@@ -45,8 +48,16 @@ type Did = Option<&'static str>;
 
 type Rule = fn(&mut Graph, NodeId) -> Result<Did, PassError>;
 
-const RULES: [Rule; 7] =
-    [merge_moves, cast_before_expand, name_compositions, gelu, mean_to_pool, widen, float_product];
+const RULES: [Rule; 8] = [
+    merge_moves,
+    rows::rows,
+    cast_before_expand,
+    name_compositions,
+    gelu,
+    mean_to_pool,
+    widen,
+    float_product,
+];
 
 /// The operand that the node's result equals, if the node does nothing.
 fn no_op(graph: &Graph, node: NodeId) -> Option<ValueId> {
@@ -259,7 +270,7 @@ fn is_whole(graph: &Graph, value: ValueId) -> bool {
     }
 }
 
-/// max(x, c) and min(x, c) are clips, x/c is x·(1/c), x² is x·x, x·sigmoid(x) is SiLU, x·hardsigmoid(x) is hard-swish;
+/// max(x, c) and min(x, c) are clips, x/c is x·(1/c), x² is x·x ([`powers`]), x·sigmoid(x) is SiLU, x·hardsigmoid(x) is hard-swish;
 /// and [`gelu`].
 fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     let Some(Op::Binary(Binary { kind })) = graph.op(node).cloned() else {
@@ -296,9 +307,11 @@ fn name_compositions(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> 
             graph.rewrite(node, Binary { kind: BinaryKind::Mul }, &[x, r])?;
             return Ok(Some("a division by constants is a multiplication"));
         }
-        if kind == BinaryKind::Pow && f32_scalar(graph, other) == Some(2.0) {
-            graph.rewrite(node, Binary { kind: BinaryKind::Mul }, &[x, x])?;
-            return Ok(Some("a square is a product"));
+        if kind == BinaryKind::Pow
+            && let Some(exponent) = f32_scalar(graph, other)
+            && let Some(did) = powers::power(graph, node, x, exponent)?
+        {
+            return Ok(Some(did));
         }
         if let (BinaryKind::Mul, Some(Op::Unary(u))) = (kind, graph.op(other.node))
             && graph.operand(other.node, 0) == x

@@ -1,6 +1,8 @@
 //! Matrix products with constant weights become products of codes, whose activations are quantized row by row when the
 //! model runs. Nothing is calibrated.
 //!
+//! So do the products of states in recurrent layers: their op takes weights of codes, and quantizes states itself.
+//!
 //! Weights get a scale a column, as those of calibrated models do. Products of one activation, as those of queries, keys and
 //! values, share its codes. What stays float: products of two activations, whose second operand would have to be quantized
 //! by columns, against the order in which it is computed; convolutions, in which a pixel is read by many windows and in
@@ -14,7 +16,7 @@ use crate::{
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, QuantParams, Tensor, TensorType, ValueId,
     numerics::{self, WeightSums},
-    ops::{Clamp, DynamicMatMul, DynamicQuantize, MatMul},
+    ops::{Clamp, DynamicMatMul, DynamicQuantize, MatMul, Recurrent},
 };
 use std::collections::BTreeMap;
 
@@ -32,7 +34,8 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     for node in graph.order() {
         let name = graph.node(node).name.clone();
         let product = match live_op(graph, node) {
-            Some(Op::MatMul(m)) => m.clone(),
+            Some(Op::MatMul(m)) => Some(m.clone()),
+            Some(Op::Recurrent(_)) => None,
             Some(Op::Conv(_)) => {
                 record.declined(&name, "convolutions have no grids of rows: calibrate for int8");
                 continue;
@@ -43,13 +46,18 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
             record.declined(&name, "pinned to a device");
             continue;
         }
-        match weights_of(graph, node, ctx.options, &mut made) {
-            Ok(weights) => {
+        match (weights_of(graph, node, ctx.options, &mut made), product) {
+            (Ok(weights), Some(product)) => {
                 let [codes, scale, zero] = quantized(graph, node, &mut made)?;
                 put(graph, node, &product, [codes, weights, scale, zero])?;
                 record.applied(&name, "multiplies codes that are quantized row by row");
             }
-            Err(why) => record.declined(&name, why),
+            (Ok(weights), None) => {
+                graph.set_operand(node, Recurrent::WEIGHTS_SLOT, weights)?;
+                graph.remove_dead();
+                record.applied(&name, "multiplies codes of states");
+            }
+            (Err(why), _) => record.declined(&name, why),
         }
     }
     Ok(())
@@ -71,7 +79,7 @@ fn weights_of(
     options: &Options,
     made: &mut Made,
 ) -> Result<ValueId, String> {
-    if !has_weights(graph, node) {
+    if matches!(graph.op(node), Some(Op::MatMul(_))) && !has_weights(graph, node) {
         return Err(
             "it multiplies two activations, or a batch of weights: only one matrix of weights is packed"
                 .into(),
@@ -88,7 +96,7 @@ fn weights_of(
             "{inner}×{columns} weights are too few to pay for quantizing what they multiply"
         ));
     }
-    let weights = f32_constant(graph, source).ok_or("its weights are not constant numbers")?;
+    let weights = f32_constant(graph, source).ok_or("its weights are not constant numbers of f32")?;
     if !weights.iter().all(|w| w.is_finite()) {
         return Err("its weights are not finite".into());
     }

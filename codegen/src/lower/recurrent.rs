@@ -8,25 +8,28 @@ use crate::{
     dense::{
         Problem, Strides, WeightOrder, Weights,
         driver::{self, Coefficients, Elements, Operands, PackedAt, Starts},
-        spec::{Epilogue, Product},
+        spec::{Epilogue, Product, RowGrid},
     },
     kernels::{
+        dynamic::{self, Rows},
         lanes::{Elementwise, Lanes},
         map::{self, View},
         math::{self, has_unary},
+        wide,
     },
     model::Work,
     module::Location,
     recurrence::{Input, Lengths, Recurrence, State},
 };
 use qcc_ir::{
-    DType, Graph, NodeId, Op, OpError,
+    DType, Graph, NodeId, Op, OpError, Tensor,
+    numerics::Dequantizer,
     ops::{Activation, Cell, Clamp, Recurrent},
 };
 
 pub(super) const RECURRENT: Lowerer = Lowerer { supported, lower };
 
-const WEIGHTS: usize = 1;
+const WEIGHTS: usize = Recurrent::WEIGHTS_SLOT;
 const SIZE: usize = size_of::<f32>();
 
 fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
@@ -37,6 +40,11 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     let ty = graph.ty(node.out());
     if ty.dtype != DType::F32 {
         return Err(format!("computes in {}", ty.dtype));
+    }
+    let weights = product::constant(graph, node, WEIGHTS).map_err(|e| e.to_string())?;
+    if weights.dtype() == DType::S8 {
+        let ty = graph.ty(graph.operand(node, WEIGHTS));
+        Recurrent::dequantizer(ty, weights, None).map_err(|e| e.to_string())?;
     }
     match op.activations.iter().find(|a| matches!(a, Activation::Unary(kind) if !has_unary(*kind))) {
         Some(activation) => Err(format!("{activation:?} has no kernel")),
@@ -120,10 +128,15 @@ struct Columns {
 
 impl Columns {
     fn location(self) -> Location {
-        match self.at {
-            Location::Arena(offset) => Location::Arena(offset + (self.first * SIZE) as u64),
-            other => other,
-        }
+        moved(self.at, self.first * SIZE)
+    }
+}
+
+/// So many bytes further in the arena.
+fn moved(at: Location, bytes: usize) -> Location {
+    match at {
+        Location::Arena(offset) => Location::Arena(offset + bytes as u64),
+        other => other,
     }
 }
 
@@ -168,39 +181,121 @@ impl Body<'_> {
         residual: Option<Columns>,
         y: Columns,
     ) -> Result<(), CodegenError> {
-        let strides = |columns: usize| {
-            let (col, all) = (columns * SIZE, self.sequences * columns * SIZE);
+        let tensor = product::constant(cx.graph, self.node, WEIGHTS).map_err(|e| cx.refuse(self.node, e))?;
+        let of_codes = tensor.dtype() == DType::S8;
+        let product = if of_codes { Product::U8S8 } else { Product::F32 };
+        let strides = |col: usize| {
+            let all = self.sequences * col;
             Strides { image: all, row: all, col, group: 0 }
         };
         let problem = Problem {
-            product: Product::F32,
+            product,
             images: 1,
             rows: 1,
             cols: self.sequences,
             groups: 1,
             channels: gates * self.hidden,
-            a: strides(self.hidden),
-            y: strides(y.of),
-            r: strides(residual.map_or(y.of, |r| r.of)),
-            g: Strides::default(),
+            a: strides(self.hidden * product.element()),
+            y: strides(y.of * SIZE),
+            r: strides(residual.map_or(y.of, |r| r.of) * SIZE),
+            g: if of_codes && self.sequences > 1 { strides(RowGrid::BYTES) } else { Strides::default() },
             result_bytes: SIZE,
             loops: Vec::new(),
             run: self.hidden,
         };
-        let tensor = product::constant(cx.graph, self.node, WEIGHTS).map_err(|e| cx.refuse(self.node, e))?;
-        let elements = tensor.as_slice::<f32>().map_err(|e| cx.refuse(self.node, e.into()))?;
-        let order = WeightOrder { channel: 1, inputs: self.hidden, input: self.width() };
-        // Where only some columns are taken, they are packed as others of another number, so that no two are one for whoever
-        // shares them.
-        let elements = &elements[first * self.hidden..];
-        let weights = Elements::Floats(Weights { elements, order, run: self.hidden });
-        let coefficients = Coefficients { tensor, weights, starts: Starts::Floats(bias) };
-        let epilogue = Epilogue::Float { clamp: Clamp::NONE, residual: residual.is_some() };
+        let macs = (self.sequences * self.hidden * gates * self.hidden) as u64;
+        let work = Work { macs, weight_bytes: macs * product.element() as u64, ..Work::default() };
         let (y, r) = (y.location(), residual.map(Columns::location));
         let operands = Operands { a: x, y, r, g: None, w: PackedAt::Model };
-        let macs = (self.sequences * self.hidden * gates * self.hidden) as u64;
-        let work = Work { macs, weight_bytes: macs * SIZE as u64, ..Work::default() };
-        driver::lower(cx, "state", &problem, epilogue, operands, &coefficients, work)
+        match of_codes {
+            true => self.product_of_codes(cx, tensor, problem, operands, first, bias, work),
+            false => self.product_of_numbers(cx, tensor, &problem, operands, first, bias, work),
+        }
+    }
+
+    /// How the problem reads weights, and the first of them. Where only some columns are taken, they are packed as others of
+    /// another number, so that no two are one for whoever shares them.
+    fn weights<'s, T>(&self, elements: &'s [T], first: usize) -> Weights<'s, T> {
+        let order = WeightOrder { channel: 1, inputs: self.hidden, input: self.width() };
+        Weights { elements: &elements[first * self.hidden..], order, run: self.hidden }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "all that a product is made of")]
+    fn product_of_numbers<'s>(
+        &self,
+        cx: &mut Lowering<'_, 's>,
+        tensor: &'s Tensor,
+        problem: &Problem,
+        operands: Operands,
+        first: usize,
+        bias: &[f32],
+        work: Work,
+    ) -> Result<(), CodegenError> {
+        let elements = tensor.as_slice::<f32>().map_err(|e| cx.refuse(self.node, e.into()))?;
+        let weights = Elements::Floats(self.weights(elements, first));
+        let coefficients = Coefficients { tensor, weights, starts: Starts::Floats(bias) };
+        let epilogue = Epilogue::Float { clamp: Clamp::NONE, residual: operands.r.is_some() };
+        driver::lower(cx, "state", problem, epilogue, operands, &coefficients, work)
+    }
+
+    /// The same of codes: first those of x are made.
+    #[allow(clippy::too_many_arguments, reason = "all that a product is made of")]
+    fn product_of_codes<'s>(
+        &self,
+        cx: &mut Lowering<'_, 's>,
+        tensor: &'s Tensor,
+        problem: Problem,
+        operands: Operands,
+        first: usize,
+        bias: &[f32],
+        work: Work,
+    ) -> Result<(), CodegenError> {
+        let columns = first * self.hidden..first * self.hidden + problem.channels;
+        let ty = cx.graph.ty(cx.graph.operand(self.node, WEIGHTS));
+        let all = Recurrent::dequantizer(ty, tensor, None).map_err(|e| cx.refuse(self.node, e))?;
+        let dequantizer = &Dequantizer {
+            sums: all.sums[columns.clone()].to_vec(),
+            scales: all.scales[columns].to_vec(),
+            // What is nothing is not added.
+            bias: operands.r.is_none().then(|| bias.to_vec()),
+            clamp: all.clamp,
+        };
+        let (codes, grids) = self.quantized(cx, operands.a)?;
+        let elements = tensor.as_slice::<i8>().map_err(|e| cx.refuse(self.node, e.into()))?;
+        let weights = self.weights(elements, first);
+        let is_in_16_bits = cx.options.tier.has_faster_narrow_products()
+            && weights.pairs_fit_16_bits(problem.channels, problem.runs());
+        let product = cx.options.tier.product_of_codes(is_in_16_bits);
+        let work = Work { by_narrow_weights: product == Product::U8S7, ..work };
+        let starts = vec![0; problem.channels];
+        // The largest magnitude of a code is 128.
+        let starts = Starts::Codes(&starts, 255 * 128 * self.hidden as i64);
+        let coefficients = Coefficients { tensor, weights: Elements::Codes(weights), starts };
+        let epilogue =
+            Epilogue::Dequantize { dequantizer, zero_points: true, residual: operands.r.is_some() };
+        let operands = Operands { a: codes, g: Some(grids), ..operands };
+        driver::lower(cx, "state", &Problem { product, ..problem }, epilogue, operands, &coefficients, work)
+    }
+
+    /// Steps that make codes of rows of x, and their grids.
+    fn quantized(&self, cx: &mut Lowering, x: Location) -> Result<(Location, Location), CodegenError> {
+        let codes = cx.scratch((self.sequences * self.hidden) as u64)?;
+        let grids = cx.scratch((self.sequences * RowGrid::BYTES) as u64)?;
+        let rows = Rows {
+            rows: self.sequences,
+            len: self.hidden,
+            x,
+            codes,
+            scales: grids,
+            zeros: moved(grids, RowGrid::ZERO_POINT),
+            stride: RowGrid::BYTES as i64,
+        };
+        let elements = (self.sequences * self.hidden) as u64;
+        let work = Work { bytes_read: elements * SIZE as u64, bytes_written: elements, ..Work::default() };
+        if !wide::quantize_rows(cx, &rows, work)? {
+            dynamic::quantize_rows(cx, &rows, work)?;
+        }
+        Ok((codes, grids))
     }
 
     fn function(
@@ -248,7 +343,8 @@ impl Body<'_> {
     fn linear_gru(&self, cx: &mut Lowering, of: &Recurrence) -> Result<(), CodegenError> {
         let hidden = &of.states[0];
         let products = cx.scratch((self.sequences * self.width() * SIZE) as u64)?;
-        let mut bias = vec![0.0; self.width()];
+        // Of z and r the sum with this is the same number, be it 0 or −0.
+        let mut bias = vec![-0.0; self.width()];
         if let Some(slot) = self.op.slots().bias {
             let own = product::constant(cx.graph, self.node, slot).map_err(|e| cx.refuse(self.node, e))?;
             let own = own.as_slice::<f32>().map_err(|e| cx.refuse(self.node, e.into()))?;

@@ -4,7 +4,7 @@ use super::{Random, Threads, compiled, placed, plain, run, tiers};
 use crate::{Parallel, Serial, capability};
 use proptest::prelude::*;
 use qcc_ir::{
-    DType, Graph, Shape, Tensor, interpreter,
+    DType, Graph, QuantParams, Shape, Tensor, TensorType, ValueId, interpreter,
     ops::{Activation, Cell, Recurrent, UnaryKind},
 };
 
@@ -41,6 +41,7 @@ fn eighths(dims: &[usize], r: &mut Random) -> Tensor {
     numbers(dims, 1.0, r)
 }
 
+#[derive(Clone)]
 struct Case {
     cell: Cell,
     activations: Vec<Activation>,
@@ -49,6 +50,18 @@ struct Case {
     lengths: Option<Vec<i32>>,
     /// Steps, sequences, state.
     extents: [usize; 3],
+    /// Whether the weights of the state are codes.
+    of_codes: bool,
+}
+
+/// Codes of all kinds, with a scale for each column.
+fn codes(g: &mut Graph, hidden: usize, width: usize, r: &mut Random) -> ValueId {
+    let shape = Shape::new([hidden, width]).unwrap();
+    let codes: Vec<i8> = (0..shape.elements()).map(|_| (r.next() % 256) as u8 as i8).collect();
+    let scales = (0..width).map(|_| 1e-3 * (1.0 + (r.next() % 64) as f32 / 64.0)).collect();
+    let grid = QuantParams::per_axis(1, scales, vec![0; width]).unwrap();
+    let ty = TensorType::quantized(DType::S8, shape.clone(), grid).unwrap();
+    g.quantized_constant("R", Tensor::from_vec(shape, codes).unwrap(), ty).unwrap()
 }
 
 impl Case {
@@ -67,7 +80,10 @@ impl Case {
         };
         operands.push(input(&mut g, "gates", eighths(&[steps, sequences, width], r)));
         // Larger ones would make the states chaotic: a last bit would not stay one.
-        operands.push(g.constant("R", numbers(&[hidden, width], 0.125, r)));
+        operands.push(match self.of_codes {
+            true => codes(&mut g, hidden, width, r),
+            false => g.constant("R", numbers(&[hidden, width], 0.125, r)),
+        });
         operands.push(input(&mut g, "H", eighths(&[sequences, hidden], r)));
         if let Cell::Lstm { peepholes, .. } = self.cell {
             operands.push(input(&mut g, "C", eighths(&[sequences, hidden], r)));
@@ -141,7 +157,7 @@ proptest! {
         // Where the state is multiplied after its reset, this is no number of eighths, so that sums depend on their order.
         let tolerance = if cell == (Cell::Gru { linear_before_reset: false }) { 1e-5 } else { 0.0 };
         let extents = [1, sequences, hidden];
-        Case { cell, activations: activations(cell, first), clip, reverse, lengths: None, extents }
+        Case { cell, activations: activations(cell, first), clip, reverse, lengths: None, extents, of_codes: false }
             .check(seed, tolerance);
     }
 
@@ -154,8 +170,22 @@ proptest! {
         let (steps, sequences, hidden) = extents;
         let lengths = lengths.map(|l| l[..sequences].iter().map(|&n| n.min(steps as i32)).collect());
         let activations = activations(cell, 0)[..].iter().map(|_| ACTIVATIONS[1]).collect();
-        Case { cell, activations, clip: None, reverse, lengths, extents: [steps, sequences, hidden] }
+        Case { cell, activations, clip: None, reverse, lengths, extents: [steps, sequences, hidden], of_codes: false }
             .check(seed, 1e-4);
+    }
+
+    /// Sums of codes do not depend on their order.
+    #[test]
+    fn weights_of_codes_are_bit_for_bit_the_interpreters(
+        cell in 0usize..7, first in 0usize..8, extents in (1usize..5, 1usize..10, 1usize..70), reverse: bool,
+        lengths in prop::option::of(prop::collection::vec(0i32..5, 10)), seed: u64,
+    ) {
+        let cell = CELLS[cell];
+        let (steps, sequences, hidden) = extents;
+        let lengths = lengths.map(|l| l[..sequences].iter().map(|&n| n.min(steps as i32)).collect());
+        let activations = activations(cell, first);
+        let extents = [steps, sequences, hidden];
+        Case { cell, activations, clip: Some(2.0), reverse, lengths, extents, of_codes: true }.check(seed, 0.0);
     }
 }
 
@@ -164,8 +194,16 @@ fn states_that_take_several_panels_are_shared_among_threads() {
     for cell in [CELLS[2], CELLS[3]] {
         let activations = [ACTIVATIONS[0], ACTIVATIONS[1], ACTIVATIONS[1]];
         let activations = activations[..cell.activations()].to_vec();
-        Case { cell, activations, clip: None, reverse: false, lengths: None, extents: [3, 2, 131] }
-            .check(5, 1e-4);
+        Case {
+            cell,
+            activations,
+            clip: None,
+            reverse: false,
+            lengths: None,
+            extents: [3, 2, 131],
+            of_codes: false,
+        }
+        .check(5, 1e-4);
     }
 }
 
@@ -178,6 +216,7 @@ fn a_length_beyond_the_steps_is_an_error_that_names_the_node() {
         reverse: false,
         lengths: Some(vec![2, 4]),
         extents: [3, 2, 5],
+        of_codes: false,
     };
     let (graph, inputs) = case.build(1);
     let model = compiled(&placed(&graph), tiers()[0]);
@@ -198,6 +237,7 @@ fn recurrences_in_f64_and_with_weights_of_run_time_are_interpreted() {
         reverse: false,
         lengths: None,
         extents: [1, 1, 2],
+        of_codes: false,
     };
     let op = Recurrent {
         cell: case.cell,

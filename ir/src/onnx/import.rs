@@ -585,7 +585,7 @@ impl<'m> Importer<'m> {
         self.emit_one(name, Cast { to: dtype }.into(), &[y])
     }
 
-    /// ONNX computes with quantized integers as with any others. Only ops that move elements keep a grid; for the rest,
+    /// ONNX computes with quantized integers as with any others. Only ops that move elements, or take weights of codes, keep a grid; for the rest,
     /// operands become plain integers.
     fn without_grids(
         &mut self,
@@ -594,7 +594,7 @@ impl<'m> Importer<'m> {
         operands: &[ValueId],
     ) -> Result<Vec<ValueId>, NodeError> {
         let types: Vec<&TensorType> = operands.iter().map(|&v| self.graph.ty(v)).collect();
-        let keeps = types.iter().all(|t| t.quant.is_none()) || moves_grids(op) && op.infer(&types).is_ok();
+        let keeps = types.iter().all(|t| t.quant.is_none()) || keeps_grids(op) && op.infer(&types).is_ok();
         if keeps {
             return Ok(operands.to_vec());
         }
@@ -730,8 +730,8 @@ fn node_error(def: &NodeDef, source: NodeError) -> ImportError {
     ImportError::Node { node: def.name.clone(), op: def.op.clone(), source }
 }
 
-/// Ops that let integers keep their grid, where it fits.
-fn moves_grids(op: &Op) -> bool {
+/// Ops that let integers keep their grid, where it fits, and those whose weights have one.
+fn keeps_grids(op: &Op) -> bool {
     use Op::*;
     matches!(
         op,
@@ -750,6 +750,8 @@ fn moves_grids(op: &Op) -> bool {
             | Pool(_)
             | Dequantize(_)
             | AssumeGrid(_)
+            | DynamicMatMul(_)
+            | Recurrent(_)
     )
 }
 

@@ -242,7 +242,11 @@ fn combined_reals<T: Real>(
     part: usize,
     kind: BinaryKind,
 ) -> Result<Vec<T>, OpError> {
-    combined(elements, updates, places, part, |a, b| kind.apply_real(a, b))
+    // One that cannot fail is one for all of a part.
+    match kind {
+        BinaryKind::Add => combined(elements, updates, places, part, |a, b| Ok(a + b)),
+        _ => combined(elements, updates, places, part, |a, b| kind.apply_real(a, b)),
+    }
 }
 
 fn combined<T: Copy>(

@@ -1,7 +1,13 @@
 //! Recurrent layers: what is left of them when the product of the input and its weights is taken out.
 
-use super::{Operator, UnaryKind, conv::operand};
-use crate::{DType, Element, OpError, Shape, Tensor, TensorType, numerics::math::Real};
+use super::{
+    Clamp, DynamicMatMul, Operator, UnaryKind,
+    conv::{check_weights, operand},
+};
+use crate::{
+    DType, Element, OpError, Shape, Tensor, TensorType,
+    numerics::{Dequantizer, DynamicGrid, WeightSums, math::Real},
+};
 use serde::{Deserialize, Serialize};
 
 /// The recurrence of a layer, in one direction.
@@ -11,7 +17,7 @@ use serde::{Deserialize, Serialize};
 /// | operand | shape | where |
 /// |---|---|---|
 /// | a: for each step and gate the product of the input and its weights, and the biases | `[s, b, G·h]` | |
-/// | R: weights of the state | `[h, G·h]` | |
+/// | R: weights of the state, or s8 codes of them, symmetric, of one scale or one a column | `[h, G·h]` | |
 /// | initial state H | `[b, h]` | |
 /// | initial cell C | `[b, h]` | LSTM |
 /// | peepholes P | `[3·h]`: i, o, f | LSTM with them |
@@ -33,6 +39,10 @@ use serde::{Deserialize, Serialize};
 /// ```
 ///
 /// Gates stand in ONNX's order: z, r, h and i, o, f, c.
+///
+/// Where R is codes, each product with it is one of codes: the row of numbers that it multiplies gets the [`DynamicGrid`] that
+/// is chosen for it, in every step anew, and [`Dequantizer::apply`] makes numbers of the sums, to which a gate's a, or r_b, is
+/// added. So layers are as ONNX Runtime's DynamicQuantizeLSTM, which shares the grid of a step among sequences.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Recurrent {
     /// What is computed in a step.
@@ -128,10 +138,13 @@ pub struct Slots {
     pub count: usize,
 }
 
+/// y += x·R for so many columns of R as y has elements, from one on.
+type Product<'a, T> = &'a dyn Fn(&mut [T], &[T], usize);
+
 /// The operands of a [`Recurrent`], of elements of one type.
 struct Operands<'a, T> {
     gates: &'a [T],
-    weights: &'a [T],
+    add_product: Product<'a, T>,
     peepholes: Option<&'a [T]>,
     bias: Option<&'a [T]>,
 }
@@ -155,6 +168,23 @@ impl Recurrent {
         let inside = usize::try_from(length).ok().filter(|&n| n <= steps);
         inside
             .ok_or_else(|| OpError::shape(format!("sequence {b} has a length of {length}, of {steps} steps")))
+    }
+
+    /// The operand slot of R.
+    pub const WEIGHTS_SLOT: usize = 1;
+
+    /// What makes numbers of the sums of codes of R, which has this type, and a bias of its columns.
+    ///
+    /// # Errors
+    /// Where a sum could leave 32 bits.
+    pub fn dequantizer(
+        ty: &TensorType,
+        weights: &Tensor,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Dequantizer, OpError> {
+        let sums = WeightSums::by_channel(weights, DynamicMatMul::CHANNEL_AXIS)?;
+        let product = DynamicMatMul { bias: false, residual: true, clamp: Clamp::NONE };
+        Ok(Dequantizer { bias, ..product.dequantizer(ty, &sums, None)? })
     }
 
     /// The slots of the operands that this recurrence has.
@@ -184,7 +214,7 @@ impl Recurrent {
     fn step<T: Real>(&self, state: &mut State<T>, operands: &Operands<'_, T>) {
         match self.cell {
             Cell::Rnn => {
-                add_product(&mut state.gates, &state.hidden, operands.weights, 0);
+                (operands.add_product)(&mut state.gates, &state.hidden, 0);
                 for (h, &a) in state.hidden.iter_mut().zip(&state.gates) {
                     *h = self.activate(0, a);
                 }
@@ -198,13 +228,13 @@ impl Recurrent {
         let n = state.hidden.len();
         let State { hidden, gates, scratch, .. } = state;
         let (both, last) = gates.split_at_mut(2 * n);
-        add_product(both, hidden, operands.weights, 0);
+        (operands.add_product)(both, hidden, 0);
         both.iter_mut().for_each(|a| *a = self.activate(0, *a));
         let reset = &both[n..];
         match operands.bias {
             Some(bias) => {
                 scratch.copy_from_slice(bias);
-                add_product(scratch, hidden, operands.weights, 2 * n);
+                (operands.add_product)(scratch, hidden, 2 * n);
                 for j in 0..n {
                     last[j] = last[j] + reset[j] * scratch[j];
                 }
@@ -213,7 +243,7 @@ impl Recurrent {
                 for j in 0..n {
                     scratch[j] = reset[j] * hidden[j];
                 }
-                add_product(last, scratch, operands.weights, 2 * n);
+                (operands.add_product)(last, scratch, 2 * n);
             }
         }
         for j in 0..n {
@@ -225,7 +255,7 @@ impl Recurrent {
     fn lstm<T: Real>(&self, state: &mut State<T>, operands: &Operands<'_, T>, coupled: bool) {
         let n = state.hidden.len();
         let State { hidden, cell, gates, .. } = state;
-        add_product(gates, hidden, operands.weights, 0);
+        (operands.add_product)(gates, hidden, 0);
         let peep = |gate: usize, j: usize, c: T, a: T| match operands.peepholes {
             Some(p) => a + p[gate * n + j] * c,
             None => a,
@@ -249,12 +279,13 @@ impl Recurrent {
         &self,
         operands: &[&Tensor],
         results: &[TensorType],
+        add_product: Product<'_, T>,
     ) -> Result<Vec<Tensor>, OpError> {
         let slots = self.slots();
         let slice = |slot: usize| operands[slot].as_slice::<T>();
         let given = Operands {
             gates: slice(0)?,
-            weights: slice(1)?,
+            add_product,
             peepholes: slots.peepholes.map(slice).transpose()?,
             bias: slots.bias.map(slice).transpose()?,
         };
@@ -311,6 +342,24 @@ fn add_product<T: Real>(y: &mut [T], x: &[T], weights: &[T], first: usize) {
     }
 }
 
+/// The same of codes of W, whose sums this makes numbers of.
+fn add_product_of_codes(y: &mut [f32], x: &[f32], codes: &[i8], first: usize, dequantizer: &Dequantizer) {
+    if x.is_empty() {
+        return;
+    }
+    let grid = DynamicGrid::of(x);
+    let mut sums = vec![0i32; y.len()];
+    for (&x, row) in x.iter().zip(codes.chunks(codes.len() / x.len())) {
+        let x = i32::from(grid.code(x));
+        for (sum, &w) in sums.iter_mut().zip(&row[first..]) {
+            *sum = sum.wrapping_add(x * i32::from(w));
+        }
+    }
+    for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
+        *y = dequantizer.apply(sum, first + i, grid, Some(*y));
+    }
+}
+
 impl Operator for Recurrent {
     fn infer(&self, operands: &[&TensorType]) -> Result<Vec<TensorType>, OpError> {
         let slots = self.slots();
@@ -346,7 +395,13 @@ impl Operator for Recurrent {
         let gates = gates.ok_or_else(|| {
             OpError::shape(format!("{x} does not hold {} gates of {hidden} numbers", self.cell.gates()))
         })?;
-        expect(Some(1), &[hidden, gates])?;
+        let weights = operands[Recurrent::WEIGHTS_SLOT];
+        match weights.dtype {
+            DType::S8 if dtype == DType::F32 && weights.shape.dims() == [hidden, gates] => {
+                check_weights(weights, DynamicMatMul::CHANNEL_AXIS)?;
+            }
+            _ => expect(Some(Recurrent::WEIGHTS_SLOT), &[hidden, gates])?,
+        }
         expect(Some(2), &[sequences, hidden])?;
         expect(slots.cell, &[sequences, hidden])?;
         expect(slots.peepholes, &[3 * hidden])?;
@@ -366,12 +421,26 @@ impl Operator for Recurrent {
     fn eval(
         &self,
         operands: &[&Tensor],
-        _types: &[&TensorType],
+        types: &[&TensorType],
         results: &[TensorType],
     ) -> Result<Vec<Tensor>, OpError> {
-        match results[0].dtype {
-            DType::F64 => self.run::<f64>(operands, results),
-            _ => self.run::<f32>(operands, results),
+        let weights = operands[Recurrent::WEIGHTS_SLOT];
+        match (results[0].dtype, weights.dtype()) {
+            (DType::F64, _) => {
+                let weights = weights.as_slice::<f64>()?;
+                self.run::<f64>(operands, results, &|y, x, first| add_product(y, x, weights, first))
+            }
+            (_, DType::S8) => {
+                let dequantizer = Recurrent::dequantizer(types[Recurrent::WEIGHTS_SLOT], weights, None)?;
+                let codes = weights.as_slice::<i8>()?;
+                self.run::<f32>(operands, results, &|y, x, first| {
+                    add_product_of_codes(y, x, codes, first, &dequantizer);
+                })
+            }
+            _ => {
+                let weights = weights.as_slice::<f32>()?;
+                self.run::<f32>(operands, results, &|y, x, first| add_product(y, x, weights, first))
+            }
         }
     }
 

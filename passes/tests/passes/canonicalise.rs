@@ -1,11 +1,12 @@
 use crate::common::*;
 use qcc_ir::{
-    DType, Op, Shape, Tensor,
+    DType, Op, Shape, Tensor, TensorType,
     ops::{
-        BinaryKind, Cast, Expand, Layout, PadMode, PlainMatMul, Pool, PoolKind, Reduce, ReduceKind, Slice,
-        SliceSpec, UnaryKind, Window,
+        BinaryKind, Cast, Expand, GatherElements, Layout, PadMode, PlainMatMul, Pool, PoolKind, Reduce,
+        ReduceKind, ScatterElements, Slice, SliceSpec, UnaryKind, Update, Window,
     },
 };
+use qcc_passes::{Options, prepare};
 
 #[test]
 fn what_does_nothing_goes() {
@@ -175,6 +176,51 @@ fn a_square_is_a_product() {
     let (after, report) = prepared(&net.finish(y));
     let Some(Op::Binary(b)) = after.op(find(&after, "square")) else { panic!("{report}") };
     assert_eq!(b.kind, BinaryKind::Mul);
+}
+
+#[test]
+fn small_powers_are_products_and_halves_are_roots_of_what_is_not_negative() {
+    let power = |exponent: f32, squared: bool| {
+        let mut net = Net::new(20);
+        let x = net.input("x", &[2, 5]);
+        let base = if squared { net.binary("own_square", BinaryKind::Mul, x, x) } else { x };
+        let c = net.constant("c", &[], vec![exponent]);
+        let y = net.binary("power", BinaryKind::Pow, base, c);
+        let before = net.finish(y);
+        let (after, report) = prepared(&before);
+        for (a, b) in run(&before, &inputs(&before, 1)).iter().zip(run(&after, &inputs(&before, 1))) {
+            assert!((a - b).abs() <= 1e-6 * a.abs(), "{exponent}: {a} is not {b}\n{report}");
+        }
+        format!("{:?}", after.op(find(&after, "power")).unwrap())
+    };
+    assert!(power(3.0, false).contains("Mul"));
+    assert!(power(4.0, false).contains("Mul"));
+    assert!(power(0.5, true).contains("Sqrt"));
+    assert!(power(1.5, true).contains("Pow"));
+}
+
+#[test]
+fn elements_by_one_index_a_row_are_rows() {
+    // A graph of 5 nodes with 3 numbers, and 4 edges; then one whose rows are not whole.
+    for (width, name) in [(3, "rows"), (2, "elements")] {
+        let mut net = Net::new(23);
+        let nodes = net.input("nodes", &[5, 3]);
+        let edges = net.input("edges", &[4, width]);
+        let ends = TensorType::new(DType::S64, Shape::new([4, 1]).unwrap());
+        let ends = net.graph.input("ends", ends).unwrap();
+        let all = net.op("all", Expand { shape: Shape::new([4, width]).unwrap() }, &[ends]);
+        let sums = net.op("sums", ScatterElements { axis: 0, update: Update::Add }, &[nodes, all, edges]);
+        let y = net.op("picked", GatherElements { axis: 0 }, &[sums, all]);
+        let before = net.finish(y);
+        // Not `prepared`, which runs the graph on numbers.
+        let mut after = before.clone();
+        let report = prepare(&mut after, &Options::default(), &mut |_, _| {}).unwrap();
+        let are_rows = usize::from(name == "rows");
+        assert_eq!([count(&after, "ScatterNd"), count(&after, "Gather")], [are_rows; 2], "{report}");
+        let mut x = inputs(&before, 1);
+        x[2] = Tensor::from_vec(Shape::new([4, 1]).unwrap(), vec![1i64, -1, 1, 0]).unwrap();
+        assert_eq!(run(&before, &x), run(&after, &x), "{report}");
+    }
 }
 
 #[test]

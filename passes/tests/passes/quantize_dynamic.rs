@@ -1,7 +1,10 @@
 use crate::common::{Net, applied, count, declined, distance, find, inputs, run};
 use qcc_ir::{
     DType, Device, Graph, Op, Shape, Tensor, interpreter,
-    ops::{Binary, BinaryKind, Cast, Clamp, DynamicQuantize, PlainMatMul, Reshape, UnaryKind},
+    ops::{
+        Activation, Binary, BinaryKind, Cast, Cell, Clamp, DynamicQuantize, PlainMatMul, Recurrent, Reshape,
+        UnaryKind,
+    },
 };
 use qcc_passes::{Options, Precision, Report, WeightBits, lower, prepare, quantize};
 
@@ -85,6 +88,32 @@ fn weights_of_zeros_and_a_token_of_zeros_are_exact() {
     let x =
         Tensor::from_vec(Shape::new([2, 16]).unwrap(), (0..32).map(|i| (i / 16) as f32).collect()).unwrap();
     assert_eq!(run(&placed, &[x]), [0.0; 32]);
+}
+
+#[test]
+fn recurrent_layers_multiply_codes_of_states() {
+    let mut net = Net::new(7);
+    let x = net.input("x", &[5, 2, 24]);
+    let gates = net.matmul("gates", x, 4 * 20);
+    let weights = net.random_constant("R", &[20, 4 * 20], 0.3);
+    let start = net.constant("start", &[2, 20], vec![0.0; 40]);
+    let lstm = Recurrent {
+        cell: Cell::Lstm { peepholes: false, coupled: false },
+        activations: [UnaryKind::Sigmoid, UnaryKind::Tanh, UnaryKind::Tanh].map(Activation::Unary).to_vec(),
+        clip: None,
+        reverse: false,
+        lengths: false,
+    };
+    let y = net.op("lstm", lstm, &[gates, weights, start, start]);
+    let float = net.finish(y);
+    let (placed, report) = dynamic(&float, Options::default());
+    let lstm = find(&placed, "lstm");
+    assert_eq!(placed.ty(placed.operand(lstm, 1)).dtype, DType::S8, "{report}");
+    assert_eq!(placed.node(lstm).device, Some(Device::Int8Jit), "{report}");
+    assert_eq!(count(&placed, "DynamicMatMul"), 1, "{report}");
+    let x = inputs(&float, 2);
+    let d = distance(&run(&float, &x), &run(&placed, &x));
+    assert!(d > 0.0 && d < 0.03, "{d}");
 }
 
 /// A product as files hold it that were quantized at run time by somebody else, with weights that have a zero point.

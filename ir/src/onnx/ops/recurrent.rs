@@ -2,9 +2,9 @@
 
 use super::compose::Result;
 use crate::{
-    DType, OpError, Shape, Tensor, ValueId,
+    DType, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Activation, Cell, Clamp, MatMul, Recurrent, SliceSpec, UnaryKind},
+    ops::{Activation, Cell, Clamp, DynamicMatMul, DynamicQuantize, MatMul, Recurrent, SliceSpec, UnaryKind},
 };
 
 pub(super) fn rnn(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
@@ -37,24 +37,73 @@ struct Layer {
     dtype: DType,
 }
 
+/// What multiplies the input and the state of a layer.
+enum Matrices {
+    /// `[directions, gates, size]` both.
+    Numbers { input: ValueId, state: ValueId },
+    /// Codes s8, `[size, gates]` for each direction; and those of the input, their scale and zero point, once they are there.
+    Codes { input: Vec<ValueId>, state: Vec<ValueId>, x: Option<[ValueId; 3]> },
+}
+
 /// Operands of a layer that have a part for each direction.
 struct Weights {
-    input: ValueId,
-    state: ValueId,
+    matrices: Matrices,
     bias: Option<ValueId>,
     initial: Option<ValueId>,
     initial_cell: Option<ValueId>,
     peepholes: Option<ValueId>,
 }
 
-/// ONNX Runtime's LSTM of weights that are integers, `[directions, size, gates]`. It rounds the input of a layer, and the state
-/// before every step, to 8 bits; here they stay as they are, so that only the weights are what quantization made of them.
+/// ONNX Runtime's LSTM of weights that are integers, `[directions, size, gates]`. The input of the layer gets a grid, and the
+/// state of each sequence before every step. Weights that are no constants or have zero points become numbers, and all else
+/// stays as it is.
 pub(super) fn dynamic_quantize_lstm(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     let coupled = node.flag("input_forget", false)?;
     let peepholes = node.optional(7).is_some();
-    let input = real_weights(node, 1, "W", 8)?;
-    let state = real_weights(node, 2, "R", 10)?;
-    layer_of(node, Cell::Lstm { peepholes, coupled }, input, state)
+    let x = node.operand(0, "X")?;
+    let matrices = match (node.ty(x).dtype, coded(node, 1, "W", 8)?, coded(node, 2, "R", 10)?) {
+        (DType::F32, Some(input), Some(state)) => Matrices::Codes { input, state, x: None },
+        _ => Matrices::Numbers {
+            input: real_weights(node, 1, "W", 8)?,
+            state: real_weights(node, 2, "R", 10)?,
+        },
+    };
+    layer_of(node, Cell::Lstm { peepholes, coupled }, matrices)
+}
+
+/// The codes of each direction, `[size, gates]`, if these are constants of s8 around 0.
+fn coded(node: &mut Node<'_, '_>, slot: usize, name: &str, scale: usize) -> Result<Option<Vec<ValueId>>> {
+    let (Some(codes), Some(scales)) = (node.if_known(slot)?, node.if_known(scale)?) else { return Ok(None) };
+    let is_symmetric = match node.if_known(scale + 1)? {
+        Some(zeros) => zeros.to_i64().is_some_and(|zeros| zeros.iter().all(|&z| z == 0)),
+        None => node.is_left_out(scale + 1),
+    };
+    let (&[directions, size, gates], Ok(all), Ok(scales)) =
+        (codes.shape().dims(), codes.as_slice::<i8>(), scales.as_slice::<f32>())
+    else {
+        return Ok(None);
+    };
+    let of_each = scales.len() / directions.max(1);
+    if !is_symmetric || directions * of_each != scales.len() || (of_each != 1 && of_each != gates) {
+        return Ok(None);
+    }
+    let mut parts = vec![];
+    for (d, scales) in scales.chunks(of_each).enumerate() {
+        let params = match scales {
+            [scale] => QuantParams::per_tensor(*scale, 0),
+            _ => QuantParams::per_axis(DynamicMatMul::CHANNEL_AXIS, scales.to_vec(), vec![0; gates]),
+        };
+        let shape = Shape::new([size, gates])?;
+        let Ok(ty) = params.and_then(|p| TensorType::quantized(DType::S8, shape.clone(), p)) else {
+            return Ok(None);
+        };
+        let own = &all[d * size * gates..][..size * gates];
+        let plain = TensorType::new(DType::S8, shape.clone());
+        let part =
+            node.computed(&format!("{name}{d}"), &plain, || Ok(Tensor::from_vec(shape, own.to_vec())?))?;
+        parts.extend(node.quantized_constant(part, ty)?);
+    }
+    Ok((parts.len() == directions).then_some(parts))
 }
 
 /// (codes − zero point)·scale as `[directions, gates, size]`. Scale and zero point are of a direction, or of each gate's
@@ -86,11 +135,11 @@ fn real_weights(node: &mut Node<'_, '_>, slot: usize, name: &'static str, scale:
 
 fn layer(node: &mut Node<'_, '_>, cell: Cell) -> Result<Vec<ValueId>> {
     let (input, state) = (node.operand(1, "W")?, node.operand(2, "R")?);
-    layer_of(node, cell, input, state)
+    layer_of(node, cell, Matrices::Numbers { input, state })
 }
 
-/// A layer of these weights, `[directions, gates, size]`; its other operands are at the places that ONNX gives them.
-fn layer_of(node: &mut Node<'_, '_>, cell: Cell, input: ValueId, state: ValueId) -> Result<Vec<ValueId>> {
+/// A layer of these weights; its other operands are at the places that ONNX gives them.
+fn layer_of(node: &mut Node<'_, '_>, cell: Cell, matrices: Matrices) -> Result<Vec<ValueId>> {
     let x = node.operand(0, "X")?;
     let (bias, lengths, initial) = (node.optional(3), node.optional(4), node.optional(5));
     let is_lstm = matches!(cell, Cell::Lstm { .. });
@@ -112,12 +161,17 @@ fn layer_of(node: &mut Node<'_, '_>, cell: Cell, input: ValueId, state: ValueId)
             OpError::shape(format!("takes steps, sequences and input size, got {}", node.ty(x))).into()
         );
     };
-    let hidden = node.shape(state).last().copied().unwrap_or(0);
+    let (hidden, given) = match &matrices {
+        Matrices::Numbers { state, .. } => {
+            (node.shape(*state).last().copied().unwrap_or(0), node.ty(*state).to_string())
+        }
+        Matrices::Codes { state, .. } => {
+            let ty = node.ty(state.first().copied().ok_or_else(|| OpError::shape("R has no directions"))?);
+            (ty.shape[0], ty.to_string())
+        }
+    };
     if let Some(declared) = node.count("hidden_size")?.filter(|&n| n != hidden) {
-        return Err(NodeError::attribute(
-            "hidden_size",
-            format!("is {declared}, but R is {}", node.ty(state)),
-        ));
+        return Err(NodeError::attribute("hidden_size", format!("is {declared}, but R is {given}")));
     }
     let layer = Layer {
         cell,
@@ -131,9 +185,28 @@ fn layer_of(node: &mut Node<'_, '_>, cell: Cell, input: ValueId, state: ValueId)
         dtype: node.ty(x).dtype,
     };
     let gates = hidden.checked_mul(cell.gates()).ok_or_else(|| OpError::too_large("the hidden size"))?;
+    let matrices = match matrices {
+        Matrices::Numbers { input, state } => Matrices::Numbers {
+            input: layer.parts(node, "W", input, &[gates, size])?,
+            state: layer.parts(node, "R", state, &[gates, hidden])?,
+        },
+        Matrices::Codes { input, state, .. } => {
+            for (name, of, rows) in [("W", &input, size), ("R", &state, hidden)] {
+                let ty = node.ty(of[0]);
+                if of.len() != directions.len() || ty.shape.dims() != [rows, gates] {
+                    let (given, wanted) = (of.len(), directions.len());
+                    return Err(OpError::shape(format!(
+                        "{name} must be [{wanted}, {rows}, {gates}], got {ty} of {given} directions"
+                    ))
+                    .into());
+                }
+            }
+            let x = node.emit_parts("x_codes", DynamicQuantize { axis: 0 }, &[x])?;
+            Matrices::Codes { input, state, x: Some(x) }
+        }
+    };
     let weights = Weights {
-        input: layer.parts(node, "W", input, &[gates, size])?,
-        state: layer.parts(node, "R", state, &[gates, hidden])?,
+        matrices,
         bias: layer.optional_parts(node, "B", bias, &[2 * gates])?,
         initial: layer.initial(node, "initial_h", initial, sequences)?,
         initial_cell: layer.initial(node, "initial_c", initial_cell, sequences)?,
@@ -204,6 +277,12 @@ impl Layer {
         node.shaped(&format!("{name}{d}_part"), dims, one)
     }
 
+    /// Direction `d` of weights, with a column for each number of a gate.
+    fn columns(&self, node: &mut Node<'_, '_>, name: &str, v: ValueId, d: usize) -> Result<ValueId> {
+        let part = self.part(node, name, v, d)?;
+        node.permuted(&format!("{name}{d}_columns"), [1, 0], part)
+    }
+
     /// Results of direction `d`: all states, the last one, and the last cell of an LSTM.
     fn direction(
         &self,
@@ -212,14 +291,22 @@ impl Layer {
         d: usize,
         reverse: bool,
     ) -> Result<Vec<ValueId>> {
-        let input = self.part(node, "W", weights.input, d)?;
-        let input = node.permuted(&format!("W{d}_columns"), [1, 0], input)?;
         let (bias, state_bias) = self.biases(node, weights, d)?;
-        let product = MatMul { bias: bias.is_some(), residual: false, clamp: Clamp::NONE };
-        let operands: Vec<ValueId> = [self.x, input].into_iter().chain(bias).collect();
-        let gates = node.emit_part(&format!("gates{d}"), product, &operands)?;
-        let state = self.part(node, "R", weights.state, d)?;
-        let state = node.permuted(&format!("R{d}_columns"), [1, 0], state)?;
+        let (gates, state) = match &weights.matrices {
+            Matrices::Numbers { input, state } => {
+                let input = self.columns(node, "W", *input, d)?;
+                let product = MatMul { bias: bias.is_some(), residual: false, clamp: Clamp::NONE };
+                let operands: Vec<ValueId> = [self.x, input].into_iter().chain(bias).collect();
+                let gates = node.emit_part(&format!("gates{d}"), product, &operands)?;
+                (gates, self.columns(node, "R", *state, d)?)
+            }
+            Matrices::Codes { input, state, x } => {
+                let [x, scale, zero] = x.ok_or_else(|| OpError::quant("an input without codes"))?;
+                let product = DynamicMatMul { bias: bias.is_some(), residual: false, clamp: Clamp::NONE };
+                let operands: Vec<ValueId> = [x, input[d], scale, zero].into_iter().chain(bias).collect();
+                (node.emit_part(&format!("gates{d}"), product, &operands)?, state[d])
+            }
+        };
         let mut operands = vec![gates, state, self.start(node, "initial_h", weights.initial, d)?];
         if let Cell::Lstm { .. } = self.cell {
             operands.push(self.start(node, "initial_c", weights.initial_cell, d)?);

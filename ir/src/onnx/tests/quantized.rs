@@ -143,6 +143,33 @@ fn a_layer_of_codes_is_that_of_the_numbers_they_mean() {
     assert_eq!(d.floats(std::slice::from_ref(&x)), real.floats(&[x]));
 }
 
+/// Inputs and states on which the grids of run time are exact: codes of ONNX Runtime's kernel, by hand.
+#[test]
+fn a_layer_of_codes_around_0_quantizes_its_input_and_its_states() {
+    let x = of(&[2, 1, 2], &[0.0f32, -1.0, 0.5, 1.55]);
+    let d = Draft::new(
+        13,
+        [microsoft("DynamicQuantizeLSTM", &["x", "w", "r", "", "", "", "", "", "s", "z", "t", "u"])],
+    )
+    .with_microsoft()
+    .input("x", &[2, 1, 2])
+    .constant("w", of(&[1, 2, 4], &[1i8, -2, 3, 4, 5, -6, 7, 8]))
+    .constant("s", of(&[1], &[0.125f32]))
+    .constant("z", of(&[1], &[0i8]))
+    .constant("r", of(&[1, 1, 4], &[3i8, -5, 7, 1]))
+    .constant("t", of(&[1, 4], &[0.5f32, 0.25, 0.125, 1.0]))
+    .constant("u", of(&[1, 4], &[0i8; 4]));
+    let d = Draft { nodes: vec![d.nodes[0].clone().with(int("hidden_size", 1))], ..d };
+    // −1 to 1.55 is 255 steps of 0.01, and a state of one number is an end of its grid: the same as in float.
+    let real = Draft::new(13, [node("LSTM", &["x", "w", "r"], &["y"]).with(int("hidden_size", 1))])
+        .input("x", &[2, 1, 2])
+        .constant("w", of(&[1, 4, 2], &[1.0f32, 5.0, -2.0, -6.0, 3.0, 7.0, 4.0, 8.0].map(|w| w * 0.125)))
+        .constant("r", of(&[1, 4, 1], &[1.5f32, -1.25, 0.875, 1.0]));
+    for (a, b) in d.floats(std::slice::from_ref(&x)).iter().zip(real.floats(&[x])) {
+        assert!((a - b).abs() < 1e-5, "{a} is not {b}");
+    }
+}
+
 #[test]
 fn functions_of_codes() {
     let binary = |op: &str| {
