@@ -9,8 +9,8 @@ use crate::{Context, Pass, PassError, Record, edit::keeps_order};
 use qcc_ir::{
     Graph, Kind, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     ops::{
-        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Normalize, Pad, Pool, QConvToFloat, Quantize,
-        Reduce, Resample, Reshape, Slice, Softmax, Transpose,
+        BatchNorm, Concat, Conv, FakeQuant, Gather, Layout, Lrn, Normalize, Pad, Pool, QConvToFloat,
+        Quantize, Reduce, Resample, Reshape, Slice, Softmax, Transpose,
     },
 };
 use std::collections::BTreeMap;
@@ -328,6 +328,9 @@ impl Builder<'_> {
             .iter()
             .map(|&v| self.form(v).perm.clone())
             .find(|perm| !perm.is_sorted() && (!per_element || perm.len() == rank));
+        // Of indices in a vector: others change the rank.
+        let keeps_rank = !matches!(op, Op::Gather(_)) || self.old.shape(old[1]).rank() == 1;
+        let leader = leader.filter(|_| keeps_rank);
         let followed = leader.and_then(|perm| Some((reordered(op, &perm)?, perm)));
         let Some(((op, result), perm)) = followed else {
             let operands = old.iter().map(|&v| self.native(v)).collect::<Result<Vec<_>, _>>()?;
@@ -392,6 +395,7 @@ fn reordered(op: &Op, perm: &[usize]) -> Option<(Op, Vec<usize>)> {
         Op::Softmax(s) => Softmax { axis: perm[s.axis], ..s.clone() }.into(),
         Op::BatchNorm(b) => BatchNorm { axis: perm[b.axis], ..b.clone() }.into(),
         Op::Concat(c) => Concat { axis: perm[c.axis] }.into(),
+        Op::Gather(g) => Gather { axis: perm[g.axis] }.into(),
         Op::Resample(r) => Resample { axis: perm[r.axis], ..r.clone() }.into(),
         Op::Pad(p) => Pad { before: spread(&p.before), after: spread(&p.after), mode: p.mode }.into(),
         Op::Slice(s) => {
