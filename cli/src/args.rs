@@ -273,7 +273,8 @@ pub(crate) struct Run {
     /// The model: .onnx or .qcc.
     pub(crate) model: PathBuf,
 
-    /// An input: INPUT=FILE, or FILE alone for a model of one input. Files are .npy, .npz or images.
+    /// An input: INPUT=FILE, or FILE alone for a model of one input. Files are .npy, .npz, images, .pb as ONNX's tests have
+    /// them, or .txt with a text a line. A sequence takes a file for each element; what may be left out needs none.
     #[arg(long, value_name = "[INPUT=]FILE", conflicts_with = "zeros")]
     pub(crate) input: Vec<String>,
 

@@ -59,6 +59,63 @@ fn compiled(folder: &Path) -> String {
     path
 }
 
+/// A model that joins texts, of which the second may be one for all.
+fn of_texts() -> Vec<u8> {
+    use onnx_protobuf::{
+        GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TypeProto, ValueInfoProto, type_proto,
+    };
+    let value = |name: &str| {
+        let tensor = type_proto::Tensor { elem_type: 8, ..Default::default() };
+        let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+        ValueInfoProto { name: name.into(), type_: Some(ty).into(), ..Default::default() }
+    };
+    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
+        op_type: op.into(),
+        input: inputs.iter().map(|&i| i.into()).collect(),
+        output: vec![output.into()],
+        ..Default::default()
+    };
+    let graph = GraphProto {
+        name: "texts".into(),
+        node: vec![node("StringConcat", &["a", "b"], "y"), node("SequenceConstruct", &["a", "y"], "both")],
+        input: vec![value("a"), value("b")],
+        output: ["y", "both"].map(|name| ValueInfoProto { name: name.into(), ..Default::default() }).into(),
+        ..Default::default()
+    };
+    let opset = OperatorSetIdProto { version: 20, ..Default::default() };
+    let model = ModelProto {
+        ir_version: 9,
+        opset_import: vec![opset],
+        graph: Some(graph).into(),
+        ..Default::default()
+    };
+    model.write_to_bytes().unwrap()
+}
+
+#[test]
+fn texts_and_sequences_go_in_and_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let model = file("texts.onnx", &of_texts());
+    let a = format!("a={}", file("a.txt", "red\nnew\n".as_bytes()));
+    let b = format!("b={}", file("b.txt", "dish\n".as_bytes()));
+    let out = dir.path().join("out").display().to_string();
+    let ran = stdout(&qcc(&["run", &model, "--input", &a, "--input", &b, "--output-dir", &out]));
+    assert!(ran.contains(r#"y: text[2], "reddish", "newdish""#), "{ran}");
+    assert!(ran.contains("both: a sequence of 2"), "{ran}");
+    let written = |name: &str| std::fs::read_to_string(dir.path().join("out").join(name)).unwrap();
+    assert_eq!((written("y.txt"), written("both_0.txt")), ("reddish\nnewdish\n".into(), "red\nnew\n".into()));
+    assert!(error(&["run", &model, "--input", &a], 2).contains("input `b` (b: str of any rank) has no file"));
+    assert!(error(&["run", &model, "--input", &a, "--input", &a], 2).contains("given more than once"));
+    assert!(error(&["run", &model, "--zeros"], 2).contains("say it with --shape"));
+    let shapes = ["--shape", "a=3", "--shape", "b=1"];
+    assert!(stdout(&qcc(&[&["run", &model, "--zeros"][..], &shapes].concat())).contains("text[3]"));
+}
+
 #[test]
 fn a_file_of_open_shapes_runs_in_any() {
     let dir = tempfile::tempdir().unwrap();

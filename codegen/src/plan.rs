@@ -368,12 +368,17 @@ impl Plan {
             pending.push((value, Buffer { bytes, first, last, offset: 0 }));
         }
         pending.sort_by_key(|(value, b)| (std::cmp::Reverse(b.bytes), b.first, *value));
-        let mut centred: Vec<Buffer> = pending.iter().map(|(_, b)| b.clone()).collect();
-        let mut packed = centred.clone();
-        let (bytes, least) = (centre(&mut centred), pack(&mut packed));
-        let (bytes, placed) =
-            if bytes <= least + least / MOST_OVERHEAD { (bytes, centred) } else { (least, packed) };
-        self.arena_bytes = bytes;
+        let mut placed: Vec<Buffer> = pending.iter().map(|(_, b)| b.clone()).collect();
+        let is_close = |bytes: u64, least: u64| bytes <= least + least / MOST_OVERHEAD;
+        self.arena_bytes = centre(&mut placed);
+        // Packing takes its time, and cannot do with less than is alive at once.
+        if !is_close(self.arena_bytes, most_alive(&placed)) {
+            let mut packed = placed.clone();
+            let least = pack(&mut packed);
+            if !is_close(self.arena_bytes, least) {
+                (self.arena_bytes, placed) = (least, packed);
+            }
+        }
         self.buffers.extend(pending.into_iter().map(|(value, _)| value).zip(placed));
         check_arena(self.arena_bytes)
     }
@@ -394,25 +399,40 @@ fn centre(buffers: &mut [Buffer]) -> u64 {
     struct Place {
         offset: u64,
         bytes: u64,
-        /// When it is taken.
-        taken: Vec<(usize, usize)>,
+        /// When it is taken: the last position by the first.
+        taken: BTreeMap<usize, usize>,
     }
     let mut places: Vec<Place> = Vec::new();
     let mut end = 0;
     for buffer in buffers {
         let Buffer { bytes, first, last, .. } = *buffer;
-        let is_free = |place: &Place| place.taken.iter().all(|&(f, l)| l < first || last < f);
+        // Of those that begin by then, the one that begins last ends last.
+        let is_free = |place: &Place| place.taken.range(..=last).next_back().is_none_or(|(_, &l)| l < first);
         // The smallest one: they descend.
         let at = places.iter().rposition(is_free).unwrap_or_else(|| {
-            places.push(Place { offset: end, bytes, taken: Vec::new() });
+            places.push(Place { offset: end, bytes, taken: BTreeMap::new() });
             end += bytes;
             places.len() - 1
         });
         let place = &mut places[at];
-        place.taken.push((first, last));
+        place.taken.insert(first, last);
         buffer.offset = place.offset + (place.bytes - bytes) / 2 / LINE * LINE;
     }
     end
+}
+
+/// The most bytes that are alive at once.
+fn most_alive(buffers: &[Buffer]) -> u64 {
+    // At a position, those that begin there come before those that end there go.
+    let begins = buffers.iter().map(|b| (b.first, false, b.bytes));
+    let mut changes: Vec<_> = begins.chain(buffers.iter().map(|b| (b.last, true, b.bytes))).collect();
+    changes.sort_unstable();
+    let mut alive = 0;
+    let after = changes.into_iter().map(|(_, ends, bytes)| {
+        alive = if ends { alive - bytes } else { alive + bytes };
+        alive
+    });
+    after.max().unwrap_or(0)
 }
 
 /// Places buffers, the largest of which come first, each into the smallest gap left by those alive at the same time.

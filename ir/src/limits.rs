@@ -56,11 +56,15 @@ pub const MAX_SPLICED_NODES: usize = 1 << 16;
 /// The most nodes of a loop, all rounds together, that are made part of the graph; longer ones run by their definition.
 pub const MAX_UNROLLED_NODES: usize = 2048;
 
+/// Ops that its nodes may become, a few dozen each of some. A graph of this many compiles in about two seconds.
+pub const MAX_UNROLLED_OPS: usize = 16_384;
+
 /// The most nodes of a scan, all rounds together.
 pub const MAX_SCANNED_NODES: usize = 1 << 15;
 
-/// The most nodes, each as often as it is computed, of loops that run by their definition.
-pub const MAX_LOOP_NODES: u64 = 1 << 17;
+/// The most nodes of the file and ops that these become, each as often as it is computed, of loops that run by their
+/// definition.
+pub const MAX_LOOP_NODES: u64 = 1 << 18;
 
 /// The most multiply-accumulates, taps of windows and elements of operands and results in them.
 pub const MAX_LOOP_OPERATIONS: u64 = 1 << 30;

@@ -2,6 +2,8 @@
 
 pub mod attempt;
 pub mod mutate;
+pub mod random;
+pub mod sealed;
 pub mod seeds;
 
 use qcc_codegen::{CodegenError, CompiledModel, Execution, Options, Parallel, Serial, TIERS, Tier};

@@ -3,9 +3,13 @@
 use crate::mutate::{graph_attribute, info};
 use onnx_protobuf::{
     AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto,
-    TensorProto, ValueInfoProto, attribute_proto::AttributeType,
+    TensorProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, type_proto,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 const F32: i32 = 1;
 const U8: i32 = 2;
@@ -110,7 +114,7 @@ fn model(opset: i64, graph: GraphProto) -> ModelProto {
 pub fn generated() -> Vec<ModelProto> {
     let mut models =
         vec![convolutions(), shapes(), dynamic(), qdq(), qoperator(), recurrent(), attention(), function()];
-    models.extend([branches(), loops(false), loops(true), scan()]);
+    models.extend([branches(), loops(false), loops(true), scan(), sequences(), optional()]);
     models
 }
 
@@ -469,6 +473,93 @@ fn scan() -> ModelProto {
             &["y", "rows"],
         ),
     )
+}
+
+/// A type of this element type and shape, as an element of a sequence, which may be left out.
+fn declared(
+    name: &str,
+    elem_type: i32,
+    dims: &[i64],
+    is_sequence: bool,
+    is_optional: bool,
+) -> ValueInfoProto {
+    let mut info = info(name, elem_type, dims);
+    let boxed = |ty: &mut Option<TypeProto>| Some(ty.take().unwrap_or_default()).into();
+    let mut ty = info.type_.take();
+    if is_sequence {
+        let of = type_proto::Sequence { elem_type: boxed(&mut ty), ..Default::default() };
+        ty = Some(TypeProto { value: Some(type_proto::Value::SequenceType(of)), ..Default::default() });
+    }
+    if is_optional {
+        let of = type_proto::Optional { elem_type: boxed(&mut ty), ..Default::default() };
+        ty = Some(TypeProto { value: Some(type_proto::Value::OptionalType(of)), ..Default::default() });
+    }
+    info.type_ = ty.into();
+    info
+}
+
+/// Sequences: given, made, cut and joined.
+fn sequences() -> ModelProto {
+    model(
+        17,
+        graph(
+            vec![declared("s", F32, &[2, 3], true, false), info("x", F32, &[4, 3])],
+            vec![trips("at", 0), ints("parts", &[1, 3])],
+            vec![
+                node("SplitToSequence", "x,parts", "cut", "axis=0"),
+                node("SequenceInsert", "s,x,at", "longer", ""),
+                node("SequenceAt", "longer,at", "first", ""),
+                node("SequenceErase", "longer,at", "shorter", ""),
+                node("SequenceLength", "shorter", "n", ""),
+                node("ConcatFromSequence", "cut", "again", "axis=0"),
+                node("Add", "again,first", "y", ""),
+                node("Identity", "shorter", "z", ""),
+            ],
+            &["y", "n", "z"],
+        ),
+    )
+}
+
+/// What may be left out.
+fn optional() -> ModelProto {
+    let read = graph(vec![], vec![], vec![node("OptionalGetElement", "o", "inner", "")], &["inner"]);
+    let other = graph(vec![], vec![], vec![node("Neg", "x", "negated", "")], &["negated"]);
+    model(
+        18,
+        graph(
+            vec![declared("o", F32, &[2, 3], false, true), info("x", F32, &[2, 3])],
+            vec![],
+            vec![
+                node("OptionalHasElement", "o", "is_there", ""),
+                with(
+                    with(node("If", "is_there", "y", ""), graph_attribute("then_branch", read)),
+                    graph_attribute("else_branch", other),
+                ),
+                node("Optional", "y", "wrapped", ""),
+                node("OptionalGetElement", "wrapped", "z", ""),
+            ],
+            &["y", "z"],
+        ),
+    )
+}
+
+/// The models of `goldens/ops.zip`: operators of other domains, texts, trees.
+///
+/// # Errors
+/// Where the archive cannot be read.
+pub fn op_cases() -> io::Result<Vec<ModelProto>> {
+    let path = crate::repository().join("tests/goldens/ops.zip");
+    let mut archive = zip::ZipArchive::new(File::open(path)?)?;
+    let mut models = Vec::new();
+    for i in 0..archive.len() {
+        let mut entry = archive.by_index(i)?;
+        if entry.name().ends_with(".onnx") {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            models.extend(ModelProto::parse_from_bytes(&bytes).ok());
+        }
+    }
+    Ok(models)
 }
 
 /// The model that comes with the repository.

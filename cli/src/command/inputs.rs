@@ -142,7 +142,7 @@ pub(super) fn read(
 }
 
 /// Which input `INPUT=FILE` names. Names of inputs may hold `=` as well as files.
-fn split(text: &str, inputs: &[&str]) -> Option<(usize, PathBuf)> {
+pub(super) fn split(text: &str, inputs: &[&str]) -> Option<(usize, PathBuf)> {
     inputs.iter().enumerate().find_map(|(i, input)| {
         let file = text.strip_prefix(input)?.strip_prefix('=')?;
         Some((i, file.into()))

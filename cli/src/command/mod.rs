@@ -7,6 +7,7 @@ mod inputs;
 pub(crate) mod inspect;
 pub(crate) mod run;
 pub(crate) mod test;
+mod values;
 pub(crate) mod zoo;
 
 use crate::{

@@ -1,6 +1,9 @@
 //! `qcc run`.
 
-use super::inputs::{self, Source};
+use super::{
+    inputs::{self, Source},
+    values,
+};
 use crate::{
     args::Run,
     failure::Failure,
@@ -9,7 +12,9 @@ use crate::{
 use comfy_table::Table;
 use qcc_runtime::{
     Compiler, DynamicModel, LoadPhase, Model, Preprocess, Program, ProgramFile, Session, TensorView, Threads,
-    ir::Tensor, is_program, top, write_npy,
+    ValueRun,
+    ir::{Tensor, onnx::Value},
+    is_program, top,
 };
 use std::{
     collections::BTreeSet,
@@ -45,10 +50,13 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
             write!(out, "{}", model.info().report)?;
         }
     }
-    for (name, tensor) in &ran.outputs {
-        writeln!(out, "{name}: {}[{}], {}", tensor.dtype(), tensor.shape(), summary(tensor))?;
+    for (name, value) in &ran.outputs {
+        match value {
+            Value::Tensor(t) => writeln!(out, "{name}: {}, {}", values::describe(value), summary(t))?,
+            _ => writeln!(out, "{name}: {}", values::describe(value))?,
+        }
     }
-    if let (Some(k), Some((_, tensor))) = (args.top, ran.outputs.first()) {
+    if let (Some(k), Some((_, Value::Tensor(tensor)))) = (args.top, ran.outputs.first()) {
         print_top(tensor, k, out)?;
     }
     if args.timings {
@@ -63,7 +71,7 @@ pub(crate) fn run(args: &Run, quiet: u8, out: &mut impl Write) -> Result<(), Fai
 /// What a run gave.
 struct Ran {
     /// By name, in the order of the model's signature.
-    outputs: Vec<(String, Tensor)>,
+    outputs: Vec<(String, Value)>,
     /// What the model was compiled to.
     parts: Vec<Model>,
     /// Milliseconds of what came before machine code was made, by name.
@@ -80,6 +88,7 @@ fn run_program(args: &Run, compiler: &Compiler, program: &Program) -> Result<Ran
     let outputs = Session::new(&model).run(&views)?;
     let first_run = start.elapsed();
     let names = model.outputs().iter().map(|o| o.name.clone());
+    let outputs = outputs.into_iter().map(Value::Tensor);
     Ok(Ran { outputs: names.zip(outputs).collect(), parts: vec![model], before: Vec::new(), first_run })
 }
 
@@ -91,9 +100,9 @@ fn run_dynamic(
     read: Duration,
     images: &Preprocess,
 ) -> Result<Ran, Failure> {
-    let inputs = inputs::of_model(source(args), model, compiler, images)?;
+    let inputs = values::of_model(source(args), model, compiler, images)?;
     let start = Instant::now();
-    let run = model.run(&inputs)?;
+    let ValueRun { outputs, run } = model.run_values(&inputs)?;
     let all = start.elapsed();
     let names = model.model().outputs().map(str::to_owned);
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
@@ -103,7 +112,7 @@ fn run_dynamic(
     }
     before.push(("import, passes and code", ms(run.compile_time)));
     let first_run = all.saturating_sub(run.compile_time + run.calibration_time);
-    Ok(Ran { outputs: names.zip(run.outputs).collect(), parts: run.models, before, first_run })
+    Ok(Ran { outputs: names.zip(outputs).collect(), parts: run.models, before, first_run })
 }
 
 /// Where the inputs come from.
@@ -167,13 +176,12 @@ fn print_top(tensor: &Tensor, k: usize, out: &mut impl Write) -> Result<(), Fail
     Ok(())
 }
 
-fn write_outputs(outputs: &[(String, Tensor)], folder: &Path) -> Result<(), Failure> {
+fn write_outputs(outputs: &[(String, Value)], folder: &Path) -> Result<(), Failure> {
     let failed = |source| Failure::Write { path: folder.display().to_string(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
     let mut taken = BTreeSet::new();
-    for (name, tensor) in outputs {
-        let name = file_name(name, &mut taken);
-        write_npy(&folder.join(format!("{name}.npy")), tensor)?;
+    for (name, value) in outputs {
+        values::write(value, folder, &file_name(name, &mut taken))?;
     }
     Ok(())
 }

@@ -27,6 +27,17 @@ pub(super) enum Attribute {
 }
 
 impl Attribute {
+    /// Elements of a list or tensor; 1 of everything else.
+    pub(super) fn elements(&self) -> usize {
+        match self {
+            Attribute::Tensor(t) => t.shape().elements(),
+            Attribute::Floats(all) => all.len(),
+            Attribute::Ints(all) => all.len(),
+            Attribute::Strings(all) => all.len(),
+            _ => 1,
+        }
+    }
+
     /// What ONNX calls this type.
     pub(super) fn kind(&self) -> &'static str {
         match self {

@@ -11,7 +11,7 @@ use crate::{
     DType, Graph, Op, OpError, Shape, Tensor, TensorType, ValueId,
     limits::{
         MAX_FOLDED_BYTES, MAX_FOLDED_MACS, MAX_FOLDED_TENSOR_BYTES, MAX_KNOWN_ELEMENTS, MAX_LOOP_NODES,
-        MAX_LOOP_OPERATIONS, MAX_SPLICED_NODES,
+        MAX_LOOP_OPERATIONS, MAX_SPLICED_NODES, MAX_UNROLLED_NODES, MAX_UNROLLED_OPS,
     },
     memory::Bytes,
     ops::{AssumeGrid, Cast, PoolKind},
@@ -69,8 +69,7 @@ impl Model {
     pub fn graph(&self, bindings: &Bindings) -> Result<Graph, ImportError> {
         self.check_ops()?;
         let arena = Arena::new();
-        let mut importer = self.importer(bindings, &arena)?;
-        importer.all_nodes()?;
+        let mut importer = self.imported(bindings, &arena)?;
         match std::mem::take(&mut importer.blocked).into_iter().next() {
             Some((_, reason)) => Err(reason),
             None => {
@@ -99,8 +98,7 @@ impl Model {
     pub fn import(&self, bindings: &Bindings) -> Result<Imported, ImportError> {
         self.check_ops()?;
         let arena = Arena::new();
-        let mut importer = self.importer(bindings, &arena)?;
-        importer.all_nodes()?;
+        let importer = self.imported(bindings, &arena)?;
         if importer.blocked.is_empty() {
             return importer.finish().map(|(graph, forms)| Imported::Whole(graph, forms));
         }
@@ -109,6 +107,21 @@ impl Model {
             return Ok(Imported::Wants(wanted));
         }
         importer.part().map(|part| Imported::Part(Box::new(part)))
+    }
+
+    /// What could be imported. Loops whose rounds become too many ops run by their definition.
+    fn imported<'m>(
+        &'m self,
+        bindings: &Bindings,
+        arena: &'m Arena<NodeDef>,
+    ) -> Result<Importer<'m>, ImportError> {
+        let mut importer = self.importer(bindings, arena)?;
+        importer.all_nodes()?;
+        if importer.is_overgrown {
+            importer = Importer { max_unrolled: 0, ..self.importer(bindings, arena)? };
+            importer.all_nodes()?;
+        }
+        Ok(importer)
     }
 
     pub(super) fn importer<'m>(
@@ -135,6 +148,8 @@ impl Model {
             is_eager: false,
             work: Rc::default(),
             spliced: 0,
+            max_unrolled: MAX_UNROLLED_NODES,
+            is_overgrown: false,
             splices: 0,
             blocked: Vec::new(),
             deferred: Vec::new(),
@@ -315,20 +330,32 @@ fn take_bytes(budget: &mut usize, bytes: usize) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// About how many operations an op takes: multiply-accumulates, and what takes the definition as long: taps of windows, whose
-/// places are computed one by one, and elements read and made.
+/// About how many operations an op takes: a few thousand to be called, multiply-accumulates, and what takes the definition as
+/// long: taps of windows, whose places are computed one by one, and elements read and made.
 fn operations(op: &Op, operands: &[&TensorType], results: &[TensorType]) -> u64 {
     let elements = |ty: &TensorType| ty.shape.elements() as u64;
     let made = results.iter().map(elements).fold(0, u64::saturating_add);
     let read = operands.iter().map(|ty| elements(ty)).fold(0, u64::saturating_add);
+    const CALL: u64 = 4096;
     const TAP: u64 = 16;
     let each = match op {
         Op::Pool(pool) => TAP.saturating_mul(pool.window.taps() as u64),
         Op::ArgMaxPool(pool) => TAP.saturating_mul(pool.window.taps() as u64),
         Op::Lrn(lrn) => TAP.saturating_mul(lrn.size as u64),
+        Op::Resample(resample) => TAP.saturating_mul(resample.taps_of_each() as u64),
+        Op::GridSample(_) => 4 * TAP,
         _ => 1,
     };
-    op.macs(operands, results).saturating_add(made.saturating_mul(each)).saturating_add(read)
+    let elements = made.saturating_mul(each).saturating_add(read).saturating_add(CALL);
+    op.macs(operands, results).saturating_add(elements)
+}
+
+/// About how many operations it takes to read a node with its attributes.
+fn reading(def: &NodeDef) -> u64 {
+    const NODE: u64 = 1024;
+    const ELEMENT: u64 = 64;
+    let elements = def.attributes.values().map(|a| a.elements() as u64);
+    NODE + ELEMENT * elements.sum::<u64>()
 }
 
 pub(super) struct Importer<'m> {
@@ -354,7 +381,11 @@ pub(super) struct Importer<'m> {
     /// What eager computations may still take, together with those around this one.
     pub(super) work: Rc<Work>,
     /// Nodes that were put in the place of others, and how often that was.
-    spliced: usize,
+    pub(super) spliced: usize,
+    /// Nodes of a loop that may become part of the graph.
+    pub(super) max_unrolled: usize,
+    /// Whether import has stopped, because loops in the graph have become too many ops.
+    is_overgrown: bool,
     splices: usize,
     /// Nodes that need values which are not known, and what import says of them.
     pub(super) blocked: Vec<(&'m NodeDef, ImportError)>,
@@ -389,7 +420,19 @@ impl<'m> Importer<'m> {
         let mut queue: VecDeque<&'m NodeDef> = self.model.body.nodes.iter().map(|n| &**n).collect();
         // Results of nodes that are deferred.
         let mut unknown: BTreeSet<&'m str> = BTreeSet::new();
+        // Of the rounds of a loop that are being imported: nodes behind them, and ops before them.
+        let mut rounds: Option<(usize, usize)> = None;
         while let Some(def) = queue.pop_front() {
+            rounds = rounds.filter(|(behind, _)| queue.len() >= *behind);
+            if rounds.is_some_and(|(_, before)| self.graph.len() > before + MAX_UNROLLED_OPS)
+                && !self.is_eager
+            {
+                self.is_overgrown = true;
+                return Ok(());
+            }
+            if self.in_loop {
+                self.work.take(1, reading(def)).map_err(|e| node_error(def, e))?;
+            }
             let outcome = match def.reads().any(|name| unknown.contains(name)) {
                 true => Ok(Outcome::Deferred),
                 false => self.node(def),
@@ -402,6 +445,9 @@ impl<'m> Importer<'m> {
                         let why =
                             format!("the branches and rounds taken have more than {MAX_SPLICED_NODES} nodes");
                         return Err(node_error(def, OpError::too_large(why).into()));
+                    }
+                    if def.op == "Loop" {
+                        rounds = rounds.or(Some((queue.len(), self.graph.len())));
                     }
                     let nodes: &'m [NodeDef] = self.arena.alloc_extend(nodes);
                     for n in nodes.iter().rev() {
@@ -675,6 +721,11 @@ enum Outcome {
     Deferred,
 }
 
+/// Whether a node makes a sequence or the like, of which a graph knows nothing.
+pub(super) fn is_structure(def: &NodeDef) -> bool {
+    matches!(import_of(def), Some(Import::Structure(_)))
+}
+
 fn node_error(def: &NodeDef, source: NodeError) -> ImportError {
     ImportError::Node { node: def.name.clone(), op: def.op.clone(), source }
 }
@@ -822,8 +873,8 @@ impl<'m> Node<'_, 'm> {
     /// The tensor of an operand that decides over shapes, so must be known; `None` where it is left out.
     pub(super) fn known(&mut self, slot: usize, role: &'static str) -> Result<Option<Tensor>, NodeError> {
         let Some(name) = self.operand_name(slot) else { return Ok(None) };
-        let tensor = self.importer.value(name).and_then(|v| self.importer.tensor_of(v));
-        match tensor {
+        let value = self.operand(slot, role)?;
+        match self.importer.tensor_of(value) {
             Some(t) => Ok(Some(t.clone())),
             None => Err(NodeError::NotConstant { slot, role, value: name.into() }),
         }
@@ -909,6 +960,11 @@ impl<'m> Node<'_, 'm> {
     /// Whether all values are known, and computed at once.
     pub(super) fn is_eager(&self) -> bool {
         self.importer.is_eager
+    }
+
+    /// Nodes of a loop that may become part of the graph.
+    pub(super) fn max_unrolled(&self) -> usize {
+        self.importer.max_unrolled
     }
 
     /// Takes bytes of results that stay from what may be made.

@@ -3,7 +3,7 @@
 use super::{
     Bindings, ImportError, InputInfo, Model, NodeError,
     body::{Body, NodeDef},
-    import::{Held, Importer, Part, Work},
+    import::{Held, Importer, Part, Work, is_structure},
     splice,
     value::{Texts, ValueKind},
 };
@@ -217,6 +217,13 @@ impl Importer<'_> {
         let deferred = std::mem::take(&mut self.deferred);
         let (eager, later): (Vec<&NodeDef>, Vec<&NodeDef>) =
             deferred.iter().partition(|def| eager.contains(&def.outputs));
+        let is_left = |def: &NodeDef| later.iter().any(|l| l.outputs == def.outputs);
+        let mut nodes = self.model.body.nodes.iter();
+        if eager.is_empty() && self.spliced == 0 && nodes.all(|def| is_structure(def) || is_left(def)) {
+            // What is behind this part would be the same again.
+            let (_, reason) = blocked.swap_remove(0);
+            return Err(reason);
+        }
         let of_eager: BTreeSet<&str> = eager.iter().flat_map(|d| &d.outputs).map(String::as_str).collect();
         let of_later: BTreeSet<&str> = later.iter().flat_map(|d| &d.outputs).map(String::as_str).collect();
         let wanted: BTreeSet<&str> =

@@ -71,16 +71,16 @@ impl RoiAlign {
         let count = T::of(rows.samples.saturating_mul(columns.samples).max(1) as f64);
         let (area, bins) = (h * w, self.height * self.width);
         for (py, px) in (0..self.height).flat_map(|py| (0..self.width).map(move |px| (py, px))) {
-            let along = |axis: &Axis<T>, bin: usize, extent: usize| -> Vec<Option<Pair<T>>> {
-                (0..axis.samples).map(|i| pair(axis, bin, i, extent)).collect()
-            };
-            let (ys, xs) = (along(&rows, py, h), along(&columns, px, w));
+            let (ys, xs) = (rows.near(py, h), columns.near(px, w));
+            // A sample outside is 0.
+            let all_near = ys.len() == rows.samples && xs.len() == columns.samples;
+            let outside = (!all_near).then_some(T::of(0.0));
             for (channel, y) in image.chunks_exact(area).zip(y.chunks_exact_mut(bins)) {
-                let samples = ys.iter().flat_map(|&y| xs.iter().map(move |&x| y.zip(x)));
-                let four = samples.map(|sample| sample.map_or([T::of(0.0); 4], |s| weighted(channel, w, s)));
+                let samples = ys.iter().flat_map(|&y| xs.iter().map(move |&x| (y, x)));
+                let four = samples.map(|sample| weighted(channel, w, sample));
                 y[py * self.width + px] = if self.largest {
-                    let largest = four.flatten().reduce(|a, b| if b > a { b } else { a });
-                    largest.unwrap_or(T::of(0.0))
+                    let all = outside.into_iter().chain(four.flatten());
+                    all.reduce(|a, b| if b > a { b } else { a }).unwrap_or(T::of(0.0))
                 } else {
                     let sum = four.fold(T::of(0.0), |sum, [a, b, c, d]| sum + (a + b + c + d));
                     sum / count
@@ -111,19 +111,50 @@ impl RoiAlign {
     }
 }
 
-/// Sample `i` of a bin; none where it is more than an element outside.
-fn pair<T: Real>(axis: &Axis<T>, bin: usize, i: usize, extent: usize) -> Option<Pair<T>> {
-    let step = (T::of(i as f64) + T::of(0.5)) * axis.bin / T::of(axis.samples as f64);
-    let at = axis.start + T::of(bin as f64) * axis.bin + step;
-    let is_near = at >= T::of(-1.0) && at <= T::of(extent as f64);
-    if !is_near {
-        return None;
+impl<T: Real> Axis<T> {
+    /// What the samples of a bin read, but for those that are more than an element outside.
+    ///
+    /// The others are next to each other, since each step to where a sample is keeps the order. Regions may be far larger
+    /// than images, so that few of their samples are in one.
+    fn near(&self, bin: usize, extent: usize) -> Vec<Pair<T>> {
+        let at = |i: usize| {
+            let step = (T::of(i as f64) + T::of(0.5)) * self.bin / T::of(self.samples as f64);
+            self.start + T::of(bin as f64) * self.bin + step
+        };
+        let (first, last) = (T::of(-1.0), T::of(extent as f64));
+        let (from, to) = match self.bin < T::of(0.0) {
+            false => {
+                (first_index(self.samples, |i| at(i) >= first), first_index(self.samples, |i| at(i) > last))
+            }
+            true => {
+                (first_index(self.samples, |i| at(i) <= last), first_index(self.samples, |i| at(i) < first))
+            }
+        };
+        (from..to).map(at).filter(|&at| at >= first && at <= last).map(|at| pair(at, extent)).collect()
     }
+}
+
+/// The first index below `n` from which on something holds; `n` where it never does.
+fn first_index(n: usize, holds: impl Fn(usize) -> bool) -> usize {
+    let (mut from, mut to) = (0, n);
+    while from < to {
+        let middle = from.midpoint(to);
+        if holds(middle) {
+            to = middle;
+        } else {
+            from = middle + 1;
+        }
+    }
+    from
+}
+
+/// The elements around a place.
+fn pair<T: Real>(at: T, extent: usize) -> Pair<T> {
     let at = at.within(T::of(0.0), T::of(extent as f64));
     let low = at.floor().to_index();
     match low + 1 < extent {
-        true => Some((low, low + 1, at - at.floor())),
-        false => Some((extent - 1, extent - 1, T::of(0.0))),
+        true => (low, low + 1, at - at.floor()),
+        false => (extent - 1, extent - 1, T::of(0.0)),
     }
 }
 

@@ -1188,3 +1188,21 @@ fn samples_at_any_places() {
     let (x, grid) = (counting(&[1, 1, 1, 1, 1, 2], 0), counting(&[1, 1, 1, 1, 1, 4], 0));
     assert!(refusal(eval(deep, &[&x, &grid])).contains("4 dimensions"));
 }
+
+/// Of a region far larger than the image few samples are in it; the others are 0, as all are of one far away.
+#[test]
+fn regions_may_be_far_larger_than_images() {
+    let x = f32s(&[1, 1, 2, 2], &[1.0; 4]);
+    let pool = |largest, region: [f32; 4]| {
+        let op = RoiAlign { height: 1, width: 1, samples: 0, scale: 1.0, half_pixel: false, largest };
+        let (rois, image) = (f32s(&[1, 4], &region), of(&[1], &[0i64]));
+        eval(op, &[&x, &rois, &image])
+    };
+    let value = |largest, region| pool(largest, region).unwrap().as_slice::<f32>().unwrap()[0];
+    // Samples at −½, ½ and 1½ along each axis, and 4,093 more that are outside.
+    assert_eq!(value(false, [-1.0, -1.0, 4095.0, 4095.0]), 9.0 / (4096.0 * 4096.0));
+    assert_eq!(value(true, [-1.0, -1.0, 4095.0, 4095.0]), 1.0);
+    assert_eq!(value(true, [50.0, 50.0, 4000.0, 4000.0]), 0.0);
+    assert_eq!(value(false, [-4e6, 0.0, 4e6, 2.0]), 2.0 * 3.0 / (2.0 * 8e6));
+    assert!(refusal(pool(false, [-4e9, -4e9, 4e9, 4e9])).contains("samples of a bin"));
+}

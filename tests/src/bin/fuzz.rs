@@ -25,7 +25,7 @@ use std::{
 /// Seeded mutation of ONNX models.
 #[derive(Parser, Clone)]
 struct Arguments {
-    /// Files, or folders of files, to mutate beside the bundled model and generated ones.
+    /// Files, or folders of files, to mutate beside the bundled model, generated ones and those of goldens/ops.zip.
     #[arg(long, value_name = "PATH")]
     models: Vec<PathBuf>,
     /// Take every K-th of the files found.
@@ -63,7 +63,10 @@ const MAX_ADDRESSES_KIB: u64 = 8 << 20;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mutator = mutator(&arguments);
+    let mutator = match mutator(&arguments) {
+        Ok(mutator) => mutator,
+        Err(e) => return complain(&format!("cannot read tests/goldens/ops.zip: {e}")),
+    };
     if let Some(path) = &arguments.write {
         return match fs::write(path, mutator.mutant(arguments.seed)) {
             Ok(()) => ExitCode::SUCCESS,
@@ -103,12 +106,13 @@ fn complain(what: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn mutator(arguments: &Arguments) -> Mutator {
+fn mutator(arguments: &Arguments) -> std::io::Result<Mutator> {
     let mut models = seeds::generated();
     models.extend(seeds::bundled());
+    models.extend(seeds::op_cases()?);
     let found = arguments.models.iter().flat_map(|path| seeds::find(path));
     models.extend(found.step_by(arguments.every.max(1)).filter_map(|path| seeds::read(&path)));
-    Mutator::new(models)
+    Ok(Mutator::new(models))
 }
 
 // ---- the child

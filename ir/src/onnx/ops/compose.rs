@@ -107,11 +107,16 @@ impl Node<'_, '_> {
     pub(super) fn sliced(&mut self, part: &str, axis: usize, spec: SliceSpec, x: ValueId) -> Result<ValueId> {
         let shape = self.shape(x);
         let mut axes: Vec<SliceSpec> = shape.iter().map(|&d| SliceSpec::all(d)).collect();
-        if axes[axis] == spec {
-            return Ok(x);
+        match axes.get_mut(axis) {
+            None => return Err(self.no_axis(axis, x)),
+            Some(all) if *all == spec => return Ok(x),
+            Some(all) => *all = spec,
         }
-        axes[axis] = spec;
         self.step(part, Slice { axes }, &[x])
+    }
+
+    fn no_axis(&self, axis: usize, x: ValueId) -> NodeError {
+        OpError::shape(format!("{} has no axis {axis}", self.ty(x))).into()
     }
 
     pub(super) fn joined(&mut self, part: &str, axis: usize, parts: &[ValueId]) -> Result<ValueId> {
@@ -135,7 +140,7 @@ impl Node<'_, '_> {
         }
         let rank = self.shape(x).rank();
         let (before, mut after) = (vec![0; rank], vec![0; rank]);
-        after[axis] = count;
+        *after.get_mut(axis).ok_or_else(|| self.no_axis(axis, x))? = count;
         self.step(part, Pad { before, after, mode: PadMode::Constant { value } }, &[x])
     }
 
@@ -152,6 +157,20 @@ impl Node<'_, '_> {
     /// A number of a float type, rounded once.
     pub(super) fn number(&mut self, part: &str, value: f64, dtype: DType) -> Result<ValueId> {
         let tensor = float_tensor(dtype, Shape::scalar(), &[value])?;
+        Ok(self.constant_part(part, tensor))
+    }
+
+    /// A constant whose elements are a function of their row-major index, as large as import may make one.
+    pub(super) fn numbers(
+        &mut self,
+        part: &str,
+        dtype: DType,
+        shape: Shape,
+        at: impl FnMut(usize) -> f64,
+    ) -> Result<ValueId> {
+        self.take_bytes(shape.elements() * DType::F64.size())?;
+        let values: Vec<f64> = (0..shape.elements()).map(at).collect();
+        let tensor = float_tensor(dtype, shape, &values)?;
         Ok(self.constant_part(part, tensor))
     }
 

@@ -1,7 +1,7 @@
 //! Ops that ONNX Runtime adds beside those of transformers.
 
 use super::{
-    compose::{Result, float_tensor},
+    compose::Result,
     conv_transpose, lengths, shape,
     signal::{self, Transform},
     values,
@@ -198,13 +198,17 @@ pub(super) fn crop_and_resize(node: &mut Node<'_, '_>) -> Result<ValueId> {
         other => return Err(NodeError::attribute("mode", format!("is {other:?}"))),
     };
     let size = lengths("crop_size", &size)?;
-    let (&[_, _, _, _], &[count, 4], &[height, width]) =
-        (node.shape(x).dims(), node.shape(rois).dims(), &size[..])
+    let (&[_, _, _, _], &[count, 4], &[of], &[height, width]) =
+        (node.shape(x).dims(), node.shape(rois).dims(), node.shape(images).dims(), &size[..])
     else {
         let why =
             format!("takes images, regions and a size, got {}, {} and {size:?}", node.ty(x), node.ty(rois));
         return Err(OpError::shape(why).into());
     };
+    if of != count {
+        let why = format!("{count} regions, and images of {of}");
+        return Err(OpError::shape(why).into());
+    }
     let dtype = node.ty(x).dtype;
     let images = node.gathered("images", 0, x, images)?;
     let rows = along(node, "rows", rois, [0, 2], [count, height, 1], dtype)?;
@@ -290,10 +294,9 @@ fn along(
     }
     let count = dims[1].max(dims[2]);
     // The share of the last bound.
-    let shares: Vec<f64> =
-        (0..count).map(|i| if count > 1 { i as f64 / (count - 1) as f64 } else { 0.5 }).collect();
-    let shares = float_tensor(dtype, Shape::new([1, dims[1], dims[2]])?, &shares)?;
-    let shares = node.constant_part(&format!("{part}_shares"), shares);
+    let share = |i: usize| if count > 1 { i as f64 / (count - 1) as f64 } else { 0.5 };
+    let shares = Shape::new([1, dims[1], dims[2]])?;
+    let shares = node.numbers(&format!("{part}_shares"), dtype, shares, share)?;
     let span = node.sub(&format!("{part}_span"), ends[1], ends[0])?;
     let offset = node.mul(&format!("{part}_offset"), span, shares)?;
     let at = node.add(&format!("{part}_at"), ends[0], offset)?;

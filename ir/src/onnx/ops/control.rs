@@ -6,7 +6,7 @@
 
 use crate::{
     DType, OpError, Shape, Tensor,
-    limits::{MAX_LOOP_NODES, MAX_SCANNED_NODES, MAX_UNROLLED_NODES},
+    limits::{MAX_LOOP_NODES, MAX_SCANNED_NODES},
     onnx::{
         NodeError,
         attribute::Attribute,
@@ -98,7 +98,7 @@ pub(super) fn loop_(node: &mut Node<'_, '_>) -> Result<Vec<NodeDef>, NodeError> 
     let nodes = body.nodes.len().max(1) as u64;
     let unrolled = match (begins, rounds) {
         (Some(false), _) => Some(0),
-        (Some(true), Some(n)) if counted && n.saturating_mul(nodes) <= MAX_UNROLLED_NODES as u64 => Some(n),
+        (Some(true), Some(n)) if counted && n.saturating_mul(nodes) <= node.max_unrolled() as u64 => Some(n),
         _ => None,
     };
     match unrolled {

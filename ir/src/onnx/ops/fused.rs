@@ -320,7 +320,7 @@ pub(super) fn embed_layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<V
         Some(positions) => node.gathered("places", 0, places, positions)?,
         None => {
             let first = SliceSpec { start: 0, len: length, step: 1 };
-            if node.shape(places)[0] < length {
+            if node.shape(places).first().is_none_or(|&n| n < length) {
                 return Err(OpError::shape(format!("{length} places in {}", node.ty(places))).into());
             }
             node.sliced("places", 0, first, places)?

@@ -4,12 +4,9 @@
 //! 53-bit numbers from 0 to 1, the one of NumPy's `RandomState`: with a `seed` a node has the numbers that ONNX's reference
 //! evaluator gives. Without one, the seed is a hash of the node's name.
 
-use super::{
-    compose::{Result, float_tensor},
-    elementwise, lengths,
-};
+use super::{compose::Result, elementwise, lengths};
 use crate::{
-    DType, OpError, Shape, Tensor, TensorType, ValueId,
+    DType, OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
     ops::{ArgExtreme, BinaryKind},
 };
@@ -64,22 +61,6 @@ pub(super) fn hash(name: &str) -> u32 {
     name.bytes().fold(0x811c_9dc5, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
-/// Numbers of a float type, made one by one.
-pub(super) fn numbers(
-    node: &mut Node<'_, '_>,
-    part: &str,
-    dtype: DType,
-    shape: Shape,
-    mut next: impl FnMut() -> f64,
-) -> Result<ValueId> {
-    let wide = TensorType::new(DType::F64, shape.clone());
-    wide.check_size()?;
-    node.take_bytes(wide.bytes())?;
-    let values: Vec<f64> = (0..shape.elements()).map(|_| next()).collect();
-    let tensor = float_tensor(dtype, shape, &values)?;
-    Ok(node.constant_part(part, tensor))
-}
-
 /// The shape and type of the result of a node that has none, or those of its operand where attributes do not say.
 fn wanted(node: &mut Node<'_, '_>, is_like: bool) -> Result<(Shape, DType)> {
     let code = node.optional_int("dtype")?;
@@ -96,14 +77,14 @@ fn normal_of(node: &mut Node<'_, '_>, is_like: bool) -> Result<ValueId> {
     let (shape, dtype) = wanted(node, is_like)?;
     let (mean, scale) = (f64::from(node.float("mean", 0.0)?), f64::from(node.float("scale", 1.0)?));
     let mut generator = Generator::of(node)?;
-    numbers(node, "numbers", dtype, shape, || mean + scale * generator.normal())
+    node.numbers("numbers", dtype, shape, |_| mean + scale * generator.normal())
 }
 
 fn uniform_of(node: &mut Node<'_, '_>, is_like: bool) -> Result<ValueId> {
     let (shape, dtype) = wanted(node, is_like)?;
     let (low, high) = (f64::from(node.float("low", 0.0)?), f64::from(node.float("high", 1.0)?));
     let mut generator = Generator::of(node)?;
-    numbers(node, "numbers", dtype, shape, || low + (high - low) * generator.uniform())
+    node.numbers("numbers", dtype, shape, |_| low + (high - low) * generator.uniform())
 }
 
 pub(super) fn random_normal(node: &mut Node<'_, '_>) -> Result<ValueId> {
@@ -132,7 +113,7 @@ pub(super) fn bernoulli(node: &mut Node<'_, '_>) -> Result<ValueId> {
     };
     let mut generator = Generator::of(node)?;
     let (shape, dtype) = (node.shape(x), node.ty(x).dtype);
-    let drawn = numbers(node, "drawn", dtype, shape, || generator.uniform())?;
+    let drawn = node.numbers("drawn", dtype, shape, |_| generator.uniform())?;
     let is_below = node.binary("is_below", BinaryKind::Less, drawn, x)?;
     node.cast_to("", to, is_below)
 }
@@ -150,8 +131,8 @@ pub(super) fn multinomial(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let dtype = node.ty(x).dtype;
     let noise = Shape::new([batch, count, classes])?;
     // −ln(−ln u), of a u above 0.
-    let gumbel = || -(-(1.0 - generator.uniform()).ln()).max(f64::MIN_POSITIVE).ln();
-    let noise = numbers(node, "noise", dtype, noise, gumbel)?;
+    let mut gumbel = || -(-(1.0 - generator.uniform()).ln()).max(f64::MIN_POSITIVE).ln();
+    let noise = node.numbers("noise", dtype, noise, |_| gumbel())?;
     let x = node.shaped("classes", [batch, 1, classes], x)?;
     let noisy = node.add("noisy", x, noise)?;
     let best = ArgExtreme { largest: true, axis: 2, keep_dims: false, last: false };
@@ -167,8 +148,8 @@ pub(super) fn dropped(node: &mut Node<'_, '_>, x: ValueId, ratio: f64, seed: u32
     }
     let (shape, dtype) = (node.shape(x), node.ty(x).dtype);
     let mut generator = Generator::new(seed);
-    let kept = || f64::from(u8::from(generator.uniform() >= ratio));
-    let mask = numbers(node, "kept", DType::F32, shape, kept)?;
+    let mut kept = || f64::from(u8::from(generator.uniform() >= ratio));
+    let mask = node.numbers("kept", DType::F32, shape, |_| kept())?;
     let mask = node.cast_to("mask", DType::Bool, mask)?;
     let scale = node.number("scale", 1.0 / (1.0 - ratio), dtype)?;
     let scaled = node.mul("scaled", x, scale)?;

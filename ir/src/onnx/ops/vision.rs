@@ -1,7 +1,7 @@
 //! Ops of vision: regions, deformed convolutions, images from their columns, and grids of places.
 
 use super::{
-    compose::{Result, float_tensor},
+    compose::Result,
     lengths, matmul,
     window::{kernel_shape, list},
 };
@@ -96,11 +96,9 @@ pub(super) fn deform_conv(node: &mut Node<'_, '_>) -> Result<ValueId> {
             let out = if d == 0 { y } else { x };
             (out * strides[d] + at * dilations[d]) as f64 - pads[d] as f64
         };
-        let all = (0..taps).flat_map(|t| (0..oh).flat_map(move |y| (0..ow).map(move |x| (t, y, x))));
-        let values: Vec<f64> = all.map(|(t, y, x)| base(t, y, x)).collect();
-        let dtype = node.ty(moved).dtype;
-        let base = float_tensor(dtype, Shape::new([1, taps, oh, ow])?, &values)?;
-        let base = node.constant_part(&format!("{part}_base"), base);
+        let at = |i: usize| base(i / (oh * ow), i / ow % oh, i % ow);
+        let (dtype, shape) = (node.ty(moved).dtype, Shape::new([1, taps, oh, ow])?);
+        let base = node.numbers(&format!("{part}_base"), dtype, shape, at)?;
         let at = node.add(&format!("{part}_at"), moved, base)?;
         // (2·place + 1)/extent − 1: −1 to 1 from edge to edge.
         let factor = node.number(&format!("{part}_factor"), 2.0 / extent.max(1) as f64, dtype)?;
@@ -222,14 +220,14 @@ pub(super) fn affine_grid(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let places = Shape::new(extents)?.elements();
     let base = Shape::new([1, places, n + 1])?;
     let dtype = node.ty(wide).dtype;
-    TensorType::new(dtype, base.clone()).check_size()?;
-    // The last dimension comes first in a place.
-    let row = |place: Vec<usize>| {
-        let axes: Vec<f64> = place.iter().zip(extents).map(|(&i, &extent)| at(i, extent)).collect();
-        axes.into_iter().rev().chain([1.0])
+    // The last dimension comes first in a place, and 1 behind all.
+    let steps = Shape::new(extents)?.strides();
+    let coordinate = |i: usize| {
+        let (place, axis) = (i / (n + 1), i % (n + 1));
+        let axis = (n - 1).checked_sub(axis);
+        axis.map_or(1.0, |axis| at(place / steps[axis] % extents[axis], extents[axis]))
     };
-    let values: Vec<f64> = block_places(extents).into_iter().flat_map(row).collect();
-    let base = node.constant_part("base", float_tensor(dtype, base, &values)?);
+    let base = node.numbers("base", dtype, base, coordinate)?;
     let maps = node.permuted("maps", [0, 2, 1], wide)?;
     let grid = matmul::product_of(node, "places", base, maps)?;
     let grid =

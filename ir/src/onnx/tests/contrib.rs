@@ -6,7 +6,7 @@ use crate::onnx::{
     export::proto::{float, int, string},
 };
 
-fn microsoft(name: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+pub(super) fn microsoft(name: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
     NodeProto { domain: "com.microsoft".into(), ..node(name, inputs, outputs) }
 }
 

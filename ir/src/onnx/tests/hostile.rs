@@ -387,3 +387,39 @@ fn a_model_is_refused_that_may_not_take_its_own_size() {
     let e = Model::load_within(&path, 100).err().expect("is refused").to_string();
     assert!(e.contains("--max-memory") && e.contains("100 bytes"), "{e}");
 }
+
+/// A sequence where a number must be known: what is behind such a part would be the same part again, for ever.
+#[test]
+fn a_sequence_is_no_number_that_may_become_known() {
+    let given = node("SequenceConstruct", &["a", "a"], &["s"]);
+    let d = Draft::new(17, [given.clone(), node("Range", &["a", "limit", "s"], &["y"])]).input("a", &[]);
+    d.constant("a", Tensor::scalar(0f32))
+        .constant("limit", Tensor::scalar(4f32))
+        .refused("operand 2 (delta) is no tensor");
+    let d = Draft::new(17, [given, node("SequenceInsert", &["s", "a", "s"], &["t"])]).input("a", &[]);
+    d.outputs(&["t"]).refused("operand 2 (position) is no tensor");
+}
+
+/// A size that an attribute or a constant gives is bounded before anything of that size is made.
+#[test]
+fn constants_of_any_size_are_not_made() {
+    let crop = Draft::new(13, [contrib::microsoft("CropAndResize", &["x", "rois", "of", "size"], &["y"])])
+        .input("x", &[1, 1, 8, 8])
+        .input("rois", &[3, 4])
+        .constant("of", of(&[3], &[0i32, 0, 0]))
+        .constant("size", of(&[2], &[670_716_626i32, 1]));
+    crop.with_microsoft().refused("of what import may make");
+}
+
+/// Where a cache of attention has fewer axes than it is cut along.
+#[test]
+fn axes_that_are_not_there_are_not_cut() {
+    let operands = ["q", "k", "v", "total", "", "lens", "total"];
+    let attention = contrib::microsoft("GroupQueryAttention", &operands, &["y", "pk", "pv"])
+        .with(int("num_heads", 2))
+        .with(int("kv_num_heads", 2));
+    let d = Draft::new(17, [attention]);
+    let d = d.input("q", &[1, 1, 32]).input("k", &[1, 1, 32]).input("v", &[1, 1, 32]);
+    let d = d.constant("lens", of(&[1], &[3i32])).constant("total", Tensor::scalar(4i32));
+    d.outputs(&["y", "pk", "pv"]).with_microsoft().refused("has no axis 2");
+}
