@@ -9,8 +9,8 @@ use crate::{Context, Pass, PassError, Record, edit::keeps_order};
 use qcc_ir::{
     Graph, Kind, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     ops::{
-        BatchNorm, Concat, Conv, FakeQuant, Layout, Lrn, Normalize, Pad, Pool, Quantize, Reduce, Resample,
-        Reshape, Slice, Softmax, Transpose,
+        BatchNorm, Concat, Conv, FakeQuant, Gather, Layout, Lrn, Normalize, Pad, Pool, QConvToFloat,
+        Quantize, Reduce, Resample, Reshape, Slice, Softmax, Transpose,
     },
 };
 use std::collections::BTreeMap;
@@ -232,6 +232,7 @@ impl Builder<'_> {
         let order = channels_last(rank);
         let residual = match &op {
             Op::Conv(c) => c.residual_slot(),
+            Op::QConvToFloat(c) => c.to.residual_slot(),
             _ => None,
         };
         let mut operands = Vec::new();
@@ -327,17 +328,15 @@ impl Builder<'_> {
             .iter()
             .map(|&v| self.form(v).perm.clone())
             .find(|perm| !perm.is_sorted() && (!per_element || perm.len() == rank));
+        // Of indices in a vector: others change the rank.
+        let keeps_rank = !matches!(op, Op::Gather(_)) || self.old.shape(old[1]).rank() == 1;
+        let leader = leader.filter(|_| keeps_rank);
         let followed = leader.and_then(|perm| Some((reordered(op, &perm)?, perm)));
         let Some(((op, result), perm)) = followed else {
             let operands = old.iter().map(|&v| self.native(v)).collect::<Result<Vec<_>, _>>()?;
             let own = self.new.add(&self.name(node), op.clone(), &operands)?;
             self.put(node, own.out(), None);
-            // Further results are in their own order, as those of any op that was not reordered.
-            for port in 1..self.old.node(node).outputs().len() as u16 {
-                let value = own.port(port);
-                let perm = identity(self.new.shape(value).rank());
-                self.forms.insert(node.port(port), Form { value, perm });
-            }
+            self.put_further(node, own);
             return Ok(());
         };
         let order = inverse(&perm);
@@ -346,9 +345,19 @@ impl Builder<'_> {
             let activation = per_element || slot == 0;
             operands.push(if activation { self.in_order(v, &order)? } else { self.native(v)? });
         }
-        let value = self.new.add(&self.name(node), op, &operands)?.out();
-        self.put(node, value, Some(result));
+        let own = self.new.add(&self.name(node), op, &operands)?;
+        self.put(node, own.out(), Some(result));
+        self.put_further(node, own);
         Ok(())
+    }
+
+    /// Notes the results of a node behind its first one, which are in their own order.
+    fn put_further(&mut self, node: NodeId, own: NodeId) {
+        for port in 1..self.old.node(node).outputs().len() as u16 {
+            let value = own.port(port);
+            let perm = identity(self.new.shape(value).rank());
+            self.forms.insert(node.port(port), Form { value, perm });
+        }
     }
 }
 
@@ -358,6 +367,7 @@ fn with_channels_last(op: &Op, rank: usize) -> Option<Op> {
     let first = |l: Layout| l == Layout::ChannelsFirst && rank == 4;
     Some(match op {
         Op::Conv(c) if first(c.layout) => Conv { layout, ..c.clone() }.into(),
+        Op::QConvToFloat(c) if first(c.layout) => QConvToFloat { layout, ..c.clone() }.into(),
         Op::Pool(p) if first(p.layout) => Pool { layout, ..p.clone() }.into(),
         Op::Lrn(l) if first(l.layout) => Lrn { layout, ..l.clone() }.into(),
         _ => return None,
@@ -378,11 +388,14 @@ fn reordered(op: &Op, perm: &[usize]) -> Option<(Op, Vec<usize>)> {
         Op::Unary(_) | Op::Binary(_) | Op::Where(_) | Op::Cast(_) => op.clone(),
         Op::FakeQuant(f) => FakeQuant { params: grid(&f.params), ..f.clone() }.into(),
         Op::Quantize(q) => Quantize { params: grid(&q.params), ..q.clone() }.into(),
+        // One grid of all, so that its further results are the same in any order.
+        Op::DynamicQuantize(d) if d.axis == 0 => d.clone().into(),
         Op::Dequantize(d) => d.clone().into(),
         Op::Normalize(n) => Normalize { axis: perm[n.axis], ..n.clone() }.into(),
         Op::Softmax(s) => Softmax { axis: perm[s.axis], ..s.clone() }.into(),
         Op::BatchNorm(b) => BatchNorm { axis: perm[b.axis], ..b.clone() }.into(),
         Op::Concat(c) => Concat { axis: perm[c.axis] }.into(),
+        Op::Gather(g) => Gather { axis: perm[g.axis] }.into(),
         Op::Resample(r) => Resample { axis: perm[r.axis], ..r.clone() }.into(),
         Op::Pad(p) => Pad { before: spread(&p.before), after: spread(&p.after), mode: p.mode }.into(),
         Op::Slice(s) => {

@@ -430,7 +430,7 @@ fn mean_to_pool(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
 /// A convolution or pool over one spatial dimension becomes one over two, the first of extent 1.
 fn widen(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     let op = graph.op(node).cloned();
-    let (layout, mut window) = match &op {
+    let (layout, window) = match &op {
         Some(Op::Conv(c)) => (c.layout, c.window.clone()),
         Some(Op::Pool(p)) => (p.layout, p.window.clone()),
         _ => return Ok(None),
@@ -438,15 +438,7 @@ fn widen(graph: &mut Graph, node: NodeId) -> Result<Did, PassError> {
     if window.rank() != 1 || graph.ty(node.out()).dtype != DType::F32 {
         return Ok(None);
     }
-    for (extents, one) in [
-        (&mut window.kernel, 1),
-        (&mut window.strides, 1),
-        (&mut window.dilations, 1),
-        (&mut window.pads_begin, 0),
-        (&mut window.pads_end, 0),
-    ] {
-        extents.insert(0, one);
-    }
+    let window = window.with_leading_dimension();
     let name = graph.node(node).name.clone();
     let narrow = graph.shape(node.out()).clone();
     let spatial = 3 - layout.channel_axis(3);

@@ -3,7 +3,7 @@
 use crate::PassError;
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Shape, Tensor, ValueId,
-    ops::{Clamp, Conv, DynamicMatMul, MatMul, PoolKind, UnaryKind},
+    ops::{Clamp, Conv, MatMul, PoolKind, QConvToFloat, QMatMulToFloat, UnaryKind},
 };
 
 /// The elements of a constant f32 operand.
@@ -106,14 +106,16 @@ impl Product {
 #[derive(Clone)]
 pub(crate) enum Sum {
     Product(Product),
-    Dynamic(DynamicMatMul),
+    ConvToFloat(QConvToFloat),
+    MatMulToFloat(QMatMulToFloat),
 }
 
 impl Sum {
     /// The node as such, if it is one.
     pub(crate) fn of(graph: &Graph, node: NodeId) -> Option<Sum> {
         match graph.op(node)? {
-            Op::DynamicMatMul(m) => Some(Sum::Dynamic(m.clone())),
+            Op::QConvToFloat(c) => Some(Sum::ConvToFloat(c.clone())),
+            Op::QMatMulToFloat(m) => Some(Sum::MatMulToFloat(m.clone())),
             _ => Product::of(graph, node).map(Sum::Product),
         }
     }
@@ -121,21 +123,24 @@ impl Sum {
     pub(crate) fn op(self) -> Op {
         match self {
             Sum::Product(p) => p.op(),
-            Sum::Dynamic(m) => m.into(),
+            Sum::ConvToFloat(c) => c.into(),
+            Sum::MatMulToFloat(m) => m.into(),
         }
     }
 
     pub(crate) fn residual(&mut self) -> &mut bool {
         match self {
             Sum::Product(p) => p.residual(),
-            Sum::Dynamic(m) => &mut m.residual,
+            Sum::ConvToFloat(c) => &mut c.to.residual,
+            Sum::MatMulToFloat(m) => &mut m.to.residual,
         }
     }
 
     pub(crate) fn clamp(&mut self) -> &mut Clamp {
         match self {
             Sum::Product(p) => p.clamp(),
-            Sum::Dynamic(m) => &mut m.clamp,
+            Sum::ConvToFloat(c) => &mut c.to.clamp,
+            Sum::MatMulToFloat(m) => &mut m.to.clamp,
         }
     }
 }

@@ -36,11 +36,13 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         record.warning(&graph.name, warning);
     }
     let chosen = regions::choose(graph, ctx, record);
-    let grids = activation_grids(graph, ctx, &chosen)?;
-    let nodes: Vec<NodeId> = graph.order().into_iter().filter(|n| chosen.contains(n)).collect();
+    let unrounded = unrounded_products(graph, ctx, &chosen);
+    let chosen = Chosen { nodes: &chosen, unrounded: &unrounded };
+    let grids = activation_grids(graph, ctx, chosen)?;
+    let nodes: Vec<NodeId> = graph.order().into_iter().filter(|n| chosen.nodes.contains(n)).collect();
     for &node in &nodes {
         if has_weights(graph, node) {
-            quantize_parameters(graph, ctx, node, &chosen, &grids)?;
+            quantize_parameters(graph, ctx, node, chosen, &grids)?;
         } else if let Some(Op::MatMul(m)) = graph.op(node)
             && m.bias
         {
@@ -48,7 +50,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         }
     }
     for (&value, grid) in &grids {
-        quantize_activation(graph, value, grid, &chosen)?;
+        quantize_activation(graph, value, grid, chosen)?;
     }
     if ctx.options.interchange {
         round_behind_moves(graph)?;
@@ -56,10 +58,59 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     for node in nodes {
         let narrow = ctx.options.weight_bits == WeightBits::Seven && has_weights(graph, node);
         let with = if narrow { ", by weights of 7 bits" } else { "" };
-        record.applied(&graph.node(node).name, format!("computes on its grid{with}"));
+        let what = if unrounded.contains(&node) {
+            "multiplies codes, and its result is not rounded"
+        } else {
+            "computes on its grid"
+        };
+        record.applied(&graph.node(node).name, format!("{what}{with}"));
     }
     graph.stage = Stage::FakeQuant;
     Ok(())
+}
+
+/// The nodes that compute with integers.
+#[derive(Clone, Copy)]
+struct Chosen<'a> {
+    nodes: &'a BTreeSet<NodeId>,
+    /// Those of them whose results are real numbers, and whose residuals are.
+    unrounded: &'a BTreeSet<NodeId>,
+}
+
+impl Chosen<'_> {
+    fn contains(self, node: NodeId) -> bool {
+        self.nodes.contains(&node)
+    }
+
+    /// Whether the node makes codes.
+    fn makes_codes(self, node: NodeId) -> bool {
+        self.contains(node) && !self.unrounded.contains(&node)
+    }
+
+    /// The operands that a chosen node takes as codes, but for weights and bias.
+    fn codes(self, graph: &Graph, node: NodeId) -> Vec<(usize, ValueId)> {
+        let mut codes = activations(graph, node);
+        if self.unrounded.contains(&node) {
+            codes.truncate(1);
+        }
+        codes
+    }
+}
+
+/// Products by weights that only float ops read: a rounding of their results would be one more, and no code saved by it.
+/// Results of the model stay on the grids that calibration gives them. Other runtimes have no such convolutions.
+fn unrounded_products(graph: &Graph, ctx: &Context<'_>, chosen: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let is_unrounded = |&node: &NodeId| {
+        let is_wanted = match graph.op(node) {
+            Some(Op::Conv(_)) => !ctx.options.interchange,
+            Some(Op::MatMul(_)) => has_weights(graph, node),
+            _ => false,
+        };
+        let uses = graph.uses(node.out());
+        let is_read = !uses.is_empty() && !graph.is_output(node.out());
+        is_wanted && is_read && !uses.into_iter().any(|u| chosen.contains(&u.node))
+    };
+    chosen.iter().copied().filter(is_unrounded).collect()
 }
 
 /// Of a graph that brings its own grids: rounds the biases that the model has as floats, and says what stays float.
@@ -69,7 +120,10 @@ fn complete(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result
     for node in graph.order() {
         let Some(op) = graph.op(node) else { continue };
         let name = graph.node(node).name.clone();
-        if matches!(op, Op::Conv(Conv { bias: true, .. }) | Op::MatMul(MatMul { bias: true, .. })) {
+        let is_biased =
+            matches!(op, Op::Conv(Conv { bias: true, .. }) | Op::MatMul(MatMul { bias: true, .. }));
+        // Otherwise floats are added to a sum that has become one.
+        if is_biased && has_own_result(graph, node).is_ok() {
             round_own_bias(graph, node)?;
         }
         if ctx.options.requant == RequantMode::Float {
@@ -193,6 +247,16 @@ fn has_own_grids(graph: &Graph, node: NodeId) -> Result<(), String> {
             Some(_) => {}
         }
     }
+    let weights = graph.operands(node).get(1).copied().filter(|_| has_weights(graph, node));
+    match weights.is_some_and(|w| matches!(graph.op(w.node), Some(Op::FakeQuant(_) | Op::Dequantize(_)))) {
+        // Its sums become floats.
+        true => Ok(()),
+        false => has_own_result(graph, node),
+    }
+}
+
+/// Whether the model has a grid for what a node makes, and nobody takes that but on the grid.
+fn has_own_result(graph: &Graph, node: NodeId) -> Result<(), String> {
     let end = clamp_behind(graph, node).unwrap_or(node).out();
     match graph.sole_use(end).map(|u| graph.op(u.node)) {
         Some(Some(Op::FakeQuant(f))) if f.dtype == DType::U8 => Ok(()),
@@ -244,16 +308,16 @@ pub(crate) fn clamp_behind(graph: &Graph, node: NodeId) -> Option<NodeId> {
 fn activation_grids(
     graph: &Graph,
     ctx: &Context<'_>,
-    chosen: &BTreeSet<NodeId>,
+    chosen: Chosen<'_>,
 ) -> Result<BTreeMap<ValueId, OutputGrid>, PassError> {
     let mut classes = Classes::new();
-    for &node in chosen {
-        let inner = clamp_behind(graph, node).is_some_and(|c| chosen.contains(&c));
-        if !inner {
+    for &node in chosen.nodes {
+        let inner = clamp_behind(graph, node).is_some_and(|c| chosen.contains(c));
+        if !inner && chosen.makes_codes(node) {
             classes.join(node.out(), node.out());
         }
-        let from_inside = |v: &ValueId| chosen.contains(&v.node) && clamp_behind(graph, v.node) == Some(node);
-        for (_, v) in activations(graph, node) {
+        let from_inside = |v: &ValueId| chosen.contains(v.node) && clamp_behind(graph, v.node) == Some(node);
+        for (_, v) in chosen.codes(graph, node) {
             if from_inside(&v) {
                 continue;
             }
@@ -270,10 +334,10 @@ fn activation_grids(
         let root = classes.find(v);
         ranges.entry(root).and_modify(|r| *r = r.union(range)).or_insert(range);
     }
-    let packed = second_operands(graph, chosen).map(|v| classes.find(v)).collect::<BTreeSet<_>>();
+    let packed = second_operands(graph, chosen.nodes).map(|v| classes.find(v)).collect::<BTreeSet<_>>();
     let mut grids = BTreeMap::new();
     for v in members {
-        let moved = chosen.contains(&v.node) && graph.op(v.node).is_some_and(is_move);
+        let moved = chosen.contains(v.node) && graph.op(v.node).is_some_and(is_move);
         if !moved {
             let class = classes.find(v);
             let symmetric = symmetric_grid_of(ranges[&class]).filter(|_| packed.contains(&class));
@@ -396,18 +460,18 @@ fn quantize_activation(
     graph: &mut Graph,
     value: ValueId,
     grid: &OutputGrid,
-    chosen: &BTreeSet<NodeId>,
+    chosen: Chosen<'_>,
 ) -> Result<(), PassError> {
     let name = graph.node(value.node).name.clone();
     let op = fake_quant(grid).map_err(|e| PassError::op(&name, "FakeQuant", e))?;
     let uses = graph.uses(value);
     let rounded = graph.add(&format!("{name}_fq"), op, &[value])?.out();
-    if chosen.contains(&value.node) {
+    if chosen.makes_codes(value.node) {
         graph.replace_all_uses(value, rounded)?;
         return Ok(());
     }
-    for u in uses.into_iter().filter(|u| chosen.contains(&u.node)) {
-        if activations(graph, u.node).iter().any(|(slot, _)| *slot == usize::from(u.slot)) {
+    for u in uses.into_iter().filter(|u| chosen.contains(u.node)) {
+        if chosen.codes(graph, u.node).iter().any(|(slot, _)| *slot == usize::from(u.slot)) {
             graph.set_operand(u.node, u.slot.into(), rounded)?;
         }
     }
@@ -419,7 +483,7 @@ fn quantize_parameters(
     graph: &mut Graph,
     ctx: &Context<'_>,
     node: NodeId,
-    chosen: &BTreeSet<NodeId>,
+    chosen: Chosen<'_>,
     grids: &BTreeMap<ValueId, OutputGrid>,
 ) -> Result<(), PassError> {
     let name = graph.node(node).name.clone();
@@ -427,15 +491,18 @@ fn quantize_parameters(
     let (Some(mut product), operands) = (Product::of(graph, node), graph.operands(node)) else {
         return Ok(());
     };
-    let has_bias = *product.bias();
+    // That of results that are not rounded is added to them as it is.
+    let makes_codes = chosen.makes_codes(node);
+    let has_bias = *product.bias() && makes_codes;
     let axis = match product {
         Product::Conv(_) => 0,
         Product::MatMul(_) => 1,
     };
-    let result = clamp_behind(graph, node).filter(|c| chosen.contains(c)).unwrap_or(node).out();
-    let (Some(s_x), Some(s_y)) = (scale_of(graph, grids, operands[0]), scale_of(graph, grids, result)) else {
-        return Err(PassError::MissingRange { value: value_name(graph, operands[0]) });
+    let result = clamp_behind(graph, node).filter(|c| chosen.contains(*c)).unwrap_or(node).out();
+    let scale = |v: ValueId| {
+        scale_of(graph, grids, v).ok_or_else(|| PassError::MissingRange { value: value_name(graph, v) })
     };
+    let (s_x, s_y) = (scale(operands[0])?, if makes_codes { Some(scale(result)?) } else { None });
     let Some(weights) = f32_constant(graph, operands[1]) else {
         return Ok(());
     };
@@ -448,12 +515,15 @@ fn quantize_parameters(
     let mut scales: Vec<f64> = largest
         .iter()
         .zip(&bias)
-        .map(|(&w, &b)| weight_scale(f64::from(w) / f64::from(codes), b.into(), s_x, s_y))
+        .map(|(&w, &b)| {
+            let finest = f64::from(w) / f64::from(codes);
+            s_y.map_or(if w == 0.0 { 1.0 } else { finest }, |s_y| weight_scale(finest, b.into(), s_x, s_y))
+        })
         .collect();
     if ctx.options.weights == WeightGrid::PerTensor {
         scales = vec![scales.iter().copied().fold(0.0, f64::max)];
     }
-    if ctx.options.requant == RequantMode::Pow2 {
+    if let (RequantMode::Pow2, Some(s_y)) = (ctx.options.requant, s_y) {
         scales.iter_mut().for_each(|s| *s = power_of_two_scale(*s, s_x, s_y));
     }
     let narrow = |x: f64| (x as f32).clamp(f32::MIN_POSITIVE, f32::MAX);

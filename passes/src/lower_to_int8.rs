@@ -1,5 +1,6 @@
 //! Ops between fake-quantizations become integer ops, fake-quantized constants become integers, and real numbers are
 //! converted where integer ops meet float ones.
+//! A product with weights whose result has no grid makes floats of its sums.
 //!
 //! The pattern is the whole contract: an op whose activations are all on grids and whose one user is a
 //! fake-quantization to u8 (possibly behind a clamp), or a move of values on one grid. So a fake-quant graph from
@@ -7,21 +8,22 @@
 //! as both.
 
 mod exact;
+mod to_float;
 
 use crate::{
     Context, Pass, PassError, Record,
     edit::{Product, activations, channel_runs, clamp_of, has_weights, is_move},
     fold_normalize::pixels_are_codes,
     insert_fake_quant::clamp_behind,
-    weight_parts::WeightParts,
+    weight_parts::{self, WeightParts},
 };
 use qcc_ir::{
-    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Shape, Stage, Tensor,
-    TensorType, ValueId,
+    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType,
+    ValueId,
     numerics::{self, RequantMode, Requantizer, Rescaling, WeightSums},
     ops::{
-        Binary, BinaryKind, Clamp, Concat, Dequantize, FakeQuant, Gather, Pool, PoolKind, QAveragePool,
-        QBinary, QBinaryKind, QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
+        Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
+        QConv, QMatMul, QResample, QUnary, Quantize, Unary, UnaryKind,
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -180,6 +182,9 @@ impl Builder<'_> {
             }
             _ => {}
         }
+        if self.to_float(node, record)? {
+            return Ok(());
+        }
         if self.on_grids(node) {
             if is_move(op) {
                 if self.lower_move(node, op)? {
@@ -219,14 +224,20 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Whether the user wants the node to be no integer op.
+    fn is_pinned_to_floats(&self, node: NodeId) -> bool {
+        self.ctx.options.pin(self.old, node).is_some_and(|d| d != Device::Int8Jit)
+    }
+
     /// Whether all activations of the node are known as codes, and the user lets it be an integer op.
     fn on_grids(&self, node: NodeId) -> bool {
-        let pinned = self.ctx.options.pin(self.old, node).is_some_and(|d| d != Device::Int8Jit);
         let activations = activations(self.old, node);
         let has_codes = |v: ValueId| {
             self.codes.contains_key(&v) || self.rounded_constant(v).is_some_and(|c| c.dtype().size() == 1)
         };
-        !pinned && !activations.is_empty() && activations.iter().all(|(_, v)| has_codes(*v))
+        !self.is_pinned_to_floats(node)
+            && !activations.is_empty()
+            && activations.iter().all(|(_, v)| has_codes(*v))
     }
 
     /// The constant behind a fake-quantization or dequantization of one.
@@ -494,20 +505,8 @@ impl Builder<'_> {
             .and_then(|p| TensorType::quantized(DType::S8, weights.shape().clone(), p))
             .map_err(fail)?;
         operands[1] = self.new.quantized_constant(&format!("{own}_parts"), weights, ty)?;
-        if !twice.is_empty() {
-            let axis = product.channel_axis(self.new.shape(operands[0]).rank());
-            let channels = self.new.shape(operands[0])[axis];
-            let again = if twice.len() == channels {
-                operands[0]
-            } else {
-                let shape = Shape::new([twice.len()]).map_err(|e| fail(e.into()))?;
-                let indices = Tensor::from_vec::<i64>(shape, twice).map_err(|e| fail(e.into()))?;
-                let indices = self.new.constant(&format!("{name}_channels"), indices);
-                self.new.add(&format!("{name}_again"), Gather { axis }, &[operands[0], indices])?.out()
-            };
-            operands[0] =
-                self.new.add(&format!("{name}_twice"), Concat { axis }, &[operands[0], again])?.out();
-        }
+        let axis = product.channel_axis(self.new.shape(operands[0]).rank());
+        operands[0] = weight_parts::with_channels_again(&mut self.new, &name, operands[0], axis, twice)?;
         Ok(Ok(()))
     }
 

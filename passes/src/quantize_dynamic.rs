@@ -16,7 +16,7 @@ use crate::{
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, QuantParams, Tensor, TensorType, ValueId,
     numerics::{self, WeightSums},
-    ops::{Clamp, DynamicMatMul, DynamicQuantize, MatMul, Recurrent},
+    ops::{DynamicQuantize, MatMul, QMatMulToFloat, Recurrent, ToFloat},
 };
 use std::collections::BTreeMap;
 
@@ -103,9 +103,8 @@ fn weights_of(
     let (codes, params) = codes_of(weights, columns, options).map_err(|e| e.to_string())?;
     let codes = Tensor::from_vec::<i8>(shape.clone(), codes).map_err(|e| e.to_string())?;
     let ty = TensorType::quantized(DType::S8, shape, params).map_err(|e| e.to_string())?;
-    let sums = WeightSums::by_channel(&codes, DynamicMatMul::CHANNEL_AXIS).map_err(|e| e.to_string())?;
-    let op = DynamicMatMul { bias: false, residual: false, clamp: Clamp::NONE };
-    op.dequantizer(&ty, &sums, None).map_err(|e| e.to_string())?;
+    let sums = WeightSums::by_channel(&codes, QMatMulToFloat::CHANNEL_AXIS).map_err(|e| e.to_string())?;
+    ToFloat::plain(true).dequantizer(&ty, &sums, None).map_err(|e| e.to_string())?;
     let name = format!("{}_codes", graph.node(source.node).name);
     let weights = graph.quantized_constant(&name, codes, ty).map_err(|e| e.to_string())?;
     made.weights.insert(source, weights);
@@ -138,7 +137,7 @@ fn codes_of(weights: &[f32], columns: usize, options: &Options) -> Result<(Vec<i
         WeightGrid::PerTensor => QuantParams::per_tensor(scales[0], 0),
         WeightGrid::PerAxis => {
             let zeros = vec![0; scales.len()];
-            QuantParams::per_axis(DynamicMatMul::CHANNEL_AXIS, scales, zeros)
+            QuantParams::per_axis(QMatMulToFloat::CHANNEL_AXIS, scales, zeros)
         }
     };
     Ok((coded, params?))
@@ -163,7 +162,8 @@ fn put(graph: &mut Graph, node: NodeId, product: &MatMul, operands: [ValueId; 4]
     let MatMul { bias, residual, clamp } = *product;
     let extras = graph.operands(node).split_off(2);
     let operands: Vec<ValueId> = operands.into_iter().chain(extras).collect();
-    graph.rewrite(node, DynamicMatMul { bias, residual, clamp }, &operands)?;
+    let to = ToFloat { grids: true, bias, residual, clamp };
+    graph.rewrite(node, QMatMulToFloat { to }, &operands)?;
     graph.remove_dead();
     Ok(())
 }

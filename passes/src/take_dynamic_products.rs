@@ -1,17 +1,17 @@
 //! Products of integers that are scaled to floats, as files hold dynamic quantization, become products of codes with float
-//! results: MatMulInteger, its conversion, the product with the scales and the sum with a bias are one op.
+//! results: MatMulInteger or ConvInteger, its conversion, the product with the scales and the sum with a bias are one op.
 //!
 //! The bits of the result stay the same: integers are exact, and the float operations those of the file in its order.
 
 use crate::{
     Context, Pass, PassError, Record,
     edit::{f32_constant, live_op},
-    weight_parts::WeightParts,
+    weight_parts::{self, WeightParts},
 };
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     numerics::WeightSums,
-    ops::{Binary, BinaryKind, Cast, Clamp, Concat, DynamicMatMul, Gather},
+    ops::{Binary, BinaryKind, Cast, IntConv, Layout, QConvToFloat, QMatMulToFloat, Reshape, ToFloat},
 };
 
 /// See the module.
@@ -51,7 +51,7 @@ impl Scaled {
         let product_of = |v: ValueId| match graph.op(v.node)? {
             Op::Cast(Cast { to: DType::F32 }) => {
                 let sums = graph.operand(v.node, 0);
-                let is_product = matches!(graph.op(sums.node)?, Op::PlainMatMul(_));
+                let is_product = matches!(graph.op(sums.node)?, Op::PlainMatMul(_) | Op::IntConv(_));
                 (is_product && graph.ty(sums).dtype == DType::S32 && graph.sole_use(v).is_some())
                     .then_some(sums.node)
             }
@@ -65,101 +65,197 @@ impl Scaled {
     }
 }
 
+/// Which product it is.
+enum Kind {
+    MatMul,
+    Conv(IntConv),
+}
+
+impl Kind {
+    fn of(graph: &Graph, product: NodeId) -> Kind {
+        match graph.op(product) {
+            Some(Op::IntConv(c)) => Kind::Conv(c.clone()),
+            _ => Kind::MatMul,
+        }
+    }
+
+    /// The axis of the weights that the output channels are along, and that of the inputs.
+    fn weight_axes(&self) -> (usize, usize) {
+        match self {
+            Kind::MatMul => (QMatMulToFloat::CHANNEL_AXIS, 0),
+            Kind::Conv(_) => (QConvToFloat::CHANNEL_AXIS, 1),
+        }
+    }
+
+    /// The axis of codes and results of this rank that holds channels.
+    fn channel_axis(&self, rank: usize) -> usize {
+        match self {
+            Kind::MatMul => rank - 1,
+            Kind::Conv(_) => Layout::ChannelsFirst.channel_axis(rank),
+        }
+    }
+
+    /// Fails for weights that no such op takes.
+    fn check(&self, weights: &Tensor) -> Result<(), String> {
+        match self {
+            Kind::MatMul if weights.shape().rank() != 2 => {
+                Err("its second operand is no single matrix".into())
+            }
+            Kind::Conv(c) if !(1..=2).contains(&c.window.rank()) => {
+                Err(format!("it has {} spatial dimensions", c.window.rank()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What a product of codes is made of.
 struct Found {
+    kind: Kind,
     codes: ValueId,
     /// `None` of codes without a zero point.
     zero_point: Option<ValueId>,
     /// `None` where all scales are known.
     scale: Option<ValueId>,
     weights: Tensor,
-    /// Columns of the codes that are multiplied twice, by two parts of weights of more than 8 bits.
+    /// Channels of the codes that are multiplied twice, by two parts of weights of more than 8 bits.
     twice: Vec<i64>,
     params: QuantParams,
 }
 
 impl Found {
     fn in_graph(graph: &Graph, scaled: &Scaled) -> Result<Found, String> {
+        let kind = Kind::of(graph, scaled.product);
         let [a, b] = [0, 1].map(|slot| graph.operand(scaled.product, slot));
         let (codes, zero_point) = codes_of(graph, a)?;
         if let Some(zero) = zero_point {
-            check_of_rows(graph, zero, codes, "zero points")?;
+            check_grids(graph, &kind, zero, codes, "zero points")?;
         }
         let weights = integers(graph, b, 0).ok_or("its second operand is computed at run time")?;
-        let &[_, columns] = weights.shape().dims() else {
-            return Err("its second operand is no single matrix".into());
-        };
+        kind.check(&weights)?;
+        let (out, inner) = kind.weight_axes();
+        let channels = weights.shape()[out];
         // Zero points are taken off already.
         let plain = QuantParams::per_tensor(1.0, 0).map_err(|e| e.to_string())?;
-        let parts = WeightParts::of(&weights, &plain, 0).map_err(|e| e.to_string())?;
+        let parts = WeightParts::of(&weights, &plain, inner).map_err(|e| e.to_string())?;
         let WeightParts { weights, twice } =
             parts.ok_or("its weights less their zero points leave two times the range of s8")?;
-        let (scale, scales) = scales_of(graph, scaled.factor)?;
+        if let Kind::Conv(IntConv { groups: 2.., .. }) = kind
+            && !twice.is_empty()
+        {
+            return Err("its weights less their zero points leave the range of s8, and it has groups".into());
+        }
+        let (scale, scales) = scales_of(graph, &kind, graph.shape(scaled.product.out()), scaled.factor)?;
         if let Some(scale) = scale {
-            check_of_rows(graph, scale, codes, "scales")?;
+            check_grids(graph, &kind, scale, codes, "scales")?;
         }
         let params = match scales[..] {
             [scale] => QuantParams::per_tensor(scale, 0),
-            _ if scales.len() == columns => {
+            _ if scales.len() == channels => {
                 let zeros = vec![0; scales.len()];
-                QuantParams::per_axis(DynamicMatMul::CHANNEL_AXIS, scales, zeros)
+                QuantParams::per_axis(out, scales, zeros)
             }
-            _ => return Err(format!("{} scales of {columns} columns", scales.len())),
+            _ => return Err(format!("{} scales of {channels} channels", scales.len())),
         };
         let params = params.map_err(|e| e.to_string())?;
-        let op = DynamicMatMul { bias: false, residual: false, clamp: Clamp::NONE };
         let ty = TensorType::quantized(DType::S8, weights.shape().clone(), params.clone());
-        let sums =
-            WeightSums::by_channel(&weights, DynamicMatMul::CHANNEL_AXIS).map_err(|e| e.to_string())?;
-        let checked = ty.and_then(|ty| op.dequantizer(&ty, &sums, None));
+        let sums = WeightSums::by_channel(&weights, out).map_err(|e| e.to_string())?;
+        let checked = ty.and_then(|ty| ToFloat::plain(true).dequantizer(&ty, &sums, None));
         checked.map_err(|e| e.to_string())?;
-        Ok(Found { codes, zero_point, scale, weights, twice, params })
+        Ok(Found { kind, codes, zero_point, scale, weights, twice, params })
     }
 
     /// Puts the op in the place of the scaled sums, and of the sum with a bias behind it; says what it took in.
     fn put(self, graph: &mut Graph, node: NodeId) -> Result<&'static str, PassError> {
         let name = graph.node(node).name.clone();
-        let fail = |e: OpError| PassError::op(&name, "DynamicMatMul", e);
-        let ty = TensorType::quantized(DType::S8, self.weights.shape().clone(), self.params.clone());
-        let weights = graph.quantized_constant(&format!("{name}_weight"), self.weights, ty.map_err(fail)?)?;
         let scalar =
             |tensor: Tensor, part: &str, graph: &mut Graph| graph.constant(&format!("{name}_{part}"), tensor);
         let scale = self.scale.unwrap_or_else(|| scalar(Tensor::scalar(1f32), "scale", graph));
         let zero = self.zero_point.unwrap_or_else(|| scalar(Tensor::scalar(0i32), "zero", graph));
-        let codes = with_columns_again(graph, &name, self.codes, self.twice)?;
-        let mut operands = vec![codes, weights, scale, zero];
-        let sum = bias_behind(graph, node);
-        operands.extend(sum.map(|(_, bias)| bias));
-        let op = DynamicMatMul { bias: sum.is_some(), residual: false, clamp: Clamp::NONE };
+        let axis = self.kind.channel_axis(graph.shape(self.codes).rank());
+        let codes = weight_parts::with_channels_again(graph, &name, self.codes, axis, self.twice)?;
+        let sum = bias_behind(graph, node, self.kind.channel_axis(graph.shape(node.out()).rank()));
+        let bias = sum.map(|(_, bias)| bias);
         let last = sum.map_or(node, |(add, _)| add);
-        graph.rewrite(last, op, &operands)?;
+        let to = ToFloat { bias: bias.is_some(), ..ToFloat::plain(true) };
+        let put = Put { name: &name, last, to, weights: (self.weights, self.params) };
+        let operands = [Some(scale), Some(zero), bias].into_iter().flatten();
+        match self.kind {
+            Kind::MatMul => put.matrix_product(graph, codes, operands)?,
+            Kind::Conv(conv) => put.convolution(graph, conv, codes, operands)?,
+        }
         graph.remove_dead();
-        Ok(if sum.is_some() { " with a bias" } else { "" })
+        Ok(if bias.is_some() { " with a bias" } else { "" })
     }
 }
 
-/// Codes with some of their columns once more behind them.
-fn with_columns_again(
-    graph: &mut Graph,
-    name: &str,
-    codes: ValueId,
-    twice: Vec<i64>,
-) -> Result<ValueId, PassError> {
-    if twice.is_empty() {
-        return Ok(codes);
+/// What goes into the graph.
+struct Put<'a> {
+    name: &'a str,
+    /// The node that becomes the product.
+    last: NodeId,
+    to: ToFloat,
+    weights: (Tensor, QuantParams),
+}
+
+impl Put<'_> {
+    fn fail(&self, op: &'static str) -> impl Fn(OpError) -> PassError {
+        move |e| PassError::op(self.name, op, e)
     }
-    let axis = graph.shape(codes).rank() - 1;
-    let again = match twice.len() == graph.shape(codes)[axis] {
-        true => codes,
-        false => {
-            let indices = Shape::new([twice.len()]).map_err(OpError::from);
-            let indices = indices.and_then(|shape| Ok(Tensor::from_vec::<i64>(shape, twice)?));
-            let indices = indices.map_err(|e| PassError::op(name, "constant", e))?;
-            let indices = graph.constant(&format!("{name}_columns"), indices);
-            graph.add(&format!("{name}_again"), Gather { axis }, &[codes, indices])?.out()
+
+    fn weights(&self, graph: &mut Graph, tensor: Tensor) -> Result<ValueId, PassError> {
+        let ty = TensorType::quantized(DType::S8, tensor.shape().clone(), self.weights.1.clone());
+        let ty = ty.map_err(self.fail("constant"))?;
+        Ok(graph.quantized_constant(&format!("{}_weight", self.name), tensor, ty)?)
+    }
+
+    fn matrix_product(
+        self,
+        graph: &mut Graph,
+        codes: ValueId,
+        further: impl Iterator<Item = ValueId>,
+    ) -> Result<(), PassError> {
+        let weights = self.weights(graph, self.weights.0.clone())?;
+        let operands: Vec<ValueId> = [codes, weights].into_iter().chain(further).collect();
+        graph.rewrite(self.last, QMatMulToFloat { to: self.to }, &operands)?;
+        Ok(())
+    }
+
+    /// A convolution over one dimension is one over two, the first of extent 1.
+    fn convolution(
+        self,
+        graph: &mut Graph,
+        IntConv { mut window, groups }: IntConv,
+        mut codes: ValueId,
+        further: impl Iterator<Item = ValueId>,
+    ) -> Result<(), PassError> {
+        let result = graph.shape(self.last.out()).clone();
+        let mut weights = self.weights.0.clone();
+        let is_narrow = window.rank() == 1;
+        if is_narrow {
+            let fail = self.fail("Reshape");
+            let wide = |shape: &Shape| {
+                let mut dims = shape.to_vec();
+                dims.insert(2, 1);
+                Shape::new(dims).map_err(OpError::from)
+            };
+            let shape = wide(graph.shape(codes)).map_err(&fail)?;
+            codes = graph.add(&format!("{}_2d", self.name), Reshape { shape }, &[codes])?.out();
+            let shape = wide(weights.shape()).map_err(&fail)?;
+            weights = weights.reshaped(shape).map_err(|e| fail(e.into()))?;
+            window = window.with_leading_dimension();
         }
-    };
-    Ok(graph.add(&format!("{name}_twice"), Concat { axis }, &[codes, again])?.out())
+        let weights = self.weights(graph, weights)?;
+        let op = QConvToFloat { window, groups, layout: Layout::ChannelsFirst, to: self.to };
+        let operands: Vec<ValueId> = [codes, weights].into_iter().chain(further).collect();
+        if !is_narrow {
+            graph.rewrite(self.last, op, &operands)?;
+            return Ok(());
+        }
+        let product = graph.add(&format!("{}_product", self.name), op, &operands)?;
+        graph.rewrite(self.last, Reshape { shape: result }, &[product.out()])?;
+        Ok(())
+    }
 }
 
 /// The codes and zero points of an operand: u8 as integers of 32 bits, less their zero points.
@@ -195,22 +291,34 @@ fn source_of_zero(graph: &Graph, zero: ValueId) -> ValueId {
     }
 }
 
-/// Fails unless there is one of these for each row of the codes or for all.
-fn check_of_rows(graph: &Graph, value: ValueId, codes: ValueId, what: &str) -> Result<(), String> {
+/// Fails unless there is one of these for all codes, or for each row of those of a matrix product.
+fn check_grids(graph: &Graph, kind: &Kind, value: ValueId, codes: ValueId, what: &str) -> Result<(), String> {
     let (own, codes) = (graph.shape(value), graph.shape(codes));
     let mut of_rows = codes.to_vec();
     if let Some(last) = of_rows.last_mut() {
         *last = 1;
     }
-    match own.elements() == 1 || own.dims() == of_rows {
+    let has_rows = matches!(kind, Kind::MatMul);
+    match own.elements() == 1 || has_rows && own.dims() == of_rows {
         true => Ok(()),
-        false => Err(format!("its {what} {own:?} are neither of rows nor of all of {codes:?}")),
+        false if has_rows => Err(format!("its {what} {own:?} are neither of rows nor of all of {codes:?}")),
+        false => Err(format!("its {what} {own:?} are not one of all")),
     }
 }
 
-/// The factor of sums as scales of the first operand, where they are not known, and those of the columns.
-fn scales_of(graph: &Graph, factor: ValueId) -> Result<(Option<ValueId>, Vec<f32>), String> {
-    if let Some(scales) = known_scales(graph, factor) {
+/// The factor of sums of this shape as scales of the first operand, where they are not known, and those of the channels.
+fn scales_of(
+    graph: &Graph,
+    kind: &Kind,
+    sums: &Shape,
+    factor: ValueId,
+) -> Result<(Option<ValueId>, Vec<f32>), String> {
+    let known_scales = |v: ValueId| {
+        let elements = f32_constant(graph, through_reshapes(graph, v))?;
+        let is_scale = elements.len() == 1 || is_along(graph.shape(v), sums, kind.channel_axis(sums.rank()));
+        is_scale.then(|| elements.to_vec())
+    };
+    if let Some(scales) = known_scales(factor) {
         return Ok((None, scales));
     }
     let unknown = || String::from("the scales of its second operand are computed at run time");
@@ -218,19 +326,17 @@ fn scales_of(graph: &Graph, factor: ValueId) -> Result<(Option<ValueId>, Vec<f32
         return Err(unknown());
     };
     let [a, b] = [0, 1].map(|slot| graph.operand(factor.node, slot));
-    match (known_scales(graph, a), known_scales(graph, b)) {
+    match (known_scales(a), known_scales(b)) {
         (_, Some(scales)) => Ok((Some(a), scales)),
         (Some(scales), None) => Ok((Some(b), scales)),
         (None, None) => Err(unknown()),
     }
 }
 
-/// Constant scales of all columns or of each.
-fn known_scales(graph: &Graph, value: ValueId) -> Option<Vec<f32>> {
-    let constant = through_reshapes(graph, value);
-    let shape = graph.shape(value);
-    let along_columns = shape.elements() == shape.last().copied().unwrap_or(1);
-    f32_constant(graph, constant).filter(|_| along_columns).map(<[f32]>::to_vec)
+/// Whether a tensor of this shape, broadcast to `whole`, has an element for each index of `axis` alone.
+fn is_along(shape: &Shape, whole: &Shape, axis: usize) -> bool {
+    let behind = whole.rank() - axis;
+    shape.rank() >= behind && shape.elements() == whole[axis] && shape[shape.rank() - behind] == whole[axis]
 }
 
 fn through_reshapes(graph: &Graph, mut value: ValueId) -> ValueId {
@@ -262,26 +368,25 @@ fn integers(graph: &Graph, value: ValueId, depth: usize) -> Option<Tensor> {
     results.ok()?.into_iter().next()
 }
 
-/// The sum of a node's result with a constant of each column, and that constant as a vector.
-fn bias_behind(graph: &mut Graph, node: NodeId) -> Option<(NodeId, ValueId)> {
+/// The sum of a node's result with a constant of each index of `axis`, and that constant as a vector.
+fn bias_behind(graph: &mut Graph, node: NodeId, axis: usize) -> Option<(NodeId, ValueId)> {
     let user = graph.sole_use(node.out())?;
     let Some(Op::Binary(Binary { kind: BinaryKind::Add })) = graph.op(user.node) else { return None };
     let other = graph.operands(user.node)[1 - usize::from(user.slot).min(1)];
     let y = graph.shape(node.out());
-    let columns = *y.last()?;
-    let shape = graph.shape(other);
-    let is_bias = shape.elements() == columns
-        && shape.last() == Some(&columns)
+    // Its constant may lie behind reshapes, which are folded later.
+    let constant = through_reshapes(graph, other);
+    let is_bias = is_along(graph.shape(other), y, axis)
         && graph.shape(user.node.out()) == y
-        && f32_constant(graph, other).is_some();
+        && f32_constant(graph, constant).is_some();
     if !is_bias {
         return None;
     }
-    if shape.rank() == 1 {
-        return Some((user.node, other));
+    if graph.shape(constant).rank() == 1 {
+        return Some((user.node, constant));
     }
-    let elements = f32_constant(graph, other)?.to_vec();
-    let vector = Tensor::from_vec(Shape::new([columns]).ok()?, elements).ok()?;
+    let elements = f32_constant(graph, constant)?.to_vec();
+    let vector = Tensor::from_vec(Shape::new([elements.len()]).ok()?, elements).ok()?;
     let name = format!("{}_bias", graph.node(user.node).name);
     Some((user.node, graph.constant(&name, vector)))
 }

@@ -1,6 +1,10 @@
 //! Weights that leave 8 bits once their zero points are taken off.
 
-use qcc_ir::{OpError, QuantParams, Shape, Tensor};
+use crate::PassError;
+use qcc_ir::{
+    Graph, OpError, QuantParams, Shape, Tensor, ValueId,
+    ops::{Concat, Gather},
+};
 
 /// Weights of 9 bits in parts of 8.
 pub(crate) struct WeightParts {
@@ -48,4 +52,28 @@ impl WeightParts {
         let weights = Tensor::from_vec::<i8>(Shape::new(dims)?, weights)?;
         Ok(Some(WeightParts { weights, twice: twice.into_iter().map(|c| c as i64).collect() }))
     }
+}
+
+/// Codes with some of their channels once more behind them.
+pub(crate) fn with_channels_again(
+    graph: &mut Graph,
+    name: &str,
+    codes: ValueId,
+    axis: usize,
+    twice: Vec<i64>,
+) -> Result<ValueId, PassError> {
+    if twice.is_empty() {
+        return Ok(codes);
+    }
+    let again = match twice.len() == graph.shape(codes)[axis] {
+        true => codes,
+        false => {
+            let indices = Shape::new([twice.len()]).map_err(OpError::from);
+            let indices = indices.and_then(|shape| Ok(Tensor::from_vec::<i64>(shape, twice)?));
+            let indices = indices.map_err(|e| PassError::op(name, "constant", e))?;
+            let indices = graph.constant(&format!("{name}_channels"), indices);
+            graph.add(&format!("{name}_again"), Gather { axis }, &[codes, indices])?.out()
+        }
+    };
+    Ok(graph.add(&format!("{name}_twice"), Concat { axis }, &[codes, again])?.out())
 }

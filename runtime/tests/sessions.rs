@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array4};
 use qcc_runtime::{
     Compiler, Error, Event, Model, Precision, Preprocess, Samples, Session, TensorView, Threads, WeightBits,
-    bundled, evaluate,
+    bundled, evaluate, ir,
 };
 use std::sync::{Arc, Mutex};
 
@@ -24,7 +24,7 @@ fn what_does_not_fit_is_refused_by_name_and_expected_type() {
     let mut session = Session::new(&model(Precision::Float));
     let refused = |r: Result<_, Error>| match r {
         Err(e @ Error::Bind(_)) => e.to_string(),
-        other => panic!("{:?}", other.map(|_: Vec<qcc_runtime::ir::Tensor>| ())),
+        other => panic!("{:?}", other.map(|_: Vec<ir::Tensor>| ())),
     };
     let narrow = Array4::<f32>::zeros((1, 1, 28, 27));
     let text = refused(session.run(&[(&narrow).into()]));
@@ -160,9 +160,9 @@ fn larger_batches_are_calibrated_and_evaluated_too() {
 
 #[test]
 fn samples_that_do_not_fit_the_model_stop_the_compilation() {
-    let tensor = qcc_runtime::ir::Tensor::zeros(
-        qcc_runtime::ir::DType::F32,
-        qcc_runtime::ir::Shape::new([4, 3]).unwrap(),
+    let tensor = ir::Tensor::zeros(
+        ir::DType::F32,
+        ir::Shape::new([4, 3]).unwrap(),
     );
     let samples = Samples::from_arrays(vec![("x".into(), tensor)]).unwrap();
     let e = Compiler::new().calibration(samples).compile_onnx(bundled::FASHION_RESNET8).err().unwrap();
@@ -191,4 +191,36 @@ fn callers_on_several_threads_share_a_model_and_its_pool() {
             });
         }
     });
+}
+
+/// A product of rows that the model itself quantizes, and one of floats.
+fn dynamically_quantized() -> ir::Graph {
+    let text = r#"qir 1
+graph "rows" stage float
+%0 = input "x" : f32[3x32]
+%1 = const "a" : s8[32x32] {scale 0.01 zero 0} = seed(1)
+%2 = const "b" : f32[32x16] = seed(2)
+%3 = "rows" DynamicQuantize(axis:0)(%0)
+%4 = "first" QMatMulToFloat(to:(grids:true,bias:false,residual:false,clamp:(lo:-inf,hi:inf)))(%3, %1, %3.1, %3.2)
+%5 = "second" MatMul(bias:false,residual:false,clamp:(lo:-inf,hi:inf))(%4, %2)
+output "y" = %5
+"#;
+    ir::text::parse(text).unwrap()
+}
+
+#[test]
+fn a_model_that_is_quantized_when_it_runs_is_not_calibrated_on_noise() {
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let heard = warnings.clone();
+    let compiler = Compiler::new().observer(move |event| {
+        if let Event::Warning(text) = event {
+            heard.lock().unwrap().push(text.to_string());
+        }
+    });
+    let program = compiler.program_of_graph(dynamically_quantized()).unwrap();
+    assert_eq!(
+        (program.info().precision, program.info().calibration.is_none()),
+        (Precision::Int8Dynamic, true)
+    );
+    assert!(warnings.lock().unwrap()[0].contains("int8-dynamic"), "{warnings:?}");
 }

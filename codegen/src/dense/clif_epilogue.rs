@@ -3,7 +3,7 @@
 //! SSE4.2 has no shift by a different amount in each lane. A shift by s is a product with 2^(31−s) in 64 bits and a
 //! uniform shift by 31 instead: see [`shift_right_each`]. Small sums are shifted as floats, by a product with 2^−s.
 
-use super::spec::{Epilogue, RowGrid};
+use super::spec::{Epilogue, RowGrid, RunTimeGrids};
 use crate::module::MEM;
 use cranelift_codegen::ir::{
     ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value,
@@ -102,8 +102,8 @@ impl<'a> Params<'a> {
                 Rescale::Float { .. } => fields.push(Field::Factor),
             }
         }
-        if let Epilogue::Dequantize { dequantizer, zero_points, .. } = epilogue {
-            fields.extend(zero_points.then_some(Field::Sum));
+        if let Epilogue::Dequantize { dequantizer, grids, .. } = epilogue {
+            fields.extend(grids.has_zero_points().then_some(Field::Sum));
             fields.push(Field::Factor);
             fields.extend(dequantizer.bias.is_some().then_some(Field::Addend));
         }
@@ -260,9 +260,9 @@ impl Finisher<'_, '_, '_> {
                     self.finish_float(a, clamp, residual);
                 }
             }
-            Epilogue::Dequantize { dequantizer, zero_points, residual } => {
+            Epilogue::Dequantize { dequantizer, grids, residual } => {
                 for a in useful {
-                    let value = self.dequantize(a, dequantizer, zero_points);
+                    let value = self.dequantize(a, dequantizer, grids);
                     self.finish_float(Accumulator { value, ..a }, dequantizer.clamp, residual);
                 }
             }
@@ -301,12 +301,13 @@ impl Finisher<'_, '_, '_> {
     }
 
     /// f32(acc − zero·sum)·(scale_row·scale) + bias, no step fused with another.
-    fn dequantize(&mut self, a: Accumulator, d: &Dequantizer, zero_points: bool) -> Value {
+    fn dequantize(&mut self, a: Accumulator, d: &Dequantizer, grids: RunTimeGrids) -> Value {
         let mut of_row = |at: usize| {
             let scalar = self.b.ins().load(F32, MEM, self.g, a.g_offset + at as i32);
             self.b.ins().splat(F32X4, scalar)
         };
-        let (scale_row, zero) = (of_row(0), zero_points.then(|| of_row(RowGrid::ZERO_POINT)));
+        let scale_row = grids.has_scales().then(|| of_row(0));
+        let zero = grids.has_zero_points().then(|| of_row(RowGrid::ZERO_POINT));
         let mut sum = a.value;
         if let Some(zero) = zero {
             let zero = cast(self.b, I32X4, zero);
@@ -314,8 +315,10 @@ impl Finisher<'_, '_, '_> {
             let correction = self.b.ins().imul(zero, sums);
             sum = self.b.ins().isub(sum, correction);
         }
-        let scale = self.constant(Field::Factor, F32X4, a.channel, 0);
-        let scale = self.b.ins().fmul(scale_row, scale);
+        let mut scale = self.constant(Field::Factor, F32X4, a.channel, 0);
+        if let Some(scale_row) = scale_row {
+            scale = self.b.ins().fmul(scale_row, scale);
+        }
         let sum = self.b.ins().fcvt_from_sint(F32X4, sum);
         let mut x = self.b.ins().fmul(sum, scale);
         if d.bias.is_some() {

@@ -131,12 +131,11 @@ fn entries(
     let mut entries = Vec::with_capacity(cut.panels.len());
     for panel in cut.panels.iter() {
         let (weights, params) = pack(panel);
-        let first = (panel.first * problem.product.element()) as u32;
         entries.push(PanelEntry {
-            a: first,
+            a: (panel.first * problem.product.element()) as u32,
             weights: cx.weights(&weights, pack::ALIGN)?,
             params: cx.weights(&params, pack::ALIGN)?,
-            y: first,
+            y: (panel.first * problem.result_bytes) as u32,
             class: class_index(classes, panel),
         });
     }

@@ -373,9 +373,9 @@ impl<'t, 'a> Tiles<'t, 'a> {
             columns,
             a_offsets: offsets(p.a.row, p.a.col),
             r_offsets: if residual { offsets(p.r.row, p.r.col) } else { Vec::new() },
-            g_offsets: match self.epilogue {
-                Epilogue::Dequantize { .. } => offsets(p.g.row, p.g.col),
-                _ => Vec::new(),
+            g_offsets: match self.epilogue.form().grids().has_scales() {
+                true => offsets(p.g.row, p.g.col),
+                false => Vec::new(),
             },
             y_offsets: offsets(p.y.row, p.y.col),
             loops: p.loops.clone(),

@@ -562,8 +562,8 @@ impl ParamLayout {
         let permutation = regions.splat_if(codes && format.is_wide());
         let epilogue = match epilogue {
             EpilogueForm::PackOnly => EpilogueLayout::PackOnly,
-            EpilogueForm::Dequantize { zero_points, bias, lo, hi, .. } => EpilogueLayout::Dequantize {
-                sums: regions.columns_if(zero_points),
+            EpilogueForm::Dequantize { grids, bias, lo, hi, .. } => EpilogueLayout::Dequantize {
+                sums: regions.columns_if(grids.has_zero_points()),
                 scale: regions.columns(),
                 bias: regions.columns_if(bias),
                 lo: regions.splat_if(lo),
@@ -845,16 +845,18 @@ pub fn pack_dequantizer(
     channels: Range<usize>,
     starts: &[i32],
 ) -> Vec<u8> {
-    let layout = ParamLayout::new(format, epilogue);
+    let layout = ParamLayout::new(format.with_results(epilogue), epilogue);
     let Dequantizer { sums, scales, bias, clamp } = dequantizer;
     blocks(format, &layout, channels, |block| {
         block.columns(layout.bias, |c| starts[c] as u32);
-        let EpilogueForm::Dequantize { zero_points, lo: has_lo, hi: has_hi, .. } = epilogue else { return };
+        // Sums of depthwise strips start in the order of codes, and are brought into that of floats.
+        block.format = format.with_results(epilogue);
+        let EpilogueForm::Dequantize { grids, lo: has_lo, hi: has_hi, .. } = epilogue else { return };
         let EpilogueLayout::Dequantize { sums: at_sums, scale, bias: at_bias, lo, hi } = layout.epilogue
         else {
             return;
         };
-        if zero_points {
+        if grids.has_zero_points() {
             block.columns(at_sums, |c| sums[c] as u32);
         }
         block.columns(scale, |c| scales[c].to_bits());

@@ -34,8 +34,15 @@ pub(crate) struct Border {
     pub(crate) left: usize,
     /// Bytes behind each row.
     pub(crate) right: usize,
-    /// The byte that the border holds.
-    pub(crate) fill: u8,
+    /// What the border holds.
+    pub(crate) fill: Fill,
+}
+
+/// A byte that is known, or lies at this many bytes from a place when the code runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fill {
+    Byte(u8),
+    At(Location, i32),
 }
 
 impl Border {
@@ -78,6 +85,13 @@ pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result
         let (source, target) = (e.address(ctx, from), e.address(ctx, to));
         let padded = border.padded_row_bytes();
         let behind = border.left + border.row_bytes;
+        let byte = match border.fill {
+            Fill::Byte(byte) => e.b.ins().iconst(I8, i64::from(byte)),
+            Fill::At(place, offset) => {
+                let place = e.address(ctx, place);
+                e.b.ins().load(I8, MEM, place, offset)
+            }
+        };
         map::counted_loop(&mut e.b, begin, end, |b, unit| {
             let row_offset = b.ins().imul_imm_s(unit, padded as i64);
             let row = b.ins().iadd(target, row_offset);
@@ -87,7 +101,7 @@ pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result
                 b,
                 (y, border.above, border.rows),
                 |b, y| {
-                    fill(b, row, 0, border.left, border.fill);
+                    fill(b, row, 0, border.left, byte);
                     let first = b.ins().imul_imm_s(image, border.rows as i64);
                     let from_row = b.ins().iadd(first, y);
                     let from_offset = b.ins().imul_imm_s(from_row, border.row_bytes as i64);
@@ -99,9 +113,9 @@ pub(crate) fn lower(cx: &mut Lowering, from: Location, border: Border) -> Result
                         let to = b.ins().iadd(middle, at);
                         b.ins().store(MEM, x, to, offset);
                     });
-                    fill(b, row, behind, border.right, border.fill);
+                    fill(b, row, behind, border.right, byte);
                 },
-                |b| fill(b, row, 0, padded, border.fill),
+                |b| fill(b, row, 0, padded, byte),
             );
         });
         Ok(())
@@ -132,15 +146,14 @@ fn inside_or_outside(
 }
 
 /// Writes `byte` to `count` bytes from `base + start`.
-fn fill(b: &mut FunctionBuilder, base: Value, start: usize, count: usize, byte: u8) {
+fn fill(b: &mut FunctionBuilder, base: Value, start: usize, count: usize, byte: Value) {
     if count == 0 {
         return;
     }
     let base = b.ins().iadd_imm_s(base, start as i64);
-    let scalar = b.ins().iconst(I8, i64::from(byte));
-    let vector = b.ins().splat(I8X16, scalar);
+    let vector = b.ins().splat(I8X16, byte);
     sweep(b, count, &mut |b, ty, at, offset| {
-        let x = if ty == I8 { scalar } else { vector };
+        let x = if ty == I8 { byte } else { vector };
         let to = b.ins().iadd(base, at);
         b.ins().store(MEM, x, to, offset);
     });

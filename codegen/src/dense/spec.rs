@@ -100,12 +100,12 @@ pub enum Epilogue<'a> {
     Requantize(&'a Requantizer),
     /// Narrowed to 8 bits as they are. Wrong results, right timing: the difference to `Requantize` is its price.
     PackOnly,
-    /// Sums of codes to floats, by the one definition and the [grids of rows](RowGrid).
+    /// Sums of codes to floats, by the one definition.
     Dequantize {
         /// The constants.
         dequantizer: &'a Dequantizer,
-        /// Whether rows have zero points other than 0.
-        zero_points: bool,
+        /// What is known of the first operand when the code runs only.
+        grids: RunTimeGrids,
         /// Whether a residual is added.
         residual: bool,
     },
@@ -124,8 +124,8 @@ impl Epilogue<'_> {
         match self {
             Epilogue::Requantize(q) => EpilogueForm::Requantize(RequantizeForm::of(q)),
             Epilogue::PackOnly => EpilogueForm::PackOnly,
-            Epilogue::Dequantize { dequantizer, zero_points, residual } => EpilogueForm::Dequantize {
-                zero_points: *zero_points,
+            Epilogue::Dequantize { dequantizer, grids, residual } => EpilogueForm::Dequantize {
+                grids: *grids,
                 bias: dequantizer.bias.is_some(),
                 lo: dequantizer.clamp.lo > f32::NEG_INFINITY,
                 hi: dequantizer.clamp.hi < f32::INFINITY,
@@ -137,6 +137,29 @@ impl Epilogue<'_> {
                 residual: *residual,
             },
         }
+    }
+}
+
+/// What a tile reads of the [grids of rows](RowGrid).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RunTimeGrids {
+    /// Nothing: they are part of the constants.
+    None,
+    /// Scales: no row has a zero point other than 0, or that is part of what sums start from.
+    Scales,
+    /// Scales and zero points.
+    ScalesAndZeroPoints,
+}
+
+impl RunTimeGrids {
+    /// Whether scales are read.
+    pub fn has_scales(self) -> bool {
+        self != RunTimeGrids::None
+    }
+
+    /// Whether zero points are read.
+    pub fn has_zero_points(self) -> bool {
+        self == RunTimeGrids::ScalesAndZeroPoints
     }
 }
 
@@ -160,8 +183,8 @@ pub enum EpilogueForm {
     PackOnly,
     /// Sums of codes to floats.
     Dequantize {
-        /// Whether rows have zero points other than 0.
-        zero_points: bool,
+        /// What is known of the first operand when the code runs only.
+        grids: RunTimeGrids,
         /// Whether a bias is added.
         bias: bool,
         /// Whether there is a lower bound.
@@ -189,6 +212,14 @@ impl EpilogueForm {
             EpilogueForm::Requantize(q) => q.has_residual,
             EpilogueForm::Float { residual, .. } | EpilogueForm::Dequantize { residual, .. } => residual,
             EpilogueForm::PackOnly => false,
+        }
+    }
+
+    /// What is read of the [grids of rows](RowGrid).
+    pub fn grids(self) -> RunTimeGrids {
+        match self {
+            EpilogueForm::Dequantize { grids, .. } => grids,
+            _ => RunTimeGrids::None,
         }
     }
 

@@ -5,15 +5,15 @@
 
 use super::{
     Lowerer, Lowering,
-    product::{self, Extras, Kernel, Parts},
+    product::{self, Extras, Kernel, Parts, RowGrids},
 };
 use crate::{
     CodegenError,
     dense::{
         Problem, Strides, WeightOrder,
         depthwise::{self, Taps},
-        pad::{self, Border},
-        spec::Product,
+        pad::{self, Border, Fill},
+        spec::{Product, RowGrid},
         strip::{self, Axis, Strips},
         taps_fit_16_bits,
     },
@@ -23,11 +23,11 @@ use crate::{
     tier::Isa,
 };
 use qcc_ir::{
-    Graph, NodeId, Op, OpError,
+    DType, Graph, NodeId, Op, OpError,
     ops::{Clamp, Layout, Window},
 };
 
-/// `Conv` and `QConv`.
+/// `Conv`, `QConv` and `QConvToFloat`.
 pub(super) const CONV: Lowerer = Lowerer { supported, lower };
 
 /// The extents of a convolution.
@@ -43,13 +43,16 @@ struct Extents {
     groups: usize,
 }
 
-/// What `Conv` and `QConv` have in common.
+/// What they have in common.
 struct Convolution<'g> {
     product: Product,
     window: &'g Window,
     extents: Extents,
     extras: Extras,
     clamp: Clamp,
+    writes_floats: bool,
+    /// Whether the grid of the input is known when the code runs only.
+    has_grid: bool,
 }
 
 impl<'g> Convolution<'g> {
@@ -63,6 +66,10 @@ impl<'g> Convolution<'g> {
                 let extras = Extras::new(c.bias, c.residual_slot());
                 (Product::U8S8, &c.window, c.layout, c.groups, Clamp::NONE, extras)
             }
+            Some(Op::QConvToFloat(c)) => {
+                let extras = Extras::of_floats(&c.to);
+                (Product::U8S8, &c.window, c.layout, c.groups, Clamp::NONE, extras)
+            }
             _ => return Err("not a convolution".into()),
         };
         if layout != Layout::ChannelsLast {
@@ -74,7 +81,9 @@ impl<'g> Convolution<'g> {
             return Err(format!("{} spatial dimensions: only 2 have kernels", window.rank()));
         };
         let extents = Extents { images, rows, cols, channels, out_rows, out_cols, out_channels, groups };
-        Ok(Convolution { product, window, extents, extras, clamp })
+        let has_grid = product::grids_at_run_time(graph, node).is_some();
+        let writes_floats = product == Product::F32 || product::to_float(graph, node).is_some();
+        Ok(Convolution { product, window, extents, extras, clamp, writes_floats, has_grid })
     }
 
     /// The margins that the window needs.
@@ -84,7 +93,7 @@ impl<'g> Convolution<'g> {
     }
 
     /// The input with these margins.
-    fn surrounded(&self, margins: Margins, fill: u8) -> Border {
+    fn surrounded(&self, margins: Margins, fill: Fill) -> Border {
         let e = &self.extents;
         let pixel = e.channels * self.product.element();
         Border {
@@ -141,13 +150,14 @@ impl<'g> Convolution<'g> {
         }
         loops.retain(|&(trips, _)| trips > 1);
         let group = e.channels / e.groups * element;
-        let out_pixel = e.out_channels * element;
+        let result = if self.writes_floats { DType::F32.size() } else { element };
+        let out_pixel = e.out_channels * result;
         let out_row = e.out_cols * out_pixel;
         let y = Strides {
             image: e.out_rows * out_row,
             row: out_row,
             col: out_pixel,
-            group: e.out_channels / e.groups * element,
+            group: e.out_channels / e.groups * result,
         };
         Problem {
             product: self.product,
@@ -165,7 +175,7 @@ impl<'g> Convolution<'g> {
             y,
             r: y,
             g: Strides::default(),
-            result_bytes: element,
+            result_bytes: result,
             loops,
             run,
         }
@@ -178,19 +188,22 @@ impl<'g> Convolution<'g> {
         has_own_channels && self.window.taps() <= depthwise::MAX_TAPS
     }
 
-    /// The strips of a depthwise convolution on an input without a border, if they reach.
-    fn strips(&self, isa: Isa, padding: u8) -> Option<Strips> {
+    /// The strips of a depthwise convolution on an input with this border, if they reach. What is outside of that is
+    /// `padding`.
+    fn strips(&self, isa: Isa, border: &Border, padding: u8) -> Option<Strips> {
         let (e, w) = (&self.extents, self.window);
         let pixel = e.channels * self.product.element();
+        let own = [border.above, border.left / pixel];
         let axis = |i: usize, extent: usize, pitch: usize| Axis {
             taps: w.kernel[i],
             stride: w.strides[i],
             dilation: w.dilations[i],
-            before: w.pads_begin[i],
+            before: w.pads_begin[i] - own[i],
             extent,
             pitch,
         };
-        let window = [axis(0, e.rows, e.cols * pixel), axis(1, e.cols, pixel)];
+        let (row, rows) = (border.padded_row_bytes(), border.padded_rows());
+        let window = [axis(0, rows, row), axis(1, row / pixel, pixel)];
         Strips::new(self.product, isa, window, padding, [e.out_rows, e.out_cols])
     }
 
@@ -239,11 +252,12 @@ impl<'g> Convolution<'g> {
 
 fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     let conv = Convolution::of(graph, node)?;
-    let image = conv.surrounded(conv.margins(), 0).padded_image_bytes();
+    let image = conv.surrounded(conv.margins(), Fill::Byte(0)).padded_image_bytes();
     if image > i32::MAX as usize {
         return Err(format!("a padded image takes {image} bytes, more than 2^31 − 1"));
     }
-    product::check(graph, node, conv.extras)
+    product::check(graph, node, conv.extras)?;
+    product::check_grids(graph, node)
 }
 
 /// Whether an operand may have any strides: the input where it is read pixel by pixel and none is outside, and the
@@ -263,7 +277,7 @@ pub(super) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
 /// The margins that a dense convolution needs around its input.
 pub(super) fn margins(graph: &Graph, node: NodeId) -> Option<Margins> {
     let conv = Convolution::of(graph, node).ok()?;
-    (conv.extents.groups == 1 && !conv.window.is_unpadded()).then(|| conv.margins())
+    (conv.extents.groups == 1 && !conv.window.is_unpadded() && !conv.has_grid).then(|| conv.margins())
 }
 
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
@@ -272,20 +286,27 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         conv.product = conv.depthwise_product(cx, node).map_err(|e| cx.refuse(node, e))?;
     }
     // Padding holds the code of zero.
-    let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z);
+    let zero = cx.graph.ty(cx.graph.operand(node, 0)).per_tensor().map_or(0, |(_, z)| z) as u8;
+    let grids = match conv.has_grid {
+        true => Some(product::grids_of_rows(cx, node, 1)?),
+        false => None,
+    };
+    let fill = grids.map_or(Fill::Byte(zero), |g| Fill::At(g.location, RowGrid::ZERO_POINT as i32));
     let isa = cx.options.tier.isa;
+    // Strips have what is outside of the image among their constants.
+    let around = conv.surrounded(if conv.has_grid { conv.margins() } else { Margins::NONE }, fill);
     if conv.is_depthwise()
-        && let Some(strips) = conv.strips(isa, zero as u8)
+        && let Some(strips) = conv.strips(isa, &around, zero)
     {
-        let border = conv.surrounded(Margins::NONE, zero as u8);
+        let border = around;
         let problem = conv.placed(cx, node, conv.depthwise_problem(&border))?;
         let overreads = strip::overreads(conv.product, isa, conv.extents.channels);
         let a = conv.input(cx, node, overreads, border)?;
-        return conv.lower_kernel(cx, node, &problem, &Kernel::Strips(&strips), a);
+        return conv.lower_kernel(cx, node, &problem, &Kernel::Strips(&strips), a, grids);
     }
     let operand = cx.graph.operand(node, 0);
     let surrounding = cx.plan.layout(operand).map(|l| l.margins).filter(|&m| m != Margins::NONE);
-    let border = conv.surrounded(surrounding.unwrap_or_else(|| conv.margins()), zero as u8);
+    let border = conv.surrounded(surrounding.unwrap_or_else(|| conv.margins()), fill);
     let taps = conv.depthwise_taps(&border);
     let (problem, overreads, kernel) = match &taps {
         Some(taps) => {
@@ -300,7 +321,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         }
     };
     let a = conv.input(cx, node, overreads, border)?;
-    conv.lower_kernel(cx, node, &problem, &kernel, a)
+    conv.lower_kernel(cx, node, &problem, &kernel, a, grids)
 }
 
 impl Convolution<'_> {
@@ -311,8 +332,9 @@ impl Convolution<'_> {
         problem: &Problem,
         kernel: &Kernel<'_>,
         a: Location,
+        grids: Option<RowGrids>,
     ) -> Result<(), CodegenError> {
-        let parts = Parts { extras: self.extras, clamp: self.clamp, grids: None, order: self.weight_order() };
+        let parts = Parts { extras: self.extras, clamp: self.clamp, grids, order: self.weight_order() };
         product::lower(cx, node, problem, kernel, a, &parts)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Lowerer, Lowering,
-    product::{self, Extras, Kernel, Parts, RowGrids, with_slack},
+    product::{self, Extras, Kernel, Parts, with_slack},
 };
 use crate::{
     CodegenError,
@@ -12,15 +12,15 @@ use crate::{
         repack::SecondOperands,
         spec::{Epilogue, Product, RowGrid},
     },
-    kernels::map::{self, View},
+    kernels::map::View,
 };
 use qcc_ir::{
     DType, Graph, NodeId, Op, OpError, Tensor, TensorError,
     numerics::ChannelBounds,
-    ops::{Clamp, DynamicMatMul, MatMul, QMatMul},
+    ops::{Clamp, MatMul, QMatMul},
 };
 
-/// `MatMul`, `QMatMul` and `DynamicMatMul`.
+/// `MatMul`, `QMatMul` and `QMatMulToFloat`.
 pub(super) const MATMUL: Lowerer = Lowerer { supported, lower };
 
 /// `[rows, inner]` by `[inner, columns]`; leading dimensions are rows.
@@ -33,6 +33,7 @@ struct Matrices {
     clamp: Clamp,
     /// Grids of rows that are known at run time: as many as rows, or one.
     grids: Option<usize>,
+    writes_floats: bool,
 }
 
 impl Matrices {
@@ -40,7 +41,7 @@ impl Matrices {
         let (product, clamp, extras) = match graph.op(node) {
             Some(Op::MatMul(m)) => (Product::F32, m.clamp, Extras::new(m.bias, m.residual_slot())),
             Some(Op::QMatMul(m)) => (Product::U8S8, Clamp::NONE, Extras::new(m.bias, m.residual_slot())),
-            Some(Op::DynamicMatMul(m)) => (Product::U8S8, Clamp::NONE, Extras::of_dynamic(m)),
+            Some(Op::QMatMulToFloat(m)) => (Product::U8S8, Clamp::NONE, Extras::of_floats(&m.to)),
             _ => return Err("not a matrix product".into()),
         };
         let (a, b) = (graph.shape(graph.operand(node, 0)), graph.shape(graph.operand(node, 1)));
@@ -50,19 +51,15 @@ impl Matrices {
                 b.rank()
             ));
         };
-        let grids = match graph.op(node) {
-            Some(Op::DynamicMatMul(_)) => {
-                let slots = [DynamicMatMul::SCALE_SLOT, DynamicMatMul::ZERO_POINT_SLOT];
-                slots.into_iter().map(|slot| graph.shape(graph.operand(node, slot)).elements()).max()
-            }
-            _ => None,
-        };
-        Ok(Matrices { product, rows: a.elements() / inner.max(1), inner, columns, extras, clamp, grids })
+        let grids = product::grids_at_run_time(graph, node);
+        let writes_floats = product == Product::F32 || product::to_float(graph, node).is_some();
+        let rows = a.elements() / inner.max(1);
+        Ok(Matrices { product, rows, inner, columns, extras, clamp, grids, writes_floats })
     }
 
     fn problem(&self) -> Problem {
         let element = self.product.element();
-        let result_bytes = if self.grids.is_some() { DType::F32.size() } else { element };
+        let result_bytes = if self.writes_floats { DType::F32.size() } else { element };
         let strides = |col: usize| Strides { image: self.rows * col, row: self.rows * col, col, group: 0 };
         Problem {
             product: self.product,
@@ -291,47 +288,9 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
         }
         None => {
             product::check(graph, node, Matrices::of(graph, node)?.extras)?;
-            check_grids(graph, node)
+            product::check_grids(graph, node)
         }
     }
-}
-
-/// Fails where the scales or zero points of a dynamic product are of another rank than can be brought to that of rows.
-fn check_grids(graph: &Graph, node: NodeId) -> Result<(), String> {
-    let rank = graph.shape(node.out()).rank();
-    let is_of_higher_rank = |slot: &usize| graph.shape(graph.operand(node, *slot)).rank() > rank;
-    match graph.op(node) {
-        Some(Op::DynamicMatMul(_)) if GRID_SLOTS.iter().any(is_of_higher_rank) => {
-            Err("its scales or zero points have more dimensions than its result".into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Operand slots of the scales and zero points of rows.
-pub(super) const GRID_SLOTS: [usize; 2] = [DynamicMatMul::SCALE_SLOT, DynamicMatMul::ZERO_POINT_SLOT];
-
-/// The scales and zero points of a dynamic product as pairs, so many of them: where they lie so, or copied.
-fn grids_of_rows(cx: &mut Lowering, node: NodeId, count: usize) -> Result<RowGrids, CodegenError> {
-    let [scale, zero] = GRID_SLOTS.map(|slot| cx.graph.operand(node, slot));
-    let known = cx.graph.constant_value(zero).and_then(|z| z.as_slice::<i32>().ok());
-    let zero_points = known.is_none_or(|zeros| zeros.iter().any(|&z| z != 0));
-    if let Some(location) = cx.plan.pairs(scale, zero).filter(|_| cx.graph.shape(scale).elements() == count) {
-        return Ok(RowGrids { location, zero_points });
-    }
-    let location = cx.scratch((count * RowGrid::BYTES) as u64)?;
-    // Of rows, or one.
-    let mut dims = cx.graph.shape(cx.graph.operand(node, 0)).to_vec();
-    let leading = if count == 1 { 0 } else { dims.len() - 1 };
-    dims[leading..].fill(1);
-    let places = [(scale, 0), (zero, RowGrid::ZERO_POINT)];
-    for (value, at) in places {
-        let from = cx.view(value)?.broadcast_to(cx.graph.shape(value), &dims);
-        let mut to = View::dense(location, cx.graph.ty(value).dtype, &dims);
-        to.strides.iter_mut().for_each(|s| *s *= (RowGrid::BYTES / DType::F32.size()) as i64);
-        map::copy(cx, "grids", &dims, from, View { offset: at as i64, ..to })?;
-    }
-    Ok(RowGrids { location, zero_points })
 }
 
 fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
@@ -345,7 +304,7 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
         true => with_slack(cx, input)?,
         false => cx.location(input)?,
     };
-    let grids = matrices.grids.map(|count| grids_of_rows(cx, node, count)).transpose()?;
+    let grids = matrices.grids.map(|count| product::grids_of_rows(cx, node, count)).transpose()?;
     let parts = Parts {
         grids,
         extras: matrices.extras,

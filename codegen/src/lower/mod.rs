@@ -85,8 +85,8 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         Op::QBinary(_) => &elementwise::Q_BINARY,
         Op::Where(_) => &elementwise::WHERE,
         Op::Cast(_) => &elementwise::CAST,
-        Op::Conv(_) | Op::QConv(_) => &conv::CONV,
-        Op::MatMul(_) | Op::QMatMul(_) | Op::DynamicMatMul(_) => &matmul::MATMUL,
+        Op::Conv(_) | Op::QConv(_) | Op::QConvToFloat(_) => &conv::CONV,
+        Op::MatMul(_) | Op::QMatMul(_) | Op::QMatMulToFloat(_) => &matmul::MATMUL,
         Op::DynamicQuantize(_) => &dynamic::DYNAMIC_QUANTIZE,
         Op::Resample(_) => &resample::RESAMPLE,
         Op::QResample(_) => &resample::Q_RESAMPLE,
@@ -156,7 +156,7 @@ pub(crate) fn is_generated(graph: &Graph, node: NodeId) -> bool {
 /// Whether the steps of a node read this operand by its strides, whatever they are.
 pub(crate) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
     let takes = match graph.op(node) {
-        Some(Op::Conv(_) | Op::QConv(_)) => conv::reads_strided(graph, node, slot),
+        Some(Op::Conv(_) | Op::QConv(_) | Op::QConvToFloat(_)) => conv::reads_strided(graph, node, slot),
         Some(Op::Gather(g)) => slot == 0 && shape::is_progression(graph, node, g.axis),
         Some(Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::Expand(_)) => true,
         Some(op) => writes_views(op),
@@ -169,7 +169,7 @@ pub(crate) fn reads_strided(graph: &Graph, node: NodeId, slot: usize) -> bool {
 /// dimension) follow each other.
 pub(crate) fn writes_strided(graph: &Graph, node: NodeId) -> bool {
     let takes = match graph.op(node) {
-        Some(Op::Conv(_) | Op::QConv(_)) => conv::writes_strided(graph, node),
+        Some(Op::Conv(_) | Op::QConv(_) | Op::QConvToFloat(_)) => conv::writes_strided(graph, node),
         Some(Op::Slice(_) | Op::Concat(_) | Op::Pad(_) | Op::Expand(_)) => true,
         Some(op) => writes_views(op),
         None => false,
@@ -193,15 +193,15 @@ fn writes_views(op: &Op) -> bool {
 
 /// Whether the step of a node reads this operand as the scales or zero points of rows.
 pub(crate) fn reads_grids(graph: &Graph, node: NodeId, slot: usize) -> bool {
-    matches!(graph.op(node), Some(Op::DynamicMatMul(_)))
-        && matmul::GRID_SLOTS.contains(&slot)
+    product::grids_at_run_time(graph, node).is_some()
+        && product::GRID_SLOTS.contains(&slot)
         && is_generated(graph, node)
 }
 
 /// The margins that a node needs around this operand, if it is one that is read with them in place.
 pub(crate) fn reads_with_margins(graph: &Graph, node: NodeId, slot: usize) -> Option<Margins> {
     let margins = match graph.op(node) {
-        Some(Op::Conv(_) | Op::QConv(_)) if slot == 0 => conv::margins(graph, node),
+        Some(Op::Conv(_) | Op::QConv(_) | Op::QConvToFloat(_)) if slot == 0 => conv::margins(graph, node),
         _ => None,
     };
     margins.filter(|_| is_generated(graph, node))

@@ -7,17 +7,18 @@ use crate::{
         Problem, WeightOrder, Weights,
         depthwise::{self, Taps},
         driver::{self, Coefficients, Elements, Operands, PackedAt, Starts},
-        pad::{self, Border},
-        spec::{Epilogue, Product},
+        pad::{self, Border, Fill},
+        spec::{Epilogue, Product, RowGrid, RunTimeGrids},
         strip::Strips,
     },
+    kernels::map::{self, View},
     model::Work,
     module::Location,
 };
 use qcc_ir::{
-    Device, Graph, NodeId, Op, OpError, Tensor, TensorError, ValueId,
+    DType, Device, Graph, NodeId, Op, OpError, Tensor, TensorError, TensorType, ValueId,
     numerics::{Dequantizer, Requantizer, WeightSums},
-    ops::{Clamp, DynamicMatMul, QConv, QMatMul},
+    ops::{Clamp, QConv, QConvToFloat, QMatMul, QMatMulToFloat, ToFloat},
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -34,8 +35,8 @@ impl Extras {
         Extras { bias: bias.then_some(2), residual }
     }
 
-    pub(super) fn of_dynamic(product: &DynamicMatMul) -> Extras {
-        Extras { bias: product.bias_slot(), residual: product.residual_slot() }
+    pub(super) fn of_floats(to: &ToFloat) -> Extras {
+        Extras { bias: to.bias_slot(), residual: to.residual_slot() }
     }
 
     pub(super) fn residual_slot(self) -> Option<usize> {
@@ -75,7 +76,7 @@ pub(super) fn with_slack(cx: &mut Lowering, value: ValueId) -> Result<Location, 
                 below: 0,
                 left: 0,
                 right: 0,
-                fill: 0,
+                fill: Fill::Byte(0),
             };
             pad::lower(cx, location, border)
         }
@@ -94,7 +95,8 @@ fn weight_sums(graph: &Graph, node: NodeId) -> Result<Option<Vec<WeightSums>>, O
     let axis = match graph.op(node) {
         Some(Op::QConv(_)) => QConv::CHANNEL_AXIS,
         Some(Op::QMatMul(_)) => QMatMul::CHANNEL_AXIS,
-        Some(Op::DynamicMatMul(_)) => DynamicMatMul::CHANNEL_AXIS,
+        Some(Op::QMatMulToFloat(_)) => QMatMulToFloat::CHANNEL_AXIS,
+        Some(Op::QConvToFloat(_)) => QConvToFloat::CHANNEL_AXIS,
         _ => return Ok(None),
     };
     Ok(Some(WeightSums::by_channel(constant(graph, node, 1)?, axis)?))
@@ -108,6 +110,29 @@ enum Output {
     Floats(Dequantizer),
 }
 
+/// How a product of codes becomes floats, if it does.
+pub(super) fn to_float(graph: &Graph, node: NodeId) -> Option<ToFloat> {
+    match graph.op(node)? {
+        Op::QConvToFloat(c) => Some(c.to),
+        Op::QMatMulToFloat(m) => Some(m.to),
+        _ => None,
+    }
+}
+
+/// What makes floats of sums; a scale that is known is part of it.
+fn floats(
+    to: &ToFloat,
+    types: &[&TensorType],
+    sums: &[WeightSums],
+    bias: Option<&Tensor>,
+) -> Result<Dequantizer, OpError> {
+    let dequantizer = to.dequantizer(types[1], sums, bias)?;
+    Ok(match types[0].per_tensor() {
+        Some((scale, _)) => dequantizer.with_scale(scale),
+        None => dequantizer,
+    })
+}
+
 /// The output of an integer product with these sums of weights; `None` of a float one.
 fn output(graph: &Graph, node: NodeId, sums: &[WeightSums]) -> Result<Option<Output>, OpError> {
     let types: Vec<_> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
@@ -116,10 +141,10 @@ fn output(graph: &Graph, node: NodeId, sums: &[WeightSums]) -> Result<Option<Out
     match graph.op(node) {
         Some(Op::QConv(c)) => c.requantizer(&types, sums, second(c.bias)?).map(Output::Codes).map(Some),
         Some(Op::QMatMul(m)) => m.requantizer(&types, sums, second(m.bias)?).map(Output::Codes).map(Some),
-        Some(Op::DynamicMatMul(m)) => {
-            m.dequantizer(types[1], sums, bias(m.bias_slot())?).map(Output::Floats).map(Some)
-        }
-        _ => Ok(None),
+        _ => match to_float(graph, node) {
+            Some(to) => floats(&to, &types, sums, bias(to.bias_slot())?).map(Output::Floats).map(Some),
+            None => Ok(None),
+        },
     }
 }
 
@@ -139,7 +164,7 @@ pub(crate) type IntegerProducts = BTreeMap<NodeId, Result<IntegerProduct, OpErro
 pub(super) fn integer_products(graph: &Graph) -> IntegerProducts {
     let is_wanted = |node: NodeId| {
         let n = graph.node(node);
-        matches!(n.op(), Some(Op::QConv(_) | Op::QMatMul(_) | Op::DynamicMatMul(_)))
+        matches!(n.op(), Some(Op::QConv(_) | Op::QMatMul(_) | Op::QConvToFloat(_) | Op::QMatMulToFloat(_)))
             && matches!(n.device, Some(Device::Int8Jit | Device::FloatJit))
             && constant(graph, node, 1).is_ok()
     };
@@ -216,6 +241,50 @@ pub(super) fn check_extents(graph: &Graph, node: NodeId) -> Result<(), String> {
     Ok(())
 }
 
+/// Operand slots of the scales and zero points of rows.
+pub(super) const GRID_SLOTS: [usize; 2] = [ToFloat::SCALE_SLOT, ToFloat::ZERO_POINT_SLOT];
+
+/// How many grids a product reads when it runs; `None` where they are constants.
+pub(super) fn grids_at_run_time(graph: &Graph, node: NodeId) -> Option<usize> {
+    to_float(graph, node).filter(|to| to.grids)?;
+    GRID_SLOTS.into_iter().map(|slot| graph.shape(graph.operand(node, slot)).elements()).max()
+}
+
+/// Fails where scales or zero points are of another rank than can be brought to that of rows.
+pub(super) fn check_grids(graph: &Graph, node: NodeId) -> Result<(), String> {
+    let rank = graph.shape(node.out()).rank();
+    let is_of_higher_rank = |slot: &usize| graph.shape(graph.operand(node, *slot)).rank() > rank;
+    match grids_at_run_time(graph, node) {
+        Some(_) if GRID_SLOTS.iter().any(is_of_higher_rank) => {
+            Err("its scales or zero points have more dimensions than its result".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The scales and zero points of a product as pairs, so many of them: where they lie so, or copied.
+pub(super) fn grids_of_rows(cx: &mut Lowering, node: NodeId, count: usize) -> Result<RowGrids, CodegenError> {
+    let [scale, zero] = GRID_SLOTS.map(|slot| cx.graph.operand(node, slot));
+    let known = cx.graph.constant_value(zero).and_then(|z| z.as_slice::<i32>().ok());
+    let zero_points = known.is_none_or(|zeros| zeros.iter().any(|&z| z != 0));
+    if let Some(location) = cx.plan.pairs(scale, zero).filter(|_| cx.graph.shape(scale).elements() == count) {
+        return Ok(RowGrids { location, zero_points });
+    }
+    let location = cx.scratch((count * RowGrid::BYTES) as u64)?;
+    // Of rows, or one.
+    let mut dims = cx.graph.shape(cx.graph.operand(node, 0)).to_vec();
+    let leading = if count == 1 { 0 } else { dims.len() - 1 };
+    dims[leading..].fill(1);
+    let places = [(scale, 0), (zero, RowGrid::ZERO_POINT)];
+    for (value, at) in places {
+        let from = cx.view(value)?.broadcast_to(cx.graph.shape(value), &dims);
+        let mut to = View::dense(location, cx.graph.ty(value).dtype, &dims);
+        to.strides.iter_mut().for_each(|s| *s *= (RowGrid::BYTES / DType::F32.size()) as i64);
+        map::copy(cx, "grids", &dims, from, View { offset: at as i64, ..to })?;
+    }
+    Ok(RowGrids { location, zero_points })
+}
+
 /// What a product is computed from, besides its problem.
 pub(super) struct Parts {
     pub(super) extras: Extras,
@@ -276,7 +345,11 @@ pub(super) fn lower(
                 Output::Codes(requantizer) => Epilogue::Requantize(requantizer),
                 Output::Floats(dequantizer) => Epilogue::Dequantize {
                     dequantizer,
-                    zero_points: parts.grids.is_some_and(|g| g.zero_points),
+                    grids: match parts.grids {
+                        None => RunTimeGrids::None,
+                        Some(RowGrids { zero_points: false, .. }) => RunTimeGrids::Scales,
+                        Some(RowGrids { zero_points: true, .. }) => RunTimeGrids::ScalesAndZeroPoints,
+                    },
                     residual: r.is_some(),
                 },
             };

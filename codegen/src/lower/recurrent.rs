@@ -8,7 +8,7 @@ use crate::{
     dense::{
         Problem, Strides, WeightOrder, Weights,
         driver::{self, Coefficients, Elements, Operands, PackedAt, Starts},
-        spec::{Epilogue, Product, RowGrid},
+        spec::{Epilogue, Product, RowGrid, RunTimeGrids},
     },
     kernels::{
         dynamic::{self, Rows},
@@ -271,8 +271,8 @@ impl Body<'_> {
         // The largest magnitude of a code is 128.
         let starts = Starts::Codes(&starts, 255 * 128 * self.hidden as i64);
         let coefficients = Coefficients { tensor, weights: Elements::Codes(weights), starts };
-        let epilogue =
-            Epilogue::Dequantize { dequantizer, zero_points: true, residual: operands.r.is_some() };
+        let read = RunTimeGrids::ScalesAndZeroPoints;
+        let epilogue = Epilogue::Dequantize { dequantizer, grids: read, residual: operands.r.is_some() };
         let operands = Operands { a: codes, g: Some(grids), ..operands };
         driver::lower(cx, "state", &Problem { product, ..problem }, epilogue, operands, &coefficients, work)
     }

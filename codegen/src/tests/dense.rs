@@ -11,7 +11,7 @@ use qcc_ir::{
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A small generator, so that a case is a few numbers that proptest can shrink.
-struct Random {
+pub(super) struct Random {
     state: u64,
     /// Whether codes are the smallest and largest only.
     extreme: bool,
@@ -19,7 +19,7 @@ struct Random {
 
 impl Random {
     /// One case in eight has extreme codes.
-    fn new(seed: u64) -> Random {
+    pub(super) fn new(seed: u64) -> Random {
         Random { state: seed, extreme: seed.is_multiple_of(8) }
     }
     fn next(&mut self) -> u64 {
@@ -30,14 +30,14 @@ impl Random {
         (self.next() % n as u64) as usize
     }
     /// Codes, every eighth an extreme one.
-    fn code(&mut self, lo: i32, hi: i32) -> i32 {
+    pub(super) fn code(&mut self, lo: i32, hi: i32) -> i32 {
         match self.below(if self.extreme { 2 } else { 16 }) {
             0 => lo,
             1 => hi,
             _ => lo + self.below((hi - lo + 1) as usize) as i32,
         }
     }
-    fn unit(&mut self) -> f32 {
+    pub(super) fn unit(&mut self) -> f32 {
         self.next() as f32 / (1u64 << 31) as f32
     }
     fn signed(&mut self) -> f32 {
@@ -45,16 +45,16 @@ impl Random {
     }
 }
 
-fn shape(dims: &[usize]) -> Shape {
+pub(super) fn shape(dims: &[usize]) -> Shape {
     Shape::new(dims).unwrap()
 }
 
-fn u8_tensor(r: &mut Random, s: &Shape) -> Tensor {
+pub(super) fn u8_tensor(r: &mut Random, s: &Shape) -> Tensor {
     Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.code(0, 255) as u8).collect()).unwrap()
 }
 
 /// Weights: of the whole range, or of 7 bits, which some tiers multiply by other instructions.
-fn s8_tensor(r: &mut Random, s: &Shape, bits: WeightBits) -> Tensor {
+pub(super) fn s8_tensor(r: &mut Random, s: &Shape, bits: WeightBits) -> Tensor {
     let (lo, hi) = match bits {
         WeightBits::Eight => (-128, 127),
         WeightBits::Seven => (-64, 64),
@@ -63,21 +63,21 @@ fn s8_tensor(r: &mut Random, s: &Shape, bits: WeightBits) -> Tensor {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum WeightBits {
+pub(super) enum WeightBits {
     Seven,
     Eight,
 }
 
-fn weight_bits() -> impl Strategy<Value = WeightBits> {
+pub(super) fn weight_bits() -> impl Strategy<Value = WeightBits> {
     prop::sample::select(vec![WeightBits::Seven, WeightBits::Eight])
 }
 
-fn f32_tensor(r: &mut Random, s: &Shape) -> Tensor {
+pub(super) fn f32_tensor(r: &mut Random, s: &Shape) -> Tensor {
     Tensor::from_vec(s.clone(), (0..s.elements()).map(|_| r.signed()).collect()).unwrap()
 }
 
 /// One op under test: its operands as graph inputs and constants, and what they hold.
-struct Case {
+pub(super) struct Case {
     graph: Graph,
     node: NodeId,
     /// All operands, constants included.
@@ -87,7 +87,7 @@ struct Case {
 }
 
 /// Puts operands into a graph: inputs, behind a copy or not, and constants.
-struct Builder {
+pub(super) struct Builder {
     graph: Graph,
     values: Vec<ValueId>,
     operands: Vec<Tensor>,
@@ -95,16 +95,16 @@ struct Builder {
 }
 
 impl Builder {
-    fn new() -> Builder {
+    pub(super) fn new() -> Builder {
         Builder { graph: Graph::new("case"), values: vec![], operands: vec![], inputs: vec![] }
     }
-    fn input(&mut self, tensor: Tensor, quant: Option<QuantParams>) {
+    pub(super) fn input(&mut self, tensor: Tensor, quant: Option<QuantParams>) {
         let ty = TensorType { quant, ..tensor.ty() };
         self.values.push(self.graph.input("x", ty).unwrap());
         self.inputs.push(tensor.bytes().to_vec());
         self.operands.push(tensor);
     }
-    fn constant(&mut self, tensor: Tensor, quant: Option<QuantParams>) {
+    pub(super) fn constant(&mut self, tensor: Tensor, quant: Option<QuantParams>) {
         let ty = TensorType { quant, ..tensor.ty() };
         self.values.push(match ty.quant {
             Some(_) => self.graph.quantized_constant("w", tensor.clone(), ty).unwrap(),
@@ -112,7 +112,7 @@ impl Builder {
         });
         self.operands.push(tensor);
     }
-    fn finish(mut self, op: impl Into<Op>) -> Option<Case> {
+    pub(super) fn finish(mut self, op: impl Into<Op>) -> Option<Case> {
         let node = self.graph.add("op", op, &self.values).ok()?;
         self.graph.output("y", node.out());
         Some(Case { graph: placed(&self.graph), node, operands: self.operands, inputs: self.inputs })
@@ -144,7 +144,7 @@ impl Case {
         Ok(())
     }
 
-    fn equals_bits(&self) -> TestCaseResult {
+    pub(super) fn equals_bits(&self) -> TestCaseResult {
         let expected = self.expected();
         self.on_every_tier(|tier, got| {
             let wrong = got.iter().zip(expected.bytes()).filter(|(a, b)| a != b).count();
@@ -172,22 +172,22 @@ impl Case {
 
 /// A convolution, in numbers.
 #[derive(Clone, Debug)]
-struct ConvCase {
-    seed: u64,
+pub(super) struct ConvCase {
+    pub(super) seed: u64,
     batch: usize,
     spatial: [usize; 2],
     kernel: [usize; 2],
     strides: [usize; 2],
     dilations: [usize; 2],
     pads: [usize; 4],
-    groups: usize,
+    pub(super) groups: usize,
     inputs: usize,
     outputs: usize,
-    bias: bool,
-    residual: bool,
+    pub(super) bias: bool,
+    pub(super) residual: bool,
 }
 
-fn conv_case() -> impl Strategy<Value = ConvCase> {
+pub(super) fn conv_case() -> impl Strategy<Value = ConvCase> {
     let window = ([1usize..4, 1..4], [1usize..4, 1..4], [1usize..3, 1..3], [0usize..3, 0..3, 0..3, 0..3]);
     let channels = (prop_oneof![3 => Just(1usize), 1 => 2usize..4], 1usize..10, 1usize..40);
     let rest = (any::<u64>(), 1usize..3, [1usize..12, 1..12], any::<bool>(), any::<bool>());
@@ -213,7 +213,7 @@ fn conv_case() -> impl Strategy<Value = ConvCase> {
 }
 
 /// A depthwise convolution: small images of many shapes of windows, and wide ones that are cut into several strips.
-fn depthwise_case() -> impl Strategy<Value = ConvCase> {
+pub(super) fn depthwise_case() -> impl Strategy<Value = ConvCase> {
     let window = ([1usize..8, 1..8], [1usize..4, 1..4], [1usize..3, 1..3], [0usize..5, 0..5, 0..5, 0..5]);
     let spatial = prop_oneof![4 => [1usize..20, 1..20], 1 => [1usize..5, 60..150]];
     // Two channels at least: one would be a dense convolution.
@@ -240,7 +240,7 @@ fn depthwise_case() -> impl Strategy<Value = ConvCase> {
 }
 
 impl ConvCase {
-    fn window(&self) -> Window {
+    pub(super) fn window(&self) -> Window {
         Window::new(self.kernel)
             .strides(self.strides)
             .dilations(self.dilations)
@@ -248,7 +248,7 @@ impl ConvCase {
     }
 
     /// Shapes of input, weights and result; `None` where the window does not fit.
-    fn shapes(&self) -> Option<[Shape; 3]> {
+    pub(super) fn shapes(&self) -> Option<[Shape; 3]> {
         let [h, w] = self.spatial;
         let [kh, kw] = self.kernel;
         let out = self.window().output(&[h, w], false).ok()?;
@@ -315,7 +315,7 @@ impl ConvCase {
     }
 }
 
-fn random_clamp(r: &mut Random) -> Clamp {
+pub(super) fn random_clamp(r: &mut Random) -> Clamp {
     match r.below(4) {
         0 => Clamp::RELU,
         1 => Clamp { lo: -0.25, hi: 0.5 },
@@ -373,17 +373,17 @@ impl Grids {
 
 /// A matrix product, in numbers.
 #[derive(Clone, Debug)]
-struct MatMulCase {
-    seed: u64,
+pub(super) struct MatMulCase {
+    pub(super) seed: u64,
     lead: usize,
     rows: usize,
     inner: usize,
     columns: usize,
-    bias: bool,
-    residual: bool,
+    pub(super) bias: bool,
+    pub(super) residual: bool,
 }
 
-fn matmul_case() -> impl Strategy<Value = MatMulCase> {
+pub(super) fn matmul_case() -> impl Strategy<Value = MatMulCase> {
     (any::<u64>(), 1usize..3, 1usize..40, 1usize..70, 1usize..150, any::<bool>(), any::<bool>()).prop_map(
         |(seed, lead, rows, inner, columns, bias, residual)| MatMulCase {
             seed,
@@ -398,7 +398,7 @@ fn matmul_case() -> impl Strategy<Value = MatMulCase> {
 }
 
 impl MatMulCase {
-    fn shapes(&self) -> [Shape; 3] {
+    pub(super) fn shapes(&self) -> [Shape; 3] {
         [
             shape(&[self.lead, self.rows, self.inner]),
             shape(&[self.inner, self.columns]),
@@ -521,7 +521,7 @@ fn zero_point() -> impl Strategy<Value = i32> {
 }
 
 /// A case that exists: windows that do not fit and factors that a mode refuses are drawn again.
-fn exists(case: Option<Case>) -> Result<Case, TestCaseError> {
+pub(super) fn exists(case: Option<Case>) -> Result<Case, TestCaseError> {
     case.filter(|c| capability(&c.graph, c.node).is_ok()).ok_or_else(|| TestCaseError::reject("no such case"))
 }
 

@@ -3,7 +3,7 @@
 use super::{Random, check, plain};
 use qcc_ir::{
     DType, Graph, QuantParams, Shape, Tensor, TensorType, ValueId,
-    ops::{Clamp, DynamicMatMul, DynamicQuantize},
+    ops::{Clamp, DynamicQuantize, QMatMulToFloat, ToFloat},
 };
 
 /// A product of `[…, M, K]` by `[K, columns]`.
@@ -54,8 +54,8 @@ impl Case<'_> {
         if self.residual {
             operands.push(g.input("residual", self.result()).unwrap());
         }
-        let op = DynamicMatMul { bias: self.bias, residual: self.residual, clamp: self.clamp };
-        let y = g.add("y", op, &operands).unwrap();
+        let to = ToFloat { grids: true, bias: self.bias, residual: self.residual, clamp: self.clamp };
+        let y = g.add("y", QMatMulToFloat { to }, &operands).unwrap();
         g.output("y", y.out());
     }
 

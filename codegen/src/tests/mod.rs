@@ -11,6 +11,7 @@ mod pool;
 mod recurrent;
 mod resample;
 mod shape;
+mod to_float;
 
 use crate::{CompiledModel, Execution, Options, Parallel, Serial, Tier, capability, compile};
 use qcc_ir::{

@@ -46,8 +46,8 @@ impl DynamicGrid {
     }
 }
 
-/// Turns the sums of a product of u8 by s8, whose first operand has a grid a row that is known at run time, into floats:
-/// the one definition that interpreter and kernels share.
+/// Turns the sums of a product of u8 by s8 into floats: the one definition that interpreter and kernels share. The grid of the
+/// first operand is known beforehand, or one of each row or of all when it is computed.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Dequantizer {
     /// Σ q_w of each channel.
@@ -86,6 +86,13 @@ impl Dequantizer {
         // Each is within its magnitude, which is within 32 bits.
         let sums = weights.iter().map(|own| own.total as i32).collect();
         Ok(Dequantizer { sums, scales, bias, clamp })
+    }
+
+    /// The same for rows of one scale that is known, as its kernels have it: scales hold that of the rows, too, so that it is 1
+    /// for [`apply`](Self::apply), and products by it change nothing.
+    pub fn with_scale(&self, of_rows: f32) -> Dequantizer {
+        let scales = self.scales.iter().map(|of_channel| of_rows * of_channel).collect();
+        Dequantizer { scales, ..self.clone() }
     }
 
     /// The number of accumulator `acc` = Σ q_x·q_w of `channel`, in a row of this grid; `residual` is added last, before

@@ -750,7 +750,7 @@ fn keeps_grids(op: &Op) -> bool {
             | Pool(_)
             | Dequantize(_)
             | AssumeGrid(_)
-            | DynamicMatMul(_)
+            | QMatMulToFloat(_)
             | Recurrent(_)
     )
 }

@@ -22,11 +22,12 @@ mod roi_align;
 mod shape;
 mod state;
 mod svm;
+mod to_float;
 mod trees;
 mod window;
 
 pub use conv::{Clamp, Conv, Layout, QConv};
-pub use dynamic::{DynamicMatMul, DynamicQuantize};
+pub use dynamic::DynamicQuantize;
 pub use elementwise::{
     Binary, BinaryKind, BitCast, Cast, CastSmall, QBinary, QBinaryKind, QBinaryRescale, QUnary, Unary,
     UnaryKind, Where,
@@ -47,6 +48,7 @@ pub use roi_align::RoiAlign;
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
 pub use state::LinearAttention;
 pub use svm::CoupleProbabilities;
+pub use to_float::{QConvToFloat, QMatMulToFloat, ToFloat};
 pub use trees::{Aggregate, TreeEnsemble};
 pub use window::Window;
 
@@ -131,12 +133,14 @@ ops! {
     Conv,
     /// Convolution of u8 by s8, requantized.
     QConv,
+    /// Convolution of u8 by s8, as floats.
+    QConvToFloat,
     /// Matrix product of floats, with bias, residual and clamp fused into it.
     MatMul,
     /// Matrix product of u8 by s8, requantized.
     QMatMul,
-    /// Matrix product of u8 on grids that are known at run time by s8, as floats.
-    DynamicMatMul,
+    /// Matrix product of u8 by s8, as floats.
+    QMatMulToFloat,
     /// Matrix product of f64 or integers.
     PlainMatMul,
     /// Determinants of matrices.

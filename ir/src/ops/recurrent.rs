@@ -1,7 +1,7 @@
 //! Recurrent layers: what is left of them when the product of the input and its weights is taken out.
 
 use super::{
-    Clamp, DynamicMatMul, Operator, UnaryKind,
+    Operator, QMatMulToFloat, ToFloat, UnaryKind,
     conv::{check_weights, operand},
 };
 use crate::{
@@ -182,9 +182,8 @@ impl Recurrent {
         weights: &Tensor,
         bias: Option<Vec<f32>>,
     ) -> Result<Dequantizer, OpError> {
-        let sums = WeightSums::by_channel(weights, DynamicMatMul::CHANNEL_AXIS)?;
-        let product = DynamicMatMul { bias: false, residual: true, clamp: Clamp::NONE };
-        Ok(Dequantizer { bias, ..product.dequantizer(ty, &sums, None)? })
+        let sums = WeightSums::by_channel(weights, QMatMulToFloat::CHANNEL_AXIS)?;
+        Ok(Dequantizer { bias, ..ToFloat::plain(true).dequantizer(ty, &sums, None)? })
     }
 
     /// The slots of the operands that this recurrence has.
@@ -398,7 +397,7 @@ impl Operator for Recurrent {
         let weights = operands[Recurrent::WEIGHTS_SLOT];
         match weights.dtype {
             DType::S8 if dtype == DType::F32 && weights.shape.dims() == [hidden, gates] => {
-                check_weights(weights, DynamicMatMul::CHANNEL_AXIS)?;
+                check_weights(weights, QMatMulToFloat::CHANNEL_AXIS)?;
             }
             _ => expect(Some(Recurrent::WEIGHTS_SLOT), &[hidden, gates])?,
         }

@@ -45,6 +45,20 @@ impl Window {
         Window { dilations: dilations.into(), ..self }
     }
 
+    /// The same over one dimension more, the first, of which it takes one element after the other.
+    pub fn with_leading_dimension(mut self) -> Window {
+        for (entries, one) in [
+            (&mut self.kernel, 1),
+            (&mut self.strides, 1),
+            (&mut self.dilations, 1),
+            (&mut self.pads_begin, 0),
+            (&mut self.pads_end, 0),
+        ] {
+            entries.insert(0, one);
+        }
+        self
+    }
+
     /// Number of spatial dimensions.
     pub fn rank(&self) -> usize {
         self.kernel.len()

@@ -261,10 +261,21 @@ pub(crate) fn every_op() -> Graph {
     let grids = DynamicQuantize { axis: 1 };
     let real_rows = g.input("real_rows", TensorType::f32(&[4, 4]).unwrap()).unwrap();
     let dynamic = g.add("dynamic", grids, &[real_rows]).unwrap();
+    let to = ToFloat { clamp: Clamp { lo: -0.5, hi: f32::INFINITY }, ..ToFloat::plain(true) };
     let product =
-        DynamicMatMul { bias: false, residual: false, clamp: Clamp { lo: -0.5, hi: f32::INFINITY } };
-    let product = add(product.into(), &[dynamic.port(0), qm, dynamic.port(1), dynamic.port(2)], &mut g);
+        add(QMatMulToFloat { to }.into(), &[dynamic.port(0), qm, dynamic.port(1), dynamic.port(2)], &mut g);
     g.output("dynamic", product);
+    let conv = QConvToFloat {
+        window: Window { pads_begin: vec![1, 0], ..Window::new([2, 1]) },
+        groups: 1,
+        layout: Layout::ChannelsFirst,
+        to: ToFloat { residual: true, ..ToFloat::plain(false) },
+    };
+    let cw = weights(&mut g, quantized(DType::S8, &[2, 2, 2, 1], 0.01, 0));
+    let codes = g.input("conv_codes", quantized(DType::U8, &[1, 2, 3, 3], 0.02, 9)).unwrap();
+    let beside = g.input("conv_beside", TensorType::f32(&[1, 2, 3, 3]).unwrap()).unwrap();
+    let conv = add(conv.into(), &[codes, cw, beside], &mut g);
+    g.output("conv", conv);
     let resample = |interpolation, coordinates| Resample {
         axis: 1,
         length: 4,

@@ -130,8 +130,9 @@ fn float_islands_are_converted_at_their_borders_once() {
     let y = net.binary("mul", BinaryKind::Mul, b, c);
     let float = net.finish(y);
     let (_, placed, report) = compiled(&float, &Options::default());
-    // In: x, and the island's result for both its users. Out: a for both its users, mul.
-    assert_eq!((count(&placed, "Quantize"), count(&placed, "Dequantize")), (2, 2), "{report}");
+    // In: x, and the island's result for both its users. Out: mul; the sums of a become floats.
+    assert_eq!((count(&placed, "Quantize"), count(&placed, "Dequantize")), (2, 1), "{report}");
+    assert_eq!(count(&placed, "QConvToFloat"), 1, "{report}");
 }
 
 #[test]

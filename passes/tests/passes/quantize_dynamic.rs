@@ -2,8 +2,8 @@ use crate::common::{Net, applied, count, declined, distance, find, inputs, run};
 use qcc_ir::{
     DType, Device, Graph, Op, Shape, Tensor, interpreter,
     ops::{
-        Activation, Binary, BinaryKind, Cast, Cell, Clamp, DynamicQuantize, PlainMatMul, Recurrent, Reshape,
-        UnaryKind,
+        Activation, Binary, BinaryKind, Cast, Cell, Clamp, DynamicQuantize, IntConv, PlainMatMul, Recurrent,
+        Reshape, UnaryKind, Window,
     },
 };
 use qcc_passes::{Options, Precision, Report, WeightBits, lower, prepare, quantize};
@@ -38,11 +38,11 @@ fn attention() -> Graph {
 fn products_of_one_activation_share_its_codes() {
     let float = attention();
     let (placed, report) = dynamic(&float, Options::default());
-    assert_eq!((count(&placed, "DynamicQuantize"), count(&placed, "DynamicMatMul")), (2, 4), "{report}");
+    assert_eq!((count(&placed, "DynamicQuantize"), count(&placed, "QMatMulToFloat")), (2, 4), "{report}");
     assert_eq!(count(&placed, "MatMul"), 2, "{report}");
     assert!(declined(&report, "quantize_dynamic", "scores").contains("two activations"), "{report}");
-    let Some(Op::DynamicMatMul(out)) = placed.op(find(&placed, "out")) else { panic!("{report}") };
-    assert!(out.bias && out.residual && out.clamp == Clamp::RELU, "{report}");
+    let Some(Op::QMatMulToFloat(out)) = placed.op(find(&placed, "out")) else { panic!("{report}") };
+    assert!(out.to.bias && out.to.residual && out.to.clamp == Clamp::RELU, "{report}");
     assert_eq!(placed.node(find(&placed, "out")).device, Some(Device::Int8Jit));
     for seed in 0..4 {
         let x = inputs(&float, seed);
@@ -71,7 +71,7 @@ fn what_does_not_pay_or_cannot_be_stays_float() {
     let weights = net.constant("w2", &[64, 64], vec![f32::NAN; 64 * 64]);
     let y = net.product("nan", short, weights);
     let (placed, report) = dynamic(&net.finish(y), Options::default());
-    assert_eq!((count(&placed, "DynamicMatMul"), applied(&report, "quantize_dynamic")), (0, 0), "{report}");
+    assert_eq!((count(&placed, "QMatMulToFloat"), applied(&report, "quantize_dynamic")), (0, 0), "{report}");
     for (node, why) in [("narrow", "too few"), ("short", "too few"), ("nan", "not finite")] {
         assert!(declined(&report, "quantize_dynamic", node).contains(why), "{report}");
     }
@@ -84,7 +84,7 @@ fn weights_of_zeros_and_a_token_of_zeros_are_exact() {
     let w = net.constant("w", &[16, 16], vec![0.0; 256]);
     let y = net.product("y", x, w);
     let (placed, report) = dynamic(&net.finish(y), Options::default());
-    assert_eq!(count(&placed, "DynamicMatMul"), 1, "{report}");
+    assert_eq!(count(&placed, "QMatMulToFloat"), 1, "{report}");
     let x =
         Tensor::from_vec(Shape::new([2, 16]).unwrap(), (0..32).map(|i| (i / 16) as f32).collect()).unwrap();
     assert_eq!(run(&placed, &[x]), [0.0; 32]);
@@ -110,7 +110,7 @@ fn recurrent_layers_multiply_codes_of_states() {
     let lstm = find(&placed, "lstm");
     assert_eq!(placed.ty(placed.operand(lstm, 1)).dtype, DType::S8, "{report}");
     assert_eq!(placed.node(lstm).device, Some(Device::Int8Jit), "{report}");
-    assert_eq!(count(&placed, "DynamicMatMul"), 1, "{report}");
+    assert_eq!(count(&placed, "QMatMulToFloat"), 1, "{report}");
     let x = inputs(&float, 2);
     let d = distance(&run(&float, &x), &run(&placed, &x));
     assert!(d > 0.0 && d < 0.03, "{d}");
@@ -154,7 +154,7 @@ fn products_of_integers_with_scales_are_one_op_with_the_same_bits() {
             let mut after = before.clone();
             let report =
                 prepare(&mut after, &Options { precision, ..Options::default() }, &mut |_, _| {}).unwrap();
-            assert_eq!(count(&after, "DynamicMatMul"), 1, "{report}");
+            assert_eq!(count(&after, "QMatMulToFloat"), 1, "{report}");
             assert_eq!(
                 count(&after, "Binary") + count(&after, "PlainMatMul") + count(&after, "Cast"),
                 0,
@@ -166,4 +166,60 @@ fn products_of_integers_with_scales_are_one_op_with_the_same_bits() {
             }
         }
     }
+}
+
+/// A ConvInteger of 4 channels with its scales, a bias and a Relu, as files have them; of one or two dimensions.
+fn integer_convolution(zero_point: i32, groups: usize, is_flat: bool) -> Graph {
+    let mut net = Net::new(9);
+    let cast = |to| Cast { to };
+    let binary = |kind| Binary { kind };
+    let (x, kernel): (&[usize], &[usize]) =
+        if is_flat { (&[2, 4, 9], &[3]) } else { (&[2, 4, 5, 6], &[3, 2]) };
+    let x = net.input("x", x);
+    let q = net.graph.add("q", DynamicQuantize { axis: 0 }, &[x]).unwrap();
+    let scalar = Reshape { shape: Shape::scalar() };
+    let [scale, zero] = [1, 2].map(|port| net.op("scalar", scalar.clone(), &[q.port(port)]));
+    let zero = net.op("z8", cast(DType::U8), &[zero]);
+    let zero = net.op("z32", cast(DType::S32), &[zero]);
+    let x = net.op("x32", cast(DType::S32), &[q.port(0)]);
+    let x = net.op("x", binary(BinaryKind::Sub), &[x, zero]);
+    let mut dims = vec![8, 4 / groups];
+    dims.extend(kernel);
+    let shape = Shape::new(dims).unwrap();
+    let codes: Vec<u8> = (0..shape.elements()).map(|i| (i * 37 % 251) as u8).collect();
+    let w = net.graph.constant("w", Tensor::from_vec(shape, codes).unwrap());
+    let w = net.op("w32", cast(DType::S32), &[w]);
+    let wz = net.graph.constant("wz", Tensor::scalar(zero_point));
+    let w = net.op("wc", binary(BinaryKind::Sub), &[w, wz]);
+    let pads = vec![1; kernel.len()];
+    let window = Window::new(kernel).pads(pads.clone(), vec![0; kernel.len()]);
+    let sums = net.op("sums", IntConv { window, groups }, &[x, w]);
+    let sums = net.op("numbers", cast(DType::F32), &[sums]);
+    let w_scale = net.graph.constant("s", Tensor::scalar(0.01f32));
+    let factor = net.op("factor", binary(BinaryKind::Mul), &[scale, w_scale]);
+    let y = net.op("scaled", binary(BinaryKind::Mul), &[sums, factor]);
+    let mut channels = vec![1, 8];
+    channels.resize(2 + kernel.len(), 1);
+    let bias = net.random_constant("bias", &channels, 1.0);
+    let y = net.op("biased", binary(BinaryKind::Add), &[y, bias]);
+    let y = net.unary("relu", UnaryKind::Relu, y);
+    net.finish(y)
+}
+
+#[test]
+fn convolutions_of_integers_with_scales_are_one_op_with_the_same_bits() {
+    for (zero_point, groups, is_flat) in [(128, 1, false), (90, 1, false), (128, 2, false), (128, 4, true)] {
+        let before = integer_convolution(zero_point, groups, is_flat);
+        let (after, report) = dynamic(&before, Options::default());
+        assert_eq!(count(&after, "QConvToFloat"), 1, "{report}");
+        assert_eq!(count(&after, "Binary") + count(&after, "IntConv") + count(&after, "Cast"), 0, "{report}");
+        for seed in 0..3 {
+            let x = inputs(&before, seed);
+            assert_eq!(interpreter::run(&before, &x).unwrap(), interpreter::run(&after, &x).unwrap());
+        }
+    }
+    // 9 bits in groups: floats compute on the integers.
+    let (after, report) = dynamic(&integer_convolution(0, 2, false), Options::default());
+    assert_eq!(count(&after, "Conv"), 1, "{report}");
+    assert!(declined(&report, "take_dynamic_products", "scaled").contains("groups"), "{report}");
 }

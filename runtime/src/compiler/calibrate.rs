@@ -208,7 +208,8 @@ impl Compiler {
     pub(crate) fn warn_of_noise(&self) {
         self.tell(Event::Warning(
             "no calibration data: ranges come from synthetic noise. The result is good for timing; \
-             its accuracy means nothing. Give samples of real inputs",
+             its accuracy means nothing. Give samples of real inputs (--calibrate), or quantize when the model runs, \
+             which needs none (--precision int8-dynamic: matrix products, as of transformers)",
         ));
     }
 

@@ -12,7 +12,7 @@ use qcc_ir::{
     onnx::{self, Bindings},
 };
 use qcc_passes::{Calibrator, Options, Precision, Ranges, Report, WeightBits, WeightGrid};
-use std::{fmt, path::Path, sync::Arc};
+use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
 mod calibrate;
 
@@ -328,14 +328,33 @@ impl Compiler {
     /// As [`compile_file`](Self::compile_file).
     pub fn program_of_graph(&self, graph: Graph) -> Result<Program, Error> {
         let prepared = self.prepare(graph)?;
-        let is_calibrated = self.options.precision.is_calibrated();
-        let calibrated = is_calibrated.then(|| self.calibrate(&prepared)).transpose()?;
-        let mut program = self.lower(&prepared, calibrated.as_ref())?;
+        let own = self.without_noise_for(&prepared);
+        if own.options.precision != self.options.precision {
+            self.tell(Event::Warning(
+                "the model is quantized when it runs, and there is no calibration data: what it has in floats is \
+                 quantized like that, too (int8-dynamic). For int8 give samples of real inputs",
+            ));
+        }
+        let is_calibrated = own.options.precision.is_calibrated();
+        let calibrated = is_calibrated.then(|| own.calibrate(&prepared)).transpose()?;
+        let mut program = own.lower(&prepared, calibrated.as_ref())?;
         if let Some(Pixels::Folded { .. }) = program.info().pixels {
             let difference = self.difference_of_folding(&prepared, calibrated.as_ref(), &program)?;
             program = program.with_pixels(Pixels::Folded { difference: Some(difference) });
         }
         Ok(program)
+    }
+
+    /// The compiler for a model that quantizes its activations itself when it runs: ranges of noise would be worse than what
+    /// its author has, so that without samples int8 is [`Precision::Int8Dynamic`]. Of other models this one.
+    pub(crate) fn without_noise_for(&self, prepared: &Prepared) -> Cow<'_, Compiler> {
+        let is_dynamic =
+            || prepared.graph.nodes().any(|(_, n)| matches!(n.op(), Some(Op::DynamicQuantize(_))));
+        let needs_samples = self.options.precision == Precision::Int8 && self.samples.is_none();
+        match needs_samples && !prepared.brings_grids() && is_dynamic() {
+            true => Cow::Owned(self.clone().precision(Precision::Int8Dynamic)),
+            false => Cow::Borrowed(self),
+        }
     }
 
     // ---- step by step, to share the first steps between several models

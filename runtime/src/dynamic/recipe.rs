@@ -48,12 +48,13 @@ impl Recipe {
     /// Machine code for the graph of a part, and the time that was spent on samples for it.
     pub(super) fn compile(&self, graph: Graph) -> Result<(Model, Duration), Error> {
         let prepared = self.compiler.prepare(graph)?;
-        let needs_ranges = self.compiler.options.precision.is_calibrated() && !prepared.brings_grids();
+        let compiler = self.compiler.without_noise_for(&prepared);
+        let needs_ranges = compiler.options.precision.is_calibrated() && !prepared.brings_grids();
         let (calibrated, took) = match needs_ranges {
             true => self.calibrated().map(|(ranges, took)| (Some(ranges), took))?,
             false => (None, Duration::ZERO),
         };
-        let program = self.compiler.lower(&prepared, calibrated.as_deref())?;
+        let program = compiler.lower(&prepared, calibrated.as_deref())?;
         Ok((self.compiler.jit(&program)?, took))
     }
 

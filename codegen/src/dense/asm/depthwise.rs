@@ -17,7 +17,8 @@ use iced_x86::code_asm::*;
 pub(crate) fn emit_strip(spec: &StripSpec) -> Result<Vec<u8>, EmitError> {
     let blocks = Blocks::new(spec);
     let tiles = blocks.lengths().map(|cols| tile_spec(spec, cols)).collect::<Result<Vec<_>, _>>()?;
-    let tiles = tiles.iter().map(|t| Tile::new(spec.isa, t)).collect::<Result<Vec<_>, _>>()?;
+    let tile = |t| Tile::new(spec.isa, t).map(|tile| Tile { is_strip: true, ..tile });
+    let tiles = tiles.iter().map(tile).collect::<Result<Vec<_>, _>>()?;
     let width = tiles.first().ok_or(EmitError::EmptySum)?.width();
     let mut strip = Strip { asm: Assembler::new(width)?, spec };
     match spec.product.is_of_codes() {
@@ -39,7 +40,7 @@ fn tile_spec(spec: &StripSpec, cols: usize) -> Result<TileSpec, EmitError> {
         panel: spec.panel,
         columns: spec.columns,
         a_offsets: vec![0; y_offsets.len()],
-        g_offsets: Vec::new(),
+        g_offsets: if spec.epilogue.grids().has_scales() { vec![0; y_offsets.len()] } else { Vec::new() },
         r_offsets: if spec.epilogue.has_residual() { y_offsets.clone() } else { Vec::new() },
         y_offsets,
         loops: Vec::new(),

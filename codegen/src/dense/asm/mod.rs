@@ -243,6 +243,9 @@ struct Tile<'a> {
     layout: ParamLayout,
     /// How matrix registers hold the pixels; `None` where vectors do.
     bands: Option<Bands>,
+    /// Whether it is a block of a depthwise strip: the stack pointer has moved, as in tiles of matrix registers, and sums are in the
+    /// order of codes whatever they become.
+    is_strip: bool,
 }
 
 impl<'a> Tile<'a> {
@@ -286,7 +289,7 @@ impl<'a> Tile<'a> {
         if needs_residuals {
             offsets("residual", spec.r_offsets.len(), if has_residual { pixels } else { 0 })?;
         }
-        let has_grids = matches!(spec.epilogue, EpilogueForm::Dequantize { .. });
+        let has_grids = spec.epilogue.grids().has_scales();
         offsets("grid", spec.g_offsets.len(), if has_grids { pixels } else { 0 })?;
         if spec.groups() == 0 {
             return Err(EmitError::EmptySum);
@@ -302,7 +305,8 @@ impl<'a> Tile<'a> {
             }
             _ => None,
         };
-        Ok(Tile { spec, format, layout: ParamLayout::new(format, spec.epilogue), bands })
+        let layout = ParamLayout::new(format, spec.epilogue);
+        Ok(Tile { spec, format, layout, bands, is_strip: false })
     }
 
     fn width(&self) -> Width {

@@ -5,7 +5,7 @@ use crate::{
     dense::{
         WeightOrder, Weights,
         pack::{pack_bias, pack_dequantizer, pack_params, pack_weights},
-        spec::{Epilogue, Next, Prefetch, RowGrid, SLACK, Start},
+        spec::{Epilogue, Next, Prefetch, RowGrid, RunTimeGrids, SLACK, Start},
         strip::{self, Axis, StripSpec, Strips},
     },
     executable::Executable,
@@ -660,7 +660,7 @@ fn every_shape_of_tile_is_right() {
 struct Numbers {
     activations: Fill,
     weights: Fill,
-    zero_points: bool,
+    grids: RunTimeGrids,
     bias: bool,
     residual: bool,
     clamp: Clamp,
@@ -668,10 +668,15 @@ struct Numbers {
 
 fn numbers() -> impl Strategy<Value = Numbers> {
     let bound = || prop_oneof![Just(f32::INFINITY), -1e3f32..1e3];
-    (fill(), fill(), any::<[bool; 3]>(), bound(), bound()).prop_map(
-        |(activations, weights, [zero_points, bias, residual], lo, hi)| {
+    let grids = prop::sample::select(vec![
+        RunTimeGrids::None,
+        RunTimeGrids::Scales,
+        RunTimeGrids::ScalesAndZeroPoints,
+    ]);
+    (fill(), fill(), any::<[bool; 2]>(), grids, bound(), bound()).prop_map(
+        |(activations, weights, [bias, residual], grids, lo, hi)| {
             let clamp = Clamp { lo: if lo.is_finite() { lo.min(hi) } else { -lo }, hi };
-            Numbers { activations, weights, zero_points, bias, residual, clamp }
+            Numbers { activations, weights, grids, bias, residual, clamp }
         },
     )
 }
@@ -699,23 +704,28 @@ fn run_numbers((isa, product): (Isa, Product), geometry: &Geometry, n: Numbers) 
         .into_iter()
         .enumerate()
         .map(|(i, scale)| DynamicGrid {
-            scale: if i % 11 == 10 { f32::NAN } else { scale.abs() },
-            zero_point: if n.zero_points { (i * 97 % 256) as i32 } else { 0 },
+            scale: match n.grids {
+                RunTimeGrids::None => 1.0,
+                _ if i % 11 == 10 => f32::NAN,
+                _ => scale.abs(),
+            },
+            zero_point: if n.grids.has_zero_points() { (i * 97 % 256) as i32 } else { 0 },
         })
         .collect();
     let residual = reals(tiles * p.r_bytes / 4, 100.0);
     let dequantizer = Dequantizer::new(&sums, scales, bias, n.clamp).unwrap();
-    let epilogue =
-        Epilogue::Dequantize { dequantizer: &dequantizer, zero_points: n.zero_points, residual: n.residual };
+    let epilogue = Epilogue::Dequantize { dequantizer: &dequantizer, grids: n.grids, residual: n.residual };
     p.format = p.format.with_results(epilogue.form());
     let own = p.before..p.channels;
     let packed = pack_weights(p.format, own.clone(), p.runs(), p.run_len, weight);
     let params = pack_dequantizer(p.format, epilogue.form(), &dequantizer, own.clone(), &vec![0; p.channels]);
     let a: Vec<u8> = (0..tiles * p.a_bytes).map(|_| code(&mut p.rng, n.activations)).collect();
     let mut spec = p.spec(epilogue, n.residual);
-    spec.g_offsets = (0..pixels).map(|i| (i * RowGrid::BYTES) as i32).collect();
+    let row = |i: usize| (i * RowGrid::BYTES) as i32;
+    spec.g_offsets = if n.grids.has_scales() { (0..pixels).map(row).collect() } else { vec![] };
     let (a_bytes, y, r) = (p.a_bytes as i32, p.y_bytes as i32, p.r_bytes as i32);
-    let next = Next { a: a_bytes, w: 0, params: 0, y, r, g: (pixels * RowGrid::BYTES) as i32 };
+    let next =
+        Next { a: a_bytes, w: 0, params: 0, y, r, g: if n.grids.has_scales() { row(pixels) } else { 0 } };
     spec.next = (isa == Isa::AmxInt8 && !geometry.seed.is_multiple_of(5) || tiles > 1).then_some(next);
     let bytes = |floats: &[f32]| -> Vec<u8> { floats.iter().flat_map(|x| x.to_le_bytes()).collect() };
     let g: Vec<u8> =

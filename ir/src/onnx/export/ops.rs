@@ -113,8 +113,8 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
         Op::ArgMaxPool(_) => {
             Err(OpError::unsupported("gives the places of a pool without its values, which no ONNX op does"))
         }
-        Op::DynamicQuantize(_) | Op::DynamicMatMul(_) => Err(OpError::unsupported(
-            "is a product of codes with float results, which no ONNX op is; stop after import to export what a model says itself",
+        Op::DynamicQuantize(_) | Op::QMatMulToFloat(_) | Op::QConvToFloat(_) => Err(OpError::unsupported(
+            "quantizes at run time or is a product of codes with float results, which no ONNX op is; export the graph as imported, or at the fake-quant stage",
         )),
         Op::QConv(_)
         | Op::QMatMul(_)

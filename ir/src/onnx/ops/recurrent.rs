@@ -4,7 +4,10 @@ use super::compose::Result;
 use crate::{
     DType, OpError, QuantParams, Shape, Tensor, TensorType, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{Activation, Cell, Clamp, DynamicMatMul, DynamicQuantize, MatMul, Recurrent, SliceSpec, UnaryKind},
+    ops::{
+        Activation, Cell, Clamp, DynamicQuantize, MatMul, QMatMulToFloat, Recurrent, SliceSpec, ToFloat,
+        UnaryKind,
+    },
 };
 
 pub(super) fn rnn(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
@@ -91,7 +94,7 @@ fn coded(node: &mut Node<'_, '_>, slot: usize, name: &str, scale: usize) -> Resu
     for (d, scales) in scales.chunks(of_each).enumerate() {
         let params = match scales {
             [scale] => QuantParams::per_tensor(*scale, 0),
-            _ => QuantParams::per_axis(DynamicMatMul::CHANNEL_AXIS, scales.to_vec(), vec![0; gates]),
+            _ => QuantParams::per_axis(QMatMulToFloat::CHANNEL_AXIS, scales.to_vec(), vec![0; gates]),
         };
         let shape = Shape::new([size, gates])?;
         let Ok(ty) = params.and_then(|p| TensorType::quantized(DType::S8, shape.clone(), p)) else {
@@ -302,9 +305,9 @@ impl Layer {
             }
             Matrices::Codes { input, state, x } => {
                 let [x, scale, zero] = x.ok_or_else(|| OpError::quant("an input without codes"))?;
-                let product = DynamicMatMul { bias: bias.is_some(), residual: false, clamp: Clamp::NONE };
+                let to = ToFloat { bias: bias.is_some(), ..ToFloat::plain(true) };
                 let operands: Vec<ValueId> = [x, input[d], scale, zero].into_iter().chain(bias).collect();
-                (node.emit_part(&format!("gates{d}"), product, &operands)?, state[d])
+                (node.emit_part(&format!("gates{d}"), QMatMulToFloat { to }, &operands)?, state[d])
             }
         };
         let mut operands = vec![gates, state, self.start(node, "initial_h", weights.initial, d)?];
