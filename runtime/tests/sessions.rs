@@ -24,7 +24,7 @@ fn what_does_not_fit_is_refused_by_name_and_expected_type() {
     let mut session = Session::new(&model(Precision::Float));
     let refused = |r: Result<_, Error>| match r {
         Err(e @ Error::Bind(_)) => e.to_string(),
-        other => panic!("{:?}", other.map(|_: Vec<qcc_runtime::ir::Tensor>| ())),
+        other => panic!("{:?}", other.map(|_: Vec<ir::Tensor>| ())),
     };
     let narrow = Array4::<f32>::zeros((1, 1, 28, 27));
     let text = refused(session.run(&[(&narrow).into()]));
@@ -160,10 +160,7 @@ fn larger_batches_are_calibrated_and_evaluated_too() {
 
 #[test]
 fn samples_that_do_not_fit_the_model_stop_the_compilation() {
-    let tensor = qcc_runtime::ir::Tensor::zeros(
-        qcc_runtime::ir::DType::F32,
-        qcc_runtime::ir::Shape::new([4, 3]).unwrap(),
-    );
+    let tensor = ir::Tensor::zeros(ir::DType::F32, ir::Shape::new([4, 3]).unwrap());
     let samples = Samples::from_arrays(vec![("x".into(), tensor)]).unwrap();
     let e = Compiler::new().calibration(samples).compile_onnx(bundled::FASHION_RESNET8).err().unwrap();
     assert!(e.to_string().contains("input `image`: expected samples for f32[1x1x28x28]"), "{e}");
