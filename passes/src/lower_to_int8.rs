@@ -182,7 +182,7 @@ impl Builder<'_> {
             }
             _ => {}
         }
-        if self.to_float(node, record)? {
+        if self.unrounded(node, record)? {
             return Ok(());
         }
         if self.on_grids(node) {

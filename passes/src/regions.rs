@@ -10,7 +10,7 @@ use crate::{
     calibrate::value_name,
     capability::{gains, int8_capability},
     classes::Classes,
-    edit::activations,
+    edit::{activations, has_weights},
     insert_fake_quant::{range_of, without_range},
 };
 use qcc_ir::{
@@ -136,6 +136,13 @@ fn conversions(graph: &Graph, value: ValueId, chosen: &BTreeSet<NodeId>) -> usiz
     }
     let made_as_integer = chosen.contains(&value.node);
     let users = graph.uses(value).into_iter().map(|u| chosen.contains(&u.node));
+    // Sums of a product become floats or codes at the same price.
+    let is_sum = matches!(graph.op(value.node), Some(Op::MatMul(_))) && has_weights(graph, value.node);
+    let is_read_by_floats =
+        !graph.is_output(value) && graph.uses(value).iter().all(|u| !chosen.contains(&u.node));
+    if made_as_integer && is_sum && is_read_by_floats {
+        return 0;
+    }
     let output = graph.is_output(value).then_some(false);
     let differs = users.chain(output).any(|integer| integer != made_as_integer);
     if differs { graph.shape(value).elements() } else { 0 }

@@ -391,8 +391,8 @@ mod tests {
             parse(f.into()).err().unwrap()
         };
         let mut newer = sample();
-        newer[8] = 9;
-        assert!(matches!(sealed(newer), ContainerError::Version { found: 9 }));
+        newer[8..12].copy_from_slice(&(VERSION + 1).to_le_bytes());
+        assert!(matches!(sealed(newer), ContainerError::Version { found } if found == VERSION + 1));
         let mut lost = sample();
         lost[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(matches!(sealed(lost), ContainerError::Malformed(_)));

@@ -160,10 +160,7 @@ fn larger_batches_are_calibrated_and_evaluated_too() {
 
 #[test]
 fn samples_that_do_not_fit_the_model_stop_the_compilation() {
-    let tensor = ir::Tensor::zeros(
-        ir::DType::F32,
-        ir::Shape::new([4, 3]).unwrap(),
-    );
+    let tensor = ir::Tensor::zeros(ir::DType::F32, ir::Shape::new([4, 3]).unwrap());
     let samples = Samples::from_arrays(vec![("x".into(), tensor)]).unwrap();
     let e = Compiler::new().calibration(samples).compile_onnx(bundled::FASHION_RESNET8).err().unwrap();
     assert!(e.to_string().contains("input `image`: expected samples for f32[1x1x28x28]"), "{e}");

@@ -13,7 +13,7 @@ use qcc_ir::{
 
 impl Builder<'_> {
     /// Whether the node became a product of codes with float results. Bias and residual stay real numbers.
-    pub(super) fn to_float(&mut self, node: NodeId, record: &mut Record) -> Result<bool, PassError> {
+    pub(super) fn unrounded(&mut self, node: NodeId, record: &mut Record) -> Result<bool, PassError> {
         let Some(product) = Product::of(self.old, node).filter(|_| self.multiplies_codes(node)) else {
             return Ok(false);
         };
