@@ -42,6 +42,7 @@ mod regions;
 mod take_dynamic_products;
 mod take_pixels;
 mod weight_parts;
+mod widen_half;
 
 pub use calibrate::{Calibrator, Collector, Range, Ranges, observed_values};
 pub use capability::int8_capability;
@@ -99,6 +100,8 @@ const PIPELINE: &[Line] = &[
     line(Part::Prepare, adopt_grids::ADOPT_GRIDS),
     // Before products of integers become products of floats, which they are where nothing better is known of them.
     line(Part::Prepare, take_dynamic_products::TAKE_DYNAMIC_PRODUCTS),
+    // Everything below knows floats of 32 bits only.
+    line(Part::Prepare, widen_half::WIDEN_HALF),
     // Everything below sees one spelling of each computation.
     line(Part::Prepare, canonicalise::CANONICALISE),
     // Folds look for constant operands, and what canonicalisation reshaped may be constant.

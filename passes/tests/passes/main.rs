@@ -17,3 +17,4 @@ mod lower_to_int8;
 mod models;
 mod pipeline;
 mod quantize_dynamic;
+mod widen_half;
