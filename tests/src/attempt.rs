@@ -247,7 +247,10 @@ fn element(dtype: DType, dims: &[usize], random: &mut Random) -> Value {
 }
 
 fn bytes(dtype: DType, dims: &[usize]) -> u64 {
-    dims.iter().fold(dtype.size() as u64, |n, &d| n.saturating_mul(d as u64))
+    // A caller's text, and its number.
+    const TEXT: u64 = 64;
+    let size = if dtype == DType::Str { TEXT } else { dtype.size() as u64 };
+    dims.iter().fold(size, |n, &d| n.saturating_mul(d as u64))
 }
 
 /// Zeros, small numbers, or any bits. `None` for a shape that is none, which import has refused.

@@ -126,7 +126,7 @@ pub(super) fn conv_transpose_with_dynamic_pads(node: &mut Node<'_, '_>) -> Resul
 
 /// The different elements in the order in which they come, which one each element is, and how often each comes.
 pub(super) fn unique(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
-    let found = values::unique_of(node, false)?;
+    let found = values::unique_of(node, false, true)?;
     let [values, _, inverse, counts] = found[..] else { return Ok(found) };
     Ok(vec![values, inverse, counts])
 }

@@ -44,11 +44,14 @@ fn numbers<T: Element>(node: &mut Node<'_, '_>, part: &str, shape: Shape, values
 /// The place of each text in their order.
 pub(super) fn ranks(node: &Node<'_, '_>, x: &Tensor) -> Result<Tensor> {
     let numbers = x.as_slice::<i64>().map_err(OpError::from)?;
-    let text = |&n: &i64| node.texts().text(n).ok_or_else(|| OpError::dtype("an element is no text"));
-    let texts = numbers.iter().map(text).collect::<Result<Vec<_>, OpError>>()?;
-    let all: BTreeSet<&Arc<str>> = texts.iter().collect();
-    let places: BTreeMap<&Arc<str>, i64> = all.into_iter().zip(0..).collect();
-    let ranks = texts.iter().map(|t| places[t]).collect();
+    let text = |n: i64| node.texts().text(n).ok_or_else(|| OpError::dtype("an element is no text"));
+    // Equal texts have equal numbers.
+    let distinct: BTreeSet<i64> = numbers.iter().copied().collect();
+    let texts = distinct.into_iter().map(|n| Ok((text(n)?, n)));
+    let mut texts = texts.collect::<Result<Vec<(Arc<str>, i64)>, OpError>>()?;
+    texts.sort_unstable();
+    let places: BTreeMap<i64, i64> = texts.into_iter().map(|(_, n)| n).zip(0..).collect();
+    let ranks = numbers.iter().map(|n| places[n]).collect();
     Ok(Tensor::from_vec(x.shape().clone(), ranks).map_err(OpError::from)?)
 }
 

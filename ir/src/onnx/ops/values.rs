@@ -81,10 +81,14 @@ fn progression<T: Element>(
 }
 
 /// Places as s64.
-fn places(node: &mut Node<'_, '_>, part: &str, places: &[usize]) -> Result<ValueId, NodeError> {
+fn places(
+    node: &mut Node<'_, '_>,
+    part: &str,
+    places: impl ExactSizeIterator<Item = i64>,
+) -> Result<ValueId, NodeError> {
     let shape = Shape::new([places.len()])?;
     let ty = TensorType::new(DType::S64, shape.clone());
-    node.computed(part, &ty, || Ok(Tensor::from_vec(shape, places.iter().map(|&i| i as i64).collect())?))
+    node.computed(part, &ty, || Ok(Tensor::from_vec(shape, places.collect())?))
 }
 
 /// Fails for floats that are only stored: their codes are not compared.
@@ -135,7 +139,7 @@ pub(super) fn compress(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     }
     let kept: Vec<usize> = (0..truths.len()).filter(|&i| truths[i] != 0).collect();
     let x = if given.is_some() { x } else { reshape_part(node, "flat", x, vec![length])? };
-    let kept = places(node, "kept", &kept)?;
+    let kept = places(node, "kept", kept.iter().map(|&i| i as i64))?;
     node.emit(Gather { axis }, &[x, kept])
 }
 
@@ -143,11 +147,18 @@ pub(super) fn compress(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 /// equal to each other.
 pub(super) fn unique(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>, NodeError> {
     let sorted = node.flag("sorted", true)?;
-    unique_of(node, sorted)
+    // What nobody reads may be as large as the rest.
+    let of_slices = node.result_names().len() > 2;
+    unique_of(node, sorted, of_slices)
 }
 
-/// The same, in order of size or in the order in which they come.
-pub(super) fn unique_of(node: &mut Node<'_, '_>, sorted: bool) -> Result<Vec<ValueId>, NodeError> {
+/// The same, in order of size or in the order in which they come. The last two results, the group of each slice and the size
+/// of each group, are there if they are asked for.
+pub(super) fn unique_of(
+    node: &mut Node<'_, '_>,
+    sorted: bool,
+    of_slices: bool,
+) -> Result<Vec<ValueId>, NodeError> {
     let x = node.operand(0, "X")?;
     let mut known = node.required(0, "X")?;
     if known.dtype() == DType::Str {
@@ -168,6 +179,9 @@ pub(super) fn unique_of(node: &mut Node<'_, '_>, sorted: bool) -> Result<Vec<Val
         }
     };
     let length = shape[axis];
+    if u32::try_from(length).is_err() {
+        return Err(OpError::too_large(format!("{length} slices are compared")).into());
+    }
     // Of sorting, and of what the results take.
     let scratch = TensorType::new(DType::S64, Shape::new([length, 4])?);
     scratch.check_size()?;
@@ -175,53 +189,67 @@ pub(super) fn unique_of(node: &mut Node<'_, '_>, sorted: bool) -> Result<Vec<Val
         let elements = known.as_slice::<T>().map_err(OpError::from)?;
         Groups::of(elements, &shape, axis, sorted)
     });
-    let first = places(node, "first", &groups.first)?;
-    let values = node.emit(Gather { axis }, &[x, first])?;
-    let inverse = places(node, "inverse", &groups.of_slice)?;
-    let counts = places(node, "counts", &groups.counts)?;
-    Ok(vec![values, first, inverse, counts])
+    let first = places(node, "first", groups.all().map(|g| g[0].into()))?;
+    let mut results = vec![node.emit(Gather { axis }, &[x, first])?, first];
+    if of_slices {
+        results.push(places(node, "inverse", groups.of_slices().into_iter().map(i64::from))?);
+        results.push(places(node, "counts", groups.all().map(|g| g.len() as i64))?);
+    }
+    Ok(results)
 }
 
-/// Equal slices along an axis.
+/// Equal slices along an axis, by number.
 struct Groups {
-    /// Where the first slice of each group stands.
-    first: Vec<usize>,
-    /// How many slices each group has.
-    counts: Vec<usize>,
-    /// The group of each slice.
-    of_slice: Vec<usize>,
+    /// The slices, group by group.
+    slices: Vec<u32>,
+    /// Where each group begins and ends in them.
+    groups: Vec<(u32, u32)>,
 }
 
 impl Groups {
+    /// Of fewer than 2^32 slices.
     fn of<T: Element>(x: &[T], shape: &Shape, axis: usize, sorted: bool) -> Groups {
         let (length, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
         let outer: usize = shape[..axis].iter().product();
-        let order = |&a: &usize, &b: &usize| {
+        let order = |&a: &u32, &b: &u32| {
             (0..outer)
                 .flat_map(|o| {
-                    let run = |i: usize| &x[(o * length + i) * inner..][..inner];
+                    let run = |i: u32| &x[(o * length + i as usize) * inner..][..inner];
                     run(a).iter().zip(run(b))
                 })
                 .map(|(a, b)| by_size(a, b))
                 .find(|&o| o != Ordering::Equal)
                 .unwrap_or(Ordering::Equal)
         };
-        let mut slices: Vec<usize> = (0..length).collect();
+        let mut slices: Vec<u32> = (0..length as u32).collect();
         // Stable, so that the first slice of a group is its first one in the tensor.
         slices.sort_by(order);
-        let mut groups: Vec<&[usize]> = slices.chunk_by(|a, b| order(a, b) == Ordering::Equal).collect();
+        let mut end = 0;
+        let next = |group: &[u32]| {
+            let begin = end;
+            end += group.len() as u32;
+            (begin, end)
+        };
+        let mut groups: Vec<(u32, u32)> =
+            slices.chunk_by(|a, b| order(a, b) == Ordering::Equal).map(next).collect();
         if !sorted {
-            groups.sort_by_key(|group| group[0]);
+            groups.sort_by_key(|&(begin, _)| slices[begin as usize]);
         }
-        let mut of_slice = vec![0; length];
-        for (g, group) in groups.iter().enumerate() {
-            group.iter().for_each(|&i| of_slice[i] = g);
+        Groups { slices, groups }
+    }
+
+    /// The slices of each group in their order.
+    fn all(&self) -> impl ExactSizeIterator<Item = &[u32]> {
+        self.groups.iter().map(|&(begin, end)| &self.slices[begin as usize..end as usize])
+    }
+
+    /// The group of each slice.
+    fn of_slices(&self) -> Vec<u32> {
+        let mut of_slice = vec![0; self.slices.len()];
+        for (g, group) in self.all().enumerate() {
+            group.iter().for_each(|&i| of_slice[i as usize] = g as u32);
         }
-        Groups {
-            first: groups.iter().map(|g| g[0]).collect(),
-            counts: groups.iter().map(|g| g.len()).collect(),
-            of_slice,
-        }
+        of_slice
     }
 }
 
