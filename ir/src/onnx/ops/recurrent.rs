@@ -87,7 +87,11 @@ fn coded(node: &mut Node<'_, '_>, slot: usize, name: &str, scale: usize) -> Resu
         return Ok(None);
     };
     let of_each = scales.len() / directions.max(1);
-    if !is_symmetric || directions * of_each != scales.len() || (of_each != 1 && of_each != gates) {
+    if !is_symmetric
+        || of_each == 0
+        || directions * of_each != scales.len()
+        || (of_each != 1 && of_each != gates)
+    {
         return Ok(None);
     }
     let mut parts = vec![];

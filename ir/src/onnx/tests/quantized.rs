@@ -119,55 +119,55 @@ fn a_dynamic_grid_covers_zero() {
     assert_eq!(d.floats(&[of(&[1, 2], &[0f32, 255.0])]), [1.0 - 510.0]);
 }
 
+/// A layer of one hidden number whose weights are codes: those of the input have this zero point.
+fn layer_of_codes(zero: i8) -> Draft {
+    let operands = ["x", "w", "r", "", "", "", "", "", "s", "z", "t", "u"];
+    Draft::new(13, [microsoft("DynamicQuantizeLSTM", &operands).with(int("hidden_size", 1))])
+        .with_microsoft()
+        .input("x", &[2, 1, 2])
+        .constant("w", of(&[1, 2, 4], &[1i8, -2, 3, 4, 5, -6, 7, 8]))
+        .constant("s", of(&[1], &[0.125f32]))
+        .constant("z", of(&[1], &[zero]))
+        .constant("r", of(&[1, 1, 4], &[3i8, -5, 7, 1]))
+        .constant("t", of(&[1, 4], &[0.5f32, 0.25, 0.125, 1.0]))
+        .constant("u", of(&[1, 4], &[0i8; 4]))
+}
+
+/// The same layer of these weights of the input.
+fn layer_of_numbers(w: &[f32]) -> Draft {
+    Draft::new(13, [node("LSTM", &["x", "w", "r"], &["y"]).with(int("hidden_size", 1))])
+        .input("x", &[2, 1, 2])
+        .constant("w", of(&[1, 4, 2], w))
+        .constant("r", of(&[1, 4, 1], &[1.5f32, -1.25, 0.875, 1.0]))
+}
+
 #[test]
 fn a_layer_of_codes_is_that_of_the_numbers_they_mean() {
     let x = of(&[2, 1, 2], &[0.5f32, -1.0, 0.25, 2.0]);
-    let d = Draft::new(
-        13,
-        [microsoft("DynamicQuantizeLSTM", &["x", "w", "r", "", "", "", "", "", "s", "z", "t", "u"])],
-    )
-    .with_microsoft()
-    .input("x", &[2, 1, 2])
-    .constant("w", of(&[1, 2, 4], &[1i8, -2, 3, 4, 5, -6, 7, 8]))
-    .constant("s", of(&[1], &[0.125f32]))
-    .constant("z", of(&[1], &[1i8]))
-    .constant("r", of(&[1, 1, 4], &[3i8, -5, 7, 1]))
-    .constant("t", of(&[1, 4], &[0.5f32, 0.25, 0.125, 1.0]))
-    .constant("u", of(&[1, 4], &[0i8; 4]));
-    let d = Draft { nodes: vec![d.nodes[0].clone().with(int("hidden_size", 1))], ..d };
-    let numbers = [0.0f32, 0.5, -0.375, -0.875, 0.25, 0.75, 0.375, 0.875];
-    let real = Draft::new(13, [node("LSTM", &["x", "w", "r"], &["y"]).with(int("hidden_size", 1))])
-        .input("x", &[2, 1, 2])
-        .constant("w", of(&[1, 4, 2], &numbers))
-        .constant("r", of(&[1, 4, 1], &[1.5f32, -1.25, 0.875, 1.0]));
-    assert_eq!(d.floats(std::slice::from_ref(&x)), real.floats(&[x]));
+    let real = layer_of_numbers(&[0.0, 0.5, -0.375, -0.875, 0.25, 0.75, 0.375, 0.875]);
+    assert_eq!(layer_of_codes(1).floats(std::slice::from_ref(&x)), real.floats(&[x]));
 }
 
 /// Inputs and states on which the grids of run time are exact: codes of ONNX Runtime's kernel, by hand.
 #[test]
 fn a_layer_of_codes_around_0_quantizes_its_input_and_its_states() {
     let x = of(&[2, 1, 2], &[0.0f32, -1.0, 0.5, 1.55]);
-    let d = Draft::new(
-        13,
-        [microsoft("DynamicQuantizeLSTM", &["x", "w", "r", "", "", "", "", "", "s", "z", "t", "u"])],
-    )
-    .with_microsoft()
-    .input("x", &[2, 1, 2])
-    .constant("w", of(&[1, 2, 4], &[1i8, -2, 3, 4, 5, -6, 7, 8]))
-    .constant("s", of(&[1], &[0.125f32]))
-    .constant("z", of(&[1], &[0i8]))
-    .constant("r", of(&[1, 1, 4], &[3i8, -5, 7, 1]))
-    .constant("t", of(&[1, 4], &[0.5f32, 0.25, 0.125, 1.0]))
-    .constant("u", of(&[1, 4], &[0i8; 4]));
-    let d = Draft { nodes: vec![d.nodes[0].clone().with(int("hidden_size", 1))], ..d };
     // −1 to 1.55 is 255 steps of 0.01, and a state of one number is an end of its grid: the same as in float.
-    let real = Draft::new(13, [node("LSTM", &["x", "w", "r"], &["y"]).with(int("hidden_size", 1))])
-        .input("x", &[2, 1, 2])
-        .constant("w", of(&[1, 4, 2], &[1.0f32, 5.0, -2.0, -6.0, 3.0, 7.0, 4.0, 8.0].map(|w| w * 0.125)))
-        .constant("r", of(&[1, 4, 1], &[1.5f32, -1.25, 0.875, 1.0]));
-    for (a, b) in d.floats(std::slice::from_ref(&x)).iter().zip(real.floats(&[x])) {
+    let real = layer_of_numbers(&[1.0f32, 5.0, -2.0, -6.0, 3.0, 7.0, 4.0, 8.0].map(|w| w * 0.125));
+    for (a, b) in layer_of_codes(0).floats(std::slice::from_ref(&x)).iter().zip(real.floats(&[x])) {
         assert!((a - b).abs() < 1e-5, "{a} is not {b}");
     }
+}
+
+#[test]
+fn a_layer_of_codes_without_gates_is_refused() {
+    let mut none = layer_of_codes(0);
+    none.constants.retain(|(name, _)| !["w", "s", "z"].contains(&name.as_str()));
+    let none = none
+        .constant("w", of::<i8>(&[1, 2, 0], &[]))
+        .constant("s", of::<f32>(&[0], &[]))
+        .constant("z", of::<i8>(&[0], &[]));
+    none.refused("DynamicQuantizeLSTM");
 }
 
 #[test]
