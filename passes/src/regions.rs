@@ -135,16 +135,15 @@ fn conversions(graph: &Graph, value: ValueId, chosen: &BTreeSet<NodeId>) -> usiz
         return 0;
     }
     let made_as_integer = chosen.contains(&value.node);
-    let users = graph.uses(value).into_iter().map(|u| chosen.contains(&u.node));
+    let users: Vec<bool> = graph.uses(value).iter().map(|u| chosen.contains(&u.node)).collect();
     // Sums of a product become floats or codes at the same price.
     let is_sum = matches!(graph.op(value.node), Some(Op::MatMul(_))) && has_weights(graph, value.node);
-    let is_read_by_floats =
-        !graph.is_output(value) && graph.uses(value).iter().all(|u| !chosen.contains(&u.node));
+    let is_read_by_floats = !graph.is_output(value) && !users.contains(&true);
     if made_as_integer && is_sum && is_read_by_floats {
         return 0;
     }
     let output = graph.is_output(value).then_some(false);
-    let differs = users.chain(output).any(|integer| integer != made_as_integer);
+    let differs = users.into_iter().chain(output).any(|integer| integer != made_as_integer);
     if differs { graph.shape(value).elements() } else { 0 }
 }
 

@@ -118,8 +118,7 @@ pub(super) fn read(
             if given.iter().all(Option::is_some) {
                 continue;
             }
-            let why = format!("`{text}` does not begin with an input and `=`; the model takes {}", wanted());
-            return Err(Failure::Usage(why));
+            return Err(unnamed(text, &wanted()));
         };
         if std::mem::replace(&mut named[at], true) {
             return Err(Failure::Usage(format!("input `{}` is given twice", inputs[at].name)));
@@ -139,6 +138,11 @@ pub(super) fn read(
         return Err(Failure::Usage(why));
     }
     Ok(given.into_iter().flatten().collect())
+}
+
+/// A file that is for no input of a model which takes these.
+pub(super) fn unnamed(text: &str, wanted: &str) -> Failure {
+    Failure::Usage(format!("`{text}` does not begin with an input and `=`; the model takes {wanted}"))
 }
 
 /// Which input `INPUT=FILE` names. Names of inputs may hold `=` as well as files.

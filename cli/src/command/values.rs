@@ -39,11 +39,7 @@ pub(super) fn of_model(
             None if declared.len() == 1 => given[0].push(text.into()),
             None => {
                 let wanted: Vec<String> = declared.iter().map(ToString::to_string).collect();
-                let why = format!(
-                    "`{text}` does not begin with an input and `=`; the model takes {}",
-                    wanted.join(", ")
-                );
-                return Err(Failure::Usage(why));
+                return Err(inputs::unnamed(text, &wanted.join(", ")));
             }
         }
     }

@@ -294,11 +294,10 @@ fn lower(cx: &mut Lowering, node: NodeId) -> Result<(), CodegenError> {
     let fill = grids.map_or(Fill::Byte(zero), |g| Fill::At(g.location, RowGrid::ZERO_POINT as i32));
     let isa = cx.options.tier.isa;
     // Strips have what is outside of the image among their constants.
-    let around = conv.surrounded(if conv.has_grid { conv.margins() } else { Margins::NONE }, fill);
+    let border = conv.surrounded(if conv.has_grid { conv.margins() } else { Margins::NONE }, fill);
     if conv.is_depthwise()
-        && let Some(strips) = conv.strips(isa, &around, zero)
+        && let Some(strips) = conv.strips(isa, &border, zero)
     {
-        let border = around;
         let problem = conv.placed(cx, node, conv.depthwise_problem(&border))?;
         let overreads = strip::overreads(conv.product, isa, conv.extents.channels);
         let a = conv.input(cx, node, overreads, border)?;

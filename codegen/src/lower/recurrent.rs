@@ -44,7 +44,7 @@ fn supported(graph: &Graph, node: NodeId) -> Result<(), String> {
     let weights = product::constant(graph, node, WEIGHTS).map_err(|e| e.to_string())?;
     if weights.dtype() == DType::S8 {
         let ty = graph.ty(graph.operand(node, WEIGHTS));
-        Recurrent::dequantizer(ty, weights, None).map_err(|e| e.to_string())?;
+        Recurrent::dequantizer(ty, weights).map_err(|e| e.to_string())?;
     }
     match op.activations.iter().find(|a| matches!(a, Activation::Unary(kind) if !has_unary(*kind))) {
         Some(activation) => Err(format!("{activation:?} has no kernel")),
@@ -252,7 +252,7 @@ impl Body<'_> {
     ) -> Result<(), CodegenError> {
         let columns = first * self.hidden..first * self.hidden + problem.channels;
         let ty = cx.graph.ty(cx.graph.operand(self.node, WEIGHTS));
-        let all = Recurrent::dequantizer(ty, tensor, None).map_err(|e| cx.refuse(self.node, e))?;
+        let all = Recurrent::dequantizer(ty, tensor).map_err(|e| cx.refuse(self.node, e))?;
         let dequantizer = &Dequantizer {
             sums: all.sums[columns.clone()].to_vec(),
             scales: all.scales[columns].to_vec(),

@@ -585,8 +585,8 @@ impl<'m> Importer<'m> {
         self.emit_one(name, Cast { to: dtype }.into(), &[y])
     }
 
-    /// ONNX computes with quantized integers as with any others. Only ops that move elements, or take weights of codes, keep a grid; for the rest,
-    /// operands become plain integers.
+    /// ONNX computes with quantized integers as with any others. Only ops that move elements, or take weights of codes, keep a
+    /// grid; for the rest, operands become plain integers.
     fn without_grids(
         &mut self,
         name: &str,

@@ -217,11 +217,11 @@ impl Importer<'_> {
         let deferred = std::mem::take(&mut self.deferred);
         let (eager, later): (Vec<&NodeDef>, Vec<&NodeDef>) =
             deferred.iter().partition(|def| eager.contains(&def.outputs));
+        let (_, reason) = blocked.swap_remove(0);
         let is_left = |def: &NodeDef| later.iter().any(|l| l.outputs == def.outputs);
         let mut nodes = self.model.body.nodes.iter();
         if eager.is_empty() && self.spliced == 0 && nodes.all(|def| is_structure(def) || is_left(def)) {
             // What is behind this part would be the same again.
-            let (_, reason) = blocked.swap_remove(0);
             return Err(reason);
         }
         let of_eager: BTreeSet<&str> = eager.iter().flat_map(|d| &d.outputs).map(String::as_str).collect();
@@ -273,7 +273,6 @@ impl Importer<'_> {
         let rest = Rest { model: self.model.with(inputs, body), untyped };
         let constant = |name: &str| rest.model.body.initializers.get(name).cloned();
         let eager = eager.into_iter().map(|def| Eager::new(self.model, def, constant)).collect();
-        let (_, reason) = blocked.swap_remove(0);
         Ok(Part { graph: self.graph, eager, rest, reason })
     }
 }

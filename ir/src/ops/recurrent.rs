@@ -173,17 +173,13 @@ impl Recurrent {
     /// The operand slot of R.
     pub const WEIGHTS_SLOT: usize = 1;
 
-    /// What makes numbers of the sums of codes of R, which has this type, and a bias of its columns.
+    /// What makes numbers of the sums of codes of R, which has this type.
     ///
     /// # Errors
     /// Where a sum could leave 32 bits.
-    pub fn dequantizer(
-        ty: &TensorType,
-        weights: &Tensor,
-        bias: Option<Vec<f32>>,
-    ) -> Result<Dequantizer, OpError> {
+    pub fn dequantizer(ty: &TensorType, weights: &Tensor) -> Result<Dequantizer, OpError> {
         let sums = WeightSums::by_channel(weights, QMatMulToFloat::CHANNEL_AXIS)?;
-        Ok(Dequantizer { bias, ..ToFloat::plain(true).dequantizer(ty, &sums, None)? })
+        ToFloat::plain(true).dequantizer(ty, &sums, None)
     }
 
     /// The slots of the operands that this recurrence has.
@@ -430,7 +426,7 @@ impl Operator for Recurrent {
                 self.run::<f64>(operands, results, &|y, x, first| add_product(y, x, weights, first))
             }
             (_, DType::S8) => {
-                let dequantizer = Recurrent::dequantizer(types[Recurrent::WEIGHTS_SLOT], weights, None)?;
+                let dequantizer = Recurrent::dequantizer(types[Recurrent::WEIGHTS_SLOT], weights)?;
                 let codes = weights.as_slice::<i8>()?;
                 self.run::<f32>(operands, results, &|y, x, first| {
                     add_product_of_codes(y, x, codes, first, &dequantizer);
