@@ -5,6 +5,7 @@ use super::{
         Attended, Heads, Rotation, Scoring, angles, attend, beside_heads, join_heads, rotate, split_heads,
     },
     compose::Result,
+    integer::scaled_product,
 };
 use crate::{
     DType, OpError, ValueId,
@@ -210,15 +211,55 @@ pub(super) fn attention(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
     }
     let own = node.ty(x).dtype;
     let wide = node.widened("wide", x)?;
-    let mut operands = Vec::new();
-    for (i, name) in ["query", "key", "value"].into_iter().enumerate() {
+    let mut projections = [x; 3];
+    for (i, name) in PROJECTIONS.into_iter().enumerate() {
         let start = sizes[..i].iter().sum();
         let projected = projected(node, name, wide, weights, bias, (start, sizes[i]))?;
-        let projected = node.cast_to(&format!("{name}_narrow"), own, projected)?;
-        let split = split_heads(node, &format!("{name}_split"), projected, heads)?;
-        operands.push(by_head(node, &format!("{name}_heads"), split)?);
+        projections[i] = node.cast_to(&format!("{name}_narrow"), own, projected)?;
     }
-    let [query, mut key, mut value] = operands[..] else { return misfit("three projections".into()) };
+    attend_to_itself(node, projections, heads, mask, past, more)
+}
+
+/// The same by weights and of a value that are codes: MatMulIntegerToFloat makes all three projections at once.
+pub(super) fn quantized_attention(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
+    let (x, weights) = (node.operand(0, "input")?, node.operand(1, "weight")?);
+    let bias = node.operand(2, "bias")?;
+    let scales = [node.operand(3, "input_scale")?, node.operand(4, "weight_scale")?];
+    let mask = node.optional(5);
+    let (zeros, past) = ([node.optional(6), node.optional(7)], node.optional(8));
+    let heads = required_count(node, "num_heads")?;
+    check_in_place(node, 9)?;
+    let all = scaled_product(node, "projections", [x, weights], scales, zeros, Some(bias))?;
+    let columns = node.shape(all).last().copied().unwrap_or(0);
+    if !columns.is_multiple_of(3) {
+        return misfit(format!("weight {} does not hold three projections", node.ty(weights)));
+    }
+    let size = columns / 3;
+    let mut projections = [all; 3];
+    for (i, name) in PROJECTIONS.into_iter().enumerate() {
+        projections[i] = part_of(node, name, all, i * size, size)?;
+    }
+    attend_to_itself(node, projections, heads, mask, past, None)
+}
+
+const PROJECTIONS: [&str; 3] = ["query", "key", "value"];
+
+/// Attention over a query, key and value with heads side by side, behind keys and values of a past; with the present, where
+/// it is wanted.
+fn attend_to_itself(
+    node: &mut Node<'_, '_>,
+    projections: [ValueId; 3],
+    heads: usize,
+    mask: Option<ValueId>,
+    past: Option<ValueId>,
+    more: Option<ValueId>,
+) -> Result<Vec<ValueId>> {
+    let mut operands = projections;
+    for (operand, name) in operands.iter_mut().zip(PROJECTIONS) {
+        let split = split_heads(node, &format!("{name}_split"), *operand, heads)?;
+        *operand = by_head(node, &format!("{name}_heads"), split)?;
+    }
+    let [query, mut key, mut value] = operands;
     if let Some(past) = past {
         (key, value) = (with_past(node, "key", past, 0, key)?, with_past(node, "value", past, 1, value)?);
     }

@@ -30,7 +30,7 @@ pub(super) fn matmul_integer_to_float(node: &mut Node<'_, '_>) -> Result<ValueId
     let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
     let (a_scale, b_scale) = (node.operand(2, "a_scale")?, node.operand(3, "b_scale")?);
     let (a_zero, b_zero, bias) = (node.optional(4), node.optional(5), node.optional(6));
-    scaled_product(node, [a, b], [a_scale, b_scale], [a_zero, b_zero], bias)
+    scaled_product(node, "", [a, b], [a_scale, b_scale], [a_zero, b_zero], bias)
 }
 
 /// MatMulIntegerToFloat of an A that is quantized by DynamicQuantizeLinear.
@@ -39,11 +39,13 @@ pub(super) fn dynamic_quantize_matmul(node: &mut Node<'_, '_>) -> Result<ValueId
     let b_scale = node.operand(2, "b_scale")?;
     let (b_zero, bias) = (node.optional(3), node.optional(4));
     let [a, a_scale, a_zero] = dynamically_quantized(node, a)?;
-    scaled_product(node, [a, b], [a_scale, b_scale], [Some(a_zero), b_zero], bias)
+    scaled_product(node, "", [a, b], [a_scale, b_scale], [Some(a_zero), b_zero], bias)
 }
 
-fn scaled_product(
+/// (A − a_zero)·(B − b_zero)·(a_scale·b_scale) + bias in floats, as a part of the node; the part `""` is its result.
+pub(super) fn scaled_product(
     node: &mut Node<'_, '_>,
+    part: &str,
     [a, b]: [ValueId; 2],
     [a_scale, b_scale]: [ValueId; 2],
     [a_zero, b_zero]: [Option<ValueId>; 2],
@@ -55,9 +57,13 @@ fn scaled_product(
     let b_scale = as_factor(node, "b", b_scale, b, Some(-1))?;
     let steps = node.emit_part("steps", binary(BinaryKind::Mul), &[a_scale, b_scale])?;
     let sums = node.emit_part("numbers", Cast { to: DType::F32 }, &[sums])?;
-    let Some(bias) = bias else { return node.emit(binary(BinaryKind::Mul), &[sums, steps]) };
+    let emit = |node: &mut Node<'_, '_>, kind, operands: &[ValueId]| match part {
+        "" => node.emit(binary(kind), operands),
+        part => node.emit_part(part, binary(kind), operands),
+    };
+    let Some(bias) = bias else { return emit(node, BinaryKind::Mul, &[sums, steps]) };
     let y = node.emit_part("product", binary(BinaryKind::Mul), &[sums, steps])?;
-    node.emit(binary(BinaryKind::Add), &[y, bias])
+    emit(node, BinaryKind::Add, &[y, bias])
 }
 
 /// A scale in the shape of a factor of the product: of all, or along its last axis (`axis` −1).

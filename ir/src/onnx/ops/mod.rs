@@ -351,6 +351,7 @@ const MICROSOFT: Table = &[
     ("DecoderMaskedMultiHeadAttention", 1, Many(contrib_attention::decoder_attention)),
     ("GroupQueryAttention", 1, Many(contrib_attention::group_query_attention)),
     ("MultiHeadAttention", 1, Many(contrib_attention::multi_head_attention)),
+    ("QAttention", 1, Many(contrib_attention::quantized_attention)),
     ("RelativePositionBias", 1, One(contrib::relative_position_bias)),
     ("RotaryEmbedding", 1, One(contrib_attention::rotary_embedding)),
 
