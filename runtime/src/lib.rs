@@ -66,6 +66,7 @@ mod layers;
 mod load;
 mod memory;
 mod model;
+pub mod observe;
 mod program;
 mod quantile;
 mod roofline;

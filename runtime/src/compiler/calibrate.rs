@@ -16,7 +16,7 @@ use std::sync::{
 /// Ranges of a model's values, at whatever shapes, and where they come from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Calibrated {
-    pub(super) ranges: Ranges,
+    pub(crate) ranges: Ranges,
     pub(super) summary: Calibration,
 }
 

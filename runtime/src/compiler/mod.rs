@@ -457,7 +457,7 @@ impl Compiler {
         })
     }
 
-    fn info(
+    pub(crate) fn info(
         &self,
         graph: &Graph,
         requant: RequantMode,

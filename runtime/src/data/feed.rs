@@ -111,6 +111,11 @@ impl Feed {
         self.batch
     }
 
+    /// Samples in one of the batches, without the copies that fill up the last one.
+    pub fn samples_in(&self, index: usize) -> usize {
+        self.batch.min(self.samples().saturating_sub(index.saturating_mul(self.batch)))
+    }
+
     /// The class index of each sample, where it is known.
     pub fn labels(&self) -> Option<&[u32]> {
         self.labels.as_deref()
