@@ -35,6 +35,9 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     for warning in &ctx.ranges.warnings {
         record.warning(&graph.name, warning);
     }
+    for note in &ctx.ranges.notes {
+        record.told(&graph.name, note);
+    }
     let chosen = regions::choose(graph, ctx, record);
     let unrounded = unrounded_products(graph, ctx, &chosen);
     let chosen = Chosen { nodes: &chosen, unrounded: &unrounded };
@@ -451,7 +454,7 @@ fn symmetric_grid_of(range: Range) -> Option<OutputGrid> {
     OutputGrid::full(DType::U8, scale as f32, 128).ok().filter(|_| is_fine)
 }
 
-fn fake_quant(grid: &OutputGrid) -> Result<FakeQuant, qcc_ir::OpError> {
+pub(crate) fn fake_quant(grid: &OutputGrid) -> Result<FakeQuant, qcc_ir::OpError> {
     Ok(FakeQuant { dtype: grid.dtype, lo: grid.lo, hi: grid.hi, params: grid.params()? })
 }
 

@@ -2,15 +2,19 @@
 
 use super::{Compiler, Event, Prepared, graph_inputs};
 use crate::{
-    Calibration, Error, JitOptions, Model, Precision, Program, ProgramInfo, Samples, Session, TensorView,
-    Threads, dynamic::lock,
+    Calibration, Error, Feed, Measurement, Samples, Threads,
+    dynamic::lock,
+    observe::{Observed, ObservedSession, observe},
 };
-use qcc_ir::{Graph, Output, Tensor, ValueId};
-use qcc_passes::{Calibrator, Collector, Options, Ranges, Report};
+use qcc_ir::{Graph, Tensor, ValueId};
+use qcc_passes::{Calibrators, Choice, Collector, Ranges, Statistics, renormalised};
 use serde::{Deserialize, Serialize};
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Ranges of a model's values, at whatever shapes, and where they come from.
@@ -26,12 +30,24 @@ impl Calibrated {
         &self.summary
     }
 
-    pub(crate) fn new(ranges: Ranges, samples: &Samples, calibrator: Calibrator) -> Calibrated {
+    /// The ranges.
+    pub fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    pub(crate) fn new(
+        ranges: Ranges,
+        samples: &Samples,
+        calibrator: &Calibrators,
+        measured: Option<Measurement>,
+    ) -> Calibrated {
         let summary = Calibration {
             origin: samples.origin().into(),
             samples: ranges.samples,
-            calibrator,
+            calibrator: calibrator.clone(),
             synthetic: samples.is_noise(),
+            batch_norms: 0,
+            measured,
         };
         let mut ranges = ranges;
         if samples.is_noise() {
@@ -42,74 +58,17 @@ impl Calibrated {
     }
 
     /// Of a model that brings its own grids, and needs no ranges.
-    pub(crate) fn unneeded(calibrator: Calibrator) -> Calibrated {
+    pub(crate) fn unneeded(calibrator: &Calibrators) -> Calibrated {
         let origin = "the model's own grids".into();
-        let summary = Calibration { origin, samples: 0, calibrator, synthetic: false };
-        Calibrated { ranges: Ranges::default(), summary }
-    }
-}
-
-/// A prepared float graph that shows the values of which calibration needs ranges.
-pub(crate) struct Probe {
-    /// None where nothing but inputs is to be seen.
-    model: Option<Model>,
-    /// Observed inputs, by their place.
-    inputs: Vec<(usize, ValueId)>,
-    /// Observed results, which come first among the model's.
-    computed: Vec<ValueId>,
-}
-
-impl Probe {
-    /// Of the values that a collector wants; and of the graph's own results, where they are needed.
-    ///
-    /// # Errors
-    /// Where the graph cannot be compiled.
-    pub(crate) fn new(
-        compiler: &Compiler,
-        graph: &Graph,
-        collector: &Collector,
-        with_results: bool,
-    ) -> Result<Probe, Error> {
-        let place = |v: ValueId| Some((graph.inputs().iter().position(|n| *n == v.node)?, v));
-        let inputs = collector.values().filter_map(place).collect();
-        // Inputs need no run to be seen, and are not made outputs.
-        let computed: Vec<ValueId> = collector.values().filter(|&v| place(v).is_none()).collect();
-        let mut outputs: Vec<Output> =
-            computed.iter().map(|&value| Output { name: format!("probe {value}"), value }).collect();
-        if with_results {
-            outputs.extend(graph.outputs().iter().cloned());
-        }
-        let model = match outputs.is_empty() {
-            true => None,
-            false => Some(compiler.probe(graph, outputs)?),
+        let summary = Calibration {
+            origin,
+            samples: 0,
+            calibrator: calibrator.clone(),
+            synthetic: false,
+            batch_norms: 0,
+            measured: None,
         };
-        Ok(Probe { model, inputs, computed })
-    }
-
-    /// A session for [`run`](Self::run).
-    pub(crate) fn session(&self) -> Option<Session> {
-        self.model.as_ref().map(Session::new)
-    }
-
-    /// Runs one batch, shows it to the collector, and returns the graph's own results.
-    pub(crate) fn run(
-        &self,
-        session: Option<&mut Session>,
-        batch: &[Tensor],
-        collector: &mut Collector,
-    ) -> Result<Vec<Tensor>, Error> {
-        for &(at, value) in &self.inputs {
-            let elements = batch.get(at).and_then(|t| t.as_slice::<f32>().ok());
-            collector.record(value, elements.unwrap_or_default());
-        }
-        let Some(session) = session else { return Ok(Vec::new()) };
-        let views: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
-        let mut results = session.run(&views)?;
-        let own = results.split_off(self.computed.len());
-        for (value, tensor) in self.computed.iter().zip(&results) {
-            collector.record(*value, tensor.as_slice().unwrap_or_default());
-        }
-        Ok(own)
+        Calibrated { ranges: Ranges::default(), summary }
     }
 }
 
@@ -120,10 +79,11 @@ pub(crate) struct Observation {
     collectors: Mutex<Vec<Arc<Mutex<Collector>>>>,
 }
 
-/// A [`Probe`] of one graph of many.
+/// One graph of many that shows what a collector wants, and its own results.
 pub(crate) struct ObservedPart {
-    probe: Probe,
-    session: Mutex<Option<Session>>,
+    /// The values of the collector, which come first among those that are shown.
+    values: Vec<ValueId>,
+    session: Mutex<ObservedSession>,
     collector: Arc<Mutex<Collector>>,
 }
 
@@ -142,15 +102,20 @@ impl Observation {
     pub(crate) fn part(&self, graph: Graph, is_rest: bool) -> Result<ObservedPart, Error> {
         let prepared = self.compiler.prepare(graph)?;
         self.met_grids.fetch_or(prepared.brings_grids(), Ordering::Relaxed);
-        let calibrator = self.compiler.calibrator;
+        let calibrators = self.compiler.calibrators.clone();
         let collector = match is_rest {
-            true => Collector::of_rest(prepared.graph(), calibrator),
-            false => Collector::new(prepared.graph(), calibrator),
+            true => Collector::of_rest(prepared.graph(), calibrators),
+            false => Collector::new(prepared.graph(), calibrators),
         };
-        let probe = Probe::new(&self.compiler, prepared.graph(), &collector, true)?;
+        let values: Vec<ValueId> = collector.values().collect();
+        let results = prepared.graph().outputs().iter().map(|o| o.value);
+        let shown: Vec<ValueId> = values.iter().copied().chain(results).collect();
+        let observed = Observed::new(&self.compiler, prepared.graph(), &shown)?;
+        // Samples of any shapes come one at a time, as parts follow each other: threads share each run.
+        let session = Mutex::new(observed.session(self.compiler.threads_of_calibration()?));
         let collector = Arc::new(Mutex::new(collector));
         lock(&self.collectors).push(collector.clone());
-        Ok(ObservedPart { session: Mutex::new(probe.session()), probe, collector })
+        Ok(ObservedPart { values, session, collector })
     }
 
     /// Whether any part is quantized already.
@@ -165,44 +130,130 @@ impl Observation {
 
     /// The ranges of all that was seen. It is forgotten then.
     pub(crate) fn ranges(&self) -> Ranges {
-        let mut all = Collector::empty(self.compiler.calibrator);
+        let empty = || Collector::empty(self.compiler.calibrators.clone());
+        let mut all = empty();
         for collector in lock(&self.collectors).drain(..) {
-            all.merge(std::mem::replace(&mut *lock(&collector), Collector::empty(self.compiler.calibrator)));
+            all.merge(std::mem::replace(&mut *lock(&collector), empty()));
         }
         all.finish()
     }
 }
 
 impl ObservedPart {
+    /// Runs one batch, shows it to the collector, and returns the graph's own results.
     pub(crate) fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-        self.probe.run(lock(&self.session).as_mut(), inputs, &mut lock(&self.collector))
+        let mut shown = lock(&self.session).run(inputs)?;
+        let results = shown.split_off(self.values.len());
+        let mut collector = lock(&self.collector);
+        for (value, tensor) in self.values.iter().zip(&shown) {
+            collector.record(*value, tensor.as_slice().unwrap_or_default());
+        }
+        Ok(results)
     }
 }
 
 impl Compiler {
-    /// Runs the prepared graph in float on the samples and collects ranges. One that brings its own grids needs none.
+    /// Runs the prepared graph in float on the samples, on all threads, and makes ranges of what it sees, the same for any
+    /// number of threads. A graph that brings its own grids needs none.
     ///
     /// # Errors
-    /// Where samples cannot be read or do not fit the model.
+    /// Where samples cannot be read or do not fit the model, or a calibrator is for a value that is not observed.
     pub fn calibrate(&self, prepared: &Prepared) -> Result<Calibrated, Error> {
         if prepared.brings_grids() {
-            return Ok(Calibrated::unneeded(self.calibrator));
+            return Ok(Calibrated::unneeded(&self.calibrators));
         }
-        let samples = self.samples.clone().unwrap_or_else(|| {
-            self.warn_of_noise();
-            Samples::noise()
-        });
-        let mut collector = Collector::new(prepared.graph(), self.calibrator);
-        if collector.values().next().is_some() && !prepared.graph().inputs().is_empty() {
-            let probe = Probe::new(self, prepared.graph(), &collector, false)?;
-            let mut session = probe.session();
-            let feed = samples.bind(&graph_inputs(prepared.graph()), &self.preprocess)?;
-            for i in 0..feed.batches() {
-                probe.run(session.as_mut(), &feed.batch(i)?, &mut collector)?;
-                self.tell(Event::Calibrating { done: i + 1, total: feed.batches() });
+        let none = BTreeMap::new();
+        let (samples, batch_norms) = match &self.samples {
+            Some(samples) => (samples.clone(), &none),
+            None => (Samples::noise(), &prepared.report.batch_norms),
+        };
+        let (normal, places) = renormalised(prepared.graph(), batch_norms)?;
+        match (self.samples.is_none(), places.len()) {
+            (true, 0) => self.warn_of_noise(),
+            (true, n) => self.warn_of_batch_norms(n),
+            (false, _) => {}
+        }
+        let statistics = self.statistics(prepared.graph(), &normal, &places, &samples)?;
+        let (ranges, measured) = match self.calibrators.all {
+            // What noise does to the results is no measure.
+            Choice::Auto if statistics.samples() > 0 && !samples.is_noise() => {
+                let (ranges, measured) = self.measured_ranges(prepared, &statistics, &samples)?;
+                (ranges, Some(measured))
             }
+            Choice::Auto | Choice::One(_) => (statistics.ranges(), None),
+        };
+        let mut calibrated = Calibrated::new(ranges, &samples, &self.calibrators, measured);
+        if !places.is_empty() {
+            calibrated.summary.batch_norms = places.len();
+            calibrated.summary.origin = format!("noise with the statistics of {} batch norms", places.len());
         }
-        Ok(Calibrated::new(collector.finish(), &samples, self.calibrator))
+        Ok(calibrated)
+    }
+
+    /// What is seen of the values of a prepared graph on samples when another one runs for it, where some of them have
+    /// other places.
+    fn statistics(
+        &self,
+        graph: &Graph,
+        runs: &Graph,
+        places: &BTreeMap<ValueId, ValueId>,
+        samples: &Samples,
+    ) -> Result<Statistics, Error> {
+        let collector = || Collector::new(graph, self.calibrators.clone());
+        let mut all = collector();
+        if let Some(name) = all.unknown().next() {
+            return Err(Error::Calibration(format!(
+                "`{name}` has a calibrator of its own and no range to be chosen: ranges are of the values that integer ops \
+                 take and make, by the names that the plan has for them (qcc inspect)"
+            )));
+        }
+        let values: Vec<ValueId> = all.values().collect();
+        if values.is_empty() || graph.inputs().is_empty() {
+            return Ok(all.into_statistics());
+        }
+        let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
+        let shown: Vec<ValueId> = values.iter().map(|v| places.get(v).copied().unwrap_or(*v)).collect();
+        let observed = Observed::new(self, runs, &shown)?;
+        let counted = self.count(&[observed], &feed, &values, &mut all, &collector)?;
+        counted.into_iter().for_each(|c| all.merge(c));
+        Ok(all.into_statistics())
+    }
+
+    /// Counts the values that the first of some graphs shows, in a collector for each thread; `all` follows what depends on
+    /// the order of samples.
+    fn count(
+        &self,
+        observed: &[Observed],
+        feed: &Feed,
+        values: &[ValueId],
+        all: &mut Collector,
+        collector: &(dyn Fn() -> Collector + Sync),
+    ) -> Result<Vec<Collector>, Error> {
+        let follows = all.follows();
+        let mut done = 0;
+        observe(
+            observed,
+            feed,
+            &self.threads_of_calibration()?,
+            collector,
+            |own, batch| {
+                let mut extremes = Vec::new();
+                for (i, &value) in values.iter().enumerate() {
+                    let of_samples = batch.samples_of(0, i).filter_map(|sample| own.count(value, sample));
+                    match follows {
+                        true => extremes.extend(of_samples.map(|e| (value, e))),
+                        false => of_samples.for_each(drop),
+                    }
+                }
+                Ok(extremes)
+            },
+            |extremes| {
+                extremes.into_iter().for_each(|(value, e)| all.follow(value, e));
+                done += 1;
+                self.tell(Event::Calibrating { done, total: feed.batches() });
+                Ok(())
+            },
+        )
     }
 
     pub(crate) fn warn_of_noise(&self) {
@@ -213,23 +264,18 @@ impl Compiler {
         ));
     }
 
-    /// The float model of a prepared graph with these outputs, on all threads.
-    fn probe(&self, graph: &Graph, outputs: Vec<Output>) -> Result<Model, Error> {
-        let mut graph = graph.clone();
-        graph.set_outputs(outputs);
-        graph.remove_dead();
-        // Without pins: they are meant for the model that comes out, and may name integer devices.
-        let options = Options {
-            capability: qcc_codegen::capability,
-            precision: Precision::Float,
-            ..Options::default()
-        };
-        qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo {
-            precision: Precision::Float,
-            ..self.info(&graph, options.requant, None, &Report::default())
-        };
-        let jit = JitOptions { listing: false, ..self.jit_options()? }.threads(Threads::new(0)?);
-        Ok(Program::new(graph, info).jit(&jit)?)
+    fn warn_of_batch_norms(&self, count: usize) {
+        self.tell(Event::Warning(&format!(
+            "no calibration data: ranges come from noise that has the mean and deviation behind each of {count} batch norms. \
+             That is near to ranges of real inputs, but some accuracy is lost; samples (--calibrate) are better"
+        )));
+    }
+
+    /// The threads that samples are run on.
+    pub(crate) fn threads_of_calibration(&self) -> Result<Threads, Error> {
+        Ok(match &self.calibration_threads {
+            Some(threads) => threads.clone(),
+            None => Threads::new(0)?,
+        })
     }
 }

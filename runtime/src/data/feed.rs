@@ -61,7 +61,7 @@ impl InputFeed {
             _ => {}
         }
         let array = match (array.dtype(), input.ty.dtype) {
-            (DType::F64 | DType::F16, DType::F32) => {
+            (DType::F64 | DType::F16 | DType::BF16, DType::F32) => {
                 let wide = array.to_f32().unwrap_or_default();
                 Tensor::from_vec(array.shape().clone(), wide).map_err(|e| mismatch(input, e.to_string()))?
             }
