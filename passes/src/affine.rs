@@ -38,7 +38,7 @@ impl Affine {
 }
 
 /// The constants of a convolution or matrix product.
-struct Parameters {
+pub(crate) struct Parameters {
     product: Product,
     /// Shape of the weights.
     shape: Shape,
@@ -48,7 +48,7 @@ struct Parameters {
 }
 
 impl Parameters {
-    fn of(graph: &Graph, node: NodeId) -> Result<Parameters, Declined> {
+    pub(crate) fn of(graph: &Graph, node: NodeId) -> Result<Parameters, Declined> {
         let name = &graph.node(node).name;
         let mut product =
             Product::of(graph, node).ok_or_else(|| format!("`{name}` has no weights to take it"))?;
@@ -72,8 +72,17 @@ impl Parameters {
         Ok(Parameters { product, shape, weights, bias })
     }
 
+    pub(crate) fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// One for each output channel.
+    pub(crate) fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
     /// The output channel and the input channel of weight `i`.
-    fn channels(&self, i: usize) -> (usize, usize) {
+    pub(crate) fn channels(&self, i: usize) -> (usize, usize) {
         match &self.product {
             Product::Conv(c) => {
                 let taps: usize = self.shape[2..].iter().product();
@@ -86,7 +95,7 @@ impl Parameters {
     }
 
     /// The op with `weights` (unless they are the old ones) and `bias`, its other operands as they are.
-    fn store(
+    pub(crate) fn store(
         mut self,
         graph: &mut Graph,
         node: NodeId,

@@ -23,6 +23,7 @@ mod capability;
 mod check_pins;
 mod classes;
 mod edit;
+mod equalize_channels;
 mod fold_affine;
 mod fold_batch_norm;
 mod fold_constants;
@@ -39,6 +40,7 @@ mod plan;
 mod quantize_dynamic;
 mod record;
 mod regions;
+mod round_weights;
 mod take_dynamic_products;
 mod take_pixels;
 mod weight_parts;
@@ -49,8 +51,10 @@ pub use calibrate::{
     Trial, UnknownCalibrator, observed_values, renormalised, trial,
 };
 pub use capability::int8_capability;
-pub use options::{Capability, ImageInput, Options, Precision, WeightBits, WeightGrid};
+pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values};
+pub use options::{Capability, ImageInput, Options, Precision, Repairs, WeightBits, WeightGrid};
 pub use plan::plan;
+pub use round_weights::{InputMoments, Moments, weighted_products};
 pub use record::{Note, NoteKind, PassError, Record, Report};
 
 use qcc_ir::{Graph, Stage, verify};
@@ -128,10 +132,14 @@ const PIPELINE: &[Line] = &[
     line(Part::Prepare, fuse_residual::FUSE_RESIDUAL),
     // Last of the fusions: a clamp ends an op.
     line(Part::Prepare, fuse_clamp::FUSE_CLAMP),
+    // Ranges are those of scaled channels; and pixels, which the next line moves into weights, are never scaled.
+    line(Part::Quantize, equalize_channels::EQUALIZE_CHANNELS),
     // Float keeps its exact normalisation, so this is for grids alone; weights have none yet.
     line(Part::Quantize, fold_normalize::FOLD_NORMALIZE),
     // The fused graph is the one that was calibrated: its values are what gets a grid.
     line(Part::Quantize, insert_fake_quant::INSERT_FAKE_QUANT),
+    // Weights have grids now, and are still numbers.
+    line(Part::Quantize, round_weights::ROUND_WEIGHTS),
     // Weights stay float here, rounded to their grids once and for all; in float, those that the model rounded itself.
     line_for(Part::Lower, &[Precision::FakeQuant, Precision::Float], fold_constants::FOLD_ROUNDED),
     // While moves and elementwise ops are still uniform: afterwards integer and float ops would need it twice.

@@ -88,6 +88,26 @@ impl WeightBits {
     }
 }
 
+/// What is done to a network so that its codes are closer to its numbers. All of it needs samples, and none of it any time when
+/// the model runs.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Repairs {
+    /// How far channels that share a grid are brought to the same range, from 0 (not) to 1.
+    pub equalize: f64,
+    /// Whether biases take the mean error of rounded weights.
+    pub bias: bool,
+    /// Whether weights are rounded so that their errors cancel, and not each to nearest.
+    pub rounding: bool,
+}
+
+impl Repairs {
+    /// None.
+    pub const NONE: Repairs = Repairs { equalize: 0.0, bias: false, rounding: false };
+
+    /// All. Half of the way has channels and weights share the error.
+    pub const ALL: Repairs = Repairs { equalize: 0.5, bias: true, rounding: true };
+}
+
 /// How the pixels of an image become what a model was trained on: y = (x − mean)/std, all in units of a pixel.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ImageInput {
@@ -113,6 +133,8 @@ pub struct Options {
     pub weights: WeightGrid,
     /// Codes of weights.
     pub weight_bits: WeightBits,
+    /// What is repaired.
+    pub repairs: Repairs,
     /// Lets the model take pixels, u8 and channels last, and normalise them itself.
     pub image_input: Option<ImageInput>,
     /// Leaves means and deviations in an op of their own where they could go into a convolution: slower, but the codes
@@ -136,6 +158,7 @@ impl Default for Options {
             requant: RequantMode::Q15,
             weights: WeightGrid::default(),
             weight_bits: WeightBits::default(),
+            repairs: Repairs::NONE,
             image_input: None,
             keep_normalize: false,
             interchange: false,

@@ -80,6 +80,12 @@ pub struct Ranges {
     /// How ranges were found where that was by trying; one sentence each.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// By how much channels are scaled in the graph that has these ranges.
+    #[serde(default)]
+    pub scales: crate::ChannelScales,
+    /// Moments of the inputs of products, where their weights are to be rounded by them. They are large, and no part of a file.
+    #[serde(skip)]
+    pub moments: crate::InputMoments,
 }
 
 impl Ranges {
@@ -277,7 +283,7 @@ impl Statistics {
         let warnings = lint_data::lint(&seen, samples);
         let range = |s: &&Seen| (s.name.clone(), s.range(calibrator(&s.name)));
         let values = seen.iter().filter(|s| s.min <= s.max).map(range).collect();
-        Ranges { values, samples, warnings, notes: Vec::new() }
+        Ranges { values, samples, warnings, ..Ranges::default() }
     }
 
     /// The calibrators that were asked for.
