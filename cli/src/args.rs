@@ -5,6 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
+    Repairs,
     Calibrator, Choice, Precision, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
@@ -117,6 +118,12 @@ pub(crate) struct CalibrationOptions {
     /// Threads that calibration samples are run on; 0 for one on each core. Ranges do not depend on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) calibration_threads: usize,
+
+    /// What to repair of the quantized network with the help of the samples, one or more of: `equalize`, which brings channels
+    /// that share a grid to similar ranges (`equalize:S` with a strength from 0 to 1, 0.5 if not given); `bias`, which lets
+    /// biases take the mean error of weights; `rounding`, which rounds weights so that their errors cancel; `all`; `none`.
+    #[arg(long, value_name = "WHAT", default_value = "none", value_parser = repairs)]
+    pub(crate) repair: Repairs,
 
     /// Take the calibration samples 0, K, 2K... only.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = at_least_one)]
@@ -674,4 +681,23 @@ mod tests {
         assert_eq!(Modes::of(&[one, one]), [RequantMode::Q15]);
         assert_eq!(Modes::of(&[one, Modes::All]), RequantMode::ALL);
     }
+}
+
+fn repairs(text: &str) -> Result<Repairs, String> {
+    let mut repairs = Repairs::NONE;
+    for word in text.split(',').map(str::trim) {
+        match word.split_once(':') {
+            None if word == "all" => repairs = Repairs::ALL,
+            None if word == "none" => {}
+            None if word == "equalize" => repairs.equalize = Repairs::ALL.equalize,
+            None if word == "bias" => repairs.bias = true,
+            None if word == "rounding" => repairs.rounding = true,
+            Some(("equalize", strength)) => {
+                let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
+                repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
+            }
+            _ => return Err(format!("`{word}` is none of equalize, bias, rounding, all, none")),
+        }
+    }
+    Ok(repairs)
 }

@@ -430,7 +430,18 @@ impl Constant {
 }
 
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
-    let scales = &ctx.ranges.scales;
+    scale_channels(graph, &ctx.ranges.scales, record)
+}
+
+/// Scales channels of a prepared float graph: it computes the same, within what upper bounds of clamps let through.
+///
+/// # Errors
+/// Where the scales are of another graph.
+pub fn equalize(graph: &mut Graph, scales: &ChannelScales) -> Result<(), PassError> {
+    scale_channels(graph, scales, &mut Record::new(EQUALIZE_CHANNELS.name))
+}
+
+fn scale_channels(graph: &mut Graph, scales: &ChannelScales, record: &mut Record) -> Result<(), PassError> {
     if scales.is_empty() {
         return Ok(());
     }

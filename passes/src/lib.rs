@@ -46,12 +46,12 @@ mod take_pixels;
 mod weight_parts;
 mod widen_half;
 
-pub use calibrate::{
+pub use calibrate::{value_name, 
     Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Extremes, Range, Ranges, Statistics,
     Trial, UnknownCalibrator, observed_values, renormalised, trial,
 };
 pub use capability::int8_capability;
-pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values};
+pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
 pub use options::{Capability, ImageInput, Options, Precision, Repairs, WeightBits, WeightGrid};
 pub use plan::plan;
 pub use round_weights::{InputMoments, Moments, weighted_products};

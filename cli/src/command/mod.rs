@@ -54,7 +54,7 @@ fn compiler(
     if let Some(bytes) = options.memory.max_memory {
         compiler = compiler.max_memory(bytes);
     }
-    compiler = compiler.weight_bits(options.weight_bits);
+    compiler = compiler.weight_bits(options.weight_bits).repairs(options.calibration.repair);
     if options.weights == "per-tensor" {
         compiler = compiler.weights(passes::WeightGrid::PerTensor);
     }

@@ -44,7 +44,7 @@ pub fn observed_values(graph: &Graph) -> Vec<ValueId> {
 }
 
 /// The key of a value in [`Ranges`]: its node's name, with `:port` after the first output.
-pub(crate) fn value_name(graph: &Graph, value: ValueId) -> String {
+pub fn value_name(graph: &Graph, value: ValueId) -> String {
     let name = &graph.node(value.node).name;
     match value.port {
         0 => name.clone(),

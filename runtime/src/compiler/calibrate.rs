@@ -7,7 +7,7 @@ use crate::{
     observe::{Observed, ObservedSession, observe},
 };
 use qcc_ir::{Graph, Tensor, ValueId};
-use qcc_passes::{Calibrators, Choice, Collector, Ranges, Statistics, renormalised};
+use qcc_passes::{Calibrators, ChannelScales, Choice, Collector, InputMoments, Ranges, Statistics, renormalised};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -167,6 +167,15 @@ impl Compiler {
             Some(samples) => (samples.clone(), &none),
             None => (Samples::noise(), &prepared.report.batch_norms),
         };
+        let scaled;
+        let (scales, prepared) = match self.samples.is_some() && !samples.is_noise() {
+            true => {
+                let scales = self.channel_scales(prepared.graph(), &samples)?;
+                scaled = prepared.scaled(&scales)?;
+                (scales, &scaled)
+            }
+            false => (ChannelScales::new(), prepared),
+        };
         let (normal, places) = renormalised(prepared.graph(), batch_norms)?;
         match (self.samples.is_none(), places.len()) {
             (true, 0) => self.warn_of_noise(),
@@ -182,6 +191,11 @@ impl Compiler {
             }
             Choice::Auto | Choice::One(_) => (statistics.ranges(), None),
         };
+        let moments = match places.is_empty() && !samples.is_noise() {
+            true => self.input_moments(prepared.graph(), &samples)?,
+            false => InputMoments::new(),
+        };
+        let ranges = Ranges { scales, moments, ..ranges };
         let mut calibrated = Calibrated::new(ranges, &samples, &self.calibrators, measured);
         if !places.is_empty() {
             calibrated.summary.batch_norms = places.len();

@@ -11,11 +11,12 @@ use qcc_ir::{
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
-use qcc_passes::{Calibrators, Options, Precision, Ranges, Report, WeightBits, WeightGrid};
+use qcc_passes::{Calibrators, Options, Precision, Ranges, Repairs, Report, WeightBits, WeightGrid};
 use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
 mod calibrate;
 mod measure;
+mod repair;
 
 pub use calibrate::Calibrated;
 pub(crate) use calibrate::{Observation, ObservedPart};
@@ -152,6 +153,12 @@ impl Compiler {
     /// How many scales a tensor of weights has.
     pub fn weights(mut self, grid: WeightGrid) -> Compiler {
         self.options.weights = grid;
+        self
+    }
+
+    /// What is repaired with the help of samples. Without samples, nothing is.
+    pub fn repairs(mut self, repairs: Repairs) -> Compiler {
+        self.options.repairs = repairs;
         self
     }
 

@@ -1,0 +1,313 @@
+//! What repairs of quantization need to know of a network on samples: ranges of channels, and moments of the inputs of
+//! products.
+
+use super::{Compiler, Event, Prepared, graph_inputs};
+use crate::{
+    Error, Samples,
+    observe::{Batch, Observed, observe},
+};
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
+use qcc_ir::{
+    Graph, NodeId, Op, ValueId,
+    ops::{Layout, Window},
+};
+use qcc_passes::{
+    ChannelRanges, ChannelScales, InputMoments, Moments, Range, channel_scales, equalizable_values, equalize,
+    value_name, weighted_products,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Rows (windows of convolutions, rows of matrix products) from which moments of n inputs are taken: `ROWS_PER_INPUT`·n, but
+/// not fewer than the least and not more than the most.
+const ROWS_PER_INPUT: usize = 4;
+const LEAST_ROWS: usize = 2048;
+const MOST_ROWS: usize = 16384;
+
+/// Rows that are gathered before they are multiplied.
+const ROWS_AT_ONCE: usize = 256;
+
+/// Memory of all moments. Products for which none is left are rounded to nearest.
+const MOST_BYTES: usize = 1 << 30;
+
+impl Prepared {
+    /// With these channels scaled.
+    pub(super) fn scaled(&self, scales: &ChannelScales) -> Result<Prepared, Error> {
+        let mut scaled = self.clone();
+        equalize(&mut scaled.graph, scales)?;
+        Ok(scaled)
+    }
+}
+
+impl Compiler {
+    /// The factors of channels by the ranges that they have on the samples; none where that is not wanted.
+    pub(super) fn channel_scales(&self, graph: &Graph, samples: &Samples) -> Result<ChannelScales, Error> {
+        let strength = self.options.repairs.equalize;
+        let values = equalizable_values(graph);
+        if strength == 0.0 || values.is_empty() || graph.inputs().is_empty() {
+            return Ok(ChannelScales::new());
+        }
+        let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
+        let shown: Vec<ValueId> = values.iter().map(|v| v.0).collect();
+        let observed = Observed::new(self, graph, &shown)?;
+        let nothing = Range { min: 0.0, max: 0.0 };
+        let none = || -> Vec<Vec<Range>> {
+            values.iter().map(|&(v, axis)| vec![nothing; graph.shape(v)[axis]]).collect()
+        };
+        let mut done = 0;
+        let seen = observe(
+            &[observed],
+            &feed,
+            &self.threads_of_calibration()?,
+            none,
+            |own, batch| {
+                for (i, (&(value, axis), ranges)) in values.iter().zip(own).enumerate() {
+                    widen(ranges, batch.floats(0, i), &graph.shape(value)[axis + 1..]);
+                }
+                Ok(())
+            },
+            |()| {
+                done += 1;
+                self.tell(Event::Calibrating { done, total: feed.batches() });
+                Ok(())
+            },
+        )?;
+        let mut all = none();
+        for of_thread in seen {
+            for (ours, theirs) in all.iter_mut().flatten().zip(of_thread.into_iter().flatten()) {
+                *ours = Range { min: ours.min.min(theirs.min), max: ours.max.max(theirs.max) };
+            }
+        }
+        let ranges: ChannelRanges = shown.iter().map(|&v| value_name(graph, v)).zip(all).collect();
+        Ok(channel_scales(graph, &ranges, self.options.weights, strength))
+    }
+
+    /// Moments of the inputs of all products with weights, as far as memory allows; none where nothing needs them.
+    pub(super) fn input_moments(&self, graph: &Graph, samples: &Samples) -> Result<InputMoments, Error> {
+        let repairs = self.options.repairs;
+        if !(repairs.rounding || repairs.bias) || graph.inputs().is_empty() {
+            return Ok(InputMoments::new());
+        }
+        let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
+        let mut left = MOST_BYTES;
+        let mut inputs: Vec<Input> = Vec::new();
+        for node in weighted_products(graph) {
+            let Some(input) = Input::of(graph, node, feed.batches()) else { continue };
+            match left.checked_sub(input.bytes()) {
+                Some(rest) => left = rest,
+                None => {
+                    self.tell(Event::Warning(&format!(
+                        "`{}`: its weights are rounded to nearest, as the moments of its input would take {} MiB of memory",
+                        graph.node(node).name,
+                        input.bytes() >> 20
+                    )));
+                    continue;
+                }
+            }
+            inputs.push(input);
+        }
+        let shown: Vec<ValueId> = inputs.iter().map(|i| i.value).collect();
+        let observed = Observed::new(self, graph, &shown)?;
+        let mut sums: Vec<Sums> = inputs.iter().map(Sums::new).collect();
+        let mut done = 0;
+        observe(
+            &[observed],
+            &feed,
+            &self.threads_of_calibration()?,
+            || (),
+            |(), batch| Ok(inputs.iter().enumerate().map(|(i, input)| input.rows(batch, i)).collect::<Vec<_>>()),
+            |rows| {
+                sums.iter_mut().zip(rows).for_each(|(sums, rows)| sums.take(&rows));
+                done += 1;
+                self.tell(Event::Calibrating { done, total: feed.batches() });
+                Ok(())
+            },
+        )?;
+        let names = inputs.iter().map(|i| graph.node(i.node).name.clone());
+        Ok(names.zip(sums.into_iter().map(|s| Arc::new(s.finish()))).collect::<BTreeMap<_, _>>())
+    }
+}
+
+/// Takes elements into the ranges of their channels; `inner` are the dimensions behind the axis of channels.
+fn widen(ranges: &mut [Range], elements: &[f32], inner: &[usize]) {
+    let run = inner.iter().product::<usize>().max(1);
+    for block in elements.chunks_exact(run * ranges.len()) {
+        for (range, elements) in ranges.iter_mut().zip(block.chunks_exact(run)) {
+            let (min, max) = elements.iter().fold((range.min, range.max), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+            *range = Range { min, max };
+        }
+    }
+}
+
+/// The input of a product, and which of its rows are looked at.
+struct Input {
+    node: NodeId,
+    value: ValueId,
+    /// Weights of an output channel.
+    inputs: usize,
+    groups: usize,
+    /// Rows of each batch.
+    taken: usize,
+    rows: Rows,
+}
+
+/// What a row is.
+enum Rows {
+    /// A window of a convolution over `[N, C, spatial...]`.
+    Windows { window: Window, channels: usize, extents: Vec<usize>, results: Vec<usize> },
+    /// The last axis.
+    Vectors,
+}
+
+impl Input {
+    fn of(graph: &Graph, node: NodeId, batches: usize) -> Option<Input> {
+        let operands = graph.operands(node);
+        let (value, shape) = (operands[0], graph.shape(operands[0]));
+        let weights = graph.shape(operands[1]);
+        let (inputs, groups, rows) = match graph.op(node)? {
+            Op::Conv(c) if c.layout == Layout::ChannelsFirst => {
+                let extents = shape[2..].to_vec();
+                let results = c.window.output(&extents, false).ok()?;
+                let rows = Rows::Windows { window: c.window.clone(), channels: shape[1], extents, results };
+                (weights[1..].iter().product(), c.groups, rows)
+            }
+            Op::MatMul(_) => (weights[0], 1, Rows::Vectors),
+            _ => return None,
+        };
+        if inputs == 0 || shape.elements() == 0 || graph.ty(value).dtype != qcc_ir::DType::F32 {
+            return None;
+        }
+        let wanted = (ROWS_PER_INPUT * inputs).clamp(LEAST_ROWS, MOST_ROWS);
+        Some(Input { node, value, inputs, groups, taken: wanted.div_ceil(batches.max(1)), rows })
+    }
+
+    fn bytes(&self) -> usize {
+        self.groups * self.inputs * self.inputs * size_of::<f32>()
+    }
+
+    /// Some rows of a batch, spread over its samples, one behind the other: for each group its inputs.
+    fn rows(&self, batch: &Batch<'_>, at: usize) -> Vec<f32> {
+        let elements = batch.floats(0, at);
+        let count = match &self.rows {
+            Rows::Vectors => elements.len() / self.inputs,
+            Rows::Windows { channels, extents, results, .. } => {
+                let sample = channels * extents.iter().product::<usize>();
+                elements.len() / sample.max(1) * results.iter().product::<usize>()
+            }
+        };
+        let taken = self.taken.min(count);
+        let mut rows = Vec::with_capacity(taken * self.groups * self.inputs);
+        for i in 0..taken {
+            // Evenly spread, from another start in each batch.
+            let row = (i * count / taken + batch.index.wrapping_mul(7919)) % count;
+            match &self.rows {
+                Rows::Vectors => rows.extend_from_slice(&elements[row * self.inputs..(row + 1) * self.inputs]),
+                Rows::Windows { window, channels, extents, results } => {
+                    push_window(&mut rows, elements, window, *channels, extents, results, row);
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// The elements under one window, channel by channel, zeros in the padding.
+fn push_window(
+    rows: &mut Vec<f32>,
+    elements: &[f32],
+    window: &Window,
+    channels: usize,
+    extents: &[usize],
+    results: &[usize],
+    row: usize,
+) {
+    let plane: usize = extents.iter().product();
+    let places: usize = results.iter().product();
+    let (sample, mut place) = (row / places, row % places);
+    let mut first = vec![0isize; extents.len()];
+    for d in (0..extents.len()).rev() {
+        first[d] = (place % results[d] * window.strides[d]) as isize - window.pads_begin[d] as isize;
+        place /= results[d];
+    }
+    // Where each tap lies in a plane; None in the padding.
+    let mut taps = Vec::with_capacity(window.taps());
+    for tap in 0..window.taps() {
+        let (mut rest, mut offset, mut stride) = (tap, Some(0), 1);
+        for d in (0..extents.len()).rev() {
+            let at = first[d] + (rest % window.kernel[d] * window.dilations[d]) as isize;
+            rest /= window.kernel[d];
+            let inside = usize::try_from(at).ok().filter(|&a| a < extents[d]);
+            offset = offset.zip(inside).map(|(o, a)| o + a * stride);
+            stride *= extents[d];
+        }
+        taps.push(offset);
+    }
+    for c in 0..channels {
+        let plane = &elements[(sample * channels + c) * plane..][..plane];
+        rows.extend(taps.iter().map(|tap| tap.map_or(0.0, |i| plane[i])));
+    }
+}
+
+/// Sums over rows.
+struct Sums {
+    inputs: usize,
+    groups: usize,
+    rows: u64,
+    sum: Vec<f64>,
+    products: Vec<f32>,
+    /// Rows that were not multiplied yet.
+    waiting: Vec<f32>,
+}
+
+impl Sums {
+    fn new(input: &Input) -> Sums {
+        let (inputs, groups) = (input.inputs, input.groups);
+        Sums {
+            inputs,
+            groups,
+            rows: 0,
+            sum: vec![0.0; groups * inputs],
+            products: vec![0.0; groups * inputs * inputs],
+            waiting: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, rows: &[f32]) {
+        self.waiting.extend_from_slice(rows);
+        if self.waiting.len() >= ROWS_AT_ONCE * self.groups * self.inputs {
+            self.multiply();
+        }
+    }
+
+    fn multiply(&mut self) {
+        let (n, width) = (self.inputs, self.inputs * self.groups);
+        let count = self.waiting.len() / width;
+        self.rows += count as u64;
+        for row in self.waiting.chunks_exact(width) {
+            self.sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
+        }
+        if self.groups == 1 {
+            if let (Ok(x), Ok(mut h)) = (
+                ArrayView2::from_shape((count, n), &self.waiting),
+                ArrayViewMut2::from_shape((n, n), &mut self.products),
+            ) {
+                general_mat_mul(1.0, &x.t(), &x, 1.0, &mut h);
+            }
+        } else {
+            for row in self.waiting.chunks_exact(width) {
+                for (x, h) in row.chunks_exact(n).zip(self.products.chunks_exact_mut(n * n)) {
+                    for (xi, h) in x.iter().zip(h.chunks_exact_mut(n)) {
+                        h.iter_mut().zip(x).for_each(|(h, xj)| *h += xi * xj);
+                    }
+                }
+            }
+        }
+        self.waiting.clear();
+    }
+
+    fn finish(mut self) -> Vec<Moments> {
+        self.multiply();
+        let n = self.inputs;
+        let groups = self.sum.chunks_exact(n).zip(self.products.chunks_exact(n * n));
+        groups.map(|(s, p)| Moments { rows: self.rows, sum: s.to_vec(), products: p.to_vec() }).collect()
+    }
+}
