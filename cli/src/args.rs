@@ -5,7 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
-    Repairs,
+    Equalization, Repairs,
     Calibrator, Choice, Precision, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
@@ -120,8 +120,9 @@ pub(crate) struct CalibrationOptions {
     pub(crate) calibration_threads: usize,
 
     /// What to repair of the quantized network with the help of the samples, one or more of: `equalize`, which brings channels
-    /// that share a grid to similar ranges (`equalize:S` with a strength from 0 to 1, 0.5 if not given); `bias`, which lets
-    /// biases take the mean error of weights; `rounding`, which rounds weights so that their errors cancel; `all`; `none`.
+    /// that share a grid to similar ranges, as far as that pays for each tensor (`equalize:S`: with a strength from 0 to 1);
+    /// `bias`, which lets biases take the mean error of weights; `rounding`, which rounds weights so that their errors
+    /// cancel; `all`; `none`.
     #[arg(long, value_name = "WHAT", default_value = "none", value_parser = repairs)]
     pub(crate) repair: Repairs,
 
@@ -694,7 +695,8 @@ fn repairs(text: &str) -> Result<Repairs, String> {
             None if word == "rounding" => repairs.rounding = true,
             Some(("equalize", strength)) => {
                 let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
-                repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
+                let strength = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
+                repairs.equalize = Equalization::Strength(strength);
             }
             _ => return Err(format!("`{word}` is none of equalize, bias, rounding, all, none")),
         }

@@ -51,7 +51,9 @@ pub use calibrate::{value_name,
     Trial, UnknownCalibrator, observed_values, renormalised, trial,
 };
 pub use capability::int8_capability;
-pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
+pub use equalize_channels::{
+    ChannelRanges, ChannelScales, ChannelsSeen, Equalization, channel_scales, equalizable_values, equalize,
+};
 pub use options::{Capability, ImageInput, Options, Precision, Repairs, WeightBits, WeightGrid};
 pub use plan::plan;
 pub use round_weights::{InputMoments, Moments, weighted_products};

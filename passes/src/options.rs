@@ -1,5 +1,6 @@
 //! What a caller chooses.
 
+use crate::Equalization;
 use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -92,8 +93,8 @@ impl WeightBits {
 /// the model runs.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Repairs {
-    /// How far channels that share a grid are brought to the same range, from 0 (not) to 1.
-    pub equalize: f64,
+    /// How far channels that share a grid are brought to the same range.
+    pub equalize: Equalization,
     /// Whether biases take the mean error of rounded weights.
     pub bias: bool,
     /// Whether weights are rounded so that their errors cancel, and not each to nearest.
@@ -102,10 +103,10 @@ pub struct Repairs {
 
 impl Repairs {
     /// None.
-    pub const NONE: Repairs = Repairs { equalize: 0.0, bias: false, rounding: false };
+    pub const NONE: Repairs = Repairs { equalize: Equalization::Off, bias: false, rounding: false };
 
-    /// All. Half of the way has channels and weights share the error.
-    pub const ALL: Repairs = Repairs { equalize: 0.5, bias: true, rounding: true };
+    /// All.
+    pub const ALL: Repairs = Repairs { equalize: Equalization::Chosen, bias: true, rounding: true };
 }
 
 /// How the pixels of an image become what a model was trained on: y = (x − mean)/std, all in units of a pixel.
