@@ -5,8 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
-    Equalization, Repairs,
-    Calibrator, Choice, Precision, WeightBits,
+    Calibrator, Choice, Precision, Repairs, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
 };
@@ -695,8 +694,7 @@ fn repairs(text: &str) -> Result<Repairs, String> {
             None if word == "rounding" => repairs.rounding = true,
             Some(("equalize", strength)) => {
                 let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
-                let strength = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
-                repairs.equalize = Equalization::Strength(strength);
+                repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
             }
             _ => return Err(format!("`{word}` is none of equalize, bias, rounding, all, none")),
         }

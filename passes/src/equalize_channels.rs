@@ -11,8 +11,7 @@
 //!
 //!     s_c = min over tensors (R / m_c)^strength
 //!
-//! which is 1 for the channels that span the grid and never lets a channel leave it. The strength is chosen for each set of
-//! tensors that share channels, by the error that its readers are expected to make. An upper bound of a clamp
+//! which is 1 for the channels that span the grid and never lets a channel leave it. An upper bound of a clamp
 //! (ReLU6) stays what it is: channel c is then bounded by hi/s_c, which is at least m_c·s_c, as far above what was seen as
 //! the channel was below the bound.
 
@@ -27,7 +26,6 @@ use qcc_ir::{
     DType, Graph, NodeId, Op, ValueId,
     ops::{BinaryKind, Clamp, PadMode, ReduceKind, UnaryKind},
 };
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// See the module. Applies the scales that calibration has found.
@@ -42,124 +40,31 @@ pub type ChannelScales = BTreeMap<String, Vec<f32>>;
 /// The range of each channel of a value, by the value's name.
 pub type ChannelRanges = BTreeMap<String, Vec<Range>>;
 
-/// What samples say of the channels of values, by the value's name.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct ChannelsSeen {
-    /// Their ranges.
-    pub ranges: ChannelRanges,
-    /// The means of their squares.
-    pub squares: BTreeMap<String, Vec<f64>>,
-}
-
-/// How far channels are brought to the ranges of their tensors.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub enum Equalization {
-    /// Not at all.
-    #[default]
-    Off,
-    /// From 0, not at all, to 1, all the way.
-    Strength(f64),
-    /// For each tensor as far as it lessens the error that its readers are expected to make.
-    Chosen,
-}
-
-/// The strengths to choose from.
-const STRENGTHS: [f64; 6] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
-
-/// The values whose channels may be scaled, each with its axis of channels: those that [`channel_scales`] wants to know of.
+/// The values whose channels may be scaled, each with its axis of channels: those whose ranges [`channel_scales`] wants to
+/// know.
 pub fn equalizable_values(graph: &Graph) -> Vec<(ValueId, usize)> {
     Channels::of(graph).axes.into_iter().map(|(v, (axis, _))| (v, axis)).collect()
 }
 
-/// The factors that bring the channels of a prepared float graph closer to the ranges of their tensors. Weights pay for it: what
-/// divides a channel coarsens the others. `weight_error` is the energy of their rounding errors by what it is when each
-/// is rounded to nearest.
+/// The factors that bring the channels of a prepared float graph closer to the ranges of their tensors; `strength` from 0
+/// (not at all) to 1 (all the way). Weights pay for it: what divides a channel coarsens the others. And what is brought all
+/// the way has no room for samples that go beyond those that were seen.
 pub fn channel_scales(
     graph: &Graph,
-    seen: &ChannelsSeen,
+    ranges: &ChannelRanges,
     weights: WeightGrid,
-    equalization: Equalization,
-    weight_error: f64,
+    strength: f64,
 ) -> ChannelScales {
-    let fixed = match equalization {
-        Equalization::Off => return ChannelScales::new(),
-        Equalization::Strength(strength) => Some(strength),
-        Equalization::Chosen => None,
-    };
     let channels = Channels::of(graph);
-    let extents = grid_extents(graph, &seen.ranges);
-    let room = channels.room(graph, &seen.ranges, &extents, weights);
+    let room = channels.room(graph, ranges, weights);
     let mut scales = ChannelScales::new();
-    for values in channels.components(graph) {
-        let scaled = |strength: f64| -> BTreeMap<ValueId, Vec<f32>> {
-            values.iter().map(|&v| (v, channels.factors(graph, v, &room, strength))).collect()
-        };
-        let cost = |strength: f64| {
-            let factors = scaled(strength);
-            values.iter().map(|&v| expected_error(graph, v, &factors[&v], seen, &extents, weights, weight_error)).sum::<f64>()
-        };
-        let best = fixed.unwrap_or_else(|| {
-            let costs = STRENGTHS.map(|s| (s, cost(s)));
-            costs.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0.0, |(s, _)| s)
-        });
-        for (v, factors) in scaled(best) {
-            if factors.iter().any(|&s| s != 1.0) {
-                scales.insert(value_name(graph, v), factors);
-            }
+    for &value in channels.axes.keys() {
+        let factors = channels.factors(graph, value, &room, strength);
+        if factors.iter().any(|&s| s != 1.0) {
+            scales.insert(value_name(graph, value), factors);
         }
     }
     scales
-}
-
-/// The mean squared error that products make of a value, by the energy of their results, when its channels are scaled: that of
-/// rounding the value to its grid, Σ_c ‖w_oc/s_c‖²·Δ²/12, and that of rounding the weights that read it, δ_o²/12·Σ_c s_c²·E[x_c²],
-/// with Δ and δ_o the steps of both grids.
-fn expected_error(
-    graph: &Graph,
-    value: ValueId,
-    factors: &[f32],
-    seen: &ChannelsSeen,
-    extents: &BTreeMap<ValueId, Range>,
-    grid: WeightGrid,
-    weight_error: f64,
-) -> f64 {
-    let (Some(extent), Some(squares)) = (extents.get(&value), seen.squares.get(&value_name(graph, value))) else {
-        return 0.0;
-    };
-    let step = (f64::from(extent.max) - f64::from(extent.min)) / 255.0;
-    let mut total = 0.0;
-    for reader in graph.uses(value) {
-        if reader.slot != 0 || !has_weights(graph, reader.node) {
-            continue;
-        }
-        let Ok(p) = Parameters::of(graph, reader.node) else { continue };
-        let outputs = p.bias().len();
-        let (mut by_value, mut largest) = (vec![0f64; outputs], vec![0f64; outputs]);
-        let (mut energy_read, mut signal) = (vec![0f64; outputs], 0.0);
-        for (i, &w) in p.weights().iter().enumerate() {
-            let (o, c) = p.channels(i);
-            let (Some(&s), Some(&square)) = (factors.get(c), squares.get(c)) else { return 0.0 };
-            let (w, s) = (f64::from(w), f64::from(s));
-            by_value[o] += (w / s).powi(2);
-            largest[o] = largest[o].max((w / s).abs());
-            energy_read[o] += s * s * square;
-            signal += w * w * square;
-        }
-        if grid == WeightGrid::PerTensor {
-            let most = largest.iter().copied().fold(0.0, f64::max);
-            largest.fill(most);
-        }
-        let noise: f64 = (0..outputs)
-            .map(|o| {
-                let delta = largest[o] / 127.0;
-                by_value[o] * step * step + weight_error * delta * delta * energy_read[o]
-            })
-            .sum();
-        if signal > 0.0 {
-            total += noise / 12.0 / signal;
-        }
-    }
-    total
 }
 
 /// How often the range of a channel goes into that of its tensor, zero staying where it is. 1 for a channel of zeros: there is
@@ -196,7 +101,8 @@ fn grid_extents(graph: &Graph, ranges: &ChannelRanges) -> BTreeMap<ValueId, Rang
         let of_channels = ranges.get(&value_name(graph, value))?;
         of_channels.iter().copied().reduce(Range::union)
     };
-    let values: Vec<ValueId> = graph.nodes().filter(|(_, n)| n.op().is_some()).map(|(id, _)| id.out()).collect();
+    let values: Vec<ValueId> =
+        graph.nodes().filter(|(_, n)| n.op().is_some()).map(|(id, _)| id.out()).collect();
     let mut by_class: BTreeMap<ValueId, Range> = BTreeMap::new();
     for &v in &values {
         if let Some(range) = whole(v) {
@@ -219,8 +125,12 @@ struct Channels {
 
 impl Channels {
     fn of(graph: &Graph) -> Channels {
-        let mut channels =
-            Channels { axes: BTreeMap::new(), bounds: BTreeMap::new(), parent: Vec::new(), pinned: Vec::new() };
+        let mut channels = Channels {
+            axes: BTreeMap::new(),
+            bounds: BTreeMap::new(),
+            parent: Vec::new(),
+            pinned: Vec::new(),
+        };
         for node in graph.order() {
             if graph.op(node).is_some() && channels.visit(graph, node).is_none() {
                 channels.pin_around(graph, node);
@@ -247,20 +157,16 @@ impl Channels {
     }
 
     /// What every class of channels could be multiplied by, by the member that has the least room.
-    fn room(
-        &self,
-        graph: &Graph,
-        ranges: &ChannelRanges,
-        extents: &BTreeMap<ValueId, Range>,
-        weights: WeightGrid,
-    ) -> BTreeMap<usize, f64> {
+    fn room(&self, graph: &Graph, ranges: &ChannelRanges, weights: WeightGrid) -> BTreeMap<usize, f64> {
+        let extents = grid_extents(graph, ranges);
         let mut room: BTreeMap<usize, f64> = BTreeMap::new();
         let mut allow = |root: usize, factor: f64| {
             let least = room.entry(root).or_insert(factor);
             *least = least.min(factor);
         };
         for (&value, &(_, base)) in &self.axes {
-            let (Some(own), Some(&whole)) = (ranges.get(&value_name(graph, value)), extents.get(&value)) else {
+            let (Some(own), Some(&whole)) = (ranges.get(&value_name(graph, value)), extents.get(&value))
+            else {
                 continue;
             };
             let bound = self.bounds.get(&value).copied().unwrap_or(f32::MAX);
@@ -283,32 +189,17 @@ impl Channels {
     fn factors(&self, graph: &Graph, value: ValueId, room: &BTreeMap<usize, f64>, strength: f64) -> Vec<f32> {
         let Some(&(axis, base)) = self.axes.get(&value) else { return vec![] };
         let factor = |root: usize| match room.get(&root) {
-            Some(room) if !self.pinned[root] => (room / std::env::var("EQM").map_or(2.0, |v| v.parse().unwrap())).max(1.0).powf(strength).min(MOST) as f32,
+            Some(room) if !self.pinned[root] => room.max(1.0).powf(strength).min(MOST) as f32,
             _ => 1.0,
         };
         (0..graph.shape(value)[axis]).map(|c| factor(self.find(base + c))).collect()
     }
 
-    /// Values in sets that share channels with no other set, by their first values.
-    fn components(&self, graph: &Graph) -> Vec<Vec<ValueId>> {
-        let mut classes = Classes::new();
-        for (&value, &(axis, base)) in &self.axes {
-            for c in 0..graph.shape(value)[axis] {
-                classes.join(self.find(base), self.find(base + c));
-            }
-        }
-        let mut components: BTreeMap<usize, Vec<ValueId>> = BTreeMap::new();
-        for (&value, &(axis, base)) in &self.axes {
-            if graph.shape(value)[axis] > 0 {
-                components.entry(classes.find(self.find(base))).or_default().push(value);
-            }
-        }
-        components.into_values().collect()
-    }
-
     /// The products with weights, each with the number of its first output channel.
     fn products<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = (NodeId, usize)> + 'a {
-        let of = |(&v, &(_, base)): (&ValueId, &(usize, usize))| Product::of(graph, v.node).map(|_| (v.node, base));
+        let of = |(&v, &(_, base)): (&ValueId, &(usize, usize))| {
+            Product::of(graph, v.node).map(|_| (v.node, base))
+        };
         self.axes.iter().filter_map(of)
     }
 
@@ -385,7 +276,11 @@ impl Channels {
                 let x = operands[0];
                 let axis = axis_of(self, x)?;
                 match u.kind {
-                    UnaryKind::Relu | UnaryKind::Abs | UnaryKind::Neg | UnaryKind::Identity | UnaryKind::LeakyRelu { .. } => {}
+                    UnaryKind::Relu
+                    | UnaryKind::Abs
+                    | UnaryKind::Neg
+                    | UnaryKind::Identity
+                    | UnaryKind::LeakyRelu { .. } => {}
                     UnaryKind::Clip { .. } => self.take_clamp(y, clamp_of(graph, node)?)?,
                     _ => return None,
                 }
@@ -419,7 +314,12 @@ impl Channels {
                 let at = |c: usize| (spec.start as isize + c as isize * spec.step) as usize;
                 self.like(graph, node, operands[0], axis, at)
             }
-            Op::Reduce(r) if matches!(r.kind, ReduceKind::Mean | ReduceKind::Sum | ReduceKind::Max | ReduceKind::Min) => {
+            Op::Reduce(r)
+                if matches!(
+                    r.kind,
+                    ReduceKind::Mean | ReduceKind::Sum | ReduceKind::Max | ReduceKind::Min
+                ) =>
+            {
                 let from = axis_of(self, operands[0])?;
                 if r.axes.contains(&from) {
                     return None;
@@ -440,7 +340,8 @@ impl Channels {
         let (x, y) = (graph.operand(node, 0), node.out());
         let axis = product.channel_axis(graph.shape(y).rank());
         let own = product.channel_axis(graph.shape(x).rank());
-        if self.axes.get(&x).is_some_and(|&(given, _)| given != own) || graph.shape(y)[axis] != p.bias().len() {
+        if self.axes.get(&x).is_some_and(|&(given, _)| given != own) || graph.shape(y)[axis] != p.bias().len()
+        {
             return None;
         }
         let clamp = *product.clamp();
@@ -545,7 +446,11 @@ struct Constant {
 
 impl Constant {
     /// With the other operand, whose channels are along `axis`.
-    fn of(graph: &Graph, node: NodeId, axis_of: impl Fn(ValueId) -> Option<usize>) -> Option<(ValueId, usize, Constant)> {
+    fn of(
+        graph: &Graph,
+        node: NodeId,
+        axis_of: impl Fn(ValueId) -> Option<usize>,
+    ) -> Option<(ValueId, usize, Constant)> {
         let operands = graph.operands(node);
         let slot = operands.iter().position(|v| f32_constant(graph, *v).is_some())?;
         let x = *operands.get(1 - slot)?;
@@ -594,13 +499,20 @@ fn scale_channels(graph: &mut Graph, scales: &ChannelScales, record: &mut Record
             match scaled_product(graph, node, own, result)? {
                 Ok(()) => {
                     let (read, made) = (largest(own), largest(result));
-                    record.applied(&name, format!("reads channels divided by up to {read:.1}, makes them up to {made:.1} as large"));
+                    record.applied(
+                        &name,
+                        format!(
+                            "reads channels divided by up to {read:.1}, makes them up to {made:.1} as large"
+                        ),
+                    );
                 }
                 Err(why) => return Err(PassError::op(&name, "equalize", qcc_ir::OpError::unsupported(why))),
             }
         } else if let Some(Op::Binary(b)) = graph.op(node) {
             let kind = b.kind;
-            let Some((x, axis, mut c)) = Constant::of(graph, node, |v| axes.get(&v).copied()) else { continue };
+            let Some((x, axis, mut c)) = Constant::of(graph, node, |v| axes.get(&v).copied()) else {
+                continue;
+            };
             let (own, result) = (of(graph, x), of(graph, node.out()));
             if own.is_none() && result.is_none() || kind == BinaryKind::Mul && c.is_one {
                 continue;

@@ -46,18 +46,16 @@ mod take_pixels;
 mod weight_parts;
 mod widen_half;
 
-pub use calibrate::{value_name, 
+pub use calibrate::{
     Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Extremes, Range, Ranges, Statistics,
-    Trial, UnknownCalibrator, observed_values, renormalised, trial,
+    Trial, UnknownCalibrator, observed_values, renormalised, trial, value_name,
 };
 pub use capability::int8_capability;
-pub use equalize_channels::{
-    ChannelRanges, ChannelScales, ChannelsSeen, Equalization, channel_scales, equalizable_values, equalize,
-};
+pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
 pub use options::{Capability, ImageInput, Options, Precision, Repairs, WeightBits, WeightGrid};
 pub use plan::plan;
-pub use round_weights::{InputMoments, Moments, weighted_products};
 pub use record::{Note, NoteKind, PassError, Record, Report};
+pub use round_weights::{InputMoments, Moments, weighted_products};
 
 use qcc_ir::{Graph, Stage, verify};
 use std::{cell::RefCell, collections::BTreeMap};

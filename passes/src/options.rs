@@ -1,6 +1,5 @@
 //! What a caller chooses.
 
-use crate::Equalization;
 use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -93,8 +92,8 @@ impl WeightBits {
 /// the model runs.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Repairs {
-    /// How far channels that share a grid are brought to the same range.
-    pub equalize: Equalization,
+    /// How far channels that share a grid are brought to the same range, from 0 (not) to 1.
+    pub equalize: f64,
     /// Whether biases take the mean error of rounded weights.
     pub bias: bool,
     /// Whether weights are rounded so that their errors cancel, and not each to nearest.
@@ -103,10 +102,10 @@ pub struct Repairs {
 
 impl Repairs {
     /// None.
-    pub const NONE: Repairs = Repairs { equalize: Equalization::Off, bias: false, rounding: false };
+    pub const NONE: Repairs = Repairs { equalize: 0.0, bias: false, rounding: false };
 
-    /// All.
-    pub const ALL: Repairs = Repairs { equalize: Equalization::Chosen, bias: true, rounding: true };
+    /// All. Half of the way, channels keep as much room for what samples did not show as they have gained codes.
+    pub const ALL: Repairs = Repairs { equalize: 0.5, bias: true, rounding: true };
 }
 
 /// How the pixels of an image become what a model was trained on: y = (x − mean)/std, all in units of a pixel.

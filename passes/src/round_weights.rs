@@ -58,7 +58,9 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         let name = graph.node(node).name.clone();
         let Some(moments) = ctx.ranges.moments.get(&name) else { continue };
         let Some(weights) = Weights::of(graph, node) else { continue };
-        if moments.len() != weights.groups || moments.iter().any(|m| m.sum.len() != weights.inputs || m.rows == 0) {
+        if moments.len() != weights.groups
+            || moments.iter().any(|m| m.sum.len() != weights.inputs || m.rows == 0)
+        {
             record.declined(&name, "its input is another one than calibration saw");
             continue;
         }
@@ -179,7 +181,8 @@ impl Weights {
         let rows = (0..self.groups).into_par_iter().flat_map_iter(|g| {
             let mean = moments[g].mean();
             self.outputs_of(g).map(move |o| {
-                let codes: Vec<i32> = (0..self.inputs).map(|i| self.code(o, self.numbers[self.at(o, i)].into())).collect();
+                let codes: Vec<i32> =
+                    (0..self.inputs).map(|i| self.code(o, self.numbers[self.at(o, i)].into())).collect();
                 let shift = self.shift(o, &codes, &mean);
                 Row { codes, shift, error: 1.0, nearest: 1.0 }
             })
@@ -192,7 +195,8 @@ impl Weights {
             let mean = moments[g].mean();
             let factor = Factor::of(&moments[g], is_centred)?;
             let row = |o: usize| {
-                let weights: Vec<f64> = (0..self.inputs).map(|i| self.numbers[self.at(o, i)].into()).collect();
+                let weights: Vec<f64> =
+                    (0..self.inputs).map(|i| self.numbers[self.at(o, i)].into()).collect();
                 let (codes, error) = factor.round(&weights, self.scale(o).into(), |w| self.code(o, w));
                 let nearest = factor.error(&weights, self.scale(o).into(), |w| self.code(o, w));
                 let shift = self.shift(o, &codes, &mean);
@@ -211,7 +215,8 @@ impl Weights {
     /// E[eᵀx].
     fn shift(&self, output: usize, codes: &[i32], mean: &[f64]) -> f64 {
         let scale = f64::from(self.scale(output));
-        let error = |(i, q): (usize, &i32)| f64::from(self.numbers[self.at(output, i)]) - f64::from(*q) * scale;
+        let error =
+            |(i, q): (usize, &i32)| f64::from(self.numbers[self.at(output, i)]) - f64::from(*q) * scale;
         codes.iter().enumerate().map(error).zip(mean).map(|(e, m)| e * m).sum()
     }
 
@@ -230,7 +235,13 @@ impl Weights {
         }
     }
 
-    fn store(self, graph: &mut Graph, node: NodeId, weights: Vec<f32>, shift: Option<Vec<f64>>) -> Result<(), PassError> {
+    fn store(
+        self,
+        graph: &mut Graph,
+        node: NodeId,
+        weights: Vec<f32>,
+        shift: Option<Vec<f64>>,
+    ) -> Result<(), PassError> {
         let name = graph.node(node).name.clone();
         let weights = add_f32(graph, &format!("{name}_rounded"), &self.dims, weights)?;
         graph.set_operand(self.rounding, 0, weights)?;
@@ -291,11 +302,8 @@ impl Factor {
 
     /// ‖Lᵀe‖² of weights that are rounded to nearest.
     fn error(&self, weights: &[f64], scale: f64, code: impl Fn(f64) -> i32) -> f64 {
-        let errors: Vec<f64> = self
-            .order
-            .iter()
-            .map(|&i| weights[i] - f64::from(code(weights[i])) * scale)
-            .collect();
+        let errors: Vec<f64> =
+            self.order.iter().map(|&i| weights[i] - f64::from(code(weights[i])) * scale).collect();
         (0..errors.len()).map(|i| (self.lower[(i, i)] * errors[i] + self.behind(i, &errors)).powi(2)).sum()
     }
 
@@ -363,9 +371,9 @@ mod tests {
 
     #[test]
     fn independent_inputs_are_rounded_to_nearest() {
-        let rows: Vec<Vec<f64>> = (0..6).flat_map(|i| {
-            [1.0, -1.0].map(|s| (0..6).map(|j| if i == j { s } else { 0.0 }).collect())
-        }).collect();
+        let rows: Vec<Vec<f64>> = (0..6)
+            .flat_map(|i| [1.0, -1.0].map(|s| (0..6).map(|j| if i == j { s } else { 0.0 }).collect()))
+            .collect();
         let factor = Factor::of(&moments(&rows), true).unwrap();
         let weights = [0.31, -0.27, 0.04, 0.55, -0.91, 0.0];
         let code = |w: f64| (w / 0.1).round() as i32;

@@ -96,7 +96,7 @@ pub use program::{
 pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, SharedWeights, TIERS, Tier, Tiling, Work};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
-pub use qcc_passes::{Calibrator, Calibrators, Choice, Equalization, Precision, Repairs, WeightBits};
+pub use qcc_passes::{Calibrator, Calibrators, Choice, Precision, Repairs, WeightBits};
 pub use roofline::{Bound, Host, MemoryLevel, Peaks};
 pub use threads::{Threads, ThreadsError};
 pub use tier::{TIER_VARIABLE, TierError, choose_tier};

@@ -4,8 +4,7 @@ use qcc_ir::{
     ops::{BinaryKind, Clamp, MatMul, UnaryKind, Window},
 };
 use qcc_passes::{
-    ChannelRanges, ChannelScales, ChannelsSeen, Equalization, Range, WeightGrid, channel_scales, equalizable_values,
-    equalize, value_name,
+    ChannelRanges, ChannelScales, Range, WeightGrid, channel_scales, equalizable_values, equalize, value_name,
 };
 
 /// Ranges of channels on some random inputs.
@@ -32,8 +31,7 @@ fn channel_ranges(graph: &Graph) -> ChannelRanges {
 
 /// The scales that bring channels all the way to the ranges of their tensors.
 fn scales_of(graph: &Graph) -> ChannelScales {
-    let seen = ChannelsSeen { ranges: channel_ranges(graph), ..ChannelsSeen::default() };
-    channel_scales(graph, &seen, WeightGrid::PerAxis, Equalization::Strength(1.0), 1.0)
+    channel_scales(graph, &channel_ranges(graph), WeightGrid::PerAxis, 1.0)
 }
 
 /// The prepared graph, and the scales and the graph that equalizing all the way gives. They compute the same.

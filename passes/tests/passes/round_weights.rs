@@ -1,5 +1,8 @@
 use crate::common::*;
-use qcc_ir::{Graph, NodeId, Tensor, interpreter, ops::{UnaryKind, Window}};
+use qcc_ir::{
+    Graph, NodeId, Tensor, interpreter,
+    ops::{UnaryKind, Window},
+};
 use qcc_passes::{InputMoments, Moments, NoteKind, Options, Repairs, Report, quantize, weighted_products};
 use std::sync::Arc;
 
@@ -43,7 +46,8 @@ fn moments(graph: &Graph) -> InputMoments {
         let mut own = vec![Moments::default(); if is_depthwise { 16 } else { 1 }];
         for seed in SEEDS {
             let given = inputs(graph, seed);
-            let mut seen: Option<Tensor> = graph.inputs().iter().any(|n| n.out() == input).then(|| given[0].clone());
+            let mut seen: Option<Tensor> =
+                graph.inputs().iter().any(|n| n.out() == input).then(|| given[0].clone());
             interpreter::run_observed(graph, &given, &mut |v, t| {
                 if v == input {
                     seen = Some(t.clone());
@@ -144,7 +148,8 @@ fn errors_cancel_and_means_vanish() {
     assert_eq!(report.record("round_weights").unwrap().applied, 4, "{report}");
     // The clamp of `a` and `b` hides part of an error: their mean is not that of the sums.
     for name in ["c"] {
-        let ((plain, plain_mean), (_, mean)) = (errors(&float, &nearest, name), errors(&float, &corrected, name));
+        let ((plain, plain_mean), (_, mean)) =
+            (errors(&float, &nearest, name), errors(&float, &corrected, name));
         assert!(mean < 0.02 * plain_mean, "{name}: {mean} {plain_mean}");
         let (best, best_mean) = errors(&float, &rounded, name);
         assert!(best < 0.5 * plain && best_mean < 0.02 * plain_mean, "{name}: {best} {plain}");

@@ -7,7 +7,9 @@ use crate::{
     observe::{Observed, ObservedSession, observe},
 };
 use qcc_ir::{Graph, Tensor, ValueId};
-use qcc_passes::{Calibrators, ChannelScales, Choice, Collector, InputMoments, Ranges, Statistics, renormalised};
+use qcc_passes::{
+    Calibrators, ChannelScales, Choice, Collector, InputMoments, Ranges, Statistics, renormalised,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,

@@ -12,8 +12,8 @@ use qcc_ir::{
     ops::{Layout, Window},
 };
 use qcc_passes::{
-    ChannelScales, ChannelsSeen, Equalization, InputMoments, Moments, Range, channel_scales,
-    equalizable_values, equalize, value_name, weighted_products,
+    ChannelRanges, ChannelScales, InputMoments, Moments, Range, channel_scales, equalizable_values, equalize,
+    value_name, weighted_products,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -25,9 +25,6 @@ const MOST_ROWS: usize = 16384;
 
 /// Rows that are gathered before they are multiplied.
 const ROWS_AT_ONCE: usize = 256;
-
-/// The energy of rounding errors that cancel, by that of weights that are rounded to nearest: about that of image networks.
-const CANCELLED: f64 = 0.3;
 
 /// Memory of all moments. Products for which none is left are rounded to nearest.
 const MOST_BYTES: usize = 1 << 30;
@@ -44,43 +41,44 @@ impl Prepared {
 impl Compiler {
     /// The factors of channels by the ranges that they have on the samples; none where that is not wanted.
     pub(super) fn channel_scales(&self, graph: &Graph, samples: &Samples) -> Result<ChannelScales, Error> {
-        let repairs = self.options.repairs;
+        let strength = self.options.repairs.equalize;
         let values = equalizable_values(graph);
-        if repairs.equalize == Equalization::Off || values.is_empty() || graph.inputs().is_empty() {
+        if strength == 0.0 || values.is_empty() || graph.inputs().is_empty() {
             return Ok(ChannelScales::new());
         }
         let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
         let shown: Vec<ValueId> = values.iter().map(|v| v.0).collect();
         let observed = Observed::new(self, graph, &shown)?;
-        let mut all: Vec<Vec<Channel>> =
-            values.iter().map(|&(v, axis)| vec![Channel::default(); graph.shape(v)[axis]]).collect();
+        let nothing = Range { min: 0.0, max: 0.0 };
+        let none = || -> Vec<Vec<Range>> {
+            values.iter().map(|&(v, axis)| vec![nothing; graph.shape(v)[axis]]).collect()
+        };
         let mut done = 0;
-        observe(
+        let seen = observe(
             &[observed],
             &feed,
             &self.threads_of_calibration()?,
-            || (),
-            |(), batch| {
-                let of_value = |(i, &(value, axis)): (usize, &(ValueId, usize))| {
-                    channels_of(batch.floats(0, i), &graph.shape(value)[axis..])
-                };
-                Ok(values.iter().enumerate().map(of_value).collect::<Vec<_>>())
+            none,
+            |own, batch| {
+                for (i, (&(value, axis), ranges)) in values.iter().zip(own).enumerate() {
+                    widen(ranges, batch.floats(0, i), &graph.shape(value)[axis + 1..]);
+                }
+                Ok(())
             },
-            |of_batch| {
-                all.iter_mut().flatten().zip(of_batch.into_iter().flatten()).for_each(|(ours, new)| ours.take(new));
+            |()| {
                 done += 1;
                 self.tell(Event::Calibrating { done, total: feed.batches() });
                 Ok(())
             },
         )?;
-        let mut seen = ChannelsSeen::default();
-        for (&value, channels) in shown.iter().zip(all) {
-            let name = value_name(graph, value);
-            seen.ranges.insert(name.clone(), channels.iter().map(|c| c.range).collect());
-            seen.squares.insert(name, channels.iter().map(Channel::mean_square).collect());
+        let mut all = none();
+        for of_thread in seen {
+            for (ours, theirs) in all.iter_mut().flatten().zip(of_thread.into_iter().flatten()) {
+                *ours = Range { min: ours.min.min(theirs.min), max: ours.max.max(theirs.max) };
+            }
         }
-        let weight_error = if repairs.rounding { CANCELLED } else { 1.0 };
-        Ok(channel_scales(graph, &seen, self.options.weights, repairs.equalize, weight_error))
+        let ranges: ChannelRanges = shown.iter().map(|&v| value_name(graph, v)).zip(all).collect();
+        Ok(channel_scales(graph, &ranges, self.options.weights, strength))
     }
 
     /// Moments of the inputs of all products with weights, as far as memory allows; none where nothing needs them.
@@ -116,7 +114,9 @@ impl Compiler {
             &feed,
             &self.threads_of_calibration()?,
             || (),
-            |(), batch| Ok(inputs.iter().enumerate().map(|(i, input)| input.rows(batch, i)).collect::<Vec<_>>()),
+            |(), batch| {
+                Ok(inputs.iter().enumerate().map(|(i, input)| input.rows(batch, i)).collect::<Vec<_>>())
+            },
             |rows| {
                 sums.iter_mut().zip(rows).for_each(|(sums, rows)| sums.take(&rows));
                 done += 1;
@@ -129,49 +129,16 @@ impl Compiler {
     }
 }
 
-/// What was seen of a channel.
-#[derive(Clone, Copy)]
-struct Channel {
-    range: Range,
-    squares: f64,
-    elements: u64,
-}
-
-impl Default for Channel {
-    fn default() -> Channel {
-        Channel { range: Range { min: 0.0, max: 0.0 }, squares: 0.0, elements: 0 }
-    }
-}
-
-impl Channel {
-    fn take(&mut self, other: Channel) {
-        self.range.min = self.range.min.min(other.range.min);
-        self.range.max = self.range.max.max(other.range.max);
-        self.squares += other.squares;
-        self.elements += other.elements;
-    }
-
-    fn mean_square(&self) -> f64 {
-        self.squares / self.elements.max(1) as f64
-    }
-}
-
-/// The channels of some elements, whose dimensions from the axis of channels on are these.
-fn channels_of(elements: &[f32], dims: &[usize]) -> Vec<Channel> {
-    let mut channels = vec![Channel::default(); dims[0]];
-    let run = dims[1..].iter().product::<usize>().max(1);
-    for block in elements.chunks_exact(run * dims[0].max(1)) {
-        for (channel, elements) in channels.iter_mut().zip(block.chunks_exact(run)) {
-            let (mut range, mut squares) = (Range { min: 0.0, max: 0.0 }, 0f64);
-            for &x in elements {
-                range.min = range.min.min(x);
-                range.max = range.max.max(x);
-                squares += f64::from(x) * f64::from(x);
-            }
-            channel.take(Channel { range, squares, elements: run as u64 });
+/// Takes elements into the ranges of their channels; `inner` are the dimensions behind the axis of channels.
+fn widen(ranges: &mut [Range], elements: &[f32], inner: &[usize]) {
+    let run = inner.iter().product::<usize>().max(1);
+    for block in elements.chunks_exact(run * ranges.len().max(1)) {
+        for (range, elements) in ranges.iter_mut().zip(block.chunks_exact(run)) {
+            let (min, max) =
+                elements.iter().fold((range.min, range.max), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+            *range = Range { min, max };
         }
     }
-    channels
 }
 
 /// The input of a product, and which of its rows are looked at.
@@ -236,7 +203,9 @@ impl Input {
             // Evenly spread, from another start in each batch.
             let row = (i * count / taken + batch.index.wrapping_mul(7919)) % count;
             match &self.rows {
-                Rows::Vectors => rows.extend_from_slice(&elements[row * self.inputs..(row + 1) * self.inputs]),
+                Rows::Vectors => {
+                    rows.extend_from_slice(&elements[row * self.inputs..(row + 1) * self.inputs])
+                }
                 Rows::Windows { window, channels, extents, results } => {
                     push_window(&mut rows, elements, window, *channels, extents, results, row);
                 }
