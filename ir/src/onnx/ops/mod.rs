@@ -235,15 +235,15 @@ const ONNX: Table = &[
     ("TopK", 1, Many(index::top_k)),
 
     ("Resize", 10, One(resize::resize)),
-    ("Upsample", 7, One(resize::upsample)),
+    ("Upsample", 1, One(resize::upsample)),
 
     ("CenterCropPad", 18, One(values::center_crop_pad)),
     ("Concat", 4, One(shape::concat)),
     ("DepthToSpace", 1, One(shape::depth_to_space)),
     ("Expand", 8, One(shape::expand)),
     ("Flatten", 1, One(shape::flatten)),
-    ("Pad", 2, One(shape::pad)),
-    ("Reshape", 5, One(shape::reshape)),
+    ("Pad", 1, One(shape::pad)),
+    ("Reshape", 1, One(shape::reshape)),
     ("Slice", 1, One(shape::slice)),
     ("SpaceToDepth", 1, One(shape::space_to_depth)),
     ("Split", 2, Many(shape::split)),
