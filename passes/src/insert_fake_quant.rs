@@ -98,12 +98,16 @@ impl Chosen<'_> {
 }
 
 /// Products by weights that only float ops read: a rounding of their results would be one more, and no code saved by it.
-/// Results of the model stay on the grids that calibration gives them. Other runtimes have no such convolutions.
+/// Results of the model stay on the grids that calibration gives them. Other runtimes have no such convolutions, and of a
+/// product and a bias alone they make a float Gemm before they look at grids.
 fn unrounded_products(graph: &Graph, ctx: &Context<'_>, chosen: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     let is_unrounded = |&node: &NodeId| {
         let is_wanted = match graph.op(node) {
             Some(Op::Conv(_)) => !ctx.options.interchange,
-            Some(Op::MatMul(_)) => has_weights(graph, node),
+            Some(Op::MatMul(m)) => {
+                let is_gemm = m.bias && !m.residual;
+                has_weights(graph, node) && !(ctx.options.interchange && is_gemm)
+            }
             _ => false,
         };
         let uses = graph.uses(node.out());
