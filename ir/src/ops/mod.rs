@@ -19,6 +19,7 @@ mod recurrent;
 mod reduce;
 mod resample;
 mod roi_align;
+mod roi_pool;
 mod shape;
 mod state;
 mod svm;
@@ -45,6 +46,7 @@ pub use recurrent::{Activation, Cell, Recurrent, Slots};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
 pub use roi_align::RoiAlign;
+pub use roi_pool::MaxRoiPool;
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
 pub use state::LinearAttention;
 pub use svm::CoupleProbabilities;
@@ -165,6 +167,8 @@ ops! {
     GridSample,
     /// Regions of images, brought to one size.
     RoiAlign,
+    /// The largest elements of the parts of regions.
+    MaxRoiPool,
     /// The recurrence of linear attention.
     LinearAttention,
     /// Probabilities of many classes from those of pairs.
