@@ -167,8 +167,6 @@ ops! {
     GridSample,
     /// Regions of images, brought to one size.
     RoiAlign,
-    /// The largest elements of the parts of regions.
-    MaxRoiPool,
     /// The recurrence of linear attention.
     LinearAttention,
     /// Probabilities of many classes from those of pairs.
@@ -241,4 +239,7 @@ ops! {
     AssumeGrid,
     /// A value handed from one device to another.
     Transfer,
+    // Compiled files name ops by their places, so that new ones stand at the end.
+    /// The largest elements of the parts of regions.
+    MaxRoiPool,
 }

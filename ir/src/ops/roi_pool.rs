@@ -44,11 +44,11 @@ impl MaxRoiPool {
 
     fn all<T: Real>(&self, x: &[T], shape: &Shape, rois: &[T], y: &Shape) -> Result<Vec<T>, OpError> {
         let mut largest = vec![T::of(0.0); y.elements()];
-        let (area, count) = (shape[2] * shape[3], self.height * self.width);
-        let (size, each) = (shape[1] * area, shape[1] * count);
-        if size == 0 || each == 0 {
+        if x.is_empty() || largest.is_empty() {
             return Ok(largest);
         }
+        let (area, count) = (shape[2] * shape[3], self.height * self.width);
+        let (size, each) = (shape[1] * area, shape[1] * count);
         for (roi, y) in rois.chunks_exact(5).zip(largest.chunks_exact_mut(each)) {
             if !(roi[0] > T::of(-1.0) && roi[0] < T::of(shape[0] as f64)) {
                 return Err(OpError::shape(format!("a region is of none of {} images", shape[0])));

@@ -16,12 +16,69 @@ const MAX_EXPERTS: usize = 256;
 
 /// A layer of all experts: weights `[experts, results, features]` and biases `[experts, results]`.
 #[derive(Clone, Copy)]
-struct Layer {
-    weights: ValueId,
+struct Layer<'c> {
+    weights: Weights<'c>,
     bias: Option<ValueId>,
 }
 
-impl Layer {
+#[derive(Clone, Copy)]
+enum Weights<'c> {
+    Numbers(ValueId),
+    Codes(&'c Codes),
+}
+
+/// Weights of codes, (code − zero point)·scale, with a scale for each row or for each block of it.
+struct Codes {
+    dims: [usize; 3],
+    bits: usize,
+    block: usize,
+    codes: Tensor,
+    scales: Vec<f32>,
+    zeros: Option<Tensor>,
+    /// Whether the zero points of an expert's rows are packed together, rather than those of the blocks of a row.
+    zeros_by_row: bool,
+}
+
+impl Layer<'_> {
+    fn dims(self, node: &Node<'_, '_>) -> Vec<usize> {
+        match self.weights {
+            Weights::Numbers(weights) => node.shape(weights).to_vec(),
+            Weights::Codes(codes) => codes.dims.to_vec(),
+        }
+    }
+
+    /// Rows of the weights of one expert as columns, `[features, results]`.
+    fn matrix(self, node: &mut Node<'_, '_>, part: &str, expert: usize, rows: SliceSpec) -> Result<ValueId> {
+        let &[_, all, features] = &self.dims(node)[..] else {
+            return Err(OpError::shape("weights of 3 dimensions are needed").into());
+        };
+        let row = |r: usize| expert * all + rows.start + r * rows.step.unsigned_abs();
+        let transposed = |row_of: &dyn Fn(usize) -> Vec<f32>| -> Result<Tensor> {
+            let mut numbers = vec![0f32; features * rows.len];
+            for r in 0..rows.len {
+                for (i, number) in row_of(row(r)).into_iter().enumerate() {
+                    numbers[i * rows.len + r] = number;
+                }
+            }
+            Ok(Tensor::from_vec(Shape::new([features, rows.len])?, numbers).map_err(OpError::from)?)
+        };
+        // Made at once of constants: step by step they would take the room of each step.
+        let matrix = match self.weights {
+            Weights::Codes(codes) => transposed(&codes.rows()?)?,
+            Weights::Numbers(weights) => match node.constant_value(weights).map(Tensor::as_slice::<f32>) {
+                Some(Ok(all)) => transposed(&|row| all[row * features..][..features].to_vec())?,
+                _ => {
+                    let one = SliceSpec { start: expert, len: 1, step: 1 };
+                    let w = node.sliced(&format!("{part}_weights_of"), 0, one, weights)?;
+                    let w = node.sliced(&format!("{part}_weights_rows"), 1, rows, w)?;
+                    let w = node.shaped(&format!("{part}_weights_matrix"), [rows.len, features], w)?;
+                    return node.permuted(&format!("{part}_weights"), [1, 0], w);
+                }
+            },
+        };
+        Ok(node.constant_part(&format!("{part}_weights"), matrix))
+    }
+
     /// Some results of one expert for all tokens: x·Wᵀ + b.
     fn product(
         self,
@@ -31,20 +88,80 @@ impl Layer {
         expert: usize,
         results: SliceSpec,
     ) -> Result<ValueId> {
-        let one = SliceSpec { start: expert, len: 1, step: 1 };
-        let features = node.shape(self.weights)[2];
-        let w = node.sliced(&format!("{part}_weights_of"), 0, one, self.weights)?;
-        let w = node.sliced(&format!("{part}_weights_rows"), 1, results, w)?;
-        let w = node.shaped(&format!("{part}_weights_matrix"), [results.len, features], w)?;
-        let w = node.permuted(&format!("{part}_weights"), [1, 0], w)?;
-        let mut operands = vec![x, w];
+        let mut operands = vec![x, self.matrix(node, part, expert, results)?];
         if let Some(bias) = self.bias {
+            let one = SliceSpec { start: expert, len: 1, step: 1 };
             let bias = node.sliced(&format!("{part}_bias_of"), 0, one, bias)?;
             let bias = node.sliced(&format!("{part}_bias_rows"), 1, results, bias)?;
             operands.push(node.shaped(&format!("{part}_bias"), [results.len], bias)?);
         }
         let product = MatMul { bias: self.bias.is_some(), residual: false, clamp: Clamp::NONE };
         node.emit_part(part, product, &operands)
+    }
+}
+
+impl Codes {
+    /// Codes and scales at two slots, and the zero points of them; `None` where there are none.
+    fn of(
+        node: &mut Node<'_, '_>,
+        [slot, zero_slot]: [usize; 2],
+        bits: i64,
+        block: usize,
+    ) -> Result<Option<Codes>> {
+        let zeros = node.known(zero_slot, "zero points")?;
+        let Some(codes) = node.known(slot, "weights")? else { return Ok(None) };
+        let scales = node.required(slot + 1, "scales")?;
+        if ![2, 4, 8].contains(&bits) {
+            let why = format!("is {bits}; 2, 4 and 8 are supported");
+            return Err(NodeError::attribute("expert_weight_bits", why));
+        }
+        let bits = bits as usize;
+        let (&[experts, rows, bytes], true) = (codes.shape().dims(), codes.shape().elements() > 0) else {
+            return Err(OpError::shape(format!("takes weights of all experts, got {}", codes.ty())).into());
+        };
+        let features = bytes * (8 / bits);
+        let block = if block == 0 { features } else { block };
+        let (blocks, all_rows) = (features.div_ceil(block), experts * rows);
+        let zeros_by_row = scales.shape().rank() == 2;
+        let packed = |count: usize| (count * bits).div_ceil(8);
+        let zero_bytes = if zeros_by_row { experts * packed(rows) } else { all_rows * packed(blocks) };
+        let fits = scales.shape().elements() == all_rows * blocks
+            && (!zeros_by_row || blocks == 1)
+            && zeros.as_ref().is_none_or(|z| z.shape().elements() == zero_bytes);
+        if !fits {
+            let (scales, codes) = (scales.ty(), codes.ty());
+            let why = format!("scales {scales} or zero points of weights {codes} in blocks of {block}");
+            return Err(OpError::shape(why).into());
+        }
+        let scales = scales.to_f32().ok_or_else(|| OpError::dtype("scales must be floats"))?;
+        let dims = [experts, rows, features];
+        TensorType::new(DType::F32, Shape::new(dims)?).check_size()?;
+        Ok(Some(Codes { dims, bits, block, codes, scales, zeros, zeros_by_row }))
+    }
+
+    /// The numbers of a row, of all rows of all experts.
+    fn rows(&self) -> Result<impl Fn(usize) -> Vec<f32>> {
+        let &Codes { dims: [_, rows, features], bits, block, zeros_by_row, .. } = self;
+        let codes = self.codes.as_slice::<u8>().map_err(OpError::from)?;
+        let zeros = match &self.zeros {
+            Some(zeros) => Some(zeros.as_slice::<u8>().map_err(OpError::from)?),
+            None => None,
+        };
+        let (bytes, blocks) = (features * bits / 8, features.div_ceil(block));
+        let packed = move |count: usize| (count * bits).div_ceil(8);
+        let zero = move |row: usize, at: usize| match zeros {
+            None => f32::from(1u8 << (bits - 1)),
+            Some(z) if zeros_by_row => f32::from(code(&z[row / rows * packed(rows)..], bits, row % rows)),
+            Some(z) => f32::from(code(&z[row * packed(blocks)..], bits, at)),
+        };
+        Ok(move |row: usize| {
+            let number = |i: usize| {
+                let at = i / block;
+                let scale = self.scales[row * blocks + at];
+                (f32::from(code(&codes[row * bytes..], bits, i)) - zero(row, at)) * scale
+            };
+            (0..features).map(number).collect()
+        })
     }
 }
 
@@ -105,31 +222,31 @@ impl Activation {
 }
 
 /// The layers of all experts.
-struct Experts {
+struct Experts<'c> {
     count: usize,
     /// Features between the layers.
     inner: usize,
-    first: Layer,
-    second: Layer,
-    third: Option<Layer>,
+    first: Layer<'c>,
+    second: Layer<'c>,
+    third: Option<Layer<'c>>,
     activation: Activation,
 }
 
-impl Experts {
+impl<'c> Experts<'c> {
     /// Of layers for tokens of so many features.
     fn new(
         node: &Node<'_, '_>,
-        [first, second]: [Layer; 2],
-        third: Option<Layer>,
+        [first, second]: [Layer<'c>; 2],
+        third: Option<Layer<'c>>,
         activation: Activation,
         features: usize,
-    ) -> Result<Experts> {
-        let (w1, w2) = (node.shape(first.weights), node.shape(second.weights));
-        let &[count, results, inner] = w2.dims() else {
-            return Err(OpError::shape(format!("weights {}", node.ty(second.weights))).into());
+    ) -> Result<Experts<'c>> {
+        let (w1, w2) = (first.dims(node), second.dims(node));
+        let &[count, results, inner] = &w2[..] else {
+            return Err(OpError::shape(format!("weights {w2:?} of experts")).into());
         };
-        let takes = |layer: Layer, dims: [usize; 3]| {
-            *node.shape(layer.weights) == dims && layer.bias.is_none_or(|b| *node.shape(b) == dims[..2])
+        let takes = |layer: Layer<'_>, dims: [usize; 3]| {
+            layer.dims(node) == dims && layer.bias.is_none_or(|b| *node.shape(b) == dims[..2])
         };
         let fits = results == features
             && takes(first, [count, inner.saturating_mul(activation.width()), features])
@@ -258,7 +375,7 @@ fn tokens(node: &mut Node<'_, '_>) -> Result<(ValueId, [usize; 2])> {
     node.check_float("input", x)?;
     let (tokens, features) = match *node.shape(x).dims() {
         [tokens, features] => (tokens, features),
-        [batch, length, features] => (batch * length, features),
+        [batch, length, features] => (batch.saturating_mul(length), features),
         _ => return Err(OpError::shape(format!("takes rows of tokens, got {}", node.ty(x))).into()),
     };
     let rows = node.shaped("tokens", [tokens, features], x)?;
@@ -268,7 +385,7 @@ fn tokens(node: &mut Node<'_, '_>) -> Result<(ValueId, [usize; 2])> {
 fn mixture(
     node: &mut Node<'_, '_>,
     x: ValueId,
-    experts: &Experts,
+    experts: &Experts<'_>,
     router: ValueId,
     numbers: Option<ValueId>,
 ) -> Result<ValueId> {
@@ -285,12 +402,12 @@ fn mixture(
 pub(super) fn mixture_of_experts(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (x, [_, features]) = tokens(node)?;
     let router = node.operand(1, "router_probs")?;
-    let mut layer = |slot: usize, name: &str| -> Result<Option<Layer>> {
+    let mut layer = |slot: usize, name: &str| -> Result<Option<Layer<'static>>> {
         let (weights, bias) = (node.optional(slot), node.optional(slot + 1));
         let Some(weights) = weights else { return Ok(None) };
         let weights = node.widened(&format!("{name}_wide"), weights)?;
         let bias = bias.map(|bias| node.widened(&format!("{name}_wide_bias"), bias)).transpose()?;
-        Ok(Some(Layer { weights, bias }))
+        Ok(Some(Layer { weights: Weights::Numbers(weights), bias }))
     };
     let missing = |slot| NodeError::MissingOperand { slot, role: "weights" };
     let first = layer(2, "fc1")?.ok_or_else(|| missing(2))?;
@@ -318,79 +435,19 @@ pub(super) fn quantized_mixture_of_experts(node: &mut Node<'_, '_>) -> Result<Va
     let all = node.int("expert_weight_bits", 4)?;
     let widths = ["fc1_expert_weight_bits", "fc2_expert_weight_bits", "fc3_expert_weight_bits"];
     let [one, two, three] = widths.map(|name| node.int(name, all));
-    let first = coded_layer(node, "fc1", 2, 11, (one?, block))?;
-    let second = coded_layer(node, "fc2", 5, 12, (two?, block))?;
-    let third = coded_layer(node, "fc3", 8, 13, (three?, block))?;
-    let numbers = node.optional(14);
     let missing = |slot| NodeError::MissingOperand { slot, role: "weights" };
-    let first = first.ok_or_else(|| missing(2))?;
-    let second = second.ok_or_else(|| missing(5))?;
+    let first = Codes::of(node, [2, 11], one?, block)?.ok_or_else(|| missing(2))?;
+    let second = Codes::of(node, [5, 12], two?, block)?.ok_or_else(|| missing(5))?;
+    let third = Codes::of(node, [8, 13], three?, block)?;
+    let mut bias = |slot: usize, name: &str| -> Result<Option<ValueId>> {
+        node.optional(slot).map(|bias| node.widened(name, bias)).transpose()
+    };
+    let [one, two, three] = [bias(4, "fc1_bias"), bias(7, "fc2_bias"), bias(10, "fc3_bias")];
+    let layer = |codes, bias| Layer { weights: Weights::Codes(codes), bias };
+    let layers = [layer(&first, one?), layer(&second, two?)];
+    let third = third.as_ref().zip(Some(three?)).map(|(codes, bias)| layer(codes, bias));
+    let numbers = node.optional(14);
     let activation = Activation::of(node)?;
-    let experts = Experts::new(node, [first, second], third, activation, features)?;
+    let experts = Experts::new(node, layers, third, activation, features)?;
     mixture(node, x, &experts, router, numbers)
-}
-
-/// A layer of codes at a slot, their scales and biases behind it: (code − zero point)·scale. There is a scale for each row, or
-/// for each block of it.
-fn coded_layer(
-    node: &mut Node<'_, '_>,
-    name: &str,
-    slot: usize,
-    zero_slot: usize,
-    (bits, block): (i64, usize),
-) -> Result<Option<Layer>> {
-    let zeros = node.known(zero_slot, "zero points")?;
-    let Some(codes) = node.known(slot, "weights")? else { return Ok(None) };
-    let scales = node.required(slot + 1, "scales")?;
-    let bias = node.optional(slot + 2);
-    let bias = bias.map(|bias| node.widened(&format!("{name}_wide_bias"), bias)).transpose()?;
-    if ![2, 4, 8].contains(&bits) {
-        return Err(NodeError::attribute(
-            "expert_weight_bits",
-            format!("is {bits}; 2, 4 and 8 are supported"),
-        ));
-    }
-    let bits = bits as usize;
-    let &[experts, rows, bytes] = codes.shape().dims() else {
-        return Err(OpError::shape(format!("takes weights of all experts, got {}", codes.ty())).into());
-    };
-    let features = bytes.saturating_mul(8 / bits);
-    let block = if block == 0 { features } else { block }.max(1);
-    let blocks = features.div_ceil(block);
-    let all_rows = experts * rows;
-    // Of scales of rows, the zero points of an expert are packed together.
-    let by_row = scales.shape().rank() == 2;
-    let (zero_count, zero_groups) = if by_row { (rows, experts) } else { (blocks, all_rows) };
-    let zero_bytes = (zero_count * bits).div_ceil(8);
-    let fits = scales.shape().elements() == all_rows * blocks
-        && (!by_row || blocks == 1)
-        && zeros.as_ref().is_none_or(|z| z.shape().elements() == zero_groups * zero_bytes);
-    if !fits {
-        let why =
-            format!("scales {} or zero points of weights {} in blocks of {block}", scales.ty(), codes.ty());
-        return Err(OpError::shape(why).into());
-    }
-    let zeros = match &zeros {
-        Some(zeros) => Some(zeros.as_slice::<u8>().map_err(OpError::from)?),
-        None => None,
-    };
-    let zero = |row: usize, at: usize| match zeros {
-        None => f32::from(1u8 << (bits - 1)),
-        Some(z) if by_row => f32::from(code(&z[row / rows * zero_bytes..], bits, row % rows)),
-        Some(z) => f32::from(code(&z[row * zero_bytes..], bits, at)),
-    };
-    let scales = scales.to_f32().ok_or_else(|| OpError::dtype("scales must be floats"))?;
-    let packed = codes.as_slice::<u8>().map_err(OpError::from)?;
-    let ty = TensorType::new(DType::F32, Shape::new([experts, rows, features])?);
-    ty.check_size()?;
-    let weights = node.computed(&format!("{name}_real"), &ty, || {
-        let number = |row: usize, i: usize| {
-            let at = i / block;
-            (f32::from(code(&packed[row * bytes..], bits, i)) - zero(row, at)) * scales[row * blocks + at]
-        };
-        let numbers = (0..all_rows).flat_map(|row| (0..features).map(move |i| (row, i)));
-        let numbers = numbers.map(|(row, i)| number(row, i)).collect();
-        Ok(Tensor::from_vec(ty.shape.clone(), numbers)?)
-    })?;
-    Ok(Some(Layer { weights, bias }))
 }

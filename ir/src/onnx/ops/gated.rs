@@ -109,7 +109,7 @@ pub(super) fn branchwise_rms_norm(node: &mut Node<'_, '_>) -> Result<ValueId> {
     };
     let scale = node.optional(1);
     let rows = normalised_rows(node, x, size)?;
-    let lead = shape.elements() / (branches * size).max(1);
+    let lead = shape.elements() / branches.saturating_mul(size).max(1);
     let mut y = node.shaped("branches", [lead, branches, size], rows)?;
     if let Some(scale) = scale {
         let dims: &[usize] = if node.shape(scale).dims() == [size] { &[size] } else { &[branches, size] };

@@ -84,8 +84,8 @@ pub(super) fn gather_block_quantized(node: &mut Node<'_, '_>) -> Result<ValueId>
     };
     let table = Table { axis, extent, block, packed };
     check(node, &table, &dims, scales, is_float)?;
-    if is_float && zeros.is_some() {
-        return Err(OpError::quant("has zero points of floats, which have none").into());
+    if let Some(zeros) = zeros {
+        check_zeros(node, &table, ty.dtype, scales, zeros)?;
     }
     let codes = node.gathered("picked", gather, data, indices)?;
     let codes = table.unpacked(node, "data", codes)?;
@@ -120,6 +120,25 @@ fn check(node: &Node<'_, '_>, table: &Table, dims: &[usize], scales: ValueId, is
         return Ok(());
     }
     let why = format!("scales {} for blocks of {} of codes {dims:?}", node.ty(scales), table.block);
+    Err(OpError::quant(why).into())
+}
+
+/// Fails unless there is a zero point of the type of codes for each scale, packed as codes are.
+fn check_zeros(
+    node: &Node<'_, '_>,
+    table: &Table,
+    dtype: DType,
+    scales: ValueId,
+    zeros: ValueId,
+) -> Result<()> {
+    let mut dims = node.shape(scales).to_vec();
+    if let Some(bits) = table.packed {
+        dims[table.axis] = dims[table.axis].div_ceil(8 / bits);
+    }
+    if !dtype.is_small_float() && node.ty(zeros).dtype == dtype && *node.shape(zeros) == *dims {
+        return Ok(());
+    }
+    let why = format!("zero points {} of codes of {dtype} with scales {}", node.ty(zeros), node.ty(scales));
     Err(OpError::quant(why).into())
 }
 

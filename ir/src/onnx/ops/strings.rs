@@ -216,6 +216,8 @@ pub(super) fn tokenizer(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let marks = marks && most > 0;
     let width = most + if marks { 2 } else { 0 };
     let shape = Shape::new([&x.shape[..], &[width]].concat())?;
+    // Few long texts fill the rows of many short ones.
+    node.take_bytes(shape.elements().saturating_mul(size_of::<String>()))?;
     let mut all = Vec::with_capacity(shape.elements());
     for row in rows {
         let fillers = most - row.len();

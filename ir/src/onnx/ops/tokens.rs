@@ -10,6 +10,9 @@ use crate::{
     },
 };
 
+/// The most tokens of an n-gram: each is compared by ops of its own.
+const MAX_TOKENS: usize = 64;
+
 /// Scores, −∞ for each token that would end an n-gram which is there already: one of which all but the last token are the last
 /// tokens so far.
 pub(super) fn n_gram_repeat_block(node: &mut Node<'_, '_>) -> Result<ValueId> {
@@ -19,6 +22,12 @@ pub(super) fn n_gram_repeat_block(node: &mut Node<'_, '_>) -> Result<ValueId> {
         let why = format!("takes rows of tokens and of scores, got {} and {}", node.ty(ids), node.ty(scores));
         return Err(OpError::shape(why).into());
     };
+    if n > MAX_TOKENS {
+        return Err(NodeError::attribute(
+            "ngram_size",
+            format!("is {n}; at most {MAX_TOKENS} are supported"),
+        ));
+    }
     if batch != of_scores {
         return Err(OpError::shape(format!("scores {} for {}", node.ty(scores), node.ty(ids))).into());
     }
