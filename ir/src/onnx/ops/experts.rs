@@ -7,12 +7,10 @@
 use super::{compose::Result, weight_only::code};
 use crate::{
     DType, OpError, Shape, Tensor, TensorType, ValueId,
+    limits::MAX_EXPERTS,
     onnx::{NodeError, import::Node},
     ops::{Clamp, GatherElements, MatMul, ReduceKind, ScatterElements, SliceSpec, TopK, UnaryKind, Update},
 };
-
-/// The most experts of a node: more would be a graph of thousands of products.
-const MAX_EXPERTS: usize = 256;
 
 /// A layer of all experts: weights `[experts, results, features]` and biases `[experts, results]`.
 #[derive(Clone, Copy)]

@@ -3,15 +3,13 @@
 use super::{compose::Result, contrib_attention::required_count, strings};
 use crate::{
     DType, OpError, Tensor, ValueId,
+    limits::MAX_GRAM_TOKENS,
     onnx::{NodeError, import::Node},
     ops::{
         BinaryKind, BitCast, Clamp, Conv, Layout, ReduceKind, ScatterElements, SliceSpec, UnaryKind, Update,
         Window,
     },
 };
-
-/// The most tokens of an n-gram: each is compared by ops of its own.
-const MAX_TOKENS: usize = 64;
 
 /// Scores, −∞ for each token that would end an n-gram which is there already: one of which all but the last token are the last
 /// tokens so far.
@@ -22,10 +20,10 @@ pub(super) fn n_gram_repeat_block(node: &mut Node<'_, '_>) -> Result<ValueId> {
         let why = format!("takes rows of tokens and of scores, got {} and {}", node.ty(ids), node.ty(scores));
         return Err(OpError::shape(why).into());
     };
-    if n > MAX_TOKENS {
+    if n > MAX_GRAM_TOKENS {
         return Err(NodeError::attribute(
             "ngram_size",
-            format!("is {n}; at most {MAX_TOKENS} are supported"),
+            format!("is {n}; at most {MAX_GRAM_TOKENS} are supported"),
         ));
     }
     if batch != of_scores {
