@@ -279,9 +279,9 @@ impl<'c> Experts<'c> {
         let all = |start: usize, step: isize| SliceSpec { start, len: self.inner, step };
         let inner = match self.activation {
             Activation::None => self.first.product(node, &name("first"), x, expert, all(0, 1))?,
-            Activation::Plain(ref kind) => {
+            Activation::Plain(kind) => {
                 let inner = self.first.product(node, &name("first"), x, expert, all(0, 1))?;
-                node.unary(&name("activation"), kind.clone(), inner)?
+                node.unary(&name("activation"), kind, inner)?
             }
             Activation::Gated { alpha, beta, limit, layout } => {
                 let (gates, others, beside) = match layout {

@@ -166,6 +166,9 @@ pub(super) fn hashed(node: &mut Node<'_, '_>, to: DType, hash: impl Fn(&[u8]) ->
     }
 }
 
+/// What divides a text into tokens.
+type Split = Box<dyn Fn(&str) -> Vec<String>>;
+
 /// The tokens of each text: its parts between separators, or what an expression matches; of `mincharnum` characters at least.
 /// Between marks of its start and its end where the attribute asks for them, and filled behind with `pad_value` to the most that
 /// a text has.
@@ -188,8 +191,8 @@ pub(super) fn tokenizer(node: &mut Node<'_, '_>) -> Result<ValueId> {
         "" => None,
         pattern => Some(regex("tokenexp", pattern)?),
     };
-    let is_long = |token: &&str| token.chars().count() >= shortest;
-    let split: Box<dyn Fn(&str) -> Vec<String>> = match (separators, expression) {
+    let is_long = move |token: &&str| token.chars().count() >= shortest;
+    let split: Split = match (separators, expression) {
         (Some(separators), None) if separators.len() == 1 && separators[0].as_str().is_empty() => {
             Box::new(|text| text.chars().map(String::from).collect())
         }
