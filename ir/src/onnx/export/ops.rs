@@ -106,6 +106,10 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
             Err(OpError::unsupported("is an op that ONNX does not have, or not at this opset"))
         }
         Op::RoiAlign(op) => Ok(w.plain("RoiAlign", roi_align_attributes(op))),
+        Op::MaxRoiPool(op) => {
+            let bins = ints("pooled_shape", [op.height, op.width]);
+            Ok(w.plain("MaxRoiPool", vec![bins, float("spatial_scale", op.scale)]))
+        }
         Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
         Op::Recurrent(_) => {
             Err(OpError::unsupported("is the recurrence of a layer without the products of its input"))
