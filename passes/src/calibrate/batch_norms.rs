@@ -189,7 +189,7 @@ mod tests {
     fn channels_get_the_mean_and_deviation_of_their_batch_norm() {
         let mut random = Random(4);
         let mut graph = Graph::new("test");
-        let x = graph.input("x", TensorType::f32([1, 2, 24, 24]).unwrap()).unwrap();
+        let x = graph.input("x", TensorType::f32(&[1, 2, 24, 24]).unwrap()).unwrap();
         let mut constant = |graph: &mut Graph, name: &str, dims: &[usize], of: &dyn Fn(f32) -> f32| {
             let n = dims.iter().product();
             add_f32(graph, name, dims, (0..n).map(|_| of(random.normal())).collect()).unwrap()
