@@ -125,9 +125,9 @@ fn a_model_without_calibration_data_warns_and_says_so_ever_after() {
     });
     let model = compiler.compile_onnx(bundled::FASHION_RESNET8).unwrap();
     let warnings = warnings.lock().unwrap();
-    // Its batch norms stand in for data, but for the range of the scores.
-    let expected = ["no calibration data: ranges come from made-up inputs", "1 ops stay float"];
-    assert!(warnings.len() == 2 && warnings.iter().zip(expected).all(|(w, e)| w.contains(e)), "{warnings:?}");
+    // Its batch norms stand in for data.
+    let expected = "no calibration data: ranges come from made-up inputs";
+    assert!(matches!(&warnings[..], [one] if one.contains(expected)), "{warnings:?}");
     let calibration = model.info().calibration.clone().unwrap();
     assert!(calibration.synthetic && calibration.batch_norms == 9, "{calibration:?}");
 }

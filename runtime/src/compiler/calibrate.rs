@@ -277,7 +277,7 @@ impl Compiler {
     fn warn_of_batch_norms(&self, count: usize) {
         self.tell(Event::Warning(&format!(
             "no calibration data: ranges come from made-up inputs, brought to the mean and deviation behind each of {count} \
-             batch norms; the last product, of which these say nothing, stays float. Ranges are near to those of real inputs, \
+             batch norms; the results of the last product, of which these say nothing, are not rounded. Ranges are near to those of real inputs, \
              but nothing was measured: samples (--calibrate) are better"
         )));
     }
