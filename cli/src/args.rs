@@ -5,7 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
-    Calibrator, Precision, WeightBits,
+    Calibrator, Choice, Precision, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
 };
@@ -101,15 +101,22 @@ pub(crate) struct CompileOptions {
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Calibration (of fake-quant and int8)")]
 pub(crate) struct CalibrationOptions {
-    /// Samples to find the ranges of activations with: FILE.npy or FILE.npz (f32 [N, ...] as the model takes it, or u8
-    /// images, preprocessed as below), a folder of .jpg, .png or .bmp images, or a folder of .npy and .npz files of one sample
-    /// each. A few hundred typical inputs are good.
+    /// Samples to find the ranges of activations with: FILE.npy, FILE.npz or FILE.safetensors (f32 [N, ...] as the model takes
+    /// it, or u8 images, preprocessed as below), a folder of .jpg, .png or .bmp images, or a folder of such files with one
+    /// sample each. A few hundred typical inputs are good.
     #[arg(long, value_name = "PATH")]
     pub(crate) calibrate: Option<PathBuf>,
 
-    /// How a range is chosen: `min-max`, or `percentile:P`, which leaves out 100 - P percent on either side.
-    #[arg(long, value_name = "HOW", default_value = "min-max", value_parser = calibrator)]
-    pub(crate) calibrator: Calibrator,
+    /// How ranges are chosen: `min-max`; `moving-average[:C]` of the extremes of samples, of which a new one weighs C (0.01);
+    /// `percentile[:P]` (99.99), which leaves out 100 - P percent on either side; `entropy` (least information lost) or `mse`
+    /// (least squared error) of rounding and clipping; or `auto`, which quantizes with several, measures the error against
+    /// float, and may mix them. TENSOR=HOW is for one value, by its name in the plan, and may be repeated. Default: min-max.
+    #[arg(long, value_name = "[TENSOR=]HOW", value_parser = calibrator)]
+    pub(crate) calibrator: Vec<CalibratorFor>,
+
+    /// Threads that calibration samples are run on; 0 for one on each core. Ranges do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) calibration_threads: usize,
 
     /// Take the calibration samples 0, K, 2K... only.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = at_least_one)]
@@ -273,8 +280,8 @@ pub(crate) struct Run {
     /// The model: .onnx or .qcc.
     pub(crate) model: PathBuf,
 
-    /// An input: INPUT=FILE, or FILE alone for a model of one input. Files are .npy, .npz, images, .pb as ONNX's tests have
-    /// them, or .txt with a text a line. A sequence takes a file for each element; what may be left out needs none.
+    /// An input: INPUT=FILE, or FILE alone for a model of one input. Files are .npy, .npz, .safetensors, images, .pb as ONNX's
+    /// tests have them, or .txt with a text a line. A sequence takes a file for each element; what may be left out needs none.
     #[arg(long, value_name = "[INPUT=]FILE", conflicts_with = "zeros")]
     pub(crate) input: Vec<String>,
 
@@ -322,7 +329,7 @@ pub(crate) struct Eval {
     /// The model: .onnx (evaluated in float too, for comparison), or .qcc.
     pub(crate) model: PathBuf,
 
-    /// A folder of images, or an .npz with `images` and `labels`, or an .npy.
+    /// A folder of images, or an .npz or .safetensors with `images` and `labels`, or an .npy.
     #[arg(long, value_name = "DIR|FILE")]
     pub(crate) images: PathBuf,
 
@@ -553,14 +560,20 @@ fn requant_or_all() -> impl TypedValueParser<Value = Modes> {
         .map(|name| RequantMode::from_name(&name).map_or(Modes::All, Modes::One))
 }
 
-fn calibrator(text: &str) -> Result<Calibrator, String> {
-    match text.split_once(':') {
-        None if text == "min-max" => Ok(Calibrator::MinMax),
-        Some(("percentile", p)) => match p.parse() {
-            Ok(p) if p > 50.0 && p <= 100.0 => Ok(Calibrator::Percentile(p)),
-            _ => Err(format!("`{p}` is not a percentage above 50, at most 100")),
-        },
-        _ => Err("there are min-max and percentile:P, such as percentile:99.99".into()),
+/// A calibrator, and what for.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum CalibratorFor {
+    All(Choice),
+    Value(String, Calibrator),
+}
+
+fn calibrator(text: &str) -> Result<CalibratorFor, String> {
+    // The last one: names of values may hold it, calibrators do not.
+    match text.rsplit_once('=') {
+        Some((value, how)) => {
+            how.parse().map(|c| CalibratorFor::Value(value.into(), c)).map_err(|e| e.to_string())
+        }
+        None => text.parse().map(CalibratorFor::All).map_err(|e| format!("{e}; or auto")),
     }
 }
 
@@ -640,9 +653,12 @@ mod tests {
             parse_shape("1x3").is_err() && parse_shape("a=1x").is_err() && parse_shape("a=1x-3").is_err()
         );
         assert!(parse_pin("conv=gpu").unwrap_err().contains("int8-jit"));
-        assert_eq!(calibrator("percentile:99.9"), Ok(Calibrator::Percentile(99.9)));
+        let one = |c| Ok(CalibratorFor::All(Choice::One(c)));
+        assert_eq!(calibrator("percentile:99.9"), one(Calibrator::Percentile(99.9)));
+        assert_eq!(calibrator("auto"), Ok(CalibratorFor::All(Choice::Auto)));
+        assert_eq!(calibrator("a=b=mse"), Ok(CalibratorFor::Value("a=b".into(), Calibrator::Mse)));
         assert!(
-            ["percentile", "percentile:4", "percentile:NaN", "kl"].iter().all(|c| calibrator(c).is_err())
+            ["percentile:4", "percentile:NaN", "kl", "a=auto", "a="].iter().all(|c| calibrator(c).is_err())
         );
         assert_eq!(
             (parse_bytes("77"), parse_bytes("3k"), parse_bytes("8G")),

@@ -43,6 +43,7 @@ impl Terminal {
         match event {
             Event::Warning(text) => self.warn(text),
             Event::Calibrating { done, total } => self.progress("calibrating", done, total),
+            Event::Measuring { done, total } => self.progress("comparing calibrators", done, total),
             Event::Generating => self.spin("generating code"),
             Event::Pass { name, graph } => {
                 if self.print_after.iter().any(|p| p == name || p == "all") {

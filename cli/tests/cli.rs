@@ -254,6 +254,84 @@ fn inputs_come_from_arrays_and_outputs_go_to_arrays() {
 }
 
 #[test]
+fn ranges_are_chosen_as_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fashion.qcc").display().to_string();
+    let (m, images) = (model(), calibration());
+    let compile = |options: &[&str]| {
+        let preprocess = ["--samples", "24", "--mean", "72.93", "--std", "90.015"];
+        let first = ["compile", &m, "-o", &path, "--calibrate", &images];
+        qcc(&[&first[..], &preprocess, options].concat())
+    };
+    let program = |options: &[&str]| {
+        let text = stdout(&compile(options));
+        (text, std::fs::read(&path).unwrap())
+    };
+    let (text, min_max) = program(&[]);
+    assert!(text.contains("ranges of 24 samples"), "{text}");
+    assert_eq!(program(&["--calibrator", "min-max"]).1, min_max);
+    for how in ["moving-average:0.1", "percentile:99.9", "entropy", "mse"] {
+        let (text, own) = program(&["--calibrator", how]);
+        assert!(text.contains(&format!("ranges by {how} of 24 samples")), "{text}");
+        assert_ne!(own, min_max, "{how}");
+        // Whatever the number of threads.
+        for threads in ["1", "3"] {
+            assert_eq!(program(&["--calibrator", how, "--calibration-threads", threads]).1, own, "{how}");
+        }
+    }
+    let plan = stdout(&qcc(&["inspect", &path]));
+    let value =
+        plan.lines().find(|l| l.contains("/l1/c1/Conv")).and_then(|l| l.split_whitespace().next()).unwrap();
+    let (text, _) = program(&["--calibrator", &format!("{value}=percentile:99")]);
+    assert!(text.contains("ranges by min-max but for 1 value"), "{text}");
+    let (text, _) = program(&["--calibrator", "auto", "--explain"]);
+    assert!(
+        text.contains("(measured)") && text.contains("signal to noise of the results on 24 samples"),
+        "{text}"
+    );
+    assert!(text.contains("min-max ") && text.contains("entropy ") && text.contains(" dB"), "{text}");
+
+    let usage = |options: &[&str]| {
+        let output = compile(options);
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        stderr(&output)
+    };
+    assert!(usage(&["--calibrator", "kl"]).contains("moving-average"));
+    assert!(
+        usage(&["--calibrator", "mse", "--calibrator", "entropy"]).contains("given twice for all values")
+    );
+    assert!(usage(&["--calibrator", "a=mse", "--calibrator", "a=entropy"]).contains("given twice for a"));
+    let unknown = compile(&["--calibrator", "no such value=mse"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("`no such value`"), "{}", stderr(&unknown));
+}
+
+#[test]
+fn arrays_of_safetensors_are_inputs_and_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let x = ndarray::Array4::<f32>::from_shape_fn((1, 1, 28, 28), |(_, _, i, j)| (i * j) as f32 / 784.0);
+    ndarray_npy::write_npy(file("x.npy"), &x).unwrap();
+    let header = r#"{"image":{"dtype":"F32","shape":[1,1,28,28],"data_offsets":[0,3136]}}  "#;
+    let data: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(file("x.safetensors"), &bytes).unwrap();
+    let m = model();
+    let top = |input: &str| stdout(&qcc(&["run", &m, "--input", &file(input), "--top", "3"]));
+    assert_eq!(top("x.safetensors"), top("x.npy"));
+    let named = format!("image={}", file("x.safetensors"));
+    assert_eq!(stdout(&qcc(&["run", &m, "--input", &named, "--top", "3"])), top("x.npy"));
+    let samples = qcc(&["compile", &m, "-o", &file("a.qcc"), "--calibrate", &file("x.safetensors")]);
+    assert!(stdout(&samples).contains("ranges of 1 samples"));
+
+    for length in [0, 4, 9, 60, bytes.len() - 1] {
+        std::fs::write(file("x.safetensors"), &bytes[..length]).unwrap();
+        let text = error(&["run", &m, "--input", &file("x.safetensors")], 1);
+        assert!(text.contains("x.safetensors") && text.contains("damaged"), "{text}");
+    }
+}
+
+#[test]
 fn evaluation_compares_every_mode_with_float() {
     let images = models().join("fashion_mnist_test.npz").display().to_string();
     let output = qcc(&[
@@ -428,7 +506,7 @@ fn warnings_are_loud_unless_silenced() {
     let path = folder.path().join("a.qcc").display().to_string();
     let loud = qcc(&["compile", &model(), "-o", &path]);
     assert!(stderr(&loud).contains("warning: no calibration data"), "{}", stderr(&loud));
-    assert!(stdout(&loud).contains("for timing only"));
+    assert!(stdout(&loud).contains("of the statistics of 9 batch norms (without data)"));
     assert!(stderr(&qcc(&["compile", &model(), "-o", &path, "-q"])).contains("warning: "));
     assert_eq!(stderr(&qcc(&["compile", &model(), "-o", &path, "-qq"])), "");
 }

@@ -18,6 +18,11 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     for &node in &order {
         if let Some((x, affine)) = candidate(graph, ctx, node) {
             let folded = fold_into_producer(graph, x, &affine)?;
+            if let Ok(into) = &folded
+                && let Some(statistics) = ctx.batch_norms.borrow_mut().get_mut(into)
+            {
+                statistics.then(&affine);
+            }
             if let Err(why) = settle(graph, node, x, folded, record)? {
                 declined.insert(node, why);
             }

@@ -2,7 +2,7 @@
 //! addition.
 
 use crate::{
-    Context, Pass, PassError, Record,
+    ChannelStatistics, Context, Pass, PassError, Record,
     affine::{Affine, fold_into_consumer, fold_into_producer},
     edit::{add_f32, f32_constant, live_op, replace},
 };
@@ -37,14 +37,20 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
             stale.push(name.clone());
         }
         let affine = affine_of(&bn, &statistics);
+        let behind = statistics_behind(&bn, statistics[0], statistics[1]);
         lint(&name, &bn, statistics[3], &affine, record);
         if ctx.options.pin(graph, node).is_some() {
             to_affine(graph, node, operands[0], bn.axis, affine)?;
             record.declined(&name, "pinned to a device: became a multiplication and an addition");
             continue;
         }
+        // Its result is that of the op before it from then on, or of an addition of its own name, or part of what is behind it.
         let folded = match fold_into_producer(graph, operands[0], &affine)? {
-            Ok(into) => Ok(format!("folded into `{into}` before it")),
+            Ok(into) => {
+                let text = format!("folded into `{into}` before it");
+                ctx.batch_norms.borrow_mut().insert(into, behind.clone());
+                Ok(text)
+            }
             Err(before) => match fold_into_consumer(graph, node.out(), &affine)? {
                 Ok(into) => Ok(format!("folded into `{into}` after it")),
                 Err(after) => Err(format!("before: {before}; after: {after}")),
@@ -57,6 +63,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
             }
             Err(why) => {
                 to_affine(graph, node, operands[0], bn.axis, affine)?;
+                ctx.batch_norms.borrow_mut().insert(name.clone(), behind);
                 record.declined(&name, format!("became a multiplication and an addition ({why})"));
             }
         }
@@ -85,6 +92,15 @@ fn affine_of(bn: &BatchNorm, statistics: &[&[f32]]) -> Affine {
     let factor: Vec<f64> = scale.zip(variance).map(|(g, v)| g / (v + f64::from(bn.epsilon)).sqrt()).collect();
     let shift = bias.zip(mean).zip(&factor).map(|((b, m), f)| b - m * f).collect();
     Affine { axis: Some(bn.axis), factor, shift }
+}
+
+/// The distribution behind a batch norm on what the model was trained on.
+fn statistics_behind(bn: &BatchNorm, scale: &[f32], bias: &[f32]) -> ChannelStatistics {
+    ChannelStatistics {
+        axis: bn.axis,
+        mean: bias.iter().map(|&b| b.into()).collect(),
+        deviation: scale.iter().map(|&g| f64::from(g).abs()).collect(),
+    }
 }
 
 fn lint(name: &str, bn: &BatchNorm, variance: &[f32], affine: &Affine, record: &mut Record) {

@@ -44,13 +44,17 @@ mod take_pixels;
 mod weight_parts;
 mod widen_half;
 
-pub use calibrate::{Calibrator, Collector, Range, Ranges, observed_values};
+pub use calibrate::{
+    Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Extremes, Range, Ranges, Statistics,
+    Trial, UnknownCalibrator, observed_values, renormalised, trial,
+};
 pub use capability::int8_capability;
 pub use options::{Capability, ImageInput, Options, Precision, WeightBits, WeightGrid};
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
 
 use qcc_ir::{Graph, Stage, verify};
+use std::{cell::RefCell, collections::BTreeMap};
 
 /// One transformation of a graph.
 pub struct Pass {
@@ -64,6 +68,14 @@ struct Context<'a> {
     options: &'a Options,
     /// Observed ranges; empty before calibration.
     ranges: &'a Ranges,
+    /// What batch norms that were folded tell of the values behind them, by the names of the nodes that compute these.
+    batch_norms: RefCell<BTreeMap<String, ChannelStatistics>>,
+}
+
+impl<'a> Context<'a> {
+    fn new(options: &'a Options, ranges: &'a Ranges) -> Context<'a> {
+        Context { options, ranges, batch_norms: RefCell::default() }
+    }
 }
 
 /// The three callable parts of the pipeline.
@@ -193,7 +205,7 @@ fn run(
     ranges: &Ranges,
     observe: &mut Observer<'_>,
 ) -> Result<Report, PassError> {
-    let context = Context { options, ranges };
+    let context = Context::new(options, ranges);
     let mut report = Report::default();
     for Line { pass, .. } in
         PIPELINE.iter().filter(|l| l.part == part && l.only.is_none_or(|p| p.contains(&options.precision)))
@@ -207,6 +219,7 @@ fn run(
         observe(pass, graph);
     }
     checked("the last pass", graph)?;
+    report.batch_norms = context.batch_norms.into_inner();
     Ok(report)
 }
 

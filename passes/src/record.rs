@@ -1,8 +1,9 @@
 //! What passes report.
 
+use crate::ChannelStatistics;
 use qcc_ir::{Error, OpError, VerifyError};
 use serde::Serialize;
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// What a [`Note`] is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -48,6 +49,11 @@ impl Record {
         self.note(NoteKind::Applied, node, text);
     }
 
+    /// Something to know that is not counted as done.
+    pub(crate) fn told(&mut self, node: &str, text: impl Into<String>) {
+        self.note(NoteKind::Applied, node, text);
+    }
+
     pub(crate) fn declined(&mut self, node: &str, text: impl Into<String>) {
         self.note(NoteKind::Declined, node, text);
     }
@@ -67,10 +73,13 @@ impl Record {
 }
 
 /// The records of one part of the pipeline, in order.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct Report {
     /// One a pass.
     pub records: Vec<Record>,
+    /// What batch norms that are part of other ops now tell of the values behind them: by the name of the op, of its result
+    /// before a residual is added or a clamp applied.
+    pub batch_norms: BTreeMap<String, ChannelStatistics>,
 }
 
 impl Report {
@@ -87,6 +96,7 @@ impl Report {
     /// This report followed by another.
     pub fn then(mut self, next: Report) -> Report {
         self.records.extend(next.records);
+        self.batch_norms.extend(next.batch_norms);
         self
     }
 }

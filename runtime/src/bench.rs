@@ -118,7 +118,7 @@ impl Contestant {
                 let model = session.model().clone();
                 let mut buffers: Vec<Vec<u8>> =
                     model.outputs().iter().map(|o| vec![0; o.ty.bytes()]).collect();
-                let mut outputs = output_views(model.outputs(), &mut buffers);
+                let mut outputs = output_views(model.outputs(), buffers.iter_mut().map(|b| &mut b[..]));
                 time(&mut self.times, reps, || session.run_into(&views, &mut outputs))?;
                 for _ in 0..profiled {
                     session.start_profile();

@@ -48,6 +48,9 @@ pub enum Error {
     /// A synthetic model cannot be built.
     #[error(transparent)]
     Zoo(#[from] ZooError),
+    /// Ranges cannot be chosen as they were to be.
+    #[error("{0}")]
+    Calibration(String),
     /// Models that cannot be compared with each other, or labels that are no classes of the model.
     #[error("{0}")]
     Evaluation(String),

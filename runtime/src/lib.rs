@@ -66,6 +66,7 @@ mod layers;
 mod load;
 mod memory;
 mod model;
+pub mod observe;
 mod program;
 mod quantile;
 mod roofline;
@@ -78,7 +79,10 @@ pub mod zoo;
 pub use bench::{BenchReport, Latency, Run, bench, bench_dynamic};
 pub use compiler::{Calibrated, Compiler, Event, IMPORT, Prepared, graph_inputs};
 pub use container::{ContainerError, is_program};
-pub use data::{DataError, Feed, Preprocess, Samples, parse_npz, read_npy, read_npz, write_npy};
+pub use data::{
+    DataError, Feed, Preprocess, Samples, parse_npz, read_arrays, read_npy, read_npz, read_safetensors,
+    write_npy,
+};
 pub use dynamic::{Backend, DynamicInfo, DynamicModel, DynamicProgram, DynamicRun, ProgramFile, ValueRun};
 pub use error::Error;
 pub use eval::{Evaluation, Score, evaluate, top};
@@ -86,11 +90,13 @@ pub use layers::{Layer, Loss, Losses, Traffic};
 pub use load::LoadPhase;
 pub use memory::machine_memory;
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
-pub use program::{Calibration, Difference, FileTimes, Pixels, Program, ProgramError, ProgramInfo};
+pub use program::{
+    Calibration, Difference, FileTimes, Measured, Measurement, Pixels, Program, ProgramError, ProgramInfo,
+};
 pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, SharedWeights, TIERS, Tier, Tiling, Work};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
-pub use qcc_passes::{Calibrator, Precision, WeightBits};
+pub use qcc_passes::{Calibrator, Calibrators, Choice, Precision, WeightBits};
 pub use roofline::{Bound, Host, MemoryLevel, Peaks};
 pub use threads::{Threads, ThreadsError};
 pub use tier::{TIER_VARIABLE, TierError, choose_tier};

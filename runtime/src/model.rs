@@ -205,9 +205,9 @@ pub enum BindError {
 /// Writable views of buffers that are as large as a model's outputs.
 pub(crate) fn output_views<'b>(
     outputs: &[TensorInfo],
-    buffers: &'b mut [Vec<u8>],
+    buffers: impl Iterator<Item = &'b mut [u8]>,
 ) -> SmallVec<[TensorViewMut<'b>; 4]> {
-    let view = |(info, bytes): (&TensorInfo, &'b mut Vec<u8>)| TensorViewMut {
+    let view = |(info, bytes): (&TensorInfo, &'b mut [u8])| TensorViewMut {
         dtype: info.ty.dtype,
         dims: info.ty.shape.dims().into(),
         bytes,
@@ -295,7 +295,7 @@ impl Session {
     pub fn run(&mut self, inputs: &[TensorView<'_>]) -> Result<Vec<Tensor>, Error> {
         let model = self.model.clone();
         let mut buffers: Vec<Vec<u8>> = model.outputs().iter().map(|o| vec![0; o.ty.bytes()]).collect();
-        let mut views = output_views(model.outputs(), &mut buffers);
+        let mut views = output_views(model.outputs(), buffers.iter_mut().map(|b| &mut b[..]));
         self.run_into(inputs, &mut views)?;
         drop(views);
         let finish = |(info, bytes): (&TensorInfo, Vec<u8>)| {

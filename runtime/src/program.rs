@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use qcc_codegen::Release;
 use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
-use qcc_passes::{Calibrator, Precision, WeightBits};
+use qcc_passes::{Calibrators, Precision, WeightBits};
 use serde::{Deserialize, Serialize};
 use std::{
     path::Path,
@@ -67,10 +67,35 @@ pub struct Calibration {
     pub origin: String,
     /// Number of samples.
     pub samples: u64,
-    /// How ranges were chosen.
-    pub calibrator: Calibrator,
-    /// Whether the samples were noise: good for timing, worth nothing for accuracy.
+    /// How ranges were to be chosen.
+    pub calibrator: Calibrators,
+    /// Whether the samples were noise: good for timing, worth nothing for accuracy, unless `batch_norms` stood in for data.
     pub synthetic: bool,
+    /// Number of batch norms whose statistics stood in for data; 0 where there was data, or nothing to stand in.
+    pub batch_norms: usize,
+    /// What was measured to choose among calibrators; `None` where nothing was left to choose.
+    pub measured: Option<Measurement>,
+}
+
+/// What was measured to choose among calibrators.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Measurement {
+    /// Number of samples.
+    pub samples: usize,
+    /// In the order in which they were tried.
+    pub attempts: Vec<Measured>,
+    /// The attempt of the least error.
+    pub chosen: Calibrators,
+}
+
+/// The error of a network that was quantized on the ranges of some calibrators.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Measured {
+    /// Which, such as `mse but for 3 values`.
+    pub calibrators: String,
+    /// Signal-to-noise ratio of its results (their mean, of several) against float, in dB; infinite where they are equal, and
+    /// then `null` in JSON.
+    pub sqnr_db: f64,
 }
 
 /// How a program that takes pixels (u8, channels last) normalises them.

@@ -7,7 +7,8 @@ use crate::{
     terminal::Terminal,
 };
 use qcc_runtime::{
-    Calibration, Compiler, DynamicProgram, Event, ListingKind, Precision, Program, TuneReport, WeightBits,
+    Calibration, Calibrators, Compiler, DynamicProgram, Event, ListingKind, Precision, Program, TuneReport,
+    WeightBits,
     ir::{Graph, onnx, text},
     is_program, tune,
 };
@@ -148,10 +149,18 @@ fn describe_dynamic(program: &DynamicProgram) -> String {
 }
 
 fn ranges(c: &Calibration) -> String {
+    let how = match &c.measured {
+        Some(m) => format!(" by {} (measured)", m.chosen),
+        None if c.calibrator == Calibrators::default() => String::new(),
+        None => format!(" by {}", c.calibrator),
+    };
     match (c.synthetic, c.samples) {
+        (true, _) if c.batch_norms > 0 => {
+            format!("ranges{how} of the statistics of {} batch norms (without data)", c.batch_norms)
+        }
         (true, _) => "ranges of synthetic noise (for timing only)".into(),
         (false, 0) => format!("ranges of {}", c.origin),
-        (false, n) => format!("ranges of {n} samples from {}", c.origin),
+        (false, n) => format!("ranges{how} of {n} samples from {}", c.origin),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use qcc_runtime::{
     Compiler, DynamicModel, Error, Preprocess, Samples, TensorInfo,
     ir::{Tensor, memory::MemoryError, onnx::InputInfo},
-    read_npy, read_npz,
+    read_arrays, read_npy,
 };
 use std::path::{Path, PathBuf};
 
@@ -69,8 +69,8 @@ fn arrays(files: &[String], declared: &[InputInfo]) -> Result<Vec<Option<Tensor>
                     arrays[at] = Some(tensor);
                 }
             }
-            Some("npz") if files.len() == 1 => {
-                for (name, tensor) in read_npz(&file)? {
+            Some("npz" | "safetensors") if files.len() == 1 => {
+                for (name, tensor) in read_arrays(&file)? {
                     let takes = |i: &InputInfo| i.name == name && i.takes(tensor.dtype(), tensor.shape());
                     if let Some(at) = declared.iter().position(takes) {
                         arrays[at] = Some(tensor);
@@ -109,7 +109,7 @@ pub(super) fn read(
         && !inputs.is_empty()
         && given.iter().any(Option::is_none)
     {
-        // One file for all: an npz has arrays by name, and one input needs none.
+        // One file for all: an npz or safetensors has arrays by name, and one input needs none.
         return sample(inputs, Path::new(file), preprocess);
     }
     let mut named = vec![false; inputs.len()];

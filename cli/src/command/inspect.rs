@@ -143,7 +143,7 @@ fn describe_program(program: &Program, out: &mut impl Write) -> Result<(), Failu
         writeln!(out, "tuned for {}: tilings of {} layers", tuning.tier, tuning.tilings.len())?;
     }
     if let Some(c) = &info.calibration {
-        let worth = if c.synthetic { " (synthetic: for timing only)" } else { "" };
+        let worth = if c.synthetic && c.batch_norms == 0 { " (synthetic: for timing only)" } else { "" };
         writeln!(out, "calibrated on {} samples of {}{worth}", c.samples, c.origin)?;
     }
     Ok(())

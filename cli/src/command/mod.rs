@@ -11,12 +11,14 @@ mod values;
 pub(crate) mod zoo;
 
 use crate::{
-    args::{CompileOptions, ImageOptions},
+    args::{CalibratorFor, CompileOptions, ImageOptions},
     failure::Failure,
     table::percent,
     terminal::Terminal,
 };
-use qcc_runtime::{Compiler, IMPORT, Pixels, Preprocess, ProgramInfo, Samples, passes};
+use qcc_runtime::{
+    Calibrators, Compiler, Error, IMPORT, Pixels, Preprocess, ProgramInfo, Samples, Threads, passes,
+};
 use std::{path::Path, sync::Arc};
 
 /// A compiler with the options of the command line, and the terminal that it reports to.
@@ -30,8 +32,12 @@ fn compiler(
         check_pass(pass, &["all"])?;
     }
     let terminal = Arc::new(Terminal::new(quiet, &options.print_after));
-    let mut compiler =
-        Compiler::new().preprocess(preprocess(images)).calibrator(options.calibration.calibrator);
+    let mut compiler = Compiler::new().preprocess(preprocess(images));
+    compiler = compiler.calibrator(calibrators(&options.calibration.calibrator)?);
+    if options.calibration.calibration_threads > 0 {
+        let threads = Threads::new(options.calibration.calibration_threads).map_err(Error::from)?;
+        compiler = compiler.calibration_threads(threads);
+    }
     compiler = compiler.image_input(images.image_input);
     if let Some(isa) = isa {
         compiler = compiler.tier(isa);
@@ -57,6 +63,25 @@ fn compiler(
     }
     let told = terminal.clone();
     Ok((compiler.observer(move |event| told.event(event)), terminal))
+}
+
+/// Which calibrator is for which value.
+fn calibrators(given: &[CalibratorFor]) -> Result<Calibrators, Failure> {
+    let mut calibrators = Calibrators::default();
+    let mut all = None;
+    for one in given {
+        let known = match one {
+            CalibratorFor::All(choice) => all.replace(*choice).map(|_| "all values"),
+            CalibratorFor::Value(value, c) => {
+                calibrators.values.insert(value.clone(), *c).map(|_| value.as_str())
+            }
+        };
+        if let Some(what) = known {
+            return Err(Failure::Usage(format!("--calibrator is given twice for {what}")));
+        }
+    }
+    calibrators.all = all.unwrap_or(calibrators.all);
+    Ok(calibrators)
 }
 
 fn calibration_samples(options: &CompileOptions) -> Result<Option<Samples>, Failure> {

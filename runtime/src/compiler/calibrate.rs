@@ -2,21 +2,26 @@
 
 use super::{Compiler, Event, Prepared, graph_inputs};
 use crate::{
-    Calibration, Error, JitOptions, Model, Precision, Program, ProgramInfo, Samples, Session, TensorView,
-    Threads, dynamic::lock,
+    Calibration, Error, Feed, Measurement, Samples, Threads,
+    data::dead_leaves,
+    dynamic::lock,
+    observe::{Observed, ObservedSession, observe},
 };
-use qcc_ir::{Graph, Output, Tensor, ValueId};
-use qcc_passes::{Calibrator, Collector, Options, Ranges, Report};
+use qcc_ir::{Graph, Tensor, ValueId};
+use qcc_passes::{Calibrators, Choice, Collector, Ranges, Statistics, renormalised};
 use serde::{Deserialize, Serialize};
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Ranges of a model's values, at whatever shapes, and where they come from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Calibrated {
-    pub(super) ranges: Ranges,
+    pub(crate) ranges: Ranges,
     pub(super) summary: Calibration,
 }
 
@@ -26,12 +31,24 @@ impl Calibrated {
         &self.summary
     }
 
-    pub(crate) fn new(ranges: Ranges, samples: &Samples, calibrator: Calibrator) -> Calibrated {
+    /// The ranges.
+    pub fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    pub(crate) fn new(
+        ranges: Ranges,
+        samples: &Samples,
+        calibrator: &Calibrators,
+        measured: Option<Measurement>,
+    ) -> Calibrated {
         let summary = Calibration {
             origin: samples.origin().into(),
             samples: ranges.samples,
-            calibrator,
+            calibrator: calibrator.clone(),
             synthetic: samples.is_noise(),
+            batch_norms: 0,
+            measured,
         };
         let mut ranges = ranges;
         if samples.is_noise() {
@@ -42,74 +59,17 @@ impl Calibrated {
     }
 
     /// Of a model that brings its own grids, and needs no ranges.
-    pub(crate) fn unneeded(calibrator: Calibrator) -> Calibrated {
+    pub(crate) fn unneeded(calibrator: &Calibrators) -> Calibrated {
         let origin = "the model's own grids".into();
-        let summary = Calibration { origin, samples: 0, calibrator, synthetic: false };
-        Calibrated { ranges: Ranges::default(), summary }
-    }
-}
-
-/// A prepared float graph that shows the values of which calibration needs ranges.
-pub(crate) struct Probe {
-    /// None where nothing but inputs is to be seen.
-    model: Option<Model>,
-    /// Observed inputs, by their place.
-    inputs: Vec<(usize, ValueId)>,
-    /// Observed results, which come first among the model's.
-    computed: Vec<ValueId>,
-}
-
-impl Probe {
-    /// Of the values that a collector wants; and of the graph's own results, where they are needed.
-    ///
-    /// # Errors
-    /// Where the graph cannot be compiled.
-    pub(crate) fn new(
-        compiler: &Compiler,
-        graph: &Graph,
-        collector: &Collector,
-        with_results: bool,
-    ) -> Result<Probe, Error> {
-        let place = |v: ValueId| Some((graph.inputs().iter().position(|n| *n == v.node)?, v));
-        let inputs = collector.values().filter_map(place).collect();
-        // Inputs need no run to be seen, and are not made outputs.
-        let computed: Vec<ValueId> = collector.values().filter(|&v| place(v).is_none()).collect();
-        let mut outputs: Vec<Output> =
-            computed.iter().map(|&value| Output { name: format!("probe {value}"), value }).collect();
-        if with_results {
-            outputs.extend(graph.outputs().iter().cloned());
-        }
-        let model = match outputs.is_empty() {
-            true => None,
-            false => Some(compiler.probe(graph, outputs)?),
+        let summary = Calibration {
+            origin,
+            samples: 0,
+            calibrator: calibrator.clone(),
+            synthetic: false,
+            batch_norms: 0,
+            measured: None,
         };
-        Ok(Probe { model, inputs, computed })
-    }
-
-    /// A session for [`run`](Self::run).
-    pub(crate) fn session(&self) -> Option<Session> {
-        self.model.as_ref().map(Session::new)
-    }
-
-    /// Runs one batch, shows it to the collector, and returns the graph's own results.
-    pub(crate) fn run(
-        &self,
-        session: Option<&mut Session>,
-        batch: &[Tensor],
-        collector: &mut Collector,
-    ) -> Result<Vec<Tensor>, Error> {
-        for &(at, value) in &self.inputs {
-            let elements = batch.get(at).and_then(|t| t.as_slice::<f32>().ok());
-            collector.record(value, elements.unwrap_or_default());
-        }
-        let Some(session) = session else { return Ok(Vec::new()) };
-        let views: Vec<TensorView<'_>> = batch.iter().map(TensorView::from).collect();
-        let mut results = session.run(&views)?;
-        let own = results.split_off(self.computed.len());
-        for (value, tensor) in self.computed.iter().zip(&results) {
-            collector.record(*value, tensor.as_slice().unwrap_or_default());
-        }
-        Ok(own)
+        Calibrated { ranges: Ranges::default(), summary }
     }
 }
 
@@ -120,10 +80,11 @@ pub(crate) struct Observation {
     collectors: Mutex<Vec<Arc<Mutex<Collector>>>>,
 }
 
-/// A [`Probe`] of one graph of many.
+/// One graph of many that shows what a collector wants, and its own results.
 pub(crate) struct ObservedPart {
-    probe: Probe,
-    session: Mutex<Option<Session>>,
+    /// The values of the collector, which come first among those that are shown.
+    values: Vec<ValueId>,
+    session: Mutex<ObservedSession>,
     collector: Arc<Mutex<Collector>>,
 }
 
@@ -142,15 +103,20 @@ impl Observation {
     pub(crate) fn part(&self, graph: Graph, is_rest: bool) -> Result<ObservedPart, Error> {
         let prepared = self.compiler.prepare(graph)?;
         self.met_grids.fetch_or(prepared.brings_grids(), Ordering::Relaxed);
-        let calibrator = self.compiler.calibrator;
+        let calibrators = self.compiler.calibrators.clone();
         let collector = match is_rest {
-            true => Collector::of_rest(prepared.graph(), calibrator),
-            false => Collector::new(prepared.graph(), calibrator),
+            true => Collector::of_rest(prepared.graph(), calibrators),
+            false => Collector::new(prepared.graph(), calibrators),
         };
-        let probe = Probe::new(&self.compiler, prepared.graph(), &collector, true)?;
+        let values: Vec<ValueId> = collector.values().collect();
+        let results = prepared.graph().outputs().iter().map(|o| o.value);
+        let shown: Vec<ValueId> = values.iter().copied().chain(results).collect();
+        let observed = Observed::new(&self.compiler, prepared.graph(), &shown)?;
+        // Samples of any shapes come one at a time, as parts follow each other: threads share each run.
+        let session = Mutex::new(observed.session(self.compiler.threads_of_calibration()?));
         let collector = Arc::new(Mutex::new(collector));
         lock(&self.collectors).push(collector.clone());
-        Ok(ObservedPart { session: Mutex::new(probe.session()), probe, collector })
+        Ok(ObservedPart { values, session, collector })
     }
 
     /// Whether any part is quantized already.
@@ -165,44 +131,139 @@ impl Observation {
 
     /// The ranges of all that was seen. It is forgotten then.
     pub(crate) fn ranges(&self) -> Ranges {
-        let mut all = Collector::empty(self.compiler.calibrator);
+        let empty = || Collector::empty(self.compiler.calibrators.clone());
+        let mut all = empty();
         for collector in lock(&self.collectors).drain(..) {
-            all.merge(std::mem::replace(&mut *lock(&collector), Collector::empty(self.compiler.calibrator)));
+            all.merge(std::mem::replace(&mut *lock(&collector), empty()));
         }
         all.finish()
     }
 }
 
 impl ObservedPart {
+    /// Runs one batch, shows it to the collector, and returns the graph's own results.
     pub(crate) fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
-        self.probe.run(lock(&self.session).as_mut(), inputs, &mut lock(&self.collector))
+        let mut shown = lock(&self.session).run(inputs)?;
+        let results = shown.split_off(self.values.len());
+        let mut collector = lock(&self.collector);
+        for (value, tensor) in self.values.iter().zip(&shown) {
+            collector.record(*value, tensor.as_slice().unwrap_or_default());
+        }
+        Ok(results)
     }
 }
 
 impl Compiler {
-    /// Runs the prepared graph in float on the samples and collects ranges. One that brings its own grids needs none.
+    /// Runs the prepared graph in float on the samples, on all threads, and makes ranges of what it sees, the same for any
+    /// number of threads. A graph that brings its own grids needs none.
     ///
     /// # Errors
-    /// Where samples cannot be read or do not fit the model.
+    /// Where samples cannot be read or do not fit the model, or a calibrator is for a value that is not observed.
     pub fn calibrate(&self, prepared: &Prepared) -> Result<Calibrated, Error> {
         if prepared.brings_grids() {
-            return Ok(Calibrated::unneeded(self.calibrator));
+            return Ok(Calibrated::unneeded(&self.calibrators));
         }
-        let samples = self.samples.clone().unwrap_or_else(|| {
-            self.warn_of_noise();
-            Samples::noise()
-        });
-        let mut collector = Collector::new(prepared.graph(), self.calibrator);
-        if collector.values().next().is_some() && !prepared.graph().inputs().is_empty() {
-            let probe = Probe::new(self, prepared.graph(), &collector, false)?;
-            let mut session = probe.session();
-            let feed = samples.bind(&graph_inputs(prepared.graph()), &self.preprocess)?;
-            for i in 0..feed.batches() {
-                probe.run(session.as_mut(), &feed.batch(i)?, &mut collector)?;
-                self.tell(Event::Calibrating { done: i + 1, total: feed.batches() });
+        let none = BTreeMap::new();
+        let batch_norms = if self.samples.is_none() { &prepared.report.batch_norms } else { &none };
+        let (normal, places) = renormalised(prepared.graph(), batch_norms)?;
+        let samples = match &self.samples {
+            Some(samples) => samples.clone(),
+            None if places.is_empty() => Samples::noise(),
+            None => {
+                let pictures = dead_leaves(&graph_inputs(prepared.graph()), &self.preprocess)?;
+                pictures.unwrap_or_else(Samples::noise)
             }
+        };
+        let count = places.values().flatten().count();
+        match (self.samples.is_none(), count) {
+            (true, 0) => self.warn_of_noise(),
+            (true, n) => self.warn_of_batch_norms(n),
+            (false, _) => {}
         }
-        Ok(Calibrated::new(collector.finish(), &samples, self.calibrator))
+        let statistics = self.statistics(prepared.graph(), &normal, &places, &samples)?;
+        let (ranges, measured) = match self.calibrators.all {
+            // What noise does to the results is no measure.
+            Choice::Auto if statistics.samples() > 0 && !samples.is_noise() => {
+                let (ranges, measured) = self.measured_ranges(prepared, &statistics, &samples)?;
+                (ranges, Some(measured))
+            }
+            Choice::Auto | Choice::One(_) => (statistics.ranges(), None),
+        };
+        let mut calibrated = Calibrated::new(ranges, &samples, &self.calibrators, measured);
+        if count > 0 {
+            calibrated.summary.batch_norms = count;
+            calibrated.summary.origin =
+                format!("{} with the statistics of {count} batch norms", samples.origin());
+        }
+        Ok(calibrated)
+    }
+
+    /// What is seen of the values of a prepared graph on samples when another one runs for it, where some of them have
+    /// other places.
+    fn statistics(
+        &self,
+        graph: &Graph,
+        runs: &Graph,
+        places: &BTreeMap<ValueId, Option<ValueId>>,
+        samples: &Samples,
+    ) -> Result<Statistics, Error> {
+        let collector = || Collector::new(graph, self.calibrators.clone());
+        let mut all = collector();
+        if let Some(name) = all.unknown().next() {
+            return Err(Error::Calibration(format!(
+                "`{name}` has a calibrator of its own and no range to be chosen: ranges are of the values that integer ops \
+                 take and make, by the names that the plan has for them (qcc inspect)"
+            )));
+        }
+        let values: Vec<ValueId> = all.values().collect();
+        if values.is_empty() || graph.inputs().is_empty() {
+            return Ok(all.into_statistics());
+        }
+        let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
+        // Each value by itself, or what stands for it.
+        let place = |v: &ValueId| Some((*v, places.get(v).copied().unwrap_or(Some(*v))?));
+        let (values, shown): (Vec<ValueId>, Vec<ValueId>) = values.iter().filter_map(place).unzip();
+        let observed = Observed::new(self, runs, &shown)?;
+        let counted = self.count(&[observed], &feed, &values, &mut all, &collector)?;
+        counted.into_iter().for_each(|c| all.merge(c));
+        Ok(all.into_statistics())
+    }
+
+    /// Counts the values that the first of some graphs shows, in a collector for each thread; `all` follows what depends on
+    /// the order of samples.
+    fn count(
+        &self,
+        observed: &[Observed],
+        feed: &Feed,
+        values: &[ValueId],
+        all: &mut Collector,
+        collector: &(dyn Fn() -> Collector + Sync),
+    ) -> Result<Vec<Collector>, Error> {
+        let follows = all.follows();
+        let mut done = 0;
+        observe(
+            observed,
+            feed,
+            &self.threads_of_calibration()?,
+            collector,
+            |own, batch| {
+                let mut extremes = Vec::new();
+                for (i, &value) in values.iter().enumerate() {
+                    let of_samples = batch.samples_of(0, i).filter_map(|sample| own.count(value, sample));
+                    match follows {
+                        true => extremes.extend(of_samples.map(|e| (value, e))),
+                        false => of_samples.for_each(drop),
+                    }
+                }
+                Ok(extremes)
+            },
+            |extremes| {
+                extremes.into_iter().for_each(|(value, e)| all.follow(value, e));
+                done += 1;
+                self.tell(Event::Calibrating { done, total: feed.batches() });
+                Ok(())
+            },
+        )
     }
 
     pub(crate) fn warn_of_noise(&self) {
@@ -213,23 +274,118 @@ impl Compiler {
         ));
     }
 
-    /// The float model of a prepared graph with these outputs, on all threads.
-    fn probe(&self, graph: &Graph, outputs: Vec<Output>) -> Result<Model, Error> {
-        let mut graph = graph.clone();
-        graph.set_outputs(outputs);
-        graph.remove_dead();
-        // Without pins: they are meant for the model that comes out, and may name integer devices.
-        let options = Options {
-            capability: qcc_codegen::capability,
-            precision: Precision::Float,
-            ..Options::default()
+    fn warn_of_batch_norms(&self, count: usize) {
+        self.tell(Event::Warning(&format!(
+            "no calibration data: ranges come from made-up inputs, brought to the mean and deviation behind each of {count} \
+             batch norms; the results of the last product, of which these say nothing, are not rounded. Ranges are near to those of real inputs, \
+             but nothing was measured: samples (--calibrate) are better"
+        )));
+    }
+
+    /// The threads that samples are run on.
+    pub(crate) fn threads_of_calibration(&self) -> Result<Threads, Error> {
+        Ok(match &self.calibration_threads {
+            Some(threads) => threads.clone(),
+            None => Threads::new(0)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Calibrator, bundled};
+
+    fn compiler(batch: usize) -> Compiler {
+        Compiler::new().shape("image", [batch, 1, 28, 28]).preprocess(bundled::preprocess())
+    }
+
+    fn prepared(compiler: &Compiler) -> Prepared {
+        compiler.prepare(compiler.import_onnx(bundled::FASHION_RESNET8).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn ranges_do_not_depend_on_threads_nor_on_how_samples_are_batched() {
+        let samples = bundled::calibration().unwrap().limit(20);
+        for calibrator in Calibrator::CANDIDATES.into_iter().chain([Calibrator::MovingAverage(0.1)]) {
+            let ranges = |threads: usize, batch: usize| {
+                let compiler = compiler(batch)
+                    .calibration(samples.clone())
+                    .calibrator(calibrator)
+                    .calibration_threads(Threads::new(threads).unwrap());
+                compiler.calibrate(&prepared(&compiler)).unwrap().ranges().clone()
+            };
+            let one = ranges(1, 3);
+            assert_eq!((one.samples, one.warnings.len()), (20, 0), "{:?}", one.warnings);
+            for threads in [2, 3, 8] {
+                assert_eq!(ranges(threads, 3), one, "{calibrator}, {threads} threads");
+            }
+            // The last batch of three is filled up with copies, which must not count; sums of floats are the same here, as
+            // each sample is computed by itself.
+            assert_eq!(ranges(2, 1), one, "{calibrator}, one by one");
+        }
+    }
+
+    #[test]
+    fn single_values_have_calibrators_of_their_own() {
+        let samples = bundled::calibration().unwrap().limit(12);
+        let min_max = compiler(1).calibration(samples);
+        let graph = prepared(&min_max);
+        let all = min_max.calibrate(&graph).unwrap();
+        let name = all.ranges().values.keys().nth(2).unwrap().clone();
+        let mut calibrators = Calibrators::default();
+        calibrators.values.insert(name.clone(), Calibrator::Percentile(90.0));
+        let own = min_max.clone().calibrator(calibrators.clone()).calibrate(&graph).unwrap();
+        let differs = |(n, r): &(&String, &qcc_passes::Range)| own.ranges().values[*n] != **r;
+        let differing: Vec<_> = all.ranges().values.iter().filter(differs).map(|(n, _)| n.clone()).collect();
+        assert_eq!(differing, [name]);
+        calibrators.values.insert("nothing".into(), Calibrator::Mse);
+        let unknown = min_max.calibrator(calibrators).calibrate(&graph).unwrap_err().to_string();
+        assert!(unknown.contains("`nothing`"), "{unknown}");
+    }
+
+    #[test]
+    fn the_best_of_all_calibrators_is_no_worse_than_any_on_what_was_measured() {
+        let samples = bundled::calibration().unwrap().limit(24);
+        let run = |threads: usize| {
+            let auto = compiler(1).calibration(samples.clone()).calibrator(Choice::Auto);
+            let auto = auto.calibration_threads(Threads::new(threads).unwrap());
+            auto.calibrate(&prepared(&auto)).unwrap()
         };
-        qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
-        let info = ProgramInfo {
-            precision: Precision::Float,
-            ..self.info(&graph, options.requant, None, &Report::default())
+        let found = run(1);
+        let measured = found.summary().measured.clone().unwrap();
+        assert!(measured.attempts.len() >= Calibrator::CANDIDATES.len() && measured.samples == 24);
+        let best = measured.attempts.iter().map(|a| a.sqnr_db).fold(0.0, f64::max);
+        let chosen = measured.chosen.to_string();
+        let of_chosen = measured.attempts.iter().find(|a| a.calibrators == chosen).unwrap();
+        assert_eq!(of_chosen.sqnr_db, best, "{measured:?}");
+        let notes = &found.ranges().notes;
+        assert!(best > 20.0 && notes[0].contains(&chosen), "{notes:?}");
+        let three = run(3);
+        assert_eq!((three.ranges(), three.summary()), (found.ranges(), found.summary()));
+    }
+
+    #[test]
+    fn batch_norms_stand_in_for_data() {
+        let free = compiler(1);
+        let graph = prepared(&free);
+        let found = free.calibrate(&graph).unwrap();
+        assert!(found.summary().batch_norms > 5 && found.summary().synthetic, "{:?}", found.summary());
+        assert!(found.summary().origin.contains("batch norms"));
+        let data = free.clone().calibration(bundled::calibration().unwrap());
+        let data = data.calibrate(&graph).unwrap();
+        let noise = free.calibration(Samples::noise()).calibrate(&graph).unwrap();
+        assert_eq!((noise.summary().batch_norms, data.summary().batch_norms), (0, 0));
+        // Ranges are nearer to those of data, by the mean of |log₂| of their ratio.
+        let distance = |of: &Calibrated| {
+            let mut ratios = Vec::new();
+            for (name, range) in &of.ranges().values {
+                let real = data.ranges().values[name];
+                ratios.push(f64::from((range.max - range.min) / (real.max - real.min)).log2().abs());
+            }
+            ratios.iter().sum::<f64>() / ratios.len() as f64
         };
-        let jit = JitOptions { listing: false, ..self.jit_options()? }.threads(Threads::new(0)?);
-        Ok(Program::new(graph, info).jit(&jit)?)
+        let (free, noise) = (distance(&found), distance(&noise));
+        assert!(free < noise && free < 0.75, "{free} {noise}");
     }
 }

@@ -11,10 +11,11 @@ use qcc_ir::{
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
-use qcc_passes::{Calibrator, Options, Precision, Ranges, Report, WeightBits, WeightGrid};
+use qcc_passes::{Calibrators, Options, Precision, Ranges, Report, WeightBits, WeightGrid};
 use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
 mod calibrate;
+mod measure;
 
 pub use calibrate::Calibrated;
 pub(crate) use calibrate::{Observation, ObservedPart};
@@ -35,6 +36,13 @@ pub enum Event<'a> {
         /// Batches in all.
         total: usize,
     },
+    /// This many quantized networks have been compared with float, to choose among calibrators.
+    Measuring {
+        /// Networks compared.
+        done: usize,
+        /// Networks in all, at most.
+        total: usize,
+    },
     /// Machine code is being generated.
     Generating,
     /// Something looks wrong with the model or the data.
@@ -44,7 +52,7 @@ pub enum Event<'a> {
 type Observer = Arc<dyn Fn(Event<'_>) + Send + Sync>;
 
 /// Compiles models. What is not chosen has a default: int8 on the best tier of this CPU, on one thread, calibrated on
-/// synthetic noise (with a warning: that is good for timing only).
+/// what batch norms tell, and where there are none on synthetic noise (with a warning: that is good for timing only).
 ///
 /// ```
 /// # fn main() -> Result<(), qcc_runtime::Error> {
@@ -68,7 +76,8 @@ pub struct Compiler {
     pub(crate) options: Options,
     /// The mode that was asked for.
     pub(crate) requant: Option<RequantMode>,
-    pub(crate) calibrator: Calibrator,
+    pub(crate) calibrators: Calibrators,
+    calibration_threads: Option<Threads>,
     pub(crate) samples: Option<Samples>,
     pub(crate) preprocess: Preprocess,
     takes_pixels: bool,
@@ -112,7 +121,8 @@ impl Compiler {
         Compiler {
             options: Options { capability: qcc_codegen::capability, ..Options::default() },
             requant: None,
-            calibrator: Calibrator::MinMax,
+            calibrators: Calibrators::default(),
+            calibration_threads: None,
             samples: None,
             preprocess: Preprocess::default(),
             takes_pixels: false,
@@ -175,9 +185,18 @@ impl Compiler {
         self
     }
 
-    /// How ranges are chosen.
-    pub fn calibrator(mut self, calibrator: Calibrator) -> Compiler {
-        self.calibrator = calibrator;
+    /// How ranges are chosen: by one [`Calibrator`](crate::Calibrator) for all values, by several, or
+    /// ([`Choice::Auto`](crate::Choice::Auto)) by the error that is measured. A model whose shapes are open is not measured;
+    /// ranges of the least expected error are taken then.
+    pub fn calibrator(mut self, calibrators: impl Into<Calibrators>) -> Compiler {
+        self.calibrators = calibrators.into();
+        self
+    }
+
+    /// Threads that samples for calibration are run on, each with a session of its own; where nothing is said, one on each
+    /// core. Ranges do not depend on their number.
+    pub fn calibration_threads(mut self, threads: Threads) -> Compiler {
+        self.calibration_threads = Some(threads);
         self
     }
 
@@ -457,7 +476,7 @@ impl Compiler {
         })
     }
 
-    fn info(
+    pub(crate) fn info(
         &self,
         graph: &Graph,
         requant: RequantMode,
@@ -545,7 +564,7 @@ impl fmt::Debug for Compiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut s = f.debug_struct("Compiler");
         s.field("options", &self.options)
-            .field("calibrator", &self.calibrator)
+            .field("calibrators", &self.calibrators)
             .field("bindings", &self.bindings);
         s.field("tier", &self.tier).field("threads", &self.threads).finish_non_exhaustive()
     }

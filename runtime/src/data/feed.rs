@@ -61,7 +61,7 @@ impl InputFeed {
             _ => {}
         }
         let array = match (array.dtype(), input.ty.dtype) {
-            (DType::F64 | DType::F16, DType::F32) => {
+            (DType::F64 | DType::F16 | DType::BF16, DType::F32) => {
                 let wide = array.to_f32().unwrap_or_default();
                 Tensor::from_vec(array.shape().clone(), wide).map_err(|e| mismatch(input, e.to_string()))?
             }
@@ -109,6 +109,11 @@ impl Feed {
     /// Samples in one batch, the model's first dimension.
     pub fn batch_size(&self) -> usize {
         self.batch
+    }
+
+    /// Samples in one of the batches, without the copies that fill up the last one.
+    pub fn samples_in(&self, index: usize) -> usize {
+        self.batch.min(self.samples().saturating_sub(index.saturating_mul(self.batch)))
     }
 
     /// The class index of each sample, where it is known.

@@ -1,11 +1,15 @@
 //! Samples for calibration and evaluation: arrays, folders of images, or synthetic noise.
 
 mod feed;
+mod leaves;
 mod noise;
 mod npy;
 mod preprocess;
+mod safetensors;
 
+pub use self::safetensors::read_safetensors;
 pub use feed::Feed;
+pub(crate) use leaves::dead_leaves;
 pub use npy::{parse_npz, read_npy, read_npz, write_npy};
 pub use preprocess::Preprocess;
 
@@ -80,6 +84,8 @@ pub struct Samples {
     labels: Option<Vec<u32>>,
     every: usize,
     limit: usize,
+    /// Whether arrays were made up.
+    is_made_up: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -92,10 +98,10 @@ enum Source {
 }
 
 impl Samples {
-    /// Opens a `.npy` or `.npz` file, a folder of images, a single image, or a folder of `.npy` and `.npz` files with a sample
-    /// each, which may differ in shape where a model takes any.
+    /// Opens a `.npy`, `.npz` or `.safetensors` file, a folder of images, a single image, or a folder of files of arrays with
+    /// a sample each, which may differ in shape where a model takes any.
     ///
-    /// An `.npz` may hold `labels` beside its samples. Images are `.jpg`, `.jpeg`, `.png` or `.bmp`, taken in the order
+    /// A file of several arrays may hold `labels` beside its samples. Images are `.jpg`, `.jpeg`, `.png` or `.bmp`, taken in the order
     /// of their names; where every name begins with a number (`123.jpg`, `7_cat.png`), those numbers are the labels.
     pub fn open(path: &Path) -> Result<Samples, DataError> {
         let origin = path.display().to_string();
@@ -103,10 +109,13 @@ impl Samples {
             return Samples::of_folder(path, origin);
         }
         match extension(path).as_deref() {
-            Some("npz" | "npy") => Samples::of_arrays(origin, read_arrays(path)?),
+            Some("npz" | "npy" | "safetensors") => Samples::of_arrays(origin, read_arrays(path)?),
             _ if is_image(path) => Ok(Samples::of_files(origin, vec![path.to_owned()])),
             _ if !path.exists() => Err(DataError::read(path, "no such file or folder")),
-            _ => Err(DataError::format(origin, "is neither .npy, .npz, an image nor a folder of images")),
+            _ => Err(DataError::format(
+                origin,
+                "is neither .npy, .npz, .safetensors, an image nor a folder of images",
+            )),
         }
     }
 
@@ -125,8 +134,13 @@ impl Samples {
         Samples::of_arrays("arrays".into(), arrays)
     }
 
+    /// Arrays that are no data.
+    fn made_up(origin: &str, arrays: Vec<(String, Tensor)>) -> Samples {
+        Samples { is_made_up: true, ..Samples::new(origin.into(), Source::Arrays(arrays), None) }
+    }
+
     fn new(origin: String, source: Source, labels: Option<Vec<u32>>) -> Samples {
-        Samples { origin, source, labels, every: 1, limit: usize::MAX }
+        Samples { origin, source, labels, every: 1, limit: usize::MAX, is_made_up: false }
     }
 
     fn of_arrays(origin: String, mut arrays: Vec<(String, Tensor)>) -> Result<Samples, DataError> {
@@ -146,7 +160,7 @@ impl Samples {
         for entry in folder.read_dir().map_err(|e| DataError::read(folder, e))? {
             let path = entry.map_err(|e| DataError::read(folder, e))?.path();
             match extension(&path).as_deref() {
-                Some("npz" | "npy") => arrays.push(path),
+                Some("npz" | "npy" | "safetensors") => arrays.push(path),
                 _ if is_image(&path) => images.push(path),
                 _ => {}
             }
@@ -178,14 +192,14 @@ impl Samples {
         Samples { limit: n, ..self }
     }
 
-    /// Labels from a file: `.npy`, an `.npz` with `labels`, or text with one class index a line, in the order of the
+    /// Labels from a file: `.npy`, an `.npz` or `.safetensors` with `labels`, or text with one class index a line, in the order of the
     /// samples (for images: of their names).
     pub fn with_labels(self, path: &Path) -> Result<Samples, DataError> {
         let origin = path.display().to_string();
         let labels = match extension(path).as_deref() {
             Some("npy") => labels_of(&origin, &read_npy(path)?)?,
-            Some("npz") => {
-                let arrays = read_npz(path)?;
+            Some("npz" | "safetensors") => {
+                let arrays = read_arrays(path)?;
                 let found = arrays.iter().find(|(name, _)| name == "labels");
                 let (_, t) = found.ok_or_else(|| DataError::format(&origin, "has no array `labels`"))?;
                 labels_of(&origin, t)?
@@ -214,7 +228,7 @@ impl Samples {
 
     /// Whether these are made up.
     pub fn is_noise(&self) -> bool {
-        matches!(self.source, Source::Noise)
+        self.is_made_up || matches!(self.source, Source::Noise)
     }
 
     /// How many groups of samples there are that may differ in shape.
@@ -322,10 +336,14 @@ fn array_for<'a>(
     })
 }
 
-/// The arrays of an `.npz` file, or the one of an `.npy` file.
-fn read_arrays(path: &Path) -> Result<Vec<(String, Tensor)>, DataError> {
+/// The arrays of an `.npz` or `.safetensors` file by their names, or the one of an `.npy` file, which is called `x`.
+///
+/// # Errors
+/// Where the file cannot be read or is not what its name says.
+pub fn read_arrays(path: &Path) -> Result<Vec<(String, Tensor)>, DataError> {
     match extension(path).as_deref() {
         Some("npy") => Ok(vec![("x".into(), read_npy(path)?)]),
+        Some("safetensors") => read_safetensors(path),
         _ => read_npz(path),
     }
 }
@@ -499,6 +517,43 @@ mod tests {
         let feed = feed.bind(&[input("x", DType::F32, &[1, 3])], &Preprocess::default()).unwrap();
         assert!(feed.batch(3).unwrap_err().to_string().contains("has 2 samples"));
         assert_eq!(folder.every(2).groups(), 2);
+    }
+
+    #[test]
+    fn safetensors_are_samples_like_any_arrays() {
+        use ::safetensors::{Dtype, serialize_to_file, tensor::TensorView};
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, arrays: &[(&str, Dtype, &[usize], &[u8])]| {
+            let view = |(n, t, s, d): &(&str, Dtype, &[usize], &'static [u8])| {
+                (n.to_string(), TensorView::new(*t, s.to_vec(), d).unwrap())
+            };
+            let arrays: Vec<_> = arrays
+                .iter()
+                .map(|(n, t, s, d)| (*n, *t, *s, &*Box::leak(d.to_vec().into_boxed_slice())))
+                .collect();
+            serialize_to_file(arrays.iter().map(view), None, &dir.path().join(name)).unwrap();
+        };
+        // 1 in bf16, 2 in bf16.
+        let halves = [0x80, 0x3f, 0x00, 0x40];
+        write(
+            "all.safetensors",
+            &[("a", Dtype::BF16, &[2, 1], &halves), ("labels", Dtype::U8, &[2], &[3, 5])],
+        );
+        let model = [input("a", DType::F32, &[1, 1])];
+        let path = dir.path().join("all.safetensors");
+        let feed = Samples::open(&path).unwrap().bind(&model, &Preprocess::default()).unwrap();
+        assert_eq!(feed.labels(), Some(&[3, 5][..]));
+        assert_eq!(feed.batch(1).unwrap()[0].to_f32().unwrap(), [2.0]);
+        assert!(Samples::open(&path).unwrap().with_labels(&path).is_ok());
+        // A folder of them, a sample each.
+        std::fs::remove_file(&path).unwrap();
+        write("1.safetensors", &[("a", Dtype::BF16, &[1, 1], &halves[2..])]);
+        write("0.safetensors", &[("a", Dtype::BF16, &[1], &halves[..2])]);
+        let feed = Samples::open(dir.path()).unwrap().bind(&model, &Preprocess::default()).unwrap();
+        assert_eq!((feed.samples(), feed.batch(1).unwrap()[0].to_f32().unwrap()), (2, vec![2.0]));
+        std::fs::write(&path, [0xff; 20]).unwrap();
+        let broken = Samples::open(&path).unwrap_err().to_string();
+        assert!(broken.contains("all.safetensors") && broken.contains("damaged"), "{broken}");
     }
 
     #[test]

@@ -94,12 +94,12 @@ impl Recipe {
             }
         }
         if observation.met_grids() {
-            return Ok(Calibrated::unneeded(self.compiler.calibrator));
+            return Ok(Calibrated::unneeded(&self.compiler.calibrators));
         }
         if self.compiler.samples.is_none() {
             self.compiler.warn_of_noise();
         }
-        Ok(Calibrated::new(observation.ranges(), &samples, self.compiler.calibrator))
+        Ok(Calibrated::new(observation.ranges(), &samples, &self.compiler.calibrators, None))
     }
 
     /// Types of the inputs for samples: as the compiler has them bound, as the samples are, as the first inputs were.
