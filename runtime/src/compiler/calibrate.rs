@@ -165,7 +165,11 @@ impl Compiler {
         }
         let none = BTreeMap::new();
         let batch_norms = if self.samples.is_none() { &prepared.report.batch_norms } else { &none };
-        let (normal, places) = renormalised(prepared.graph(), batch_norms)?;
+        let (normal, mut places) = renormalised(prepared.graph(), batch_norms)?;
+        if self.options.interchange {
+            // Other runtimes make no integer op of a product whose result has no grid: then a poor range is better than none.
+            places.retain(|_, place| place.is_some());
+        }
         let samples = match &self.samples {
             Some(samples) => samples.clone(),
             None if places.is_empty() => Samples::noise(),
