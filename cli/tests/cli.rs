@@ -114,6 +114,9 @@ fn texts_and_sequences_go_in_and_out() {
     assert!(error(&["run", &model, "--zeros"], 2).contains("say it with --shape"));
     let shapes = ["--shape", "a=3", "--shape", "b=1"];
     assert!(stdout(&qcc(&[&["run", &model, "--zeros"][..], &shapes].concat())).contains("text[3]"));
+    let shown = stdout(&qcc(&[&["inspect", &model][..], &shapes].concat()));
+    assert!(shown.contains("input  a: str of any rank") && shown.contains("output both"), "{shown}");
+    assert!(shown.contains("StringConcat") && shown.contains("compiled in parts"), "{shown}");
 }
 
 #[test]
@@ -277,7 +280,8 @@ fn ranges_are_chosen_as_they_are_asked_for() {
         }
     }
     let plan = stdout(&qcc(&["inspect", &path]));
-    let value = plan.lines().find(|l| l.contains("conv")).and_then(|l| l.split_whitespace().next()).unwrap();
+    let value =
+        plan.lines().find(|l| l.contains("/l1/c1/Conv")).and_then(|l| l.split_whitespace().next()).unwrap();
     let (text, _) = program(&["--calibrator", &format!("{value}=percentile:99")]);
     assert!(text.contains("ranges by min-max but for 1 value"), "{text}");
     let (text, _) = program(&["--calibrator", "auto", "--explain"]);
@@ -502,7 +506,7 @@ fn warnings_are_loud_unless_silenced() {
     let path = folder.path().join("a.qcc").display().to_string();
     let loud = qcc(&["compile", &model(), "-o", &path]);
     assert!(stderr(&loud).contains("warning: no calibration data"), "{}", stderr(&loud));
-    assert!(stdout(&loud).contains("for timing only"));
+    assert!(stdout(&loud).contains("of the statistics of 9 batch norms (without data)"));
     assert!(stderr(&qcc(&["compile", &model(), "-o", &path, "-q"])).contains("warning: "));
     assert_eq!(stderr(&qcc(&["compile", &model(), "-o", &path, "-qq"])), "");
 }

@@ -76,6 +76,12 @@ pub const MAX_LOOP_WORK: u64 = 1 << 32;
 /// The work of a node besides what it computes: it is imported anew in each round.
 pub const LOOP_NODE_WORK: u64 = 1 << 14;
 
+/// The most experts of a mixture: each becomes ops of its own, and all of them compute all tokens.
+pub const MAX_EXPERTS: usize = 256;
+
+/// The most tokens of an n-gram that must not come again: each is compared by ops of its own.
+pub const MAX_GRAM_TOKENS: usize = 64;
+
 /// How deep functions of a model may call each other.
 pub const MAX_CALL_DEPTH: usize = 32;
 

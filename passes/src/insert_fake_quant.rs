@@ -13,7 +13,7 @@ use crate::{
     regions,
 };
 use qcc_ir::{
-    DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, Tensor, TensorType, ValueId,
+    DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, Tensor, TensorType, Use, ValueId,
     numerics::RequantMode,
     ops::{Binary, BinaryKind, Conv, Dequantize, FakeQuant, MatMul, PoolKind, UnaryKind},
 };
@@ -101,19 +101,29 @@ impl Chosen<'_> {
 }
 
 /// Products by weights that only float ops read: a rounding of their results would be one more, and no code saved by it.
-/// Results of the model stay on the grids that calibration gives them. Other runtimes have no such convolutions.
+/// Results of the model stay on the grids that calibration gives them, where it gives any.
 fn unrounded_products(graph: &Graph, ctx: &Context<'_>, chosen: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     let is_unrounded = |&node: &NodeId| {
-        let is_wanted = match graph.op(node) {
-            Some(Op::Conv(_)) => !ctx.options.interchange,
-            Some(Op::MatMul(_)) => has_weights(graph, node),
-            _ => false,
-        };
         let uses = graph.uses(node.out());
         let is_read = !uses.is_empty() && !graph.is_output(node.out());
-        is_wanted && is_read && !uses.into_iter().any(|u| chosen.contains(&u.node))
+        can_be_unrounded(graph, ctx, node)
+            && (is_read || range_of(graph, ctx, node.out()).is_err())
+            && !uses.into_iter().any(|u| chosen.contains(&u.node))
     };
     chosen.iter().copied().filter(is_unrounded).collect()
+}
+
+/// Whether an op has a form that multiplies codes and gives real numbers. Other runtimes have no such convolutions, and of a
+/// product and a bias alone they make a float Gemm before they look at grids.
+fn can_be_unrounded(graph: &Graph, ctx: &Context<'_>, node: NodeId) -> bool {
+    match graph.op(node) {
+        Some(Op::Conv(_)) => !ctx.options.interchange,
+        Some(Op::MatMul(m)) => {
+            let is_gemm = m.bias && !m.residual;
+            has_weights(graph, node) && !(ctx.options.interchange && is_gemm)
+        }
+        _ => false,
+    }
 }
 
 /// Of a graph that brings its own grids: rounds the biases that the model has as floats, and says what stays float.
@@ -366,6 +376,10 @@ pub(crate) fn without_range(graph: &Graph, ctx: &Context<'_>, node: NodeId) -> O
     // The result of a clamp behind it may be all that gets a grid.
     let end = clamp_behind(graph, node).map(NodeId::out);
     let result = Some(node.out()).filter(is_unseen).filter(|_| end.is_none_or(|e| is_unseen(&e)));
+    // It needs none that is not rounded, as nothing that takes codes reads it.
+    let takes_codes = |u: &Use| int8_capability(graph, u.node).is_ok();
+    let result = result
+        .filter(|_| !can_be_unrounded(graph, ctx, node) || graph.uses(node.out()).iter().any(takes_codes));
     activations(graph, node).into_iter().map(|(_, v)| v).find(is_unseen).or(result)
 }
 

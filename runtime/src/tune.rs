@@ -334,7 +334,7 @@ mod tests {
         assert!(report.changes.iter().all(|c| c.from != c.to && c.ratio < BEYOND_NOISE), "{report:?}");
         assert!(spent.is_sorted() && spent.iter().all(|(done, total)| done <= total && *total == 400));
         let named: usize = tuned.tunings().iter().map(|t| t.tilings.len()).sum();
-        assert_eq!(named, report.changes.iter().map(|c| c.layers.len()).sum());
+        assert_eq!(named, report.changes.iter().map(|c| c.layers.len()).sum::<usize>());
         assert_eq!(logits(&tuned, &jit), logits(&program, &jit));
         // Tuning again starts from the code generator's own choice.
         let (again, _) = tune(&tuned, &jit, Duration::ZERO, &mut |_, _| {}).unwrap();

@@ -114,7 +114,15 @@ fn model(opset: i64, graph: GraphProto) -> ModelProto {
 pub fn generated() -> Vec<ModelProto> {
     let mut models =
         vec![convolutions(), shapes(), dynamic(), qdq(), qoperator(), recurrent(), attention(), function()];
-    models.extend([branches(), loops(false), loops(true), scan(), sequences(), optional()]);
+    models.extend([
+        coded_recurrent(),
+        branches(),
+        loops(false),
+        loops(true),
+        scan(),
+        sequences(),
+        optional(),
+    ]);
     models
 }
 
@@ -326,6 +334,41 @@ fn recurrent() -> ModelProto {
                 node("GRU", "x, gw, gr", "y, state", "hidden_size=5 linear_before_reset=1"),
             ],
             &["all", "last", "cell", "y", "state"],
+        ),
+    )
+}
+
+/// A recurrent layer whose weights are codes, on grids of all or of gates.
+fn coded_recurrent() -> ModelProto {
+    let layer = |inputs, outputs| NodeProto {
+        domain: "com.microsoft".into(),
+        ..node("DynamicQuantizeLSTM", inputs, outputs, "hidden_size=5")
+    };
+    model(
+        14,
+        graph(
+            vec![info("x", F32, &[3, 2, 4])],
+            vec![
+                codes("w", S8, &[1, 4, 20], -3),
+                codes("r", S8, &[1, 5, 20], -2),
+                weights("b", &[1, 40]),
+                floats("s", &[1], &[0.05]),
+                codes("z", S8, &[1], 1),
+                floats("each", &[1, 20], &[0.03; 20]),
+                TensorProto {
+                    name: "none".into(),
+                    dims: vec![1, 20],
+                    data_type: S8,
+                    int32_data: vec![0; 20],
+                    ..Default::default()
+                },
+                codes("lengths", S32, &[2], 2),
+            ],
+            vec![
+                layer("x, w, r, b, , , , , s, z, s, z", "all, last, cell"),
+                layer("x, w, r, , lengths, last, cell, , each, none, each, none", "y, state, kept"),
+            ],
+            &["all", "y", "state", "kept"],
         ),
     )
 }

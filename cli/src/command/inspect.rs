@@ -6,8 +6,11 @@ use crate::{
     table::{bytes, grouped, table},
 };
 use qcc_runtime::{
-    DynamicProgram, Program, ProgramFile, Samples,
-    ir::{Graph, Kind},
+    Compiler, DynamicProgram, Program, ProgramFile, Samples,
+    ir::{
+        Graph, Kind,
+        onnx::{Imported, Model, ValueKind},
+    },
     is_program,
 };
 use std::{collections::BTreeMap, io::Write};
@@ -32,7 +35,18 @@ pub(crate) fn run(args: &Inspect, quiet: u8, out: &mut impl Write) -> Result<(),
         describe(program.graph(), out)?;
         program
     } else {
-        let graph = compiler.import_file(&args.model)?;
+        let graph = match compiler.import_file(&args.model) {
+            Ok(graph) => graph,
+            Err(error) => match divided(args, &compiler) {
+                // Parts of it are compiled when the values are there on which the next ones depend.
+                Some((model, first)) => {
+                    terminal.clear();
+                    describe_onnx(args, out)?;
+                    return describe_divided(&model, first, &compiler, out);
+                }
+                None => return Err(error.into()),
+            },
+        };
         describe_onnx(args, out)?;
         describe(&graph, out)?;
         compiler.program_of_graph(graph)?
@@ -49,6 +63,57 @@ pub(crate) fn run(args: &Inspect, quiet: u8, out: &mut impl Write) -> Result<(),
 fn describe_onnx(args: &Inspect, out: &mut impl Write) -> Result<(), Failure> {
     let size = std::fs::metadata(&args.model).map_or(0, |m| m.len());
     writeln!(out, "{}: ONNX, {}", args.model.display(), bytes(size))?;
+    Ok(())
+}
+
+/// A model that is not one graph of tensors, and what can be known of it before it runs; `None` where it is no model that runs.
+fn divided(args: &Inspect, compiler: &Compiler) -> Option<(Model, Option<Graph>)> {
+    let model = Model::load_within(&args.model, compiler.memory_limit()).ok()?;
+    if model.inputs().iter().any(|i| i.kind != ValueKind::TENSOR) {
+        return Some((model, None));
+    }
+    let first = match model.import(compiler.bindings()).ok()? {
+        Imported::Whole(graph, _) => Some(graph),
+        Imported::Part(part) => Some(part.graph),
+        Imported::Wants(_) => None,
+    };
+    Some((model, first))
+}
+
+/// Inputs and outputs as the file declares them, its ops, and the plan of what comes first.
+fn describe_divided(
+    model: &Model,
+    first: Option<Graph>,
+    compiler: &Compiler,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
+    let form = |kind: ValueKind| match kind {
+        ValueKind { is_optional: true, .. } => ", which may be left out",
+        ValueKind { is_sequence: true, .. } => ", a sequence of these",
+        _ => "",
+    };
+    for input in model.inputs() {
+        writeln!(out, "input  {input}{}", form(input.kind))?;
+    }
+    for name in model.outputs() {
+        writeln!(out, "output {name}")?;
+    }
+    writeln!(out, "weights {}", bytes(model.weight_bytes() as u64))?;
+    let mut rows = table(vec!["op of the file", "count"], 1);
+    for (op, count) in model.op_histogram() {
+        rows.add_row([op, count.to_string()]);
+    }
+    writeln!(out, "{rows}")?;
+    writeln!(
+        out,
+        "compiled in parts while it runs (`qcc run`): texts, or values that data decide over, come between"
+    )?;
+    let has_ops = |graph: &Graph| graph.nodes().any(|(_, node)| matches!(node.kind(), Kind::Op(_)));
+    if let Some(graph) = first.filter(has_ops) {
+        let program = compiler.program_of_graph(graph)?;
+        writeln!(out, "plan of the first part for {}:", program.info().precision.name())?;
+        write!(out, "{}", program.info().plan)?;
+    }
     Ok(())
 }
 

@@ -79,6 +79,7 @@ fn lowerer(op: &Op) -> Option<&'static Lowerer> {
         | Op::ArgMaxPool(_)
         | Op::GridSample(_)
         | Op::RoiAlign(_)
+        | Op::MaxRoiPool(_)
         | Op::LinearAttention(_)
         | Op::TreeEnsemble(_)
         | Op::CoupleProbabilities(_)

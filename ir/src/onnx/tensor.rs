@@ -49,6 +49,26 @@ pub(super) fn dtype(code: i32) -> Result<DType, String> {
     })
 }
 
+/// The element type of this name, as Cast spelled it before opset 6.
+pub(super) fn dtype_of_name(name: &str) -> Option<DType> {
+    Some(match name {
+        "FLOAT" => DType::F32,
+        "UINT8" => DType::U8,
+        "INT8" => DType::S8,
+        "UINT16" => DType::U16,
+        "INT16" => DType::S16,
+        "INT32" => DType::S32,
+        "INT64" => DType::S64,
+        "STRING" => DType::Str,
+        "BOOL" => DType::Bool,
+        "FLOAT16" => DType::F16,
+        "DOUBLE" => DType::F64,
+        "UINT32" => DType::U32,
+        "UINT64" => DType::U64,
+        _ => return None,
+    })
+}
+
 /// The ONNX `data_type` of an element type.
 pub(super) const fn dtype_code(dtype: DType) -> i32 {
     match dtype {

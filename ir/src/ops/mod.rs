@@ -19,6 +19,7 @@ mod recurrent;
 mod reduce;
 mod resample;
 mod roi_align;
+mod roi_pool;
 mod shape;
 mod state;
 mod svm;
@@ -45,6 +46,7 @@ pub use recurrent::{Activation, Cell, Recurrent, Slots};
 pub use reduce::{Reduce, ReduceKind};
 pub use resample::{Coordinates, FixedTaps, Interpolation, Nearest, QResample, Resample, Taps};
 pub use roi_align::RoiAlign;
+pub use roi_pool::MaxRoiPool;
 pub use shape::{Concat, Expand, Gather, Pad, PadMode, Reshape, Slice, SliceSpec, Transfer, Transpose};
 pub use state::LinearAttention;
 pub use svm::CoupleProbabilities;
@@ -237,4 +239,7 @@ ops! {
     AssumeGrid,
     /// A value handed from one device to another.
     Transfer,
+    // Compiled files name ops by their places, so that new ones stand at the end.
+    /// The largest elements of the parts of regions.
+    MaxRoiPool,
 }

@@ -1189,6 +1189,25 @@ fn samples_at_any_places() {
     assert!(refusal(eval(deep, &[&x, &grid])).contains("4 dimensions"));
 }
 
+/// Regions have one element at least, what is outside the image has no elements, and a region without an image is an error.
+#[test]
+fn the_largest_of_a_region_is_0_where_it_is_outside() {
+    let x = f32s(&[1, 1, 2, 2], &[-1.0, -2.0, -3.0, -4.0]);
+    let pool = |region: [f32; 5]| {
+        let op = MaxRoiPool { height: 1, width: 2, scale: 0.5 };
+        eval(op, &[&x, &f32s(&[1, 5], &region)])
+    };
+    let values = |region| pool(region).unwrap().as_slice::<f32>().unwrap().to_vec();
+    assert_eq!(values([0.0, 0.0, 0.0, 2.0, 2.0]), [-1.0, -2.0]);
+    // A half goes up, and a last place before the first one is the first one.
+    assert_eq!(values([0.0, 1.0, 1.0, 0.0, 0.0]), [-4.0, -4.0]);
+    assert_eq!(values([0.0, 2.0, 0.0, 8.0, 0.0]), [-2.0, 0.0]);
+    assert_eq!(values([0.0, f32::NAN, -1e30, 1e30, f32::INFINITY]).len(), 2);
+    for image in [-1.0, 1.0, f32::NAN] {
+        assert!(refusal(pool([image, 0.0, 0.0, 2.0, 2.0])).contains("none of 1 images"));
+    }
+}
+
 /// Of a region far larger than the image few samples are in it; the others are 0, as all are of one far away.
 #[test]
 fn regions_may_be_far_larger_than_images() {

@@ -41,6 +41,10 @@ fn whole_tensors(g: &mut Graph) {
     let align = RoiAlign { height: 2, width: 1, samples: 2, scale: 0.9, half_pixel: true, largest: false };
     let bins = add(align.into(), &[image, rois, of_image], g);
     g.output("bins", bins);
+    let regions = g.constant("regions", f32s(&[2, 5], &[0.0, 0.0, 1.0, 2.0, 3.0, 0.0, -3.0, 2.0, 0.0, 9.0]));
+    let pool = MaxRoiPool { height: 2, width: 2, scale: 0.9 };
+    let largest = add(pool.into(), &[image, regions], g);
+    g.output("largest", largest);
     let [q, k, v] = [4, 2, 2].map(|heads| weights(g, TensorType::new(DType::F32, shape(&[1, 3, heads, 2]))));
     let state = weights(g, TensorType::new(DType::F32, shape(&[1, 2, 2, 2])));
     let rate = weights(g, TensorType::new(DType::F32, shape(&[1, 3, 1])));

@@ -140,6 +140,23 @@ fn only_regions_that_gain_are_quantized() {
 }
 
 #[test]
+fn other_runtimes_get_a_grid_for_a_product_with_a_bias_before_softmax() {
+    let mut net = Net::new(3);
+    let x = net.input("x", &[2, 16]);
+    let y = net.matmul("matmul", x, 10);
+    let bias = net.random_constant("bias", &[10], 1.0);
+    let y = net.binary("add", BinaryKind::Add, y, bias);
+    let y = net.softmax("softmax", y);
+    let graph = net.finish(y);
+    let has_grid = |interchange| {
+        let (after, _) = quantized_with(&graph, &Options { interchange, ..Options::default() });
+        let product = after.nodes().find(|(_, n)| matches!(n.op(), Some(Op::MatMul(m)) if m.bias)).unwrap().0;
+        after.uses(product.out()).iter().all(|u| matches!(after.op(u.node), Some(Op::FakeQuant(_))))
+    };
+    assert!(has_grid(true) && !has_grid(false));
+}
+
+#[test]
 fn a_cheap_op_among_float_ops_stays_float_and_one_among_integers_does_not() {
     // Subtracting a mean that is computed in float, for use in float: the convolution's result is converted anyway.
     let graph = behind_conv(|net, y| {

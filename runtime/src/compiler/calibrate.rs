@@ -3,6 +3,7 @@
 use super::{Compiler, Event, Prepared, graph_inputs};
 use crate::{
     Calibration, Error, Feed, Measurement, Samples, Threads,
+    data::dead_leaves,
     dynamic::lock,
     observe::{Observed, ObservedSession, observe},
 };
@@ -164,22 +165,33 @@ impl Compiler {
         if prepared.brings_grids() {
             return Ok(Calibrated::unneeded(&self.calibrators));
         }
-        let none = BTreeMap::new();
-        let (samples, batch_norms) = match &self.samples {
-            Some(samples) => (samples.clone(), &none),
-            None => (Samples::noise(), &prepared.report.batch_norms),
-        };
+        // Ranges and moments are those of the graph that is to be quantized, in which channels are scaled.
         let scaled;
-        let (scales, prepared) = match self.samples.is_some() && !samples.is_noise() {
-            true => {
-                let scales = self.channel_scales(prepared.graph(), &samples)?;
+        let (scales, prepared) = match &self.samples {
+            Some(samples) if !samples.is_noise() => {
+                let scales = self.channel_scales(prepared.graph(), samples)?;
                 scaled = prepared.scaled(&scales)?;
                 (scales, &scaled)
             }
-            false => (ChannelScales::new(), prepared),
+            _ => (ChannelScales::new(), prepared),
         };
-        let (normal, places) = renormalised(prepared.graph(), batch_norms)?;
-        match (self.samples.is_none(), places.len()) {
+        let none = BTreeMap::new();
+        let batch_norms = if self.samples.is_none() { &prepared.report.batch_norms } else { &none };
+        let (normal, mut places) = renormalised(prepared.graph(), batch_norms)?;
+        if self.options.interchange {
+            // Other runtimes make no integer op of a product whose result has no grid: then a poor range is better than none.
+            places.retain(|_, place| place.is_some());
+        }
+        let samples = match &self.samples {
+            Some(samples) => samples.clone(),
+            None if places.is_empty() => Samples::noise(),
+            None => {
+                let pictures = dead_leaves(&graph_inputs(prepared.graph()), &self.preprocess)?;
+                pictures.unwrap_or_else(Samples::noise)
+            }
+        };
+        let count = places.values().flatten().count();
+        match (self.samples.is_none(), count) {
             (true, 0) => self.warn_of_noise(),
             (true, n) => self.warn_of_batch_norms(n),
             (false, _) => {}
@@ -199,9 +211,10 @@ impl Compiler {
         };
         let ranges = Ranges { scales, moments, ..ranges };
         let mut calibrated = Calibrated::new(ranges, &samples, &self.calibrators, measured);
-        if !places.is_empty() {
-            calibrated.summary.batch_norms = places.len();
-            calibrated.summary.origin = format!("noise with the statistics of {} batch norms", places.len());
+        if count > 0 {
+            calibrated.summary.batch_norms = count;
+            calibrated.summary.origin =
+                format!("{} with the statistics of {count} batch norms", samples.origin());
         }
         Ok(calibrated)
     }
@@ -212,7 +225,7 @@ impl Compiler {
         &self,
         graph: &Graph,
         runs: &Graph,
-        places: &BTreeMap<ValueId, ValueId>,
+        places: &BTreeMap<ValueId, Option<ValueId>>,
         samples: &Samples,
     ) -> Result<Statistics, Error> {
         let collector = || Collector::new(graph, self.calibrators.clone());
@@ -228,7 +241,9 @@ impl Compiler {
             return Ok(all.into_statistics());
         }
         let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
-        let shown: Vec<ValueId> = values.iter().map(|v| places.get(v).copied().unwrap_or(*v)).collect();
+        // Each value by itself, or what stands for it.
+        let place = |v: &ValueId| Some((*v, places.get(v).copied().unwrap_or(Some(*v))?));
+        let (values, shown): (Vec<ValueId>, Vec<ValueId>) = values.iter().filter_map(place).unzip();
         let observed = Observed::new(self, runs, &shown)?;
         let counted = self.count(&[observed], &feed, &values, &mut all, &collector)?;
         counted.into_iter().for_each(|c| all.merge(c));
@@ -282,8 +297,9 @@ impl Compiler {
 
     fn warn_of_batch_norms(&self, count: usize) {
         self.tell(Event::Warning(&format!(
-            "no calibration data: ranges come from noise that has the mean and deviation behind each of {count} batch norms. \
-             That is near to ranges of real inputs, but some accuracy is lost; samples (--calibrate) are better"
+            "no calibration data: ranges come from made-up inputs, brought to the mean and deviation behind each of {count} \
+             batch norms; the results of the last product, of which these say nothing, are not rounded. Ranges are near to those of real inputs, \
+             but nothing was measured: samples (--calibrate) are better"
         )));
     }
 
@@ -293,5 +309,104 @@ impl Compiler {
             Some(threads) => threads.clone(),
             None => Threads::new(0)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Calibrator, bundled};
+
+    fn compiler(batch: usize) -> Compiler {
+        Compiler::new().shape("image", [batch, 1, 28, 28]).preprocess(bundled::preprocess())
+    }
+
+    fn prepared(compiler: &Compiler) -> Prepared {
+        compiler.prepare(compiler.import_onnx(bundled::FASHION_RESNET8).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn ranges_do_not_depend_on_threads_nor_on_how_samples_are_batched() {
+        let samples = bundled::calibration().unwrap().limit(20);
+        for calibrator in Calibrator::CANDIDATES.into_iter().chain([Calibrator::MovingAverage(0.1)]) {
+            let ranges = |threads: usize, batch: usize| {
+                let compiler = compiler(batch)
+                    .calibration(samples.clone())
+                    .calibrator(calibrator)
+                    .calibration_threads(Threads::new(threads).unwrap());
+                compiler.calibrate(&prepared(&compiler)).unwrap().ranges().clone()
+            };
+            let one = ranges(1, 3);
+            assert_eq!((one.samples, one.warnings.len()), (20, 0), "{:?}", one.warnings);
+            for threads in [2, 3, 8] {
+                assert_eq!(ranges(threads, 3), one, "{calibrator}, {threads} threads");
+            }
+            // The last batch of three is filled up with copies, which must not count; sums of floats are the same here, as
+            // each sample is computed by itself.
+            assert_eq!(ranges(2, 1), one, "{calibrator}, one by one");
+        }
+    }
+
+    #[test]
+    fn single_values_have_calibrators_of_their_own() {
+        let samples = bundled::calibration().unwrap().limit(12);
+        let min_max = compiler(1).calibration(samples);
+        let graph = prepared(&min_max);
+        let all = min_max.calibrate(&graph).unwrap();
+        let name = all.ranges().values.keys().nth(2).unwrap().clone();
+        let mut calibrators = Calibrators::default();
+        calibrators.values.insert(name.clone(), Calibrator::Percentile(90.0));
+        let own = min_max.clone().calibrator(calibrators.clone()).calibrate(&graph).unwrap();
+        let differs = |(n, r): &(&String, &qcc_passes::Range)| own.ranges().values[*n] != **r;
+        let differing: Vec<_> = all.ranges().values.iter().filter(differs).map(|(n, _)| n.clone()).collect();
+        assert_eq!(differing, [name]);
+        calibrators.values.insert("nothing".into(), Calibrator::Mse);
+        let unknown = min_max.calibrator(calibrators).calibrate(&graph).unwrap_err().to_string();
+        assert!(unknown.contains("`nothing`"), "{unknown}");
+    }
+
+    #[test]
+    fn the_best_of_all_calibrators_is_no_worse_than_any_on_what_was_measured() {
+        let samples = bundled::calibration().unwrap().limit(24);
+        let run = |threads: usize| {
+            let auto = compiler(1).calibration(samples.clone()).calibrator(Choice::Auto);
+            let auto = auto.calibration_threads(Threads::new(threads).unwrap());
+            auto.calibrate(&prepared(&auto)).unwrap()
+        };
+        let found = run(1);
+        let measured = found.summary().measured.clone().unwrap();
+        assert!(measured.attempts.len() >= Calibrator::CANDIDATES.len() && measured.samples == 24);
+        let best = measured.attempts.iter().map(|a| a.sqnr_db).fold(0.0, f64::max);
+        let chosen = measured.chosen.to_string();
+        let of_chosen = measured.attempts.iter().find(|a| a.calibrators == chosen).unwrap();
+        assert_eq!(of_chosen.sqnr_db, best, "{measured:?}");
+        let notes = &found.ranges().notes;
+        assert!(best > 20.0 && notes[0].contains(&chosen), "{notes:?}");
+        let three = run(3);
+        assert_eq!((three.ranges(), three.summary()), (found.ranges(), found.summary()));
+    }
+
+    #[test]
+    fn batch_norms_stand_in_for_data() {
+        let free = compiler(1);
+        let graph = prepared(&free);
+        let found = free.calibrate(&graph).unwrap();
+        assert!(found.summary().batch_norms > 5 && found.summary().synthetic, "{:?}", found.summary());
+        assert!(found.summary().origin.contains("batch norms"));
+        let data = free.clone().calibration(bundled::calibration().unwrap());
+        let data = data.calibrate(&graph).unwrap();
+        let noise = free.calibration(Samples::noise()).calibrate(&graph).unwrap();
+        assert_eq!((noise.summary().batch_norms, data.summary().batch_norms), (0, 0));
+        // Ranges are nearer to those of data, by the mean of |log₂| of their ratio.
+        let distance = |of: &Calibrated| {
+            let mut ratios = Vec::new();
+            for (name, range) in &of.ranges().values {
+                let real = data.ranges().values[name];
+                ratios.push(f64::from((range.max - range.min) / (real.max - real.min)).log2().abs());
+            }
+            ratios.iter().sum::<f64>() / ratios.len() as f64
+        };
+        let (free, noise) = (distance(&found), distance(&noise));
+        assert!(free < noise && free < 0.75, "{free} {noise}");
     }
 }

@@ -53,7 +53,7 @@ pub enum Event<'a> {
 type Observer = Arc<dyn Fn(Event<'_>) + Send + Sync>;
 
 /// Compiles models. What is not chosen has a default: int8 on the best tier of this CPU, on one thread, calibrated on
-/// synthetic noise (with a warning: that is good for timing only).
+/// what batch norms tell, and where there are none on synthetic noise (with a warning: that is good for timing only).
 ///
 /// ```
 /// # fn main() -> Result<(), qcc_runtime::Error> {

@@ -1,6 +1,7 @@
 //! Samples for calibration and evaluation: arrays, folders of images, or synthetic noise.
 
 mod feed;
+mod leaves;
 mod noise;
 mod npy;
 mod preprocess;
@@ -8,6 +9,7 @@ mod safetensors;
 
 pub use self::safetensors::read_safetensors;
 pub use feed::Feed;
+pub(crate) use leaves::dead_leaves;
 pub use npy::{parse_npz, read_npy, read_npz, write_npy};
 pub use preprocess::Preprocess;
 
@@ -82,6 +84,8 @@ pub struct Samples {
     labels: Option<Vec<u32>>,
     every: usize,
     limit: usize,
+    /// Whether arrays were made up.
+    is_made_up: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -130,8 +134,13 @@ impl Samples {
         Samples::of_arrays("arrays".into(), arrays)
     }
 
+    /// Arrays that are no data.
+    fn made_up(origin: &str, arrays: Vec<(String, Tensor)>) -> Samples {
+        Samples { is_made_up: true, ..Samples::new(origin.into(), Source::Arrays(arrays), None) }
+    }
+
     fn new(origin: String, source: Source, labels: Option<Vec<u32>>) -> Samples {
-        Samples { origin, source, labels, every: 1, limit: usize::MAX }
+        Samples { origin, source, labels, every: 1, limit: usize::MAX, is_made_up: false }
     }
 
     fn of_arrays(origin: String, mut arrays: Vec<(String, Tensor)>) -> Result<Samples, DataError> {
@@ -219,7 +228,7 @@ impl Samples {
 
     /// Whether these are made up.
     pub fn is_noise(&self) -> bool {
-        matches!(self.source, Source::Noise)
+        self.is_made_up || matches!(self.source, Source::Noise)
     }
 
     /// How many groups of samples there are that may differ in shape.

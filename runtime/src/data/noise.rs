@@ -18,7 +18,7 @@ pub(crate) fn noise(input: &TensorInfo, sample: u64, number: u64) -> Tensor {
 }
 
 /// SplitMix64 (Steele et al., OOPSLA 2014).
-fn next(state: &mut u64) -> u64 {
+pub(super) fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -106,6 +106,10 @@ pub(super) fn write(exporter: &mut Exporter<'_>, id: NodeId, op: &Op) -> Result<
             Err(OpError::unsupported("is an op that ONNX does not have, or not at this opset"))
         }
         Op::RoiAlign(op) => Ok(w.plain("RoiAlign", roi_align_attributes(op))),
+        Op::MaxRoiPool(op) => {
+            let bins = ints("pooled_shape", [op.height, op.width]);
+            Ok(w.plain("MaxRoiPool", vec![bins, float("spatial_scale", op.scale)]))
+        }
         Op::IntConv(_) => Err(OpError::unsupported("multiplies integers of 32 bits, which no ONNX op does")),
         Op::Recurrent(_) => {
             Err(OpError::unsupported("is the recurrence of a layer without the products of its input"))
@@ -378,6 +382,14 @@ impl Writer<'_, '_> {
     fn matmul(&mut self, op: &MatMul) -> Result<String> {
         let are_matrices = self.ty(0).shape.rank() == 2 && self.ty(1).shape.rank() == 2;
         let mut inputs = vec![self.operand(0), self.operand(1)];
+        if let Some(slot) = op.residual_slot().filter(|_| op.bias && self.sums_become_floats()) {
+            // Other runtimes take a product for one of floats, grids or not, where a bias comes right behind it.
+            let y = self.op("MatMul", inputs, vec![]);
+            let (residual, bias) = (self.operand(slot), self.operand(2));
+            let y = self.op("Add", vec![y, residual], vec![]);
+            let y = self.op("Add", vec![y, bias], vec![]);
+            return self.residual_and_clamp(y, None, op.clamp);
+        }
         let y = match op.bias {
             true if are_matrices => {
                 inputs.push(self.operand(2));
@@ -391,6 +403,15 @@ impl Writer<'_, '_> {
             false => self.op("MatMul", inputs, vec![]),
         };
         self.residual_and_clamp(y, op.residual_slot(), op.clamp)
+    }
+
+    /// Whether weights are on a grid and what is added to sums of them is not.
+    fn sums_become_floats(&self) -> bool {
+        let is_rounded = |slot: usize| {
+            let op = self.exporter.graph.op(self.operands[slot].node);
+            matches!(op, Some(Op::FakeQuant(_) | Op::Dequantize(_)))
+        };
+        is_rounded(1) && !is_rounded(2)
     }
 
     fn residual_and_clamp(&mut self, y: String, residual: Option<usize>, clamp: Clamp) -> Result<String> {

@@ -30,7 +30,10 @@ impl<'m> Node<'_, 'm> {
     }
 
     pub(super) fn check_names_read(&self) -> Result<(), NodeError> {
-        if let Some(name) = self.def.attributes.keys().find(|name| !self.attributes.contains(name.as_str())) {
+        // Before opset 6 it told runtimes which operands they may write to.
+        let says_nothing = |name: &str| name == "consumed_inputs" && self.opset < 6;
+        let is_unread = |name: &&String| !self.attributes.contains(name.as_str()) && !says_nothing(name);
+        if let Some(name) = self.def.attributes.keys().find(is_unread) {
             return Err(NodeError::attribute(
                 name,
                 format!("is not one that {} has at opset {}", self.def.op, self.opset),

@@ -375,3 +375,33 @@ pub(super) fn packed(_: &mut Node<'_, '_>) -> Result<Vec<NodeDef>> {
     let why = "takes sequences packed without padding, as GPUs do: export the model without the option to pack them";
     Err(OpError::unsupported(why).into())
 }
+
+/// The same number again: what shows how an op is registered.
+pub(super) fn sample(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    node.operand(0, "X")
+}
+
+/// Weights in the order in which one kernel reads them.
+pub(super) fn one_kernels_layout(_: &mut Node<'_, '_>) -> Result<Vec<NodeDef>> {
+    let why = "has weights packed as one kernel of ONNX Runtime reads them: quantize the model to MatMulNBits instead";
+    Err(OpError::unsupported(why).into())
+}
+
+/// Attention over blocks that a table names.
+pub(super) fn sparse_attention(_: &mut Node<'_, '_>) -> Result<Vec<NodeDef>> {
+    let why =
+        "writes its caches in place and skips blocks of keys: export the model with GroupQueryAttention";
+    Err(OpError::unsupported(why).into())
+}
+
+/// A recurrence with attention in each step.
+pub(super) fn attention_lstm(_: &mut Node<'_, '_>) -> Result<Vec<NodeDef>> {
+    let why = "is a recurrence with attention in each step, for which there is no kernel: write it out as a Scan of its parts";
+    Err(OpError::unsupported(why).into())
+}
+
+/// A matrix that is not dense.
+pub(super) fn sparse_product(_: &mut Node<'_, '_>) -> Result<Vec<NodeDef>> {
+    let why = "takes a sparse tensor, which is no value of a graph here: make it dense, and use MatMul";
+    Err(OpError::unsupported(why).into())
+}

@@ -8,7 +8,7 @@ use super::{
     integer::scaled_product,
 };
 use crate::{
-    DType, OpError, ValueId,
+    DType, OpError, Shape, Tensor, ValueId,
     onnx::{NodeError, import::Node},
     ops::{BinaryKind, Clamp, GatherNd, MatMul, SliceSpec},
 };
@@ -800,6 +800,79 @@ pub(super) fn rotary_embedding(node: &mut Node<'_, '_>) -> Result<ValueId> {
         extent,
         interleaved,
     };
+    if axis == 2 {
+        return rotate(node, "", split, &turn);
+    }
+    let y = rotate(node, "turned", split, &turn)?;
+    node.shaped("", shape, y)
+}
+
+/// Heads turned by the angles of three positions each, of time, height and width: each pair of elements by those of one.
+pub(super) fn multimodal_rotary_embedding(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, positions) = (node.operand(0, "input")?, node.operand(1, "position_ids")?);
+    let (cos, sin) = (node.operand(2, "cos_cache")?, node.operand(3, "sin_cache")?);
+    let interleaved = node.flag("interleaved", false)?;
+    let heads = usize::try_from(node.int("num_heads", 0)?).unwrap_or(0);
+    // How many elements of a head are turned, the angles say.
+    node.ignore(&["rotary_embedding_dim", "scale"]);
+    if node.flag("is_packed_batching", false)? {
+        return refuse("sequences without padding, packed, are not supported");
+    }
+    let pairs = node.shape(cos).last().copied().unwrap_or(0);
+    let sections = node.ints("mrope_section")?.unwrap_or_default();
+    let sections = super::lengths("mrope_section", &sections)?;
+    let total = sections.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+    let (&[_, height, width], true) = (&sections[..], total == pairs) else {
+        return Err(NodeError::attribute("mrope_section", format!("is {sections:?} of {pairs} pairs")));
+    };
+    let time = sections[0];
+    // The position that turns a pair.
+    let place: Box<dyn Fn(usize) -> usize> = match node.int("mrope_layout", 0)? {
+        0 => Box::new(move |pair| usize::from(pair >= time) + usize::from(pair >= time + height)),
+        1 => Box::new(move |pair| match (pair % 3, pair / 3) {
+            (1, round) if round < height => 1,
+            (2, round) if round < width => 2,
+            _ => 0,
+        }),
+        other => return Err(NodeError::attribute("mrope_layout", format!("is {other}"))),
+    };
+    let (shape, extent) = (node.shape(x), pairs.saturating_mul(2));
+    let (split, axis) = match *shape.dims() {
+        [_, _, _, _] => (x, 2),
+        [_, _, hidden] => {
+            let count = if heads == 0 { hidden / extent.max(1) } else { heads };
+            (split_heads(node, "heads", x, count)?, 1)
+        }
+        _ => return misfit(format!("takes 3 or 4 dimensions, got {}", node.ty(x))),
+    };
+    let &[3, batch, length] = node.shape(positions).dims() else {
+        return misfit(format!("positions must be 3 times batch and length, got {}", node.ty(positions)));
+    };
+    let mut turned = Vec::new();
+    for (cache, part) in [(cos, "cos"), (sin, "sin")] {
+        let all = angles(node, part, cache, Some(positions))?;
+        let mut chosen = None;
+        for (i, of) in ["time", "height", "width"].into_iter().enumerate() {
+            let row = SliceSpec { start: i, len: 1, step: 1 };
+            let row = node.sliced(&format!("{part}_{of}_row"), 0, row, all)?;
+            let row = node.shaped(&format!("{part}_{of}"), [batch, length, pairs], row)?;
+            chosen = Some(match chosen {
+                None => row,
+                Some(before) => {
+                    let is_own = (0..pairs).map(|pair| u8::from(place(pair) == i)).collect();
+                    let is_own = Tensor::from_vec_as::<u8>(DType::Bool, Shape::new([pairs])?, is_own);
+                    let is_own =
+                        node.constant_part(&format!("{part}_is_{of}"), is_own.map_err(OpError::from)?);
+                    node.chosen(&format!("{part}_by_{of}"), is_own, row, before)?
+                }
+            });
+        }
+        if let Some(chosen) = chosen {
+            turned.push(beside_heads(node, &format!("{part}_of_heads"), chosen, axis)?);
+        }
+    }
+    let &[cos, sin] = &turned[..] else { return misfit("angles of two functions".into()) };
+    let turn = Rotation { cos, sin, extent, interleaved };
     if axis == 2 {
         return rotate(node, "", split, &turn);
     }

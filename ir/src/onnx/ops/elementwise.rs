@@ -1,6 +1,6 @@
 //! Functions of elements.
 
-use super::{random, strings};
+use super::{legacy, random, strings};
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     numerics::PowerRounding,
@@ -169,6 +169,7 @@ pub(super) fn clip(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 
 fn binary(node: &mut Node<'_, '_>, kind: BinaryKind) -> Result<ValueId, NodeError> {
     let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
+    let b = legacy::aligned(node, a, b)?;
     node.emit(Binary { kind }, &[a, b])
 }
 
@@ -222,6 +223,7 @@ pub(super) fn modulo(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 /// The slope broadcasts to the operand, never the other way. One that is known to be one number is an attribute.
 pub(super) fn prelu(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let (x, slope) = (node.operand(0, "X")?, node.operand(1, "slope")?);
+    let slope = legacy::slope_of_channels(node, x, slope)?;
     let shape = node.shape(x);
     if shape.broadcast(&node.shape(slope)).as_ref() != Some(&shape) {
         let why = format!("slope {} does not broadcast to {}", node.ty(slope), node.ty(x));
@@ -301,6 +303,7 @@ pub(super) fn bit_cast(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 /// From opset 12 the exponent may be of another type; the result is of the base's.
 pub(super) fn pow(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let (base, exponent) = (node.operand(0, "X")?, node.operand(1, "Y")?);
+    let exponent = legacy::aligned(node, base, exponent)?;
     let (to, from) = (node.ty(base).dtype, node.ty(exponent).dtype);
     let pow = Binary { kind: BinaryKind::Pow };
     if from == to || node.opset() < 12 || to == DType::Bool || from == DType::Bool {
@@ -394,6 +397,10 @@ pub(super) fn to_small_float(
 }
 
 fn target(node: &mut Node<'_, '_>) -> Result<DType, NodeError> {
+    if node.opset() < 6 {
+        let name = node.string("to", "")?;
+        return tensor::dtype_of_name(name).ok_or_else(|| NodeError::attribute("to", format!("is {name:?}")));
+    }
     let code = node.optional_int("to")?.ok_or_else(|| NodeError::attribute("to", "is missing"))?;
     dtype("to", code)
 }
@@ -424,7 +431,7 @@ pub(super) fn kept(
 ) -> Result<Vec<ValueId>, NodeError> {
     let seed = node.optional_int("seed")?;
     if node.opset() < 12 {
-        node.ignore(&["ratio"]);
+        node.ignore(&["ratio", "is_test"]);
     } else {
         let trains = node.known(ratio_slot + 1, "training_mode")?;
         if trains.and_then(|t| t.to_i64()).is_some_and(|t| t.iter().any(|&t| t != 0)) {

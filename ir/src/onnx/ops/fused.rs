@@ -40,7 +40,7 @@ pub(super) fn nhwc_conv(node: &mut Node<'_, '_>) -> Result<ValueId> {
 }
 
 /// `[batch, …, channels]` as `[batch, channels, …]`.
-fn channels_first(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId> {
+pub(super) fn channels_first(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId> {
     let rank = node.shape(x).rank();
     if rank < 3 {
         return Err(OpError::shape(format!("takes batch, extents and channels, got {}", node.ty(x))).into());
@@ -50,7 +50,7 @@ fn channels_first(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<Val
 }
 
 /// The other way round.
-fn channels_last(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId> {
+pub(super) fn channels_last(node: &mut Node<'_, '_>, part: &str, x: ValueId) -> Result<ValueId> {
     let rank = node.shape(x).rank();
     let perm: Vec<usize> = [0].into_iter().chain(2..rank).chain([1]).collect();
     node.permuted(part, perm, x)
@@ -303,39 +303,113 @@ fn grouped(node: &mut Node<'_, '_>, x: ValueId, gamma: ValueId, beta: ValueId) -
     node.cast_to("", own, y)
 }
 
+/// A table of numbers, or of codes with their scale and zero point.
+#[derive(Clone, Copy)]
+struct Table {
+    values: ValueId,
+    grid: Option<[ValueId; 2]>,
+}
+
+impl Table {
+    /// Some of its elements as numbers.
+    fn numbers(self, node: &mut Node<'_, '_>, part: &str, values: ValueId) -> Result<ValueId> {
+        let Some([scale, zero]) = self.grid else { return Ok(values) };
+        if node.ty(zero).dtype != node.ty(values).dtype {
+            let why = format!("zero point {} of {}", node.ty(zero), node.ty(values));
+            return Err(OpError::quant(why).into());
+        }
+        let zero = node.shaped(&format!("{part}_zero"), [], zero)?;
+        let zero = node.cast_to(&format!("{part}_zero_float"), DType::F32, zero)?;
+        let scale = node.shaped(&format!("{part}_scale"), [], scale)?;
+        let steps = node.cast_to(&format!("{part}_steps"), DType::F32, values)?;
+        let centred = node.sub(&format!("{part}_centred"), steps, zero)?;
+        node.mul(&format!("{part}_numbers"), centred, scale)
+    }
+
+    /// Its rows at these indices.
+    fn rows(self, node: &mut Node<'_, '_>, part: &str, indices: ValueId) -> Result<ValueId> {
+        let rows = node.gathered(part, 0, self.values, indices)?;
+        self.numbers(node, part, rows)
+    }
+}
+
+/// What an embedding is made of.
+struct Embedding {
+    words: Table,
+    places: Table,
+    segments: Option<Table>,
+    gamma: Table,
+    beta: Table,
+    positions: Option<ValueId>,
+}
+
 /// Layer normalisation of the sum of embeddings of words, of positions and of segments; the number of tokens that a mask
 /// keeps of each image; and the sum.
 pub(super) fn embed_layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
-    let (ids, segments) = (node.operand(0, "input_ids")?, node.optional(1));
-    let (words, places) = (node.operand(2, "word_embedding")?, node.operand(3, "position_embedding")?);
-    let kinds = node.optional(4);
-    let (gamma, beta) = (node.operand(5, "gamma")?, node.operand(6, "beta")?);
-    let (mask, positions) = (node.optional(7), node.optional(8));
+    let plain = |values| Table { values, grid: None };
+    let embedding = Embedding {
+        words: plain(node.operand(2, "word_embedding")?),
+        places: plain(node.operand(3, "position_embedding")?),
+        segments: node.optional(4).map(plain),
+        gamma: plain(node.operand(5, "gamma")?),
+        beta: plain(node.operand(6, "beta")?),
+        positions: node.optional(8),
+    };
     node.ignore(&["mask_index_type"]);
+    embedded(node, embedding)
+}
+
+/// The same of tables of codes, without the sum.
+pub(super) fn quantized_embed_layer_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId>> {
+    let coded = |node: &mut Node<'_, '_>, slot: usize, grid: usize| -> Result<Table> {
+        let (values, scale) = (node.operand(slot, "table")?, node.operand(8 + grid, "scale")?);
+        Ok(Table { values, grid: Some([scale, node.operand(13 + grid, "zero point")?]) })
+    };
+    let has_segments = !node.is_left_out(4);
+    let embedding = Embedding {
+        words: coded(node, 2, 0)?,
+        places: coded(node, 3, 1)?,
+        segments: if has_segments { Some(coded(node, 4, 2)?) } else { None },
+        gamma: coded(node, 5, 3)?,
+        beta: coded(node, 6, 4)?,
+        positions: None,
+    };
+    let mut results = embedded(node, embedding)?;
+    results.truncate(2);
+    Ok(results)
+}
+
+fn embedded(node: &mut Node<'_, '_>, embedding: Embedding) -> Result<Vec<ValueId>> {
+    let (ids, segments) = (node.operand(0, "input_ids")?, node.optional(1));
+    let mask = node.optional(7);
     let &[batch, length] = node.shape(ids).dims() else {
         return Err(OpError::shape(format!("takes batch and length, got {}", node.ty(ids))).into());
     };
-    let mut sum = node.gathered("words", 0, words, ids)?;
-    let at = match positions {
-        Some(positions) => node.gathered("places", 0, places, positions)?,
+    let mut sum = embedding.words.rows(node, "words", ids)?;
+    let places = embedding.places;
+    let at = match embedding.positions {
+        Some(positions) => places.rows(node, "places", positions)?,
         None => {
             let first = SliceSpec { start: 0, len: length, step: 1 };
-            if node.shape(places).first().is_none_or(|&n| n < length) {
-                return Err(OpError::shape(format!("{length} places in {}", node.ty(places))).into());
+            if node.shape(places.values).first().is_none_or(|&n| n < length) {
+                return Err(OpError::shape(format!("{length} places in {}", node.ty(places.values))).into());
             }
-            node.sliced("places", 0, first, places)?
+            let rows = node.sliced("places", 0, first, places.values)?;
+            places.numbers(node, "places", rows)?
         }
     };
     sum = node.add("words_at_places", sum, at)?;
-    match (segments, kinds) {
+    match (segments, embedding.segments) {
         (Some(segments), Some(kinds)) => {
-            let of_segments = node.gathered("segments", 0, kinds, segments)?;
+            let of_segments = kinds.rows(node, "segments", segments)?;
             sum = node.add("sum", sum, of_segments)?;
         }
         (None, None) => {}
         _ => return Err(OpError::shape("has segments or their embeddings, not both").into()),
     }
     let epsilon = node.float("epsilon", 1e-12)?;
+    let gamma = embedding.gamma.numbers(node, "gamma", embedding.gamma.values)?;
+    let beta = embedding.beta.numbers(node, "beta", embedding.beta.values)?;
     let y = norm::layer_of(node, sum, gamma, Some(beta), epsilon)?;
     let count = match mask {
         Some(mask) => {

@@ -1,6 +1,6 @@
 //! Products of integers whose results are integers.
 
-use super::{conv::window_and_groups, quantize::dynamically_quantized};
+use super::{conv::window_and_groups, matmul::matmul_of, quantize::dynamically_quantized};
 use crate::{
     DType, OpError, Shape, ValueId,
     onnx::{NodeError, import::Node},
@@ -22,6 +22,21 @@ pub(super) fn matmul_integer(node: &mut Node<'_, '_>) -> Result<ValueId, NodeErr
     let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
     let (a_zero, b_zero) = (node.optional(2), node.optional(3));
     product(node, "", a, b, a_zero, b_zero)
+}
+
+/// A·B of integers of 16 bits, in s32, or in u32 where neither has a sign.
+pub(super) fn matmul_integer_16(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let (a, b) = (node.operand(0, "A")?, node.operand(1, "B")?);
+    let wide = match [a, b].map(|v| node.ty(v).dtype) {
+        [DType::U16, DType::U16] => DType::U32,
+        [DType::S16 | DType::U16, DType::S16 | DType::U16] => DType::S32,
+        _ => {
+            let why = format!("takes integers of 16 bits, got {} and {}", node.ty(a), node.ty(b));
+            return Err(OpError::dtype(why).into());
+        }
+    };
+    let (a, b) = (node.cast_to("A_integers", wide, a)?, node.cast_to("B_integers", wide, b)?);
+    matmul_of(node, "", a, b)
 }
 
 /// A product of integers, its scales and what is added, as floats: (A − a_zero_point)·(B − b_zero_point)·(a_scale·b_scale)

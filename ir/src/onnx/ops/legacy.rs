@@ -1,4 +1,5 @@
-//! Ops of ONNX's first versions, which converters of Core ML and Caffe2 wrote, and which runtimes still take at any opset.
+//! Ops of ONNX's first versions, which converters of Core ML and Caffe2 wrote, and which runtimes still take at any opset;
+//! and how ops that there still are were written before opset 7.
 
 use super::{compose::Result, lengths, ml::constants};
 use crate::{
@@ -6,6 +7,45 @@ use crate::{
     onnx::{NodeError, import::Node},
     ops::{SliceSpec, UnaryKind},
 };
+
+/// The second operand of a function of two in the shape in which it broadcasts. Before opset 7 it does so only where the
+/// attribute `broadcast` says it: its dimensions are those of the first operand from `axis` on, the last ones where there is
+/// none.
+pub(super) fn aligned(node: &mut Node<'_, '_>, a: ValueId, b: ValueId) -> Result<ValueId> {
+    if node.opset() >= 7 {
+        return Ok(b);
+    }
+    let (broadcasts, axis) = (node.flag("broadcast", false)?, node.optional_int("axis")?);
+    let (of, own) = (node.shape(a), node.shape(b));
+    let misfit = || OpError::shape(format!("{} does not broadcast to {}", node.ty(b), node.ty(a)));
+    let start = match axis.filter(|_| broadcasts) {
+        Some(axis) => usize::try_from(if axis < 0 { axis + of.rank() as i64 } else { axis }).ok(),
+        None => of.rank().checked_sub(own.rank()),
+    };
+    let behind = start.and_then(|start| of.rank().checked_sub(start + own.rank())).ok_or_else(misfit)?;
+    if !broadcasts && of != own {
+        let why = format!("is not 1, and {} is not {}", node.ty(b), node.ty(a));
+        return Err(NodeError::attribute("broadcast", why));
+    }
+    let dims: Vec<usize> = own.iter().copied().chain(std::iter::repeat_n(1, behind)).collect();
+    match own.elements() {
+        // Scalars of any rank.
+        1 => node.shaped("aligned", [0; 0], b),
+        _ => node.shaped("aligned", dims, b),
+    }
+}
+
+/// A slope of PRelu in the shape in which it broadcasts: before opset 7, one for each channel.
+pub(super) fn slope_of_channels(node: &mut Node<'_, '_>, x: ValueId, slope: ValueId) -> Result<ValueId> {
+    let (of, own) = (node.shape(x), node.shape(slope));
+    match own.dims() {
+        &[n] if node.opset() < 7 && of.rank() > 1 && n == of[1] => {
+            let dims: Vec<usize> = [n].into_iter().chain(std::iter::repeat_n(1, of.rank() - 2)).collect();
+            node.shaped("slope_of_channels", dims, slope)
+        }
+        _ => Ok(slope),
+    }
+}
 
 /// A number of the operand's type that an attribute gives.
 fn factor(node: &mut Node<'_, '_>, name: &'static str, default: f32, like: ValueId) -> Result<ValueId> {

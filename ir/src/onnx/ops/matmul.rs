@@ -27,6 +27,10 @@ pub(super) fn general_product(
     beta: f32,
 ) -> Result<ValueId, NodeError> {
     let (trans_a, trans_b) = (node.flag("transA", false)?, node.flag("transB", false)?);
+    // C broadcasts as it has since, and where it does, the attribute says so, too.
+    if node.opset() < 7 {
+        node.ignore(&["broadcast"]);
+    }
     let dtype = node.ty(a).dtype;
     if dtype != DType::F32 {
         let [a, b] = [wide(node, "A", a)?, wide(node, "B", b)?];

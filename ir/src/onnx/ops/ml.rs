@@ -9,6 +9,7 @@ use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     onnx::{
         MapKey, NodeError,
+        body::NodeDef,
         import::{Held, Node},
     },
     ops::{ArgExtreme, BinaryKind, ReduceKind, SliceSpec, UnaryKind},
@@ -555,4 +556,10 @@ fn post_of_one(node: &mut Node<'_, '_>, post: PostTransform, score: ValueId) -> 
         PostTransform::None => Ok(score),
         _ => node.unary("own_share", UnaryKind::Sigmoid, score),
     }
+}
+
+/// Ops of maps, which only come from outside: a map is as long as its caller likes, and a graph has fixed shapes.
+pub(super) fn of_maps(_: &mut Node<'_, '_>) -> Result<Vec<NodeDef>> {
+    let why = "takes a map, which is no input of a model here: give it a tensor of the values in the order of their keys";
+    Err(OpError::unsupported(why).into())
 }

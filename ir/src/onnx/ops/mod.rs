@@ -11,7 +11,10 @@ mod conv_transpose;
 mod detection;
 mod einsum;
 mod elementwise;
+mod experts;
 mod fused;
+mod gated;
+mod gather_quantized;
 mod index;
 mod integer;
 mod legacy;
@@ -32,6 +35,7 @@ mod shape;
 mod signal;
 mod strings;
 mod svm;
+mod tokens;
 mod trees;
 mod values;
 mod vision;
@@ -104,6 +108,7 @@ const ONNX: Table = &[
     ("AffineGrid", 20, One(vision::affine_grid)),
     ("Col2Im", 18, One(vision::col2im)),
     ("DeformConv", 19, One(vision::deform_conv)),
+    ("MaxRoiPool", 1, One(vision::max_roi_pool)),
     ("RoiAlign", 10, One(vision::roi_align)),
 
     ("Bernoulli", 15, One(random::bernoulli)),
@@ -235,15 +240,15 @@ const ONNX: Table = &[
     ("TopK", 1, Many(index::top_k)),
 
     ("Resize", 10, One(resize::resize)),
-    ("Upsample", 7, One(resize::upsample)),
+    ("Upsample", 1, One(resize::upsample)),
 
     ("CenterCropPad", 18, One(values::center_crop_pad)),
     ("Concat", 4, One(shape::concat)),
     ("DepthToSpace", 1, One(shape::depth_to_space)),
     ("Expand", 8, One(shape::expand)),
     ("Flatten", 1, One(shape::flatten)),
-    ("Pad", 2, One(shape::pad)),
-    ("Reshape", 5, One(shape::reshape)),
+    ("Pad", 1, One(shape::pad)),
+    ("Reshape", 1, One(shape::reshape)),
     ("Slice", 1, One(shape::slice)),
     ("SpaceToDepth", 1, One(shape::space_to_depth)),
     ("Split", 2, Many(shape::split)),
@@ -343,13 +348,24 @@ const MICROSOFT: Table = &[
     ("QuickGelu", 1, One(fused::quick_gelu)),
     ("EmbedLayerNormalization", 1, Many(fused::embed_layer_normalization)),
     ("GroupNorm", 1, One(fused::group_norm)),
+    ("QEmbedLayerNormalization", 1, Many(fused::quantized_embed_layer_normalization)),
     ("SkipGroupNorm", 1, Many(fused::skip_group_norm)),
     ("SkipLayerNormalization", 1, Many(fused::skip_layer_normalization)),
     ("SkipSimplifiedLayerNormalization", 1, Many(fused::skip_simplified_layer_normalization)),
 
+    ("BranchwiseRMSNorm", 1, One(gated::branchwise_rms_norm)),
+    ("GatedAdd", 1, One(gated::gated_add)),
+    ("GatedRMSNorm", 1, One(gated::gated_rms_norm)),
+    ("LinearAttentionGate", 1, Many(gated::linear_attention_gate)),
+    ("ScaledSiLU", 1, One(gated::scaled_silu)),
+
+    ("MoE", 1, One(experts::mixture_of_experts)),
+    ("QMoE", 1, One(experts::quantized_mixture_of_experts)),
+
     ("Attention", 1, Many(contrib_attention::attention)),
     ("DecoderMaskedMultiHeadAttention", 1, Many(contrib_attention::decoder_attention)),
     ("GroupQueryAttention", 1, Many(contrib_attention::group_query_attention)),
+    ("MRotaryEmbedding", 1, One(contrib_attention::multimodal_rotary_embedding)),
     ("MultiHeadAttention", 1, Many(contrib_attention::multi_head_attention)),
     ("QAttention", 1, Many(contrib_attention::quantized_attention)),
     ("RelativePositionBias", 1, One(contrib::relative_position_bias)),
@@ -364,17 +380,29 @@ const MICROSOFT: Table = &[
     ("GridSample", 1, One(resize::grid_sample)),
     ("Inverse", 1, One(contrib::inverse)),
     ("Irfft", 1, One(contrib::irfft)),
+    ("MurmurHash3", 1, One(tokens::murmur_hash)),
+    ("NGramRepeatBlock", 1, One(tokens::n_gram_repeat_block)),
+    ("NhwcMaxPool", 1, One(pool::nhwc_max_pool)),
     ("Pad", 1, One(shape::pad)),
     ("Range", 1, One(values::range)),
     ("Rfft", 1, One(contrib::rfft)),
+    ("SampleOp", 1, One(contrib::sample)),
+    ("Tokenizer", 1, One(strings::tokenizer)),
     ("Trilu", 1, One(shape::trilu)),
     ("UnfoldTensor", 1, One(contrib::unfold_tensor)),
     ("Unique", 1, Many(contrib::unique)),
+    ("WordConvEmbedding", 1, One(tokens::word_conv_embedding)),
 
     // Refused, with a reason.
+    ("AttnLSTM", 1, Nodes(contrib::attention_lstm)),
     ("BeamSearch", 1, Nodes(contrib::generation)),
+    ("BifurcationDetector", 1, Nodes(contrib::generation)),
+    ("GatherPacked", 1, Nodes(contrib::one_kernels_layout)),
     ("GreedySearch", 1, Nodes(contrib::generation)),
+    ("MatMulFpQ4", 1, Nodes(contrib::one_kernels_layout)),
     ("Sampling", 1, Nodes(contrib::generation)),
+    ("SparseAttention", 1, Nodes(contrib::sparse_attention)),
+    ("SparseToDenseMatMul", 1, Nodes(contrib::sparse_product)),
     ("WhisperBeamSearch", 1, Nodes(contrib::generation)),
     ("PackedAttention", 1, Nodes(contrib::packed)),
     ("PackedMultiHeadAttention", 1, Nodes(contrib::packed)),
@@ -385,6 +413,9 @@ const MICROSOFT: Table = &[
     ("MatMulIntegerToFloat", 1, One(integer::matmul_integer_to_float)),
     ("DynamicQuantizeMatMul", 1, One(integer::dynamic_quantize_matmul)),
     ("DynamicQuantizeLSTM", 1, Many(recurrent::dynamic_quantize_lstm)),
+    ("GatherBlockQuantized", 1, One(gather_quantized::gather_block_quantized)),
+    ("MatMulBnb4", 1, One(weight_only::matmul_bnb4)),
+    ("MatMulInteger16", 1, One(integer::matmul_integer_16)),
     ("MatMulNBits", 1, One(weight_only::matmul_n_bits)),
 ];
 
@@ -393,7 +424,9 @@ const MICROSOFT: Table = &[
 const ML: Table = &[
     ("ArrayFeatureExtractor", 1, One(ml::array_feature_extractor)),
     ("Binarizer", 1, One(ml::binarizer)),
+    ("CastMap", 1, Nodes(ml::of_maps)),
     ("CategoryMapper", 1, One(ml::category_mapper)),
+    ("DictVectorizer", 1, Nodes(ml::of_maps)),
     ("FeatureVectorizer", 1, One(ml::feature_vectorizer)),
     ("Imputer", 1, One(ml::imputer)),
     ("LabelEncoder", 1, One(ml::label_encoder)),

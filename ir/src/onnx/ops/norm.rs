@@ -19,7 +19,7 @@ pub(super) fn batch_normalization(node: &mut Node<'_, '_>) -> Result<Vec<ValueId
         return Err(NodeError::attribute("spatial", "is 0: statistics of each element are not supported"));
     }
     if node.opset() < 7 {
-        node.ignore(&["is_test", "consumed_inputs"]);
+        node.ignore(&["is_test"]);
     }
     if node.opset() >= 14 && node.flag("training_mode", false)? {
         return trained(node, &operands, epsilon, momentum);

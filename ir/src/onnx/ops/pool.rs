@@ -1,6 +1,7 @@
 //! Pools.
 
 use super::{
+    fused::{channels_first, channels_last},
     lengths,
     window::{kernel_shape, list, window},
 };
@@ -54,6 +55,15 @@ fn pool_of(
     let ceil_mode = has_ceil_mode && node.flag("ceil_mode", false)?;
     let window = window(node, kernel, &spatial, has_dilations)?;
     Ok(Pool { kind, window, ceil_mode, layout: Layout::ChannelsFirst })
+}
+
+/// The largest codes of windows of channels last.
+pub(super) fn nhwc_max_pool(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    let x = node.operand(0, "x")?;
+    let x = channels_first(node, "channels_first", x)?;
+    let pool = pool_of(node, x, PoolKind::Max, (true, true))?;
+    let y = node.emit_part("pool", pool, &[x])?;
+    channels_last(node, "", y)
 }
 
 /// Elements put back at the places that a max pool took them from, and 0 elsewhere. Places count in the whole result.

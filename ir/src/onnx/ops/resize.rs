@@ -19,7 +19,8 @@ struct Change {
 pub(super) fn upsample(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let x = node.operand(0, "X")?;
     let scales = match node.opset() {
-        ..9 => node.floats("scales")?.ok_or_else(|| NodeError::attribute("scales", "is missing"))?,
+        0..7 => vec![1.0, 1.0, node.float("height_scale", 1.0)?, node.float("width_scale", 1.0)?],
+        7..9 => node.floats("scales")?.ok_or_else(|| NodeError::attribute("scales", "is missing"))?,
         _ => floats(node, 1, "scales")?.ok_or(NodeError::MissingOperand { slot: 1, role: "scales" })?,
     };
     let interpolation = before_opset_11(node)?;

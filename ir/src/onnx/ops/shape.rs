@@ -55,7 +55,8 @@ pub(super) fn reshape_to(
 /// A 0 stands for the dimension of the operand (unless `allowzero`), a −1 for what is left.
 pub(super) fn reshape(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let x = node.operand(0, "data")?;
-    let target = node.known_ints(1, "shape")?.ok_or(NodeError::MissingOperand { slot: 1, role: "shape" })?;
+    let target = node.ints_by_opset("shape", 5, 1)?;
+    let target = target.ok_or(NodeError::MissingOperand { slot: 1, role: "shape" })?;
     let allow_zero = node.opset() >= 14 && node.flag("allowzero", false)?;
     let from = node.shape(x);
     let bad = |why: &str| NodeError::from(OpError::shape(format!("shape {target:?} of {from:?} {why}")));
@@ -135,7 +136,7 @@ pub(super) fn transpose(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
 pub(super) fn concat(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let operands = node.operands("inputs")?;
     let shape = node.shape(operands[0]);
-    let axis = axis(node, &shape, None)?;
+    let axis = axis(node, &shape, if node.opset() < 4 { Some(1) } else { None })?;
     match operands[..] {
         [only] => Ok(only),
         _ => node.emit(Concat { axis }, &operands),
@@ -242,8 +243,11 @@ pub(super) fn pad(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
     let mut x = node.operand(0, "data")?;
     let shape = node.shape(x);
     let rank = shape.rank();
-    let pads =
-        node.ints_by_opset("pads", 11, 1)?.ok_or_else(|| NodeError::attribute("pads", "is missing"))?;
+    let pads = match node.opset() {
+        1 => node.ints("paddings")?,
+        _ => node.ints_by_opset("pads", 11, 1)?,
+    };
+    let pads = pads.ok_or_else(|| NodeError::attribute("pads", "is missing"))?;
     let mode = node.string("mode", "constant")?;
     let fill = fill(node, x)?;
     let mode = match mode {

@@ -156,6 +156,82 @@ pub(super) fn regex_full_match(node: &mut Node<'_, '_>) -> Result<ValueId> {
     Ok(node.constant_part("matches", tensor))
 }
 
+/// A number of 32 bits for the bytes of each text.
+pub(super) fn hashed(node: &mut Node<'_, '_>, to: DType, hash: impl Fn(&[u8]) -> u32) -> Result<ValueId> {
+    let x = texts(node, 0, "X")?;
+    let hashes = x.texts.iter().map(|text| hash(text.as_bytes()));
+    match to {
+        DType::U32 => numbers(node, "hashes", x.shape, hashes.collect()),
+        _ => numbers::<i32>(node, "hashes", x.shape, hashes.map(|hash| hash as i32).collect()),
+    }
+}
+
+/// What divides a text into tokens.
+type Split = Box<dyn Fn(&str) -> Vec<String>>;
+
+/// The tokens of each text: its parts between separators, or what an expression matches; of `mincharnum` characters at least.
+/// Between marks of its start and its end where the attribute asks for them, and filled behind with `pad_value` to the most that
+/// a text has.
+pub(super) fn tokenizer(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let x = texts(node, 0, "X")?;
+    let marks = node.flag("mark", false)?;
+    let shortest = super::lengths("mincharnum", &[node.int("mincharnum", 1)?])?[0];
+    let filler = node.string("pad_value", "")?;
+    let separators = node.strings("separators")?;
+    let expression = node.string("tokenexp", "")?;
+    let regex = |name: &str, pattern: &str| {
+        Regex::new(pattern)
+            .map_err(|e| NodeError::attribute(name, format!("is not a regular expression: {e}")))
+    };
+    let separators = match &separators {
+        Some(all) => Some(all.iter().map(|s| regex("separators", s)).collect::<Result<Vec<Regex>>>()?),
+        None => None,
+    };
+    let expression = match expression {
+        "" => None,
+        pattern => Some(regex("tokenexp", pattern)?),
+    };
+    let is_long = move |token: &&str| token.chars().count() >= shortest;
+    let split: Split = match (separators, expression) {
+        (Some(separators), None) if separators.len() == 1 && separators[0].as_str().is_empty() => {
+            Box::new(|text| text.chars().map(String::from).collect())
+        }
+        (Some(separators), None) => Box::new(move |text| {
+            separators.iter().fold(vec![text.to_owned()], |parts, separator| {
+                let split = |part: &String| -> Vec<String> {
+                    separator.split(part).filter(is_long).map(str::to_owned).collect()
+                };
+                parts.iter().flat_map(split).collect()
+            })
+        }),
+        (None, Some(expression)) => Box::new(move |text| {
+            let found = expression.find_iter(text).map(|found| found.as_str());
+            found.filter(|token| !token.is_empty()).filter(is_long).map(str::to_owned).collect()
+        }),
+        _ => return Err(OpError::attribute("one of separators and tokenexp must be there").into()),
+    };
+    if !matches!(x.shape.rank(), 1 | 2) {
+        return Err(OpError::shape(format!("takes rows of texts, got {:?}", x.shape)).into());
+    }
+    let rows: Vec<Vec<String>> = x.texts.iter().map(|text| split(text)).collect();
+    let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+    // Marks stand around tokens alone.
+    let marks = marks && most > 0;
+    let width = most + if marks { 2 } else { 0 };
+    let shape = Shape::new([&x.shape[..], &[width]].concat())?;
+    // Few long texts fill the rows of many short ones.
+    node.take_bytes(shape.elements().saturating_mul(size_of::<String>()))?;
+    let mut all = Vec::with_capacity(shape.elements());
+    for row in rows {
+        let fillers = most - row.len();
+        all.extend(marks.then(|| "\u{2}".to_owned()));
+        all.extend(row);
+        all.extend(marks.then(|| "\u{3}".to_owned()));
+        all.extend(std::iter::repeat_n(filler.to_owned(), fillers));
+    }
+    made(node, "tokens", shape, &all)
+}
+
 /// Numbers as texts, or texts as numbers.
 pub(super) fn cast(node: &mut Node<'_, '_>, to: DType) -> Result<ValueId> {
     let x = node.by_value(0, "input")?;

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     DType, OpError, Shape, Tensor, TensorType, ValueId,
     onnx::{NodeError, import::Node},
-    ops::{GridSample, RoiAlign, SampleMode, SamplePadding, ScatterElements, SliceSpec, Update},
+    ops::{GridSample, MaxRoiPool, RoiAlign, SampleMode, SamplePadding, ScatterElements, SliceSpec, Update},
 };
 
 /// Before opset 16 the centre of the first element is at 0.
@@ -43,6 +43,19 @@ pub(super) fn roi_align(node: &mut Node<'_, '_>) -> Result<ValueId> {
     let (x, rois) = (node.widened("wide", x)?, node.widened("wide_rois", rois)?);
     let images = node.cast_to("images", DType::S64, images)?;
     let y = node.step(if node.ty(x).dtype == own { "" } else { "bins" }, op, &[x, rois, images])?;
+    node.cast_to("", own, y)
+}
+
+pub(super) fn max_roi_pool(node: &mut Node<'_, '_>) -> Result<ValueId> {
+    let (x, rois) = (node.operand(0, "X")?, node.operand(1, "rois")?);
+    let bins = node.ints("pooled_shape")?.unwrap_or_default();
+    let [height, width] = lengths("pooled_shape", &bins)?[..] else {
+        return Err(NodeError::attribute("pooled_shape", format!("is {bins:?}, not a height and a width")));
+    };
+    let op = MaxRoiPool { height, width, scale: node.float("spatial_scale", 1.0)? };
+    let own = node.ty(x).dtype;
+    let (x, rois) = (node.widened("wide", x)?, node.widened("wide_rois", rois)?);
+    let y = node.step(if node.ty(x).dtype == own { "" } else { "bins" }, op, &[x, rois])?;
     node.cast_to("", own, y)
 }
 

@@ -1,6 +1,6 @@
 //! Products whose weights alone are quantized: the weights become real numbers here.
 
-use super::matmul::matmul_of;
+use super::{contrib_attention::required_count, matmul::matmul_of};
 use crate::{
     DType, OpError, Shape, Tensor, ValueId,
     limits::MAX_TENSOR_BYTES,
@@ -57,9 +57,7 @@ impl Packed {
 
     /// Code `i` of a row of packed bytes.
     fn code(&self, bytes: &[u8], i: usize) -> u8 {
-        let per_byte = 8 / self.bits;
-        let code = bytes[i / per_byte] >> (i % per_byte * self.bits);
-        (u16::from(code) & ((1 << self.bits) - 1)) as u8
+        code(bytes, self.bits, i)
     }
 
     fn check(&self, role: &'static str, got: &Tensor, elements: usize) -> Result<(), NodeError> {
@@ -70,6 +68,13 @@ impl Packed {
             }
         }
     }
+}
+
+/// Code `i` of packed bytes, the low bits of a byte first.
+pub(super) fn code(bytes: &[u8], bits: usize, i: usize) -> u8 {
+    let per_byte = 8 / bits;
+    let code = bytes[i / per_byte] >> (i % per_byte * bits);
+    (u16::from(code) & ((1 << bits) - 1)) as u8
 }
 
 /// A·B' with B' = (codes − zero point)·scale in blocks along K; the zero point is half the range where there is none.
@@ -86,6 +91,16 @@ pub(super) fn matmul_n_bits(node: &mut Node<'_, '_>) -> Result<ValueId, NodeErro
     let order = node.known(4, "g_idx")?;
     let bias = node.optional(5);
     let weights = real_weights(&packed, &codes, &scales, zeros.as_ref(), order.as_ref())?;
+    times(node, a, weights, bias)
+}
+
+/// A·weights + bias, computed in f32 and rounded to the type of A.
+fn times(
+    node: &mut Node<'_, '_>,
+    a: ValueId,
+    weights: Tensor,
+    bias: Option<ValueId>,
+) -> Result<ValueId, NodeError> {
     let weights = node.constant_part("weights", weights);
     let dtype = node.ty(a).dtype;
     let a = match dtype {
@@ -163,4 +178,68 @@ fn group_of_rows(packed: &Packed, order: &Tensor) -> Result<Vec<usize>, NodeErro
         ))
         .into()),
     }
+}
+
+/// The numbers of NF4: the middles of 16 equally likely parts of a normal distribution, within −1 and 1.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// The magnitudes of FP4 within 1, by the low three bits of a code; the high one is the sign.
+const FP4: [f32; 8] = [0.0, 5.208_333_3e-3, 2.0 / 3.0, 1.0, 1.0 / 3.0, 0.5, 1.0 / 6.0, 0.25];
+
+/// A·B of weights whose codes of 4 bits name one of 16 numbers, to be multiplied by the largest magnitude of their block. B is
+/// `[N, K]` in the file, or its transpose where `transB` is 0; its blocks go over the ends of rows, and the high bits of a
+/// byte come first.
+pub(super) fn matmul_bnb4(node: &mut Node<'_, '_>) -> Result<ValueId, NodeError> {
+    node.ignore(&["training_mode"]);
+    let a = node.operand(0, "A")?;
+    let (inner, columns) = (required_count(node, "K")?, required_count(node, "N")?);
+    let block = required_count(node, "block_size")?;
+    let swaps = node.flag("transB", true)?;
+    let number: fn(u8) -> f32 = match node.int("quant_type", -1)? {
+        0 => |code| if code < 8 { FP4[usize::from(code)] } else { -FP4[usize::from(code & 7)] },
+        1 => |code| NF4[usize::from(code)],
+        other => {
+            return Err(NodeError::attribute("quant_type", format!("is {other}; 0 is FP4, 1 is NF4")));
+        }
+    };
+    let (codes, largest) = (node.required(1, "B")?, node.required(2, "absmax")?);
+    let elements = inner.checked_mul(columns).filter(|n| n.saturating_mul(4) <= MAX_TENSOR_BYTES);
+    let elements = elements.ok_or_else(|| OpError::too_large(format!("K {inner} by N {columns}")))?;
+    let bytes = codes.as_slice::<u8>().map_err(OpError::from)?;
+    let factors = largest.to_f32().ok_or_else(|| OpError::dtype("absmax must be of floats"))?;
+    if bytes.len() != elements.div_ceil(2) || factors.len() != elements.div_ceil(block) {
+        let why =
+            format!("B {} and absmax {} of {elements} codes in blocks of {block}", codes.ty(), largest.ty());
+        return Err(OpError::shape(why).into());
+    }
+    let at = |i: usize| {
+        let code = if i.is_multiple_of(2) { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 };
+        number(code) * factors[i / block]
+    };
+    let (dims, numbers): (_, Vec<f32>) = match swaps {
+        true => {
+            let places = (0..inner).flat_map(|k| (0..columns).map(move |n| n * inner + k));
+            ([inner, columns], places.map(at).collect())
+        }
+        false => ([columns, inner], (0..elements).map(at).collect()),
+    };
+    let weights = Tensor::from_vec(Shape::new(dims)?, numbers).map_err(OpError::from)?;
+    times(node, a, weights, None)
 }

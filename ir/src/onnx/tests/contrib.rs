@@ -76,6 +76,105 @@ fn what_generates_text_is_refused_with_a_reason() {
 }
 
 #[test]
+fn what_has_no_form_here_says_what_to_do_instead() {
+    let refusals = [
+        ("AttnLSTM", "write it out"),
+        ("BifurcationDetector", "choose tokens"),
+        ("GatherPacked", "MatMulNBits"),
+        ("MatMulFpQ4", "MatMulNBits"),
+        ("SparseAttention", "GroupQueryAttention"),
+        ("SparseToDenseMatMul", "MatMul"),
+    ];
+    for (op, advice) in refusals {
+        let n = microsoft(op, &["x"], &["y"]);
+        Draft::new(20, [n]).with_microsoft().input_of("x", DType::F32, &[1, 3]).refused(advice);
+    }
+}
+
+/// ONNX Runtime's kernel reads beyond the weights; this is what the op is defined as.
+#[test]
+fn weights_of_4_bits_may_stand_as_they_are_in_the_file() {
+    let n = microsoft("MatMulBnb4", &["a", "b", "m"], &["y"])
+        .with(int("K", 3))
+        .with(int("N", 2))
+        .with(int("block_size", 4))
+        .with(int("quant_type", 0))
+        .with(int("transB", 0));
+    // 1, ½, −1, −½ in the first block and ⅔, ⅙ in the second, whose factor is 6: [[1, ½, −1], [−½, 4, 1]].
+    let a = of(&[1, 2], &[2f32, 1.0]);
+    let codes = of(&[3], &[0x35u8, 0xbd, 0x26]);
+    let y = fold(n, &[("a", a), ("b", codes), ("m", of(&[2], &[1f32, 6.0]))]);
+    close(&y[0], &[1.5, 5.0, -1.0]);
+}
+
+#[test]
+fn integers_of_16_bits_without_a_sign_have_products_without_one() {
+    let n = microsoft("MatMulInteger16", &["a", "b"], &["y"]);
+    let y = fold(n, &[("a", of(&[1, 1], &[60_000u16])), ("b", of(&[1, 1], &[60_000u16]))]);
+    assert_eq!(y[0].as_slice::<u32>().unwrap(), [3_600_000_000]);
+}
+
+/// Of three layouts of the same gates ONNX Runtime's CPU kernel has one, against which `goldens/ops.zip` checks it.
+#[test]
+fn gates_of_experts_may_stand_apart_between_or_before_the_others() {
+    let (gates, others) = ([[1f32, 2.0], [3.0, -1.0]], [[0.5f32, 1.0], [-2.0, 1.5]]);
+    let fused = |order: [[f32; 2]; 4]| of(&[1, 4, 2], &order.concat());
+    let mixture = |fusion, first: Tensor, third: Option<Tensor>| {
+        let names = ["x", "r", "w1", "", "w2", "", "w3"];
+        let n = microsoft("MoE", &names[..if third.is_some() { 7 } else { 5 }], &["y"])
+            .with(string("activation_type", "swiglu"))
+            .with(int("swiglu_fusion", fusion));
+        let mut constants = vec![
+            ("x", of(&[2, 2], &[1f32, -1.0, 0.5, 2.0])),
+            ("r", of(&[2, 1], &[0f32, 1.0])),
+            ("w1", first),
+            ("w2", of(&[1, 2, 2], &[1f32, 0.0, 0.0, 1.0])),
+        ];
+        constants.extend(third.map(|t| ("w3", t)));
+        fold(n, &constants).swap_remove(0).to_f32().unwrap()
+    };
+    let [g, l] = [gates, others];
+    let interleaved = mixture(1, fused([g[0], l[0], g[1], l[1]]), None);
+    assert_eq!(mixture(2, fused([g[0], g[1], l[0], l[1]]), None), interleaved);
+    let apart = |rows: [[f32; 2]; 2]| of(&[1, 2, 2], &rows.concat());
+    assert_eq!(mixture(0, apart(g), Some(apart(l))), interleaved);
+    let swish = |x: f32| x / (1.0 + (-x).exp());
+    close(
+        &of(&[4], &interleaved),
+        &[swish(-1.0) * -0.5, swish(4.0) * -3.5, swish(4.5) * 2.25, swish(-0.5) * 2.0],
+    );
+}
+
+#[test]
+fn what_does_not_fit_experts_and_tables_of_codes_is_refused() {
+    let mixture = |scales: &[usize], bits| {
+        let n = microsoft("QMoE", &["x", "r", "w", "s", "", "w", "s"], &["y"])
+            .with(int("expert_weight_bits", bits));
+        let codes = Tensor::zeros(DType::U8, Shape::new([2, 4, 2]).unwrap());
+        let scales = Tensor::zeros(DType::F32, Shape::new(scales).unwrap());
+        Draft::new(20, [n])
+            .with_microsoft()
+            .input_of("x", DType::F32, &[3, 4])
+            .input_of("r", DType::F32, &[3, 2])
+            .constant("w", codes)
+            .constant("s", scales)
+    };
+    mixture(&[2, 4], 4).import().unwrap();
+    mixture(&[2, 5], 4).refused("scales");
+    mixture(&[2, 4], 3).refused("2, 4 and 8");
+    let rows = |axis| {
+        let n = microsoft("GatherBlockQuantized", &["d", "i", "s"], &["y"]).with(int("quantize_axis", axis));
+        Draft::new(20, [n])
+            .with_microsoft()
+            .input_of("i", DType::S64, &[3])
+            .constant("d", Tensor::zeros(DType::U8, Shape::new([5, 4]).unwrap()))
+            .constant("s", Tensor::zeros(DType::F32, Shape::new([5, 1]).unwrap()))
+    };
+    rows(1).import().unwrap();
+    rows(0).refused("share bytes");
+}
+
+#[test]
 fn random_numbers_are_those_of_numpy() {
     // numpy.random.RandomState(7).uniform(size=3), randn(3)
     let n = |op: &str| node(op, &[], &["y"]).with(list("shape", &[3])).with(float("seed", 7.0));

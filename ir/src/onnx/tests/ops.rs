@@ -25,6 +25,54 @@ fn clip_bounds_are_attributes_then_operands() {
 }
 
 #[test]
+fn functions_of_two_broadcast_from_an_axis_before_opset_7() {
+    let add = |dims: &[usize], values: &[f32], attributes: &[AttributeProto]| {
+        let n = attributes.iter().cloned().fold(node("Add", &["x", "b"], &["y"]), NodeProto::with);
+        Draft::new(6, [n]).input("x", &[2, 2, 2]).constant("b", of(dims, values))
+    };
+    let zeros = || [of(&[2, 2, 2], &[0f32; 8])];
+    let (broadcasts, axis) = (int("broadcast", 1), |a| int("axis", a));
+    let with = |a: i64| [broadcasts.clone(), axis(a)];
+    let one = std::slice::from_ref(&broadcasts);
+    assert_eq!(add(&[2], &[1., 2.], one).floats(&zeros()), [1., 2., 1., 2., 1., 2., 1., 2.]);
+    assert_eq!(add(&[2], &[1., 2.], &with(0)).floats(&zeros()), [1., 1., 1., 1., 2., 2., 2., 2.]);
+    assert_eq!(add(&[2], &[1., 2.], &with(-2)).floats(&zeros()), [1., 1., 2., 2., 1., 1., 2., 2.]);
+    assert_eq!(add(&[1], &[3.], &with(0)).floats(&zeros()), [3.; 8]);
+    add(&[2], &[1., 2.], &[]).refused("`broadcast`");
+    add(&[2, 2], &[0.; 4], &with(2)).refused("broadcast");
+    add(&[3], &[0.; 3], one).refused("broadcast");
+    Draft { opset: 7, ..add(&[2], &[1., 2.], one) }.refused("`broadcast`");
+
+    let prelu = |opset| {
+        Draft::new(opset, [node("PRelu", &["x", "s"], &["y"])])
+            .input("x", &[1, 3, 2])
+            .constant("s", of(&[3], &[1f32, 2., 3.]))
+    };
+    assert_eq!(prelu(6).floats(&[of(&[1, 3, 2], &[-1f32; 6])]), [-1., -1., -2., -2., -3., -3.]);
+    prelu(7).refused("slope");
+}
+
+#[test]
+fn what_attributes_of_the_first_opsets_said() {
+    let floats = |n: NodeProto, opset| {
+        let x = of(&[1, 1, 1, 2], &[1f32, 2.]);
+        Draft::new(opset, [n]).input("x", &[1, 1, 1, 2]).floats(&[x])
+    };
+    let reshape = node("Reshape", &["x"], &["y"]).with(ints("shape", [2, 0]));
+    assert_eq!(floats(reshape.with(ints("consumed_inputs", [0])), 1), [1., 2.]);
+    let pad = node("Pad", &["x"], &["y"]).with(ints("paddings", [0, 0, 0, 1, 0, 0, 0, 0]));
+    assert_eq!(floats(pad, 1), [0., 1., 2.]);
+    let upsample = node("Upsample", &["x"], &["y"]).with(float("height_scale", 1.0));
+    assert_eq!(floats(upsample.with(float("width_scale", 2.0)), 1), [1., 1., 2., 2.]);
+    let to = |name: &str| node("Cast", &["x"], &["y"]).with(string("to", name));
+    assert_eq!(floats(to("FLOAT"), 1), [1., 2.]);
+    Draft::new(1, [to("COMPLEX64")]).input("x", &[1]).refused("COMPLEX64");
+    let relu = node("Relu", &["x"], &["y"]).with(ints("consumed_inputs", [0]));
+    assert_eq!(floats(relu.clone(), 5), [1., 2.]);
+    Draft::new(6, [relu]).input("x", &[1]).refused("consumed_inputs");
+}
+
+#[test]
 fn softmax_counts_as_a_matrix_before_opset_13() {
     let x = iota(&[2, 2, 2]);
     let at = |opset| {
