@@ -270,6 +270,12 @@ fn ranges_are_chosen_as_they_are_asked_for() {
     let (text, min_max) = program(&[]);
     assert!(text.contains("ranges of 24 samples"), "{text}");
     assert_eq!(program(&["--calibrator", "min-max"]).1, min_max);
+    for what in ["equalise", "equalize:2", "rounding,everything"] {
+        let refused = error(&["compile", &model(), "--repair", what], 2);
+        assert!(refused.contains("equalize"), "{refused}");
+    }
+    let (text, _) = program(&["--repair", "equalize:0.4,rounding,bias", "--samples", "16"]);
+    assert!(text.contains("rounding errors of its results"), "{text}");
     for how in ["moving-average:0.1", "percentile:99.9", "entropy", "mse"] {
         let (text, own) = program(&["--calibrator", how]);
         assert!(text.contains(&format!("ranges by {how} of 24 samples")), "{text}");

@@ -9,7 +9,9 @@
 //!
 //! With R the range of a tensor's grid and m_c that of its channel c, of all tensors that the channel runs through,
 //!
-//!     s_c = min over tensors (R / m_c)^strength
+//! ```text
+//! s_c = min over tensors (R / m_c)^strength
+//! ```
 //!
 //! which is 1 for the channels that span the grid and never lets a channel leave it. An upper bound of a clamp
 //! (ReLU6) stays what it is: channel c is then bounded by hi/s_c, which is at least m_c·s_c, as far above what was seen as
@@ -454,8 +456,14 @@ impl Constant {
         let operands = graph.operands(node);
         let slot = operands.iter().position(|v| f32_constant(graph, *v).is_some())?;
         let x = *operands.get(1 - slot)?;
-        let axis = axis_of(x)?;
         let (shape, own) = (graph.shape(x), graph.shape(operands[slot]));
+        // Behind ops that have no channels, such as the roots of a layer normalisation, the constant tells them.
+        let told = || {
+            let mut long = own.iter().enumerate().filter(|(_, d)| **d > 1).map(|(i, _)| i);
+            let axis = long.next().filter(|_| long.next().is_none())?;
+            (axis + shape.rank()).checked_sub(own.rank())
+        };
+        let axis = axis_of(x).or_else(told)?;
         let numbers = f32_constant(graph, operands[slot])?;
         if shape != graph.shape(node.out()) || own.rank() > shape.rank() {
             return None;

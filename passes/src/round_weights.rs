@@ -5,7 +5,9 @@
 //! H. With H = L Lᵀ it is ‖Lᵀe‖², and Lᵀ is upper triangular: weights are rounded from the last to the first, each to the
 //! code that makes up best for the errors of those behind it,
 //!
-//!     ŵ_i = round(w_i + Σ_{k>i} L_ki·e_k / L_ii)
+//! ```text
+//! ŵ_i = round(w_i + Σ_{k>i} L_ki·e_k / L_ii)
+//! ```
 //!
 //! (Frantar et al. 2023, "OPTQ"; that it is Babai's nearest plane is due to Chen et al. 2025). Inputs with the most energy
 //! come last, so that all others can make up for theirs. It does what AdaRound (Nagel et al. 2020) learns by gradient
@@ -350,22 +352,29 @@ mod tests {
         let code = |w: f64| (w / 0.1).round().clamp(-127.0, 127.0) as i32;
         for is_centred in [true, false] {
             let factor = Factor::of(&m, is_centred).unwrap();
-            let weights: Vec<f64> = (0..24).map(|_| random(&mut state)).collect();
-            let (codes, error) = factor.round(&weights, 0.1, code);
-            let nearest = factor.error(&weights, 0.1, code);
-            assert!(error < 0.5 * nearest, "{error} {nearest}");
-            // What it says is what samples say, but for the damping.
-            let of = |q: &[i32]| -> f64 {
-                let result = |x: &Vec<f64>| -> f64 {
-                    (0..24).map(|i| (weights[i] - f64::from(q[i]) * 0.1) * x[i]).sum()
+            // Of one output channel, errors may happen to cancel as they are.
+            let (mut expected, mut expected_nearest, mut seen, mut seen_nearest) = (0.0, 0.0, 0.0, 0.0);
+            for _ in 0..20 {
+                let weights: Vec<f64> = (0..24).map(|_| random(&mut state)).collect();
+                let (codes, error) = factor.round(&weights, 0.1, code);
+                expected += error;
+                expected_nearest += factor.error(&weights, 0.1, code);
+                let of = |q: &[i32]| -> f64 {
+                    let result = |x: &Vec<f64>| -> f64 {
+                        (0..24).map(|i| (weights[i] - f64::from(q[i]) * 0.1) * x[i]).sum()
+                    };
+                    let results: Vec<f64> = rows.iter().map(result).collect();
+                    let mean = if is_centred { results.iter().sum::<f64>() / 500.0 } else { 0.0 };
+                    results.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / 500.0
                 };
-                let results: Vec<f64> = rows.iter().map(result).collect();
-                let mean = if is_centred { results.iter().sum::<f64>() / 500.0 } else { 0.0 };
-                results.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / 500.0
-            };
-            let plain: Vec<i32> = weights.iter().map(|&w| code(w)).collect();
-            assert!(of(&codes) < 0.5 * of(&plain));
-            assert!(codes.iter().zip(&plain).all(|(a, b)| (a - b).abs() <= 8), "{codes:?} {plain:?}");
+                let plain: Vec<i32> = weights.iter().map(|&w| code(w)).collect();
+                seen += of(&codes);
+                seen_nearest += of(&plain);
+                assert!(codes.iter().zip(&plain).all(|(a, b)| (a - b).abs() <= 8), "{codes:?} {plain:?}");
+            }
+            assert!(expected < 0.3 * expected_nearest, "{expected} {expected_nearest}");
+            // What it expects is what samples say, but for the damping.
+            assert!(seen < 0.3 * seen_nearest && seen < 1.01 * expected, "{seen} {seen_nearest} {expected}");
         }
     }
 

@@ -53,8 +53,9 @@ fn spread(graph: &Graph, ranges: &ChannelRanges, name: &str) -> f32 {
     let own = &ranges[name];
     assert!(graph.find(name).is_some());
     let extent = |r: &Range| r.max.max(-r.min);
-    let most = own.iter().map(extent).fold(0.0, f32::max);
-    own.iter().map(|r| extent(r) / most).sum::<f32>() / own.len() as f32
+    let speaking: Vec<f32> = own.iter().map(extent).filter(|&e| e > 0.0).collect();
+    let most = speaking.iter().copied().fold(0.0, f32::max);
+    speaking.iter().map(|e| e / most).sum::<f32>() / speaking.len() as f32
 }
 
 fn relu(net: &mut Net, name: &str, x: ValueId) -> ValueId {

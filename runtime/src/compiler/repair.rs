@@ -316,3 +316,72 @@ impl Sums {
         groups.map(|(s, p)| Moments { rows: self.rows, sum: s.to_vec(), products: p.to_vec() }).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Precision, Session, Threads, bundled};
+    use qcc_passes::Repairs;
+
+    #[test]
+    fn a_window_times_weights_is_what_the_convolution_computes() {
+        // Two samples of two channels of 5×6, a window of 3×2 with strides, dilations and uneven padding.
+        let (channels, extents) = (2, [5usize, 6]);
+        let window = Window::new([3, 2]).strides([2, 1]).dilations([1, 2]).pads([1, 0], [0, 1]);
+        let results = window.output(&extents, false).unwrap();
+        let elements: Vec<f32> = (0..2 * channels * 30).map(|i| (i * 37 % 23) as f32 - 11.0).collect();
+        let weights: Vec<f32> = (0..channels * 6).map(|i| (i * 5 % 7) as f32 - 3.0).collect();
+        for row in 0..2 * results[0] * results[1] {
+            let mut rows = Vec::new();
+            push_window(&mut rows, &elements, &window, channels, &extents, &results, row);
+            let got: f32 = rows.iter().zip(&weights).map(|(x, w)| x * w).sum();
+            let (sample, place) = (row / (results[0] * results[1]), row % (results[0] * results[1]));
+            let (oy, ox) = ((place / results[1]) as isize, (place % results[1]) as isize);
+            let mut expected = 0.0;
+            for c in 0..channels {
+                for (ky, kx) in (0..3isize).flat_map(|y| (0..2isize).map(move |x| (y, x))) {
+                    let (y, x) = (2 * oy - 1 + ky, ox + 2 * kx);
+                    if (0..5).contains(&y) && (0..6).contains(&x) {
+                        let at = (sample * channels + c) * 30 + (y * 6 + x) as usize;
+                        expected += elements[at] * weights[c * 6 + (ky * 2 + kx) as usize];
+                    }
+                }
+            }
+            assert_eq!(got, expected, "row {row}");
+        }
+    }
+
+    #[test]
+    fn repaired_networks_are_closer_to_float_and_the_same_for_any_number_of_threads() {
+        let logits = |precision: Precision, repairs: Repairs, threads: usize| {
+            let compiler = Compiler::new()
+                .precision(precision)
+                .calibration(bundled::calibration().unwrap().limit(48))
+                .preprocess(bundled::preprocess())
+                .calibration_threads(Threads::new(threads).unwrap())
+                .repairs(repairs);
+            let model = compiler.compile_onnx(bundled::FASHION_RESNET8).unwrap();
+            let feed = bundled::test_images()
+                .unwrap()
+                .limit(64)
+                .bind(model.inputs(), &bundled::preprocess())
+                .unwrap();
+            let mut session = Session::new(&model);
+            let run = |i| session.run(&[(&feed.batch(i).unwrap()[0]).into()]).unwrap()[0].to_f32().unwrap();
+            (0..feed.batches()).flat_map(run).collect::<Vec<f32>>()
+        };
+        let float = logits(Precision::Float, Repairs::NONE, 1);
+        let noise = |repairs, threads| -> (f64, Vec<f32>) {
+            let got = logits(Precision::Int8, repairs, threads);
+            (float.iter().zip(&got).map(|(a, b)| f64::from(a - b).powi(2)).sum(), got)
+        };
+        let (plain, _) = noise(Repairs::NONE, 1);
+        let rounding = Repairs { rounding: true, bias: true, ..Repairs::NONE };
+        let (rounded, one) = noise(rounding, 1);
+        assert!(rounded < plain, "{rounded} {plain}");
+        for threads in [2, 3] {
+            assert_eq!(noise(rounding, threads).1, one, "{threads} threads");
+        }
+        assert_eq!(noise(Repairs::ALL, 1).1, noise(Repairs::ALL, 2).1);
+    }
+}
