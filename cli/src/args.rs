@@ -643,6 +643,25 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
     }
 }
 
+fn repairs(text: &str) -> Result<Repairs, String> {
+    let mut repairs = Repairs::NONE;
+    for word in text.split(',').map(str::trim) {
+        match word.split_once(':') {
+            None if word == "all" => repairs = Repairs::ALL,
+            None if word == "none" => {}
+            None if word == "equalize" => repairs.equalize = Repairs::ALL.equalize,
+            None if word == "bias" => repairs.bias = true,
+            None if word == "rounding" => repairs.rounding = true,
+            Some(("equalize", strength)) => {
+                let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
+                repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
+            }
+            _ => return Err(format!("`{word}` is none of equalize, bias, rounding, all, none")),
+        }
+    }
+    Ok(repairs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -681,23 +700,4 @@ mod tests {
         assert_eq!(Modes::of(&[one, one]), [RequantMode::Q15]);
         assert_eq!(Modes::of(&[one, Modes::All]), RequantMode::ALL);
     }
-}
-
-fn repairs(text: &str) -> Result<Repairs, String> {
-    let mut repairs = Repairs::NONE;
-    for word in text.split(',').map(str::trim) {
-        match word.split_once(':') {
-            None if word == "all" => repairs = Repairs::ALL,
-            None if word == "none" => {}
-            None if word == "equalize" => repairs.equalize = Repairs::ALL.equalize,
-            None if word == "bias" => repairs.bias = true,
-            None if word == "rounding" => repairs.rounding = true,
-            Some(("equalize", strength)) => {
-                let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
-                repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
-            }
-            _ => return Err(format!("`{word}` is none of equalize, bias, rounding, all, none")),
-        }
-    }
-    Ok(repairs)
 }

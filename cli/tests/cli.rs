@@ -274,7 +274,7 @@ fn ranges_are_chosen_as_they_are_asked_for() {
         let refused = error(&["compile", &model(), "--repair", what], 2);
         assert!(refused.contains("equalize"), "{refused}");
     }
-    let (text, _) = program(&["--repair", "equalize:0.4,rounding,bias", "--samples", "16"]);
+    let (text, _) = program(&["--repair", "equalize:0.4,rounding,bias", "--explain"]);
     assert!(text.contains("rounding errors of its results"), "{text}");
     for how in ["moving-average:0.1", "percentile:99.9", "entropy", "mse"] {
         let (text, own) = program(&["--calibrator", how]);
