@@ -98,6 +98,7 @@ impl Kind {
     /// Fails for weights that no such op takes.
     fn check(&self, weights: &Tensor) -> Result<(), String> {
         match self {
+            _ if weights.shape().elements() == 0 => Err("its weights are empty".into()),
             Kind::MatMul if weights.shape().rank() != 2 => {
                 Err("its second operand is no single matrix".into())
             }

@@ -41,7 +41,7 @@ impl WeightParts {
         }
         let twice: Vec<usize> = (0..channels).filter(|&c| has_second[c]).collect();
         let mut weights = Vec::with_capacity(parts.len() * 2);
-        for block in parts.chunks(run * channels) {
+        for block in parts.chunks((run * channels).max(1)) {
             weights.extend(block.iter().map(|(first, _)| *first));
             for &c in &twice {
                 weights.extend(block[c * run..(c + 1) * run].iter().map(|(_, second)| *second as i8));
@@ -76,4 +76,17 @@ pub(crate) fn with_channels_again(
         }
     };
     Ok(graph.add(&format!("{name}_twice"), Concat { axis }, &[codes, again])?.out())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_no_channels_have_no_parts() {
+        let weights = Tensor::from_vec::<u8>(Shape::new([4, 0]).unwrap(), vec![]).unwrap();
+        let plain = QuantParams::per_tensor(1.0, 0).unwrap();
+        let parts = WeightParts::of(&weights, &plain, 0).unwrap().unwrap();
+        assert_eq!((parts.weights.shape().dims(), parts.twice.len()), (&[4, 0][..], 0));
+    }
 }

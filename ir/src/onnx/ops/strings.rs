@@ -238,8 +238,16 @@ pub(super) fn cast(node: &mut Node<'_, '_>, to: DType) -> Result<ValueId> {
     match (x.dtype(), to) {
         (DType::Str, DType::Str) => Ok(node.constant_part("same", x)),
         (_, DType::Str) => {
-            let written = written(&x)?;
-            made(node, "texts", x.shape().clone(), &written)
+            // Text by text: all of them beside each other would take many times the memory of the numbers.
+            let mut numbers: Vec<i64> = Vec::new();
+            written(&x, &mut |text| {
+                node.take_bytes(text.len().saturating_add(32))?;
+                numbers.push(node.texts().number(&text));
+                Ok(())
+            })?;
+            let tensor =
+                Tensor::from_vec_as(DType::Str, x.shape().clone(), numbers).map_err(OpError::from)?;
+            Ok(node.constant_part("texts", tensor))
         }
         _ => {
             let x = texts(node, 0, "input")?;
@@ -265,32 +273,23 @@ fn number(text: &str) -> Option<f64> {
     text.parse().ok()
 }
 
-/// The shortest text that gives the number again, with an exponent where it is short; as Python writes it.
-fn written(x: &Tensor) -> Result<Vec<String>> {
+/// The shortest text that gives each number again, with an exponent where it is short; as Python writes it.
+fn written(x: &Tensor, take: &mut dyn FnMut(String) -> Result<()>) -> Result<()> {
     if let Some(integers) = x.to_i64() {
         let is_bool = x.dtype() == DType::Bool;
-        let write = |&i: &i64| match (is_bool, x.dtype()) {
-            (true, _) => {
-                if i != 0 {
-                    "1".into()
-                } else {
-                    "0".into()
-                }
-            }
+        let write = |i: i64| match (is_bool, x.dtype()) {
+            (true, _) => if i != 0 { "1" } else { "0" }.into(),
             (_, DType::U64) => (i as u64).to_string(),
             _ => i.to_string(),
         };
-        return Ok(integers.iter().map(write).collect());
+        return integers.into_iter().try_for_each(|i| take(write(i)));
     }
-    Ok(match x.dtype() {
-        DType::F64 => {
-            x.as_slice::<f64>().map_err(OpError::from)?.iter().map(|v| plain(*v, v.to_string())).collect()
-        }
-        _ => {
-            let floats = x.to_f32().ok_or_else(|| OpError::dtype(format!("{} as texts", x.ty())))?;
-            floats.iter().map(|v| plain((*v).into(), v.to_string())).collect()
-        }
-    })
+    if x.dtype() == DType::F64 {
+        let numbers = x.as_slice::<f64>().map_err(OpError::from)?;
+        return numbers.iter().try_for_each(|v| take(plain(*v, v.to_string())));
+    }
+    let floats = x.to_f32().ok_or_else(|| OpError::dtype(format!("{} as texts", x.ty())))?;
+    floats.into_iter().try_for_each(|v| take(plain(v.into(), v.to_string())))
 }
 
 fn plain(value: f64, shortest: String) -> String {
