@@ -28,7 +28,7 @@ use qcc_ir::{
     DType, Graph, NodeId, Op, ValueId,
     ops::{BinaryKind, Clamp, PadMode, ReduceKind, UnaryKind},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module. Applies the scales that calibration has found.
 pub(crate) const EQUALIZE_CHANNELS: Pass = Pass { name: "equalize_channels", run };
@@ -120,9 +120,11 @@ struct Channels {
     axes: BTreeMap<ValueId, (usize, usize)>,
     /// Upper bounds that values were clamped to.
     bounds: BTreeMap<ValueId, f32>,
-    parent: Vec<usize>,
-    /// By representative.
-    pinned: Vec<bool>,
+    /// Those that have one factor.
+    classes: Classes<usize>,
+    /// Members of classes that have none but 1.
+    pinned: BTreeSet<usize>,
+    count: usize,
 }
 
 impl Channels {
@@ -130,8 +132,9 @@ impl Channels {
         let mut channels = Channels {
             axes: BTreeMap::new(),
             bounds: BTreeMap::new(),
-            parent: Vec::new(),
-            pinned: Vec::new(),
+            classes: Classes::new(),
+            pinned: BTreeSet::new(),
+            count: 0,
         };
         for node in graph.order() {
             if graph.op(node).is_some() && channels.visit(graph, node).is_none() {
@@ -142,20 +145,6 @@ impl Channels {
             channels.pin(graph, output.value);
         }
         channels
-    }
-
-    fn find(&self, mut i: usize) -> usize {
-        while self.parent[i] != i {
-            i = self.parent[i];
-        }
-        i
-    }
-
-    fn tie(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.find(a), self.find(b));
-        let (low, high) = (a.min(b), a.max(b));
-        self.parent[high] = low;
-        self.pinned[low] |= self.pinned[high];
     }
 
     /// What every class of channels could be multiplied by, by the member that has the least room.
@@ -174,15 +163,18 @@ impl Channels {
             let bound = self.bounds.get(&value).copied().unwrap_or(f32::MAX);
             let whole = Range { min: whole.min, max: whole.max.min(bound) };
             for (c, range) in own.iter().enumerate() {
-                allow(self.find(base + c), headroom(*range, whole));
+                allow(self.classes.find(base + c), headroom(*range, whole));
             }
         }
         if weights == WeightGrid::PerTensor {
             for (node, base) in self.products(graph) {
                 for (c, factor) in room_of_rows(graph, node).into_iter().enumerate() {
-                    allow(self.find(base + c), factor);
+                    allow(self.classes.find(base + c), factor);
                 }
             }
+        }
+        for &c in &self.pinned {
+            allow(self.classes.find(c), 1.0);
         }
         room
     }
@@ -190,11 +182,11 @@ impl Channels {
     /// The factors of a value's channels.
     fn factors(&self, graph: &Graph, value: ValueId, room: &BTreeMap<usize, f64>, strength: f64) -> Vec<f32> {
         let Some(&(axis, base)) = self.axes.get(&value) else { return vec![] };
-        let factor = |root: usize| match room.get(&root) {
-            Some(room) if !self.pinned[root] => room.max(1.0).powf(strength).min(MOST) as f32,
-            _ => 1.0,
+        let factor = |c: usize| match room.get(&self.classes.find(base + c)) {
+            Some(room) => room.max(1.0).powf(strength).min(MOST) as f32,
+            None => 1.0,
         };
-        (0..graph.shape(value)[axis]).map(|c| factor(self.find(base + c))).collect()
+        (0..graph.shape(value)[axis]).map(factor).collect()
     }
 
     /// The products with weights, each with the number of its first output channel.
@@ -207,20 +199,15 @@ impl Channels {
 
     /// Gives the result of a node channels of its own, along an axis.
     fn open(&mut self, graph: &Graph, value: ValueId, axis: usize) -> usize {
-        let base = self.parent.len();
-        let count = graph.shape(value)[axis];
-        self.parent.extend(base..base + count);
-        self.pinned.resize(base + count, false);
+        let base = self.count;
+        self.count += graph.shape(value)[axis];
         self.axes.insert(value, (axis, base));
         base
     }
 
     fn pin(&mut self, graph: &Graph, value: ValueId) {
         let Some(&(axis, base)) = self.axes.get(&value) else { return };
-        for i in base..base + graph.shape(value)[axis] {
-            let root = self.find(i);
-            self.pinned[root] = true;
-        }
+        self.pinned.extend(base..base + graph.shape(value)[axis]);
     }
 
     /// Of an op that does not commute with factors.
@@ -248,7 +235,7 @@ impl Channels {
             if of >= others {
                 return None;
             }
-            self.tie(base + c, source + of);
+            self.classes.join(base + c, source + of);
         }
         Some(())
     }
@@ -356,7 +343,7 @@ impl Channels {
                 return None;
             }
             for c in 0..graph.shape(y)[axis] {
-                self.tie(base + c, source + c);
+                self.classes.join(base + c, source + c);
             }
         }
         Some(())
@@ -392,7 +379,7 @@ impl Channels {
             }
             let count = graph.shape(*v)[axis];
             for c in 0..count {
-                self.tie(start + c, source + c);
+                self.classes.join(start + c, source + c);
             }
             if axis == along {
                 start += count;
@@ -422,7 +409,7 @@ impl Channels {
                 self.like(graph, node, b, axis, |c| c)?;
                 let (_, base) = *self.axes.get(&y)?;
                 for c in 0..graph.shape(y)[axis] {
-                    self.tie(base + c, source + c);
+                    self.classes.join(base + c, source + c);
                 }
                 Some(())
             }

@@ -21,7 +21,7 @@ use crate::{
     edit::{Product, add_f32, f32_constant, has_weights},
 };
 use faer::{Mat, Side};
-use qcc_ir::{Graph, NodeId, Op, ValueId, numerics::quantize, ops::FakeQuant};
+use qcc_ir::{DType, Graph, NodeId, Op, ValueId, numerics::quantize, ops::FakeQuant};
 use rayon::prelude::*;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -60,6 +60,11 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         let name = graph.node(node).name.clone();
         let Some(moments) = ctx.ranges.moments.get(&name) else { continue };
         let Some(weights) = Weights::of(graph, node) else { continue };
+        if reads_pixels(graph, node) {
+            // Their normalisation may have become part of the weights since.
+            record.declined(&name, "its input is pixels, and calibration saw normalised ones");
+            continue;
+        }
         if moments.len() != weights.groups
             || moments.iter().any(|m| m.sum.len() != weights.inputs || m.rows == 0)
         {
@@ -85,6 +90,15 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         record.applied(&name, what);
     }
     Ok(())
+}
+
+/// Whether nothing but ops of one operand stand between a product and an input of u8.
+fn reads_pixels(graph: &Graph, node: NodeId) -> bool {
+    let mut value = graph.operand(node, 0);
+    while let [x] = graph.operands(value.node)[..] {
+        value = x;
+    }
+    graph.inputs().contains(&value.node) && graph.ty(value).dtype == DType::U8
 }
 
 /// Weights on their grid, by output channel.
