@@ -1,6 +1,6 @@
 //! Accuracy: how often models are right, how often they agree, and how far their outputs are apart.
 
-use crate::{Difference, Error, Feed, Model, Session, TensorView, Threads};
+use crate::{Difference, Error, Feed, Model, Session, TensorView, Threads, sqnr::SquaredError};
 use qcc_codegen::Parallel;
 use qcc_ir::Tensor;
 use serde::Serialize;
@@ -38,8 +38,7 @@ struct Counts {
     top1: usize,
     top5: usize,
     agreement: usize,
-    signal: f64,
-    noise: f64,
+    error: SquaredError,
 }
 
 impl Counts {
@@ -47,8 +46,7 @@ impl Counts {
         self.top1 += other.top1;
         self.top5 += other.top5;
         self.agreement += other.agreement;
-        self.signal += other.signal;
-        self.noise += other.noise;
+        self.error += other.error;
     }
 }
 
@@ -99,7 +97,7 @@ pub fn evaluate(
         top1: labelled.then(|| share(c.top1)),
         top5: labelled.then(|| share(c.top5)),
         agreement: share(c.agreement),
-        sqnr_db: 10.0 * (c.signal / c.noise).log10(),
+        sqnr_db: c.error.sqnr_db(),
     };
     Ok(Evaluation { samples, scores: totals.iter().map(score).collect() })
 }
@@ -179,9 +177,7 @@ fn run_batch(sessions: &mut [Session], feed: &Feed, index: usize) -> Result<Vec<
         for (c, output) in counts.iter_mut().zip(&outputs) {
             let got = &output[row.clone()];
             c.agreement += usize::from(best(got) == best(expected));
-            c.signal += expected.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-            c.noise +=
-                expected.iter().zip(got).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>();
+            c.error += SquaredError::of(got, expected);
             if let Some(&label) = feed.labels().and_then(|l| l.get(first + i)) {
                 let rank = rank(got, label as usize).ok_or_else(|| {
                     Error::Evaluation(format!(

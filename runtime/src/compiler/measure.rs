@@ -4,6 +4,7 @@ use super::{Compiler, Event, Prepared, graph_inputs};
 use crate::{
     Error, Feed, Measured, Measurement, Samples,
     observe::{Observed, observe},
+    sqnr::{SquaredError, decibels},
 };
 use qcc_ir::{Graph, ValueId};
 use qcc_passes::{Calibrator, Calibrators, Choice, Options, Precision, Ranges, Statistics, trial};
@@ -122,26 +123,24 @@ impl Compiler {
         qcc_passes::quantize(&mut graph, &ranges, &options, &mut |_, _| {})?;
         let results: Vec<ValueId> = graph.outputs().iter().map(|o| o.value).collect();
         let observed = [Observed::new(self, &graph, &results)?];
-        // Of each result, its squares and those of its distance to float.
-        let mut sums = vec![[0.0; 2]; results.len()];
+        let mut sums = vec![SquaredError::default(); results.len()];
         observe(
             &observed,
             &reference.feed,
             &self.threads_of_calibration()?,
             || (),
             |(), batch| {
-                let of_result = |(i, expected): (usize, &Vec<f32>)| squares(batch.floats(0, i), expected);
+                let of_result =
+                    |(i, expected): (usize, &Vec<f32>)| SquaredError::of(batch.floats(0, i), expected);
                 Ok(reference.results[batch.index].iter().enumerate().map(of_result).collect::<Vec<_>>())
             },
             |of_batch| {
-                for (sum, [noise, signal]) in sums.iter_mut().zip(of_batch) {
-                    *sum = [sum[0] + noise, sum[1] + signal];
-                }
+                sums.iter_mut().zip(of_batch).for_each(|(sum, s)| *sum += s);
                 Ok(())
             },
         )?;
         runs.step(self);
-        Ok(Attempt { calibrators, ranges, noise: mean_ratio(&sums) })
+        Ok(Attempt { calibrators, ranges, noise: SquaredError::mean_ratio(&sums) })
     }
 
     /// For each value, the noise over the signal in what its readers make of it when it alone is on the grid of its range.
@@ -173,8 +172,9 @@ impl Compiler {
         runs.step(self);
         let mut sums = sums.chunks_exact(2);
         let cost = |(name, pairs): (&String, &Vec<[ValueId; 2]>)| {
-            let pairs: Vec<[f64; 2]> = sums.by_ref().take(pairs.len()).map(|p| [p[0], p[1]]).collect();
-            (name.clone(), mean_ratio(&pairs))
+            let of_reader = |s: &[f64]| SquaredError { noise: s[0], signal: s[1] };
+            let readers: Vec<SquaredError> = sums.by_ref().take(pairs.len()).map(of_reader).collect();
+            (name.clone(), SquaredError::mean_ratio(&readers))
         };
         Ok(tried.values.iter().map(cost).collect())
     }
@@ -246,26 +246,6 @@ fn gains(costs: &[BTreeMap<String, f64>], base: usize, given: &BTreeMap<String, 
 /// The attempt of least noise, the first of equals.
 fn best(attempts: &[Attempt]) -> usize {
     (0..attempts.len()).min_by(|&a, &b| attempts[a].noise.total_cmp(&attempts[b].noise)).unwrap_or(0)
-}
-
-/// Sums of squares of the distance to what is expected, and of that.
-fn squares(got: &[f32], expected: &[f32]) -> [f64; 2] {
-    let square = |[noise, signal]: [f64; 2], (g, e): (&f32, &f32)| {
-        let (g, e) = (f64::from(*g), f64::from(*e));
-        [noise + (g - e) * (g - e), signal + e * e]
-    };
-    got.iter().zip(expected).fold([0.0; 2], square)
-}
-
-/// The mean of noise over signal, of what has any signal.
-fn mean_ratio(sums: &[[f64; 2]]) -> f64 {
-    let ratios: Vec<f64> = sums.iter().filter(|s| s[1] > 0.0).map(|s| s[0] / s[1]).collect();
-    ratios.iter().sum::<f64>() / ratios.len().max(1) as f64
-}
-
-/// Signal-to-noise ratio in dB.
-fn decibels(noise: f64) -> f64 {
-    -10.0 * noise.log10()
 }
 
 /// What was measured, for the report.
