@@ -5,7 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
-    Calibrator, Choice, Precision, Repairs, WeightBits,
+    Calibrator, Choice, Precision, RepairChoice, Repairs, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
 };
@@ -119,11 +119,11 @@ pub(crate) struct CalibrationOptions {
     pub(crate) calibration_threads: usize,
 
     /// What to repair of the quantized network with the help of the samples, one or more of: `equalize`, which brings channels
-    /// that share a grid to similar ranges, as far as that pays for each tensor (`equalize:S`: with a strength from 0 to 1);
-    /// `bias`, which lets biases take the mean error of weights; `rounding`, which rounds weights so that their errors
-    /// cancel; `all`; `none`.
-    #[arg(long, value_name = "WHAT", default_value = "none", value_parser = repairs)]
-    pub(crate) repair: Repairs,
+    /// that share a grid to similar ranges (`equalize:S`: with a strength from 0 to 1); `scales`, by which weights have the
+    /// least squared error; `bias`, which lets biases take the mean error of weights; `rounding`, which rounds weights so
+    /// that their errors cancel; `all`; `none`; or `auto`, which tries some on samples held out of the ranges and takes the best.
+    #[arg(long, value_name = "WHAT", default_value = "rounding,bias", value_parser = repairs)]
+    pub(crate) repair: RepairChoice,
 
     /// Take the calibration samples 0, K, 2K... only.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = at_least_one)]
@@ -643,23 +643,29 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
     }
 }
 
-fn repairs(text: &str) -> Result<Repairs, String> {
+fn repairs(text: &str) -> Result<RepairChoice, String> {
+    if text.trim() == "auto" {
+        return Ok(RepairChoice::Auto);
+    }
     let mut repairs = Repairs::NONE;
     for word in text.split(',').map(str::trim) {
         match word.split_once(':') {
             None if word == "all" => repairs = Repairs::ALL,
             None if word == "none" => {}
             None if word == "equalize" => repairs.equalize = Repairs::ALL.equalize,
+            None if word == "scales" => repairs.scales = true,
             None if word == "bias" => repairs.bias = true,
             None if word == "rounding" => repairs.rounding = true,
             Some(("equalize", strength)) => {
                 let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
                 repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
             }
-            _ => return Err(format!("`{word}` is none of equalize, bias, rounding, all, none")),
+            _ => {
+                return Err(format!("`{word}` is none of equalize, scales, bias, rounding, all, none, auto"));
+            }
         }
     }
-    Ok(repairs)
+    Ok(repairs.into())
 }
 
 #[cfg(test)]

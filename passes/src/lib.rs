@@ -44,6 +44,7 @@ mod round_weights;
 mod take_dynamic_products;
 mod take_pixels;
 mod weight_parts;
+mod weight_scales;
 mod widen_half;
 
 pub use calibrate::{
@@ -52,7 +53,9 @@ pub use calibrate::{
 };
 pub use capability::int8_capability;
 pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
-pub use options::{Capability, ImageInput, Options, Precision, Repairs, WeightBits, WeightGrid};
+pub use options::{
+    Capability, ImageInput, Options, Precision, RepairChoice, Repairs, WeightBits, WeightGrid,
+};
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
 pub use round_weights::{InputMoments, Moments, weighted_products};

@@ -2,7 +2,7 @@
 
 use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// What the compiled model computes with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -90,10 +90,12 @@ impl WeightBits {
 
 /// What is done to a network so that its codes are closer to its numbers. All of it needs samples, and none of it any time when
 /// the model runs.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Repairs {
     /// How far channels that share a grid are brought to the same range, from 0 (not) to 1.
     pub equalize: f64,
+    /// Whether scales of weights are those of the least squared error, and not those that clip nothing.
+    pub scales: bool,
     /// Whether biases take the mean error of rounded weights.
     pub bias: bool,
     /// Whether weights are rounded so that their errors cancel, and not each to nearest.
@@ -102,10 +104,50 @@ pub struct Repairs {
 
 impl Repairs {
     /// None.
-    pub const NONE: Repairs = Repairs { equalize: 0.0, bias: false, rounding: false };
+    pub const NONE: Repairs = Repairs { equalize: 0.0, scales: false, bias: false, rounding: false };
 
     /// All. Half of the way, channels keep as much room for what samples did not show as they have gained codes.
-    pub const ALL: Repairs = Repairs { equalize: 0.5, bias: true, rounding: true };
+    pub const ALL: Repairs = Repairs { equalize: 0.5, scales: true, bias: true, rounding: true };
+
+    /// What is done where nothing is said: what never made a network worse, and takes little more time than finding ranges.
+    pub const DEFAULT: Repairs = Repairs { rounding: true, bias: true, ..Repairs::NONE };
+
+    /// What [`RepairChoice::Auto`] tries, one after the other: of those that equalize, the next one only where the last one was
+    /// better than all before.
+    pub const CANDIDATES: [Repairs; 5] = [
+        Repairs::NONE,
+        Repairs { rounding: true, ..Repairs::NONE },
+        Repairs::DEFAULT,
+        Repairs { equalize: 0.25, ..Repairs::DEFAULT },
+        Repairs { equalize: 0.5, ..Repairs::DEFAULT },
+    ];
+}
+
+impl fmt::Display for Repairs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [("scales", self.scales), ("rounding", self.rounding), ("bias", self.bias)];
+        let mut words: Vec<String> =
+            named.into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name.into()).collect();
+        if self.equalize != 0.0 {
+            words.push(format!("equalize:{}", self.equalize));
+        }
+        f.write_str(if words.is_empty() { "none".into() } else { words.join(",") }.as_str())
+    }
+}
+
+/// [`Repairs`], or that they are to be chosen by the error that is measured.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum RepairChoice {
+    /// These.
+    These(Repairs),
+    /// The best of [`Repairs::CANDIDATES`].
+    Auto,
+}
+
+impl From<Repairs> for RepairChoice {
+    fn from(repairs: Repairs) -> RepairChoice {
+        RepairChoice::These(repairs)
+    }
 }
 
 /// How the pixels of an image become what a model was trained on: y = (x − mean)/std, all in units of a pixel.
@@ -133,8 +175,6 @@ pub struct Options {
     pub weights: WeightGrid,
     /// Codes of weights.
     pub weight_bits: WeightBits,
-    /// What is repaired.
-    pub repairs: Repairs,
     /// Lets the model take pixels, u8 and channels last, and normalise them itself.
     pub image_input: Option<ImageInput>,
     /// Leaves means and deviations in an op of their own where they could go into a convolution: slower, but the codes
@@ -158,7 +198,6 @@ impl Default for Options {
             requant: RequantMode::Q15,
             weights: WeightGrid::default(),
             weight_bits: WeightBits::default(),
-            repairs: Repairs::NONE,
             image_input: None,
             keep_normalize: false,
             interchange: false,

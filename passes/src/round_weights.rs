@@ -39,7 +39,7 @@ pub struct Moments {
     pub rows: u64,
     /// Σ x.
     pub sum: Vec<f64>,
-    /// Σ x xᵀ, by rows.
+    /// Σ x xᵀ, by rows; empty where it is only biases that take the mean error.
     pub products: Vec<f32>,
 }
 
@@ -67,12 +67,25 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         }
         if moments.len() != weights.groups
             || moments.iter().any(|m| m.sum.len() != weights.inputs || m.rows == 0)
+            || ctx.ranges.repairs.rounding && moments.iter().any(|m| m.products.len() != m.sum.len().pow(2))
         {
             record.declined(&name, "its input is another one than calibration saw");
             continue;
         }
-        let corrects = ctx.options.repairs.bias && weights.bias.is_some();
-        let rounded = match ctx.options.repairs.rounding {
+        let corrects = ctx.ranges.repairs.bias && weights.bias.is_some();
+        let rows = moments.iter().map(|m| m.rows).min().unwrap_or(0);
+        let can_cancel = rows >= weights.inputs as u64;
+        if ctx.ranges.repairs.rounding && !can_cancel {
+            let inputs = weights.inputs;
+            record.declined(
+                &name,
+                format!("rounded to nearest: samples have {rows} rows, which do not tell how its {inputs} inputs go together"),
+            );
+            if !corrects {
+                continue;
+            }
+        }
+        let rounded = match ctx.ranges.repairs.rounding && can_cancel {
             true => weights.rounded(moments, corrects),
             false => weights.nearest(moments),
         };

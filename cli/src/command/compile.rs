@@ -7,8 +7,8 @@ use crate::{
     terminal::Terminal,
 };
 use qcc_runtime::{
-    Calibration, Calibrators, Compiler, DynamicProgram, Event, ListingKind, Precision, Program, TuneReport,
-    WeightBits,
+    Calibration, Calibrators, Compiler, DynamicProgram, Event, ListingKind, Precision, Program, Repairs,
+    TuneReport, WeightBits,
     ir::{Graph, onnx, text},
     is_program, tune,
 };
@@ -150,18 +150,23 @@ fn describe_dynamic(program: &DynamicProgram) -> String {
 
 fn ranges(c: &Calibration) -> String {
     let how = match &c.measured {
-        Some(m) => format!(" by {} (measured)", m.chosen),
+        Some(m) => format!(" by {} (measured)", m.calibrators),
         None if c.calibrator == Calibrators::default() => String::new(),
         None => format!(" by {}", c.calibrator),
     };
-    match (c.synthetic, c.samples) {
+    let repaired = match c.repairs {
+        Repairs::NONE => String::new(),
+        repairs => format!(", repaired: {repairs}"),
+    };
+    let ranges = match (c.synthetic, c.samples) {
         (true, _) if c.batch_norms > 0 => {
             format!("ranges{how} of the statistics of {} batch norms (without data)", c.batch_norms)
         }
         (true, _) => "ranges of synthetic noise (for timing only)".into(),
         (false, 0) => format!("ranges of {}", c.origin),
         (false, n) => format!("ranges{how} of {n} samples from {}", c.origin),
-    }
+    };
+    ranges + &repaired
 }
 
 fn explain(args: &Compile, program: &Program, out: &mut impl Write) -> Result<(), Failure> {

@@ -80,6 +80,9 @@ pub struct Ranges {
     /// How ranges were found where that was by trying; one sentence each.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What is to be repaired by what follows.
+    #[serde(default)]
+    pub repairs: crate::Repairs,
     /// By how much channels are scaled in the graph that has these ranges.
     #[serde(default)]
     pub scales: crate::ChannelScales,

@@ -11,11 +11,14 @@ use qcc_ir::{
     numerics::RequantMode,
     onnx::{self, Bindings},
 };
-use qcc_passes::{Calibrators, Options, Precision, Ranges, Repairs, Report, WeightBits, WeightGrid};
+use qcc_passes::{
+    Calibrators, Options, Precision, Ranges, RepairChoice, Repairs, Report, WeightBits, WeightGrid,
+};
 use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
 mod calibrate;
 mod measure;
+mod reference;
 mod repair;
 
 pub use calibrate::Calibrated;
@@ -78,6 +81,7 @@ pub struct Compiler {
     /// The mode that was asked for.
     pub(crate) requant: Option<RequantMode>,
     pub(crate) calibrators: Calibrators,
+    pub(crate) repairs: RepairChoice,
     calibration_threads: Option<Threads>,
     pub(crate) samples: Option<Samples>,
     pub(crate) preprocess: Preprocess,
@@ -123,6 +127,7 @@ impl Compiler {
             options: Options { capability: qcc_codegen::capability, ..Options::default() },
             requant: None,
             calibrators: Calibrators::default(),
+            repairs: Repairs::DEFAULT.into(),
             calibration_threads: None,
             samples: None,
             preprocess: Preprocess::default(),
@@ -156,9 +161,11 @@ impl Compiler {
         self
     }
 
-    /// What is repaired with the help of samples. Without samples, nothing is.
-    pub fn repairs(mut self, repairs: Repairs) -> Compiler {
-        self.options.repairs = repairs;
+    /// What is repaired with the help of samples, or ([`RepairChoice::Auto`]) that it is to be chosen by the error that is
+    /// measured. Default: [`Repairs::DEFAULT`]. Without samples, and of models whose shapes are open, only
+    /// [scales](Repairs::scales) of weights are.
+    pub fn repairs(mut self, repairs: impl Into<RepairChoice>) -> Compiler {
+        self.repairs = repairs.into();
         self
     }
 

@@ -84,8 +84,20 @@ pub struct Samples {
     labels: Option<Vec<u32>>,
     every: usize,
     limit: usize,
+    fold: Option<Fold>,
     /// Whether arrays were made up.
     is_made_up: bool,
+}
+
+/// A part of the samples that are left by all else.
+#[derive(Clone, Copy, Debug)]
+struct Fold {
+    /// One of so many is held out.
+    one_of: usize,
+    /// Whether the part is what is held out, or the rest.
+    is_held_out: bool,
+    /// At most so many, evenly spread.
+    most: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -140,7 +152,7 @@ impl Samples {
     }
 
     fn new(origin: String, source: Source, labels: Option<Vec<u32>>) -> Samples {
-        Samples { origin, source, labels, every: 1, limit: usize::MAX, is_made_up: false }
+        Samples { origin, source, labels, every: 1, limit: usize::MAX, fold: None, is_made_up: false }
     }
 
     fn of_arrays(origin: String, mut arrays: Vec<(String, Tensor)>) -> Result<Samples, DataError> {
@@ -190,6 +202,16 @@ impl Samples {
     /// Takes at most `n` samples (of those that [`every`](Self::every) leaves).
     pub fn limit(self, n: usize) -> Samples {
         Samples { limit: n, ..self }
+    }
+
+    /// Two parts that have no sample in common: one of `one_of`, from all over them, and of the others. Of either at most as many
+    /// as are given, evenly spread.
+    pub fn held_out(&self, one_of: usize, most: [usize; 2]) -> [Samples; 2] {
+        let one_of = one_of.max(2);
+        [true, false].map(|is_held_out| {
+            let most = most[usize::from(!is_held_out)].max(1);
+            Samples { fold: Some(Fold { one_of, is_held_out, most }), ..self.clone() }
+        })
     }
 
     /// Labels from a file: `.npy`, an `.npz` or `.safetensors` with `labels`, or text with one class index a line, in the order of the
@@ -313,11 +335,24 @@ impl Samples {
             return Err(DataError::format(&self.origin, why));
         }
         let picked: Vec<usize> = (0..found).step_by(self.every).take(self.limit).collect();
+        let picked = match self.fold {
+            Some(fold) => fold.of(&picked),
+            None => picked,
+        };
         if picked.is_empty() {
             return Err(DataError::Empty(self.origin.clone()));
         }
         let labels = self.labels.as_ref().map(|l| picked.iter().map(|&i| l[i]).collect());
         Ok(Feed { inputs: inputs.to_vec(), feeds, picked, labels, batch, preprocess: preprocess.clone() })
+    }
+}
+
+impl Fold {
+    fn of(self, samples: &[usize]) -> Vec<usize> {
+        let is_in = |i: usize| (i % self.one_of == self.one_of / 2) == self.is_held_out;
+        let part: Vec<usize> = samples.iter().enumerate().filter(|(i, _)| is_in(*i)).map(|s| *s.1).collect();
+        let count = part.len().min(self.most);
+        (0..count).map(|i| part[i * part.len() / count]).collect()
     }
 }
 
