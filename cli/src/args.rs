@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Show inputs, outputs, ops, sizes and placement of a model.
     Inspect(Inspect),
+    /// List what rounding costs, layer by layer: the error of the results if one layer alone is int8, and if it alone is float.
+    Sensitivity(Sensitivity),
     /// Check models against reference data: ONNX's backend tests, or a model with inputs and outputs of your own.
     Test(Test),
     /// Write a well-known network with random weights as ONNX, to measure without a download.
@@ -81,6 +83,11 @@ pub(crate) struct CompileOptions {
     /// Run a node on a device: int8-jit, float-jit or interpreter.
     #[arg(long, value_name = "NODE=DEVICE", value_parser = parse_pin)]
     pub(crate) pin: Vec<(String, Device)>,
+
+    /// A file that says which layers stay float, as --min-sqnr, --max-drop and --objective latency write it, or by hand:
+    /// TOML with a table `layers` of NAME = "float" or "int8"; names are those of the plan.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
 
     /// Print the graph after a pass: `import`, the name of a pass, or `all`.
     #[arg(long, value_name = "PASS")]
@@ -212,6 +219,10 @@ Examples:
       the float network, its batch norms folded and its activations fused
   qcc compile net.onnx --calibrate images/ --image-input --mean 127 --std 128
       a model that takes u8 pixels and normalises them itself
+  qcc compile net.onnx --calibrate images/ --min-sqnr 30
+      the fewest float layers that reach 30 dB; which they are is written to net.policy.toml
+  qcc compile net.onnx --calibrate images/ --policy net.policy.toml
+      those layers float, without a search
   qcc compile net.qcc --tune -o net.tuned.qcc
       the fastest tilings for this CPU, by measurement
   qcc compile net.onnx --explain --print-after fold_batch_norm")]
@@ -255,11 +266,47 @@ pub(crate) struct Compile {
     pub(crate) stop_after: Option<String>,
 
     #[command(flatten)]
+    pub(crate) mixed: MixedOptions,
+    #[command(flatten)]
     pub(crate) options: CompileOptions,
     #[command(flatten)]
     pub(crate) images: ImageOptions,
     #[command(flatten)]
     pub(crate) tier: TierOption,
+}
+
+/// What layers stay float for.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Mixed precision (of int8)")]
+pub(crate) struct MixedOptions {
+    /// Keep the fewest layers float for which the results' signal-to-noise ratio against float is at least so many dB, on
+    /// calibration samples that are held out of the ranges. Which layers these are goes into a policy file.
+    #[arg(long, value_name = "DB", conflicts_with_all = ["max_drop", "policy"])]
+    pub(crate) min_sqnr: Option<f64>,
+
+    /// Keep the fewest layers float for which top-1 is at most so many points below float's, on the labelled samples of
+    /// --validate.
+    #[arg(
+        long,
+        value_name = "POINTS",
+        allow_hyphen_values = true,
+        requires = "validate",
+        conflicts_with = "policy"
+    )]
+    pub(crate) max_drop: Option<f64>,
+
+    /// Labelled samples for --max-drop: a folder of images whose names begin with the class index, or an .npz with `labels`.
+    /// Take others than those for calibration.
+    #[arg(long, value_name = "DIR|FILE", requires = "max_drop")]
+    pub(crate) validate: Option<PathBuf>,
+
+    /// `latency`: keep layers float that are slower in int8 on this CPU, by measurement.
+    #[arg(long, value_name = "WHAT", value_parser = ["latency"], conflicts_with = "policy")]
+    pub(crate) objective: Option<String>,
+
+    /// Where to write the policy. Default: the name of the output with the suffix .policy.toml.
+    #[arg(long, value_name = "FILE", conflicts_with = "policy")]
+    pub(crate) save_policy: Option<PathBuf>,
 }
 
 /// What `compile` writes.
@@ -275,6 +322,32 @@ pub(crate) enum Emit {
     Clif,
     /// The machine code, disassembled.
     Asm,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  qcc sensitivity net.onnx --calibrate images/ --mean 127 --std 128 --top 20")]
+pub(crate) struct Sensitivity {
+    /// The model: .onnx.
+    pub(crate) model: PathBuf,
+
+    /// Show the N most sensitive layers only.
+    #[arg(long, value_name = "N")]
+    pub(crate) top: Option<usize>,
+
+    /// Write all of it as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) requant: RequantOption,
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) images: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
 }
 
 #[derive(Args, Debug)]

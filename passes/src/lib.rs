@@ -52,13 +52,15 @@ pub use calibrate::{
     Trial, UnknownCalibrator, observed_values, renormalised, trial, value_name,
 };
 pub use capability::int8_capability;
+pub use check_pins::near_names;
 pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
 pub use options::{
-    Capability, ImageInput, Options, Precision, RepairChoice, Repairs, WeightBits, WeightGrid,
+    Capability, ImageInput, Layers, Options, Precision, RepairChoice, Repairs, WeightBits, WeightGrid,
 };
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
-pub use round_weights::{InputMoments, Moments, weighted_products};
+pub use regions::int8_layers;
+pub use round_weights::{InputMoments, Moments, RoundedWeights, weighted_products};
 
 use qcc_ir::{Graph, Stage, verify};
 use std::{cell::RefCell, collections::BTreeMap};

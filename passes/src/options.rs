@@ -2,7 +2,10 @@
 
 use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// What the compiled model computes with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -164,6 +167,21 @@ pub struct ImageInput {
 /// Whether the code generator can lower a node, or why not.
 pub type Capability = fn(&Graph, NodeId) -> Result<(), String>;
 
+/// Nodes of a prepared graph, by name, that may become integer ops.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Layers {
+    /// All but these, as far as that pays: see `regions`.
+    AllBut(BTreeSet<String>),
+    /// These alone, whether it pays or not: to see what rounding them costs.
+    Only(BTreeSet<String>),
+}
+
+impl Default for Layers {
+    fn default() -> Layers {
+        Layers::AllBut(BTreeSet::new())
+    }
+}
+
 /// What a caller chooses; [`Options::default`] is int8 with per-channel weights of 8 bits and Q15 requantization.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -185,6 +203,8 @@ pub struct Options {
     pub interchange: bool,
     /// Devices for nodes of the model, by name.
     pub pins: BTreeMap<String, Device>,
+    /// Which nodes of the prepared graph become integer ops where they can.
+    pub layers: Layers,
     /// What the code generator can lower; the rest runs in the interpreter.
     pub capability: Capability,
     /// The largest constant, in bytes, that folding may create where it takes more room than its operands.
@@ -202,6 +222,7 @@ impl Default for Options {
             keep_normalize: false,
             interchange: false,
             pins: BTreeMap::new(),
+            layers: Layers::default(),
             capability: |_, _| Ok(()),
             fold_limit: 1 << 20,
         }
@@ -209,6 +230,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether the caller wants a node to be no integer op.
+    pub(crate) fn keeps_float(&self, graph: &Graph, node: NodeId) -> bool {
+        let name = &graph.node(node).name;
+        let is_left_out = match &self.layers {
+            Layers::AllBut(float) => float.contains(name),
+            Layers::Only(int8) => !int8.contains(name),
+        };
+        is_left_out || self.pin(graph, node).is_some_and(|device| device != Device::Int8Jit)
+    }
+
     /// The device a node is pinned to.
     pub(crate) fn pin(&self, graph: &Graph, node: NodeId) -> Option<Device> {
         self.pins.get(&graph.node(node).name).copied()

@@ -65,6 +65,7 @@ pub mod experiment;
 mod layers;
 mod load;
 mod memory;
+mod mixed;
 mod model;
 pub mod observe;
 mod program;
@@ -90,6 +91,10 @@ pub use eval::{Evaluation, Score, evaluate, top};
 pub use layers::{Layer, Loss, Losses, Traffic};
 pub use load::LoadPhase;
 pub use memory::machine_memory;
+pub use mixed::{
+    Attempt, Goal, LayerPrecision, LayerSensitivity, Measure, MixedPrecision, Policy, PolicyError,
+    Sensitivity, Target, Timing,
+};
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
 pub use program::{
     Calibration, Difference, FileTimes, Measured, Measurement, Pixels, Program, ProgramError, ProgramInfo,

@@ -109,6 +109,12 @@ impl Observed {
         Ok(Observed { model, places: places.into() })
     }
 
+    /// A compiled model that shows its results.
+    pub fn results_of(model: &Model) -> Observed {
+        let places = (0..model.outputs().len()).map(Place::Output).collect();
+        Observed { model: Some(model.clone()), places }
+    }
+
     /// One caller's state to run the graph with.
     pub fn session(&self, threads: Threads) -> ObservedSession {
         let session = self.model.as_ref().map(|m| Session::with_threads(m, threads));

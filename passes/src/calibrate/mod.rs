@@ -23,7 +23,10 @@ use crate::{capability::int8_capability, edit::activations, lint_data};
 use histogram::{Counters, Histogram};
 use qcc_ir::{DType, Graph, Stage, ValueId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 /// The values whose ranges [`quantize`](crate::quantize) may ask for, by id: f32 activations that an op with an
 /// integer form takes or makes, and the graph's inputs (which are linted). None of a graph that brings its own grids.
@@ -89,6 +92,9 @@ pub struct Ranges {
     /// Moments of the inputs of products, where their weights are to be rounded by them. They are large, and no part of a file.
     #[serde(skip)]
     pub moments: crate::InputMoments,
+    /// What was rounded by them so far.
+    #[serde(skip)]
+    pub rounded: Arc<crate::RoundedWeights>,
 }
 
 impl Ranges {

@@ -206,6 +206,19 @@ impl Compiler {
         Ok(calibrated)
     }
 
+    /// What a calibration would be on other samples, with the calibrators and repairs that it has found.
+    pub(crate) fn calibrated_like(
+        &self,
+        prepared: &Prepared,
+        found: &Calibrated,
+        samples: &Samples,
+    ) -> Result<Calibrated, Error> {
+        let summary = found.summary();
+        let calibrators = summary.measured.as_ref().map_or(&summary.calibrator, |m| &m.calibrators);
+        let collected = self.collected(prepared, samples, calibrators, summary.repairs)?;
+        Ok(Calibrated::new(collected.ranges(calibrators, summary.repairs), samples, calibrators))
+    }
+
     /// Ranges of noise, brought to what batch norms tell.
     fn calibrate_without_data(
         &self,

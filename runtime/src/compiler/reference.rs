@@ -2,7 +2,7 @@
 
 use super::{Compiler, Event, Prepared};
 use crate::{
-    Error, Feed,
+    Error, Feed, Model,
     observe::{Observed, observe},
     sqnr::SquaredError,
 };
@@ -43,11 +43,19 @@ impl Reference {
 
     /// Noise over signal in what a fake-quantized graph computes: the mean over its results.
     pub(crate) fn noise(&self, compiler: &Compiler, quantized: &Graph) -> Result<f64, Error> {
-        let values = results(quantized);
-        let observed = [Observed::new(compiler, quantized, &values)?];
-        let mut sums = vec![SquaredError::default(); values.len()];
+        self.noise_in(compiler, Observed::new(compiler, quantized, &results(quantized))?)
+    }
+
+    /// The same of a compiled model.
+    pub(crate) fn noise_of(&self, compiler: &Compiler, model: &Model) -> Result<f64, Error> {
+        self.noise_in(compiler, Observed::results_of(model))
+    }
+
+    fn noise_in(&self, compiler: &Compiler, observed: Observed) -> Result<f64, Error> {
+        let count = self.results.first().map_or(0, Vec::len);
+        let mut sums = vec![SquaredError::default(); count];
         observe(
-            &observed,
+            &[observed],
             &self.feed,
             &compiler.threads_of_calibration()?,
             || (),
