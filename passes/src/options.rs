@@ -201,6 +201,9 @@ pub struct Options {
     /// Makes a quantized graph for other runtimes, which make integer ops of what has a pair of quantize and dequantize
     /// around it: sums stay ops of their own, and numbers are rounded behind moves, too.
     pub interchange: bool,
+    /// Lets results have their axes in the order in which they are made, if the first one stays first: for who takes them as
+    /// sets of numbers.
+    pub any_order: bool,
     /// Devices for nodes of the model, by name.
     pub pins: BTreeMap<String, Device>,
     /// Which nodes of the prepared graph become integer ops where they can.
@@ -221,6 +224,7 @@ impl Default for Options {
             image_input: None,
             keep_normalize: false,
             interchange: false,
+            any_order: false,
             pins: BTreeMap::new(),
             layers: Layers::default(),
             capability: |_, _| Ok(()),

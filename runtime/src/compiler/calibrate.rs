@@ -309,7 +309,7 @@ impl Compiler {
         // Each value by itself, or what stands for it.
         let place = |v: &ValueId| Some((*v, places.get(v).copied().unwrap_or(Some(*v))?));
         let (values, shown): (Vec<ValueId>, Vec<ValueId>) = values.iter().filter_map(place).unzip();
-        let observed = Observed::new(self, runs, &shown)?;
+        let observed = Observed::of_sets(self, runs, &shown)?;
         let counted = self.count(&[observed], &feed, &values, &mut all, &collector)?;
         counted.into_iter().for_each(|c| all.merge(c));
         Ok(all.into_statistics())

@@ -23,6 +23,9 @@ const ROWS_PER_INPUT: usize = 16;
 const LEAST_ROWS: usize = 4096;
 const MOST_ROWS: usize = 16384;
 
+/// Samples of which rows are taken, at most: images have many rows each.
+const MOST_SAMPLES: usize = 256;
+
 /// Rows that are gathered before they are multiplied.
 const ROWS_AT_ONCE: usize = 256;
 
@@ -101,7 +104,7 @@ impl Compiler {
         if !(repairs.rounding || repairs.bias) || graph.inputs().is_empty() {
             return Ok(InputMoments::new());
         }
-        let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
+        let feed = samples.spread(MOST_SAMPLES).bind(&graph_inputs(graph), &self.preprocess)?;
         let mut left = MOST_BYTES;
         let mut inputs: Vec<Input> = Vec::new();
         for node in weighted_products(graph) {

@@ -395,7 +395,9 @@ mod tests {
             compiler.mixed_precision(&prepared, &calibrated, &goal)
         };
         let found = search(Target::MinSqnr(20.0)).unwrap();
-        assert!(found.policy.float().count() == 0 && found.sensitivity.is_none() && found.attempts.len() == 1);
+        assert!(
+            found.policy.float().count() == 0 && found.sensitivity.is_none() && found.attempts.len() == 1
+        );
         let samples = || bundled::test_images().unwrap().limit(64);
         let found = search(Target::MaxDrop { points: 1.6, samples: samples() }).unwrap();
         assert_eq!((found.policy.float().count(), found.measure), (0, Some(Measure::PointsLost)));
@@ -412,8 +414,8 @@ mod tests {
     #[test]
     fn a_policy_for_another_model_is_refused_with_what_is_near() {
         let policy = Policy::of_float(["/l2/c3/Conv".to_string()]);
-        let refused = compiler(1).policy(policy).compile_onnx(bundled::FASHION_RESNET8).unwrap_err();
-        let text = refused.to_string();
+        let refused = compiler(1).policy(policy).compile_onnx(bundled::FASHION_RESNET8).err();
+        let text = refused.map_or_else(String::new, |e| e.to_string());
         assert!(text.contains("`/l2/c3/Conv`") && text.contains("did you mean"), "{text}");
     }
 
