@@ -1,8 +1,12 @@
 //! What a caller chooses.
 
+use crate::{BatchNormStatistics, lint::Rule};
 use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// What the compiled model computes with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -147,6 +151,10 @@ pub struct Options {
     pub pins: BTreeMap<String, Device>,
     /// What the code generator can lower; the rest runs in the interpreter.
     pub capability: Capability,
+    /// Statistics that batch norms get instead of their own.
+    pub statistics: Option<Arc<BatchNormStatistics>>,
+    /// What nobody wants to hear of.
+    pub allowed: BTreeSet<Rule>,
     /// The largest constant, in bytes, that folding may create where it takes more room than its operands.
     pub fold_limit: usize,
 }
@@ -164,6 +172,8 @@ impl Default for Options {
             interchange: false,
             pins: BTreeMap::new(),
             capability: |_, _| Ok(()),
+            statistics: None,
+            allowed: BTreeSet::new(),
             fold_limit: 1 << 20,
         }
     }

@@ -1,6 +1,6 @@
 //! Ranges of activations: the float graph runs on samples, on all threads, and shows what is in it.
 
-use super::{Compiler, Event, Prepared, graph_inputs};
+use super::{Compiler, Event, Prepared, graph_inputs, lint};
 use crate::{
     Calibration, Error, Feed, Measurement, Samples, Threads,
     data::dead_leaves,
@@ -9,14 +9,14 @@ use crate::{
 };
 use qcc_ir::{Graph, Tensor, ValueId};
 use qcc_passes::{
-    Calibrators, ChannelScales, Choice, Collector, InputMoments, Ranges, Statistics, renormalised,
+    Calibrators, ChannelScales, Choice, Collector, Finding, InputMoments, Ranges, Statistics, renormalised,
 };
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -38,6 +38,11 @@ impl Calibrated {
         &self.ranges
     }
 
+    /// What looks wrong with the samples.
+    pub fn findings(&self) -> &[Finding] {
+        &self.ranges.findings
+    }
+
     pub(crate) fn new(
         ranges: Ranges,
         samples: &Samples,
@@ -55,7 +60,7 @@ impl Calibrated {
         let mut ranges = ranges;
         if samples.is_noise() {
             // That noise is no data was said already.
-            ranges.warnings.clear();
+            ranges.findings.clear();
         }
         Calibrated { ranges, summary }
     }
@@ -79,6 +84,8 @@ impl Calibrated {
 pub(crate) struct Observation {
     compiler: Compiler,
     met_grids: AtomicBool,
+    /// The number of the sample that runs.
+    sample: Arc<AtomicU64>,
     collectors: Mutex<Vec<Arc<Mutex<Collector>>>>,
 }
 
@@ -87,6 +94,7 @@ pub(crate) struct ObservedPart {
     /// The values of the collector, which come first among those that are shown.
     values: Vec<ValueId>,
     session: Mutex<ObservedSession>,
+    sample: Arc<AtomicU64>,
     collector: Arc<Mutex<Collector>>,
 }
 
@@ -97,6 +105,7 @@ impl Observation {
         Observation {
             compiler: compiler.share_weights(),
             met_grids: AtomicBool::new(false),
+            sample: Arc::default(),
             collectors: Mutex::default(),
         }
     }
@@ -118,7 +127,12 @@ impl Observation {
         let session = Mutex::new(observed.session(self.compiler.threads_of_calibration()?));
         let collector = Arc::new(Mutex::new(collector));
         lock(&self.collectors).push(collector.clone());
-        Ok(ObservedPart { values, session, collector })
+        Ok(ObservedPart { values, session, sample: self.sample.clone(), collector })
+    }
+
+    /// Samples that run from now on have this number.
+    pub(crate) fn at(&self, sample: u64) {
+        self.sample.store(sample, Ordering::Relaxed);
     }
 
     /// Whether any part is quantized already.
@@ -149,7 +163,11 @@ impl ObservedPart {
         let results = shown.split_off(self.values.len());
         let mut collector = lock(&self.collector);
         for (value, tensor) in self.values.iter().zip(&shown) {
-            collector.record(*value, tensor.as_slice().unwrap_or_default());
+            collector.record(
+                *value,
+                self.sample.load(Ordering::Relaxed),
+                tensor.as_slice().unwrap_or_default(),
+            );
         }
         Ok(results)
     }
@@ -165,6 +183,10 @@ impl Compiler {
         if prepared.brings_grids() {
             return Ok(Calibrated::unneeded(&self.calibrators));
         }
+        let looked = match &self.samples {
+            Some(samples) if !samples.is_noise() => Some(self.look_at_samples(prepared, samples)?),
+            _ => None,
+        };
         // Ranges and moments are those of the graph that is to be quantized, in which channels are scaled.
         let scaled;
         let (scales, prepared) = match &self.samples {
@@ -209,7 +231,15 @@ impl Compiler {
             true => self.input_moments(prepared.graph(), &samples)?,
             false => InputMoments::new(),
         };
-        let ranges = Ranges { scales, moments, ..ranges };
+        let mut ranges = Ranges { scales, moments, ..ranges };
+        if let Some(looked) = looked {
+            lint::without_judged(&mut ranges.findings, &looked.judged);
+            ranges.findings.extend(looked.findings);
+        }
+        ranges.findings.retain(|f| !self.options.allowed.contains(&f.rule));
+        if let Ok(feed) = samples.bind(&graph_inputs(prepared.graph()), &self.preprocess) {
+            lint::locate(&mut ranges.findings, &feed);
+        }
         let mut calibrated = Calibrated::new(ranges, &samples, &self.calibrators, measured);
         if count > 0 {
             calibrated.summary.batch_norms = count;
@@ -270,7 +300,9 @@ impl Compiler {
             |own, batch| {
                 let mut extremes = Vec::new();
                 for (i, &value) in values.iter().enumerate() {
-                    let of_samples = batch.samples_of(0, i).filter_map(|sample| own.count(value, sample));
+                    let numbers = (batch.index * batch.size) as u64..;
+                    let samples = numbers.zip(batch.samples_of(0, i));
+                    let of_samples = samples.filter_map(|(number, sample)| own.count(value, number, sample));
                     match follows {
                         true => extremes.extend(of_samples.map(|e| (value, e))),
                         false => of_samples.for_each(drop),
@@ -337,7 +369,7 @@ mod tests {
                 compiler.calibrate(&prepared(&compiler)).unwrap().ranges().clone()
             };
             let one = ranges(1, 3);
-            assert_eq!((one.samples, one.warnings.len()), (20, 0), "{:?}", one.warnings);
+            assert_eq!((one.samples, one.findings.len()), (20, 0), "{:?}", one.findings);
             for threads in [2, 3, 8] {
                 assert_eq!(ranges(threads, 3), one, "{calibrator}, {threads} threads");
             }

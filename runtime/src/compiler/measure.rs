@@ -95,11 +95,16 @@ impl Compiler {
 
     /// Samples from all over those for calibration, as many as are needed to compare.
     fn spread(&self, prepared: &Prepared, samples: &Samples) -> Result<Feed, Error> {
-        let inputs = graph_inputs(prepared.graph());
-        let count = samples.bind(&inputs, &self.preprocess)?.samples();
         let results = prepared.graph().outputs().iter();
         let bytes: usize = results.map(|o| prepared.graph().ty(o.value).bytes()).sum();
         let most = MOST_SAMPLES.min(MOST_REFERENCE / bytes.max(1)).max(1);
+        self.spread_over(samples, prepared.graph(), most)
+    }
+
+    /// So many samples at most, from all over the given ones.
+    pub(super) fn spread_over(&self, samples: &Samples, graph: &Graph, most: usize) -> Result<Feed, Error> {
+        let inputs = graph_inputs(graph);
+        let count = samples.bind(&inputs, &self.preprocess)?.samples();
         let every = count.div_ceil(most);
         Ok(samples.clone().every(every).limit(count.div_ceil(every)).bind(&inputs, &self.preprocess)?)
     }
