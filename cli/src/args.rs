@@ -5,7 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
-    Calibrator, Choice, Precision, Repairs, Rule, WeightBits,
+    Calibrator, Choice, Precision, RepairChoice, Repairs, Rule, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
 };
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Look for what is wrong with a model or its samples, without compiling it.
     Lint(Lint),
+    /// List what rounding costs, layer by layer: the error of the results if one layer alone is int8, and if it alone is float.
+    Sensitivity(Sensitivity),
     /// Check models against reference data: ONNX's backend tests, or a model with inputs and outputs of your own.
     Test(Test),
     /// Write a well-known network with random weights as ONNX, to measure without a download.
@@ -85,6 +87,11 @@ pub(crate) struct CompileOptions {
     /// Run a node on a device: int8-jit, float-jit or interpreter.
     #[arg(long, value_name = "NODE=DEVICE", value_parser = parse_pin)]
     pub(crate) pin: Vec<(String, Device)>,
+
+    /// A file that says which layers stay float, as --min-sqnr, --max-drop and --objective latency write it, or by hand:
+    /// TOML with a table `layers` of NAME = "float" or "int8"; names are those of the plan.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
 
     /// Print the graph after a pass: `import`, the name of a pass, or `all`.
     #[arg(long, value_name = "PASS")]
@@ -127,11 +134,11 @@ pub(crate) struct CalibrationOptions {
     pub(crate) calibration_threads: usize,
 
     /// What to repair of the quantized network with the help of the samples, one or more of: `equalize`, which brings channels
-    /// that share a grid to similar ranges, as far as that pays for each tensor (`equalize:S`: with a strength from 0 to 1);
-    /// `bias`, which lets biases take the mean error of weights; `rounding`, which rounds weights so that their errors
-    /// cancel; `all`; `none`.
-    #[arg(long, value_name = "WHAT", default_value = "none", value_parser = repairs)]
-    pub(crate) repair: Repairs,
+    /// that share a grid to similar ranges (`equalize:S`: with a strength from 0 to 1); `scales`, by which weights have the
+    /// least squared error; `bias`, which lets biases take the mean error of weights; `rounding`, which rounds weights so
+    /// that their errors cancel; `all`; `none`; or `auto`, which tries some on samples held out of the ranges and takes the best.
+    #[arg(long, value_name = "WHAT", default_value = "rounding,bias", value_parser = repairs)]
+    pub(crate) repair: RepairChoice,
 
     /// Recompute the statistics of batch norms from the samples, in the order of the network: for models whose running
     /// statistics were never updated, or are of other data. Also for float.
@@ -225,6 +232,10 @@ Examples:
       the float network, its batch norms folded and its activations fused
   qcc compile net.onnx --calibrate images/ --image-input --mean 127 --std 128
       a model that takes u8 pixels and normalises them itself
+  qcc compile net.onnx --calibrate images/ --min-sqnr 30
+      the fewest float layers that reach 30 dB; which they are is written to net.policy.toml
+  qcc compile net.onnx --calibrate images/ --policy net.policy.toml
+      those layers float, without a search
   qcc compile net.qcc --tune -o net.tuned.qcc
       the fastest tilings for this CPU, by measurement
   qcc compile net.onnx --explain --print-after fold_batch_norm")]
@@ -268,11 +279,47 @@ pub(crate) struct Compile {
     pub(crate) stop_after: Option<String>,
 
     #[command(flatten)]
+    pub(crate) mixed: MixedOptions,
+    #[command(flatten)]
     pub(crate) options: CompileOptions,
     #[command(flatten)]
     pub(crate) images: ImageOptions,
     #[command(flatten)]
     pub(crate) tier: TierOption,
+}
+
+/// What layers stay float for.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Mixed precision (of int8)")]
+pub(crate) struct MixedOptions {
+    /// Keep the fewest layers float for which the results' signal-to-noise ratio against float is at least so many dB, on
+    /// calibration samples that are held out of the ranges. Which layers these are goes into a policy file.
+    #[arg(long, value_name = "DB", conflicts_with_all = ["max_drop", "policy"])]
+    pub(crate) min_sqnr: Option<f64>,
+
+    /// Keep the fewest layers float for which top-1 is at most so many points below float's, on the labelled samples of
+    /// --validate.
+    #[arg(
+        long,
+        value_name = "POINTS",
+        allow_hyphen_values = true,
+        requires = "validate",
+        conflicts_with = "policy"
+    )]
+    pub(crate) max_drop: Option<f64>,
+
+    /// Labelled samples for --max-drop: a folder of images whose names begin with the class index, or an .npz with `labels`.
+    /// Take others than those for calibration.
+    #[arg(long, value_name = "DIR|FILE", requires = "max_drop")]
+    pub(crate) validate: Option<PathBuf>,
+
+    /// `latency`: keep layers float that are slower in int8 on this CPU, by measurement.
+    #[arg(long, value_name = "WHAT", value_parser = ["latency"], conflicts_with = "policy")]
+    pub(crate) objective: Option<String>,
+
+    /// Where to write the policy. Default: the name of the output with the suffix .policy.toml.
+    #[arg(long, value_name = "FILE", conflicts_with = "policy")]
+    pub(crate) save_policy: Option<PathBuf>,
 }
 
 /// What `compile` writes.
@@ -288,6 +335,32 @@ pub(crate) enum Emit {
     Clif,
     /// The machine code, disassembled.
     Asm,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  qcc sensitivity net.onnx --calibrate images/ --mean 127 --std 128 --top 20")]
+pub(crate) struct Sensitivity {
+    /// The model: .onnx.
+    pub(crate) model: PathBuf,
+
+    /// Show the N most sensitive layers only.
+    #[arg(long, value_name = "N")]
+    pub(crate) top: Option<usize>,
+
+    /// Write all of it as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) requant: RequantOption,
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) images: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
 }
 
 #[derive(Args, Debug)]
@@ -710,23 +783,29 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
     }
 }
 
-fn repairs(text: &str) -> Result<Repairs, String> {
+fn repairs(text: &str) -> Result<RepairChoice, String> {
+    if text.trim() == "auto" {
+        return Ok(RepairChoice::Auto);
+    }
     let mut repairs = Repairs::NONE;
     for word in text.split(',').map(str::trim) {
         match word.split_once(':') {
             None if word == "all" => repairs = Repairs::ALL,
             None if word == "none" => {}
             None if word == "equalize" => repairs.equalize = Repairs::ALL.equalize,
+            None if word == "scales" => repairs.scales = true,
             None if word == "bias" => repairs.bias = true,
             None if word == "rounding" => repairs.rounding = true,
             Some(("equalize", strength)) => {
                 let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
                 repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
             }
-            _ => return Err(format!("`{word}` is none of equalize, bias, rounding, all, none")),
+            _ => {
+                return Err(format!("`{word}` is none of equalize, scales, bias, rounding, all, none, auto"));
+            }
         }
     }
-    Ok(repairs)
+    Ok(repairs.into())
 }
 
 #[cfg(test)]

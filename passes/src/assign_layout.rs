@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 /// See the module.
 pub(crate) const ASSIGN_LAYOUT: Pass = Pass { name: "assign_layout", run };
 
-fn run(graph: &mut Graph, _ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
+fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
     let mut new = Graph::new(graph.name.clone());
     new.stage = graph.stage;
     let mut builder =
@@ -31,7 +31,11 @@ fn run(graph: &mut Graph, _ctx: &Context<'_>, record: &mut Record) -> Result<(),
         builder.visit(node, record)?;
     }
     for output in graph.outputs() {
-        let value = builder.native(output.value)?;
+        let held = builder.form(output.value);
+        let value = match ctx.options.any_order && held.perm.first() == Some(&0) {
+            true => held.value,
+            false => builder.native(output.value)?,
+        };
         builder.new.output(output.name.clone(), value);
     }
     let mut new = builder.new;

@@ -9,14 +9,14 @@ pub(crate) const CHECK_PINS: Pass = Pass { name: "check_pins", run };
 fn run(graph: &mut Graph, ctx: &Context<'_>, _record: &mut Record) -> Result<(), PassError> {
     for pin in ctx.options.pins.keys() {
         if graph.find(pin).is_none_or(|n| graph.op(n).is_none()) {
-            return Err(PassError::UnknownPin { pin: pin.clone(), near: near(graph, pin) });
+            return Err(PassError::UnknownPin { pin: pin.clone(), near: near_names(graph, pin) });
         }
     }
     Ok(())
 }
 
-/// Names of at most three ops that are within a few typing errors of `name`, the closest first.
-fn near(graph: &Graph, name: &str) -> Vec<String> {
+/// Names of at most three ops of a graph that are within a few typing errors of `name`, the closest first.
+pub fn near_names(graph: &Graph, name: &str) -> Vec<String> {
     let most = 1 + name.chars().count() / 3;
     let mut names: Vec<(usize, &str)> = graph
         .nodes()

@@ -15,7 +15,7 @@ use crate::{
     insert_fake_quant::grid_of,
 };
 use qcc_ir::{
-    Device, Graph, NodeId, Op, ValueId, numerics,
+    Graph, NodeId, Op, ValueId, numerics,
     ops::{Concat, Conv, Normalize, Window},
 };
 
@@ -76,7 +76,7 @@ struct Target {
 fn target(graph: &Graph, ctx: &Context<'_>, node: NodeId, op: &Normalize) -> Result<Target, String> {
     let conv = conv_behind(graph, node.out(), op.axis)?;
     let name = &graph.node(conv).name;
-    if ctx.options.pin(graph, conv).is_some_and(|device| device != Device::Int8Jit) {
+    if ctx.options.keeps_float(graph, conv) {
         return Err(format!("`{name}` is pinned to a device of floats"));
     }
     int8_capability(graph, conv).map_err(|why| format!("`{name}` stays float: {why}"))?;

@@ -11,12 +11,14 @@ use crate::{
     edit::{Product, activations, channel_runs, clamp_of, f32_constant, has_weights, is_move},
     fold_normalize::pixel_range,
     regions,
+    weight_scales::least_error,
 };
 use qcc_ir::{
     DType, Graph, NodeId, Op, OutputGrid, QuantParams, Stage, Tensor, TensorType, Use, ValueId,
     numerics::RequantMode,
     ops::{Binary, BinaryKind, Conv, Dequantize, FakeQuant, MatMul, PoolKind, UnaryKind},
 };
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module.
@@ -43,9 +45,12 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     let chosen = Chosen { nodes: &chosen, unrounded: &unrounded };
     let grids = activation_grids(graph, ctx, chosen)?;
     let nodes: Vec<NodeId> = graph.order().into_iter().filter(|n| chosen.nodes.contains(n)).collect();
+    let mut scaled = BTreeMap::new();
     for &node in &nodes {
         if has_weights(graph, node) {
-            quantize_parameters(graph, ctx, node, chosen, &grids)?;
+            if let Some(left) = quantize_parameters(graph, ctx, node, chosen, &grids)? {
+                scaled.insert(node, left);
+            }
         } else if let Some(Op::MatMul(m)) = graph.op(node)
             && m.bias
         {
@@ -66,7 +71,14 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         } else {
             "computes on its grid"
         };
-        record.applied(&graph.node(node).name, format!("{what}{with}"));
+        let scales = match scaled.get(&node) {
+            Some(left) => format!(
+                ", by scales of weights that leave {:.0} % of the squared error of those that clip nothing",
+                100.0 * left
+            ),
+            None => String::new(),
+        };
+        record.applied(&graph.node(node).name, format!("{what}{with}{scales}"));
     }
     graph.stage = Stage::FakeQuant;
     Ok(())
@@ -495,18 +507,19 @@ fn quantize_activation(
     Ok(())
 }
 
-/// Rounds weights and bias of a convolution or matrix product to their grids.
+/// Rounds weights and bias of a convolution or matrix product to their grids. What part of the squared error of weights is left
+/// where their scales were to have the least.
 fn quantize_parameters(
     graph: &mut Graph,
     ctx: &Context<'_>,
     node: NodeId,
     chosen: Chosen<'_>,
     grids: &BTreeMap<ValueId, OutputGrid>,
-) -> Result<(), PassError> {
+) -> Result<Option<f64>, PassError> {
     let name = graph.node(node).name.clone();
     let fail = |e| PassError::op(&name, "FakeQuant", e);
     let (Some(mut product), operands) = (Product::of(graph, node), graph.operands(node)) else {
-        return Ok(());
+        return Ok(None);
     };
     // That of results that are not rounded is added to them as it is.
     let makes_codes = chosen.makes_codes(node);
@@ -521,21 +534,18 @@ fn quantize_parameters(
     };
     let (s_x, s_y) = (scale(operands[0])?, if makes_codes { Some(scale(result)?) } else { None });
     let Some(weights) = f32_constant(graph, operands[1]) else {
-        return Ok(());
-    };
-    let largest = largest_by_channel(weights, graph.shape(operands[1]), axis);
-    let bias: Vec<f32> = match has_bias {
-        true => f32_constant(graph, operands[2]).unwrap_or_default().to_vec(),
-        false => vec![0.0; largest.len()],
+        return Ok(None);
     };
     let codes = ctx.options.weight_bits.largest();
-    let mut scales: Vec<f64> = largest
+    let Finest { scales: finest, left } = finest_scales(ctx, weights, graph.shape(operands[1]), axis);
+    let bias: Vec<f32> = match has_bias {
+        true => f32_constant(graph, operands[2]).unwrap_or_default().to_vec(),
+        false => vec![0.0; finest.len()],
+    };
+    let mut scales: Vec<f64> = finest
         .iter()
         .zip(&bias)
-        .map(|(&w, &b)| {
-            let finest = f64::from(w) / f64::from(codes);
-            s_y.map_or(if w == 0.0 { 1.0 } else { finest }, |s_y| weight_scale(finest, b.into(), s_x, s_y))
-        })
+        .map(|(&w, &b)| s_y.map_or(if w == 0.0 { 1.0 } else { w }, |s_y| weight_scale(w, b.into(), s_x, s_y)))
         .collect();
     if ctx.options.weights == WeightGrid::PerTensor {
         scales = vec![scales.iter().copied().fold(0.0, f64::max)];
@@ -567,7 +577,7 @@ fn quantize_parameters(
         let rounded = graph.add(&format!("{name}_bias_fq"), op, &[operands[2]])?;
         graph.set_operand(node, 2, rounded.out())?;
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Rounds the bias of a product of two activations to s_a·s_b. One that would need more than 24 bits stays as it is, and
@@ -606,15 +616,35 @@ fn scale_of(graph: &Graph, grids: &BTreeMap<ValueId, OutputGrid>, mut value: Val
     }
 }
 
-fn largest_by_channel(weights: &[f32], shape: &[usize], axis: usize) -> Vec<f32> {
-    let mut largest = vec![0f32; shape[axis]];
-    for (c, run) in channel_runs(weights, shape, axis) {
-        largest[c] = run.iter().fold(largest[c], |most, w| most.max(w.abs()));
-    }
-    largest
+/// Scales of weights before anything else has a say.
+struct Finest {
+    /// Of each channel; all the same where the tensor has one.
+    scales: Vec<f64>,
+    /// What part of the squared error of scales that clip nothing is left, where it was to be little.
+    left: Option<f64>,
 }
 
-/// The scale of a channel's symmetric weights: `finest`, which has the largest magnitude at the largest code, but not so
+fn finest_scales(ctx: &Context<'_>, weights: &[f32], shape: &[usize], axis: usize) -> Finest {
+    let codes = ctx.options.weight_bits.largest();
+    let mut channels = vec![Vec::new(); shape[axis]];
+    for (c, run) in channel_runs(weights, shape, axis) {
+        channels[c].extend_from_slice(run);
+    }
+    if !ctx.ranges.repairs.scales {
+        let largest = |channel: &Vec<f32>| channel.iter().fold(0f32, |most, w| most.max(w.abs()));
+        let scale = |channel| f64::from(largest(channel)) / f64::from(codes);
+        return Finest { scales: channels.iter().map(scale).collect(), left: None };
+    }
+    if ctx.options.weights == WeightGrid::PerTensor {
+        let (scale, left) = least_error(weights, codes);
+        return Finest { scales: vec![scale; channels.len()], left: Some(left) };
+    }
+    let found: Vec<(f64, f64)> = channels.par_iter().map(|c| least_error(c, codes)).collect();
+    let left = found.iter().map(|f| f.1).sum::<f64>() / found.len().max(1) as f64;
+    Finest { scales: found.iter().map(|f| f.0).collect(), left: Some(left) }
+}
+
+/// The scale of a channel's symmetric weights: `finest`, but not so
 /// fine that the bias, in units of s_x·s_w, needs more than 24 bits, nor that S = s_x·s_w/s_y is below 2^−22. Finer
 /// weights would change no result, and the zero point, in units of S, would leave 32 bits; a channel of zeros gets that
 /// scale, too.

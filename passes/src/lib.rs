@@ -46,6 +46,7 @@ mod round_weights;
 mod take_dynamic_products;
 mod take_pixels;
 mod weight_parts;
+mod weight_scales;
 mod widen_half;
 
 pub use calibrate::{
@@ -55,14 +56,18 @@ pub use calibrate::{
 };
 pub use capability::int8_capability;
 pub use channel_moments::ChannelMoments;
+pub use check_pins::near_names;
 pub use edit::product_channels;
 pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
 pub use lint::{Finding, Level, Rule, Subject, UnknownRule};
-pub use options::{Capability, ImageInput, Options, Precision, Repairs, WeightBits, WeightGrid};
+pub use options::{
+    Capability, ImageInput, Layers, Options, Precision, RepairChoice, Repairs, WeightBits, WeightGrid,
+};
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
 pub use reestimate_batch_norms::{BatchNormStatistics, RunningStatistics, next_batch_norms, set_statistics};
-pub use round_weights::{InputMoments, Moments, weighted_products};
+pub use regions::int8_layers;
+pub use round_weights::{InputMoments, Moments, RoundedWeights, weighted_products};
 
 use qcc_ir::{Graph, Stage, verify};
 use std::{cell::RefCell, collections::BTreeMap};

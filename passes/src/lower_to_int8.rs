@@ -18,8 +18,7 @@ use crate::{
     weight_parts::{self, WeightParts},
 };
 use qcc_ir::{
-    DType, Device, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType,
-    ValueId,
+    DType, Graph, Kind, NodeId, Op, OpError, OutputGrid, QuantParams, Stage, Tensor, TensorType, ValueId,
     numerics::{self, RequantMode, Requantizer, Rescaling, WeightSums},
     ops::{
         Binary, BinaryKind, Clamp, Dequantize, FakeQuant, Pool, PoolKind, QAveragePool, QBinary, QBinaryKind,
@@ -224,18 +223,13 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Whether the user wants the node to be no integer op.
-    fn is_pinned_to_floats(&self, node: NodeId) -> bool {
-        self.ctx.options.pin(self.old, node).is_some_and(|d| d != Device::Int8Jit)
-    }
-
     /// Whether all activations of the node are known as codes, and the user lets it be an integer op.
     fn on_grids(&self, node: NodeId) -> bool {
         let activations = activations(self.old, node);
         let has_codes = |v: ValueId| {
             self.codes.contains_key(&v) || self.rounded_constant(v).is_some_and(|c| c.dtype().size() == 1)
         };
-        !self.is_pinned_to_floats(node)
+        !self.ctx.options.keeps_float(self.old, node)
             && !activations.is_empty()
             && activations.iter().all(|(_, v)| has_codes(*v))
     }

@@ -5,6 +5,7 @@ use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
@@ -94,10 +95,12 @@ impl WeightBits {
 
 /// What is done to a network so that its codes are closer to its numbers. All of it needs samples, and none of it any time when
 /// the model runs.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Repairs {
     /// How far channels that share a grid are brought to the same range, from 0 (not) to 1.
     pub equalize: f64,
+    /// Whether scales of weights are those of the least squared error, and not those that clip nothing.
+    pub scales: bool,
     /// Whether biases take the mean error of rounded weights.
     pub bias: bool,
     /// Whether weights are rounded so that their errors cancel, and not each to nearest.
@@ -106,10 +109,50 @@ pub struct Repairs {
 
 impl Repairs {
     /// None.
-    pub const NONE: Repairs = Repairs { equalize: 0.0, bias: false, rounding: false };
+    pub const NONE: Repairs = Repairs { equalize: 0.0, scales: false, bias: false, rounding: false };
 
     /// All. Half of the way, channels keep as much room for what samples did not show as they have gained codes.
-    pub const ALL: Repairs = Repairs { equalize: 0.5, bias: true, rounding: true };
+    pub const ALL: Repairs = Repairs { equalize: 0.5, scales: true, bias: true, rounding: true };
+
+    /// What is done where nothing is said: what never made a network worse, and takes little more time than finding ranges.
+    pub const DEFAULT: Repairs = Repairs { rounding: true, bias: true, ..Repairs::NONE };
+
+    /// What [`RepairChoice::Auto`] tries, one after the other: of those that equalize, the next one only where the last one was
+    /// better than all before.
+    pub const CANDIDATES: [Repairs; 5] = [
+        Repairs::NONE,
+        Repairs { rounding: true, ..Repairs::NONE },
+        Repairs::DEFAULT,
+        Repairs { equalize: 0.25, ..Repairs::DEFAULT },
+        Repairs { equalize: 0.5, ..Repairs::DEFAULT },
+    ];
+}
+
+impl fmt::Display for Repairs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [("scales", self.scales), ("rounding", self.rounding), ("bias", self.bias)];
+        let mut words: Vec<String> =
+            named.into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name.into()).collect();
+        if self.equalize != 0.0 {
+            words.push(format!("equalize:{}", self.equalize));
+        }
+        f.write_str(if words.is_empty() { "none".into() } else { words.join(",") }.as_str())
+    }
+}
+
+/// [`Repairs`], or that they are to be chosen by the error that is measured.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum RepairChoice {
+    /// These.
+    These(Repairs),
+    /// The best of [`Repairs::CANDIDATES`].
+    Auto,
+}
+
+impl From<Repairs> for RepairChoice {
+    fn from(repairs: Repairs) -> RepairChoice {
+        RepairChoice::These(repairs)
+    }
 }
 
 /// How the pixels of an image become what a model was trained on: y = (x − mean)/std, all in units of a pixel.
@@ -126,6 +169,21 @@ pub struct ImageInput {
 /// Whether the code generator can lower a node, or why not.
 pub type Capability = fn(&Graph, NodeId) -> Result<(), String>;
 
+/// Nodes of a prepared graph, by name, that may become integer ops.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Layers {
+    /// All but these, as far as that pays: see `regions`.
+    AllBut(BTreeSet<String>),
+    /// These alone, whether it pays or not: to see what rounding them costs.
+    Only(BTreeSet<String>),
+}
+
+impl Default for Layers {
+    fn default() -> Layers {
+        Layers::AllBut(BTreeSet::new())
+    }
+}
+
 /// What a caller chooses; [`Options::default`] is int8 with per-channel weights of 8 bits and Q15 requantization.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -137,8 +195,6 @@ pub struct Options {
     pub weights: WeightGrid,
     /// Codes of weights.
     pub weight_bits: WeightBits,
-    /// What is repaired.
-    pub repairs: Repairs,
     /// Lets the model take pixels, u8 and channels last, and normalise them itself.
     pub image_input: Option<ImageInput>,
     /// Leaves means and deviations in an op of their own where they could go into a convolution: slower, but the codes
@@ -147,8 +203,13 @@ pub struct Options {
     /// Makes a quantized graph for other runtimes, which make integer ops of what has a pair of quantize and dequantize
     /// around it: sums stay ops of their own, and numbers are rounded behind moves, too.
     pub interchange: bool,
+    /// Lets results have their axes in the order in which they are made, if the first one stays first: for who takes them as
+    /// sets of numbers.
+    pub any_order: bool,
     /// Devices for nodes of the model, by name.
     pub pins: BTreeMap<String, Device>,
+    /// Which nodes of the prepared graph become integer ops where they can.
+    pub layers: Layers,
     /// What the code generator can lower; the rest runs in the interpreter.
     pub capability: Capability,
     /// Statistics that batch norms get instead of their own.
@@ -166,11 +227,12 @@ impl Default for Options {
             requant: RequantMode::Q15,
             weights: WeightGrid::default(),
             weight_bits: WeightBits::default(),
-            repairs: Repairs::NONE,
             image_input: None,
             keep_normalize: false,
             interchange: false,
+            any_order: false,
             pins: BTreeMap::new(),
+            layers: Layers::default(),
             capability: |_, _| Ok(()),
             statistics: None,
             allowed: BTreeSet::new(),
@@ -180,6 +242,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether the caller wants a node to be no integer op.
+    pub(crate) fn keeps_float(&self, graph: &Graph, node: NodeId) -> bool {
+        let name = &graph.node(node).name;
+        let is_left_out = match &self.layers {
+            Layers::AllBut(float) => float.contains(name),
+            Layers::Only(int8) => !int8.contains(name),
+        };
+        is_left_out || self.pin(graph, node).is_some_and(|device| device != Device::Int8Jit)
+    }
+
     /// The device a node is pinned to.
     pub(crate) fn pin(&self, graph: &Graph, node: NodeId) -> Option<Device> {
         self.pins.get(&graph.node(node).name).copied()

@@ -153,7 +153,7 @@ pub enum PassError {
         reason: String,
     },
     /// A pin names a node that the model does not have.
-    #[error("no node `{pin}` to pin{}", near_names(near))]
+    #[error("no node `{pin}` to pin{}", did_you_mean(near))]
     UnknownPin {
         /// The name given.
         pin: String,
@@ -179,7 +179,7 @@ impl PassError {
     }
 }
 
-fn near_names(near: &[String]) -> String {
+fn did_you_mean(near: &[String]) -> String {
     match near {
         [] => String::new(),
         names => format!(

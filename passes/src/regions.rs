@@ -6,7 +6,7 @@
 //! none does. What is then connected to no product stays float as a whole.
 
 use crate::{
-    Context, Record,
+    Context, Layers, Options, Ranges, Record,
     calibrate::value_name,
     capability::{gains, int8_capability},
     classes::Classes,
@@ -14,7 +14,7 @@ use crate::{
     insert_fake_quant::{range_of, without_range},
 };
 use qcc_ir::{
-    Device, Graph, NodeId, Op, ValueId,
+    Graph, NodeId, Op, ValueId,
     ops::{Binary, BinaryKind},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,19 +27,22 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
     let mut refused: BTreeMap<NodeId, String> = BTreeMap::new();
     let mut chosen = BTreeSet::new();
     for (id, node) in graph.nodes().filter(|(_, n)| n.op().is_some()) {
-        let pinned = ctx.options.pin(graph, id).filter(|&d| d != Device::Int8Jit);
-        match (pinned, int8_capability(graph, id)) {
-            (Some(device), _) => {
-                refused.insert(id, format!("pinned to {device}"));
-            }
-            // Pixels become codes, or another pass has said why not.
-            (None, Err(_)) if matches!(node.op(), Some(Op::Normalize(_))) => {}
-            // Ops of integers, such as shapes, were never candidates.
-            (None, Err(why)) if node.outputs().iter().any(|t| t.dtype.is_float()) => {
+        match int8_capability(graph, id) {
+            _ if ctx.options.keeps_float(graph, id) => {
+                let why = ctx
+                    .options
+                    .pin(graph, id)
+                    .map_or("that is the policy".into(), |d| format!("pinned to {d}"));
                 refused.insert(id, why);
             }
-            (None, Err(_)) => {}
-            (None, Ok(())) => match without_range(graph, ctx, id) {
+            // Pixels become codes, or another pass has said why not.
+            Err(_) if matches!(node.op(), Some(Op::Normalize(_))) => {}
+            // Ops of integers, such as shapes, were never candidates.
+            Err(why) if node.outputs().iter().any(|t| t.dtype.is_float()) => {
+                refused.insert(id, why);
+            }
+            Err(_) => {}
+            Ok(()) => match without_range(graph, ctx, id) {
                 Some(value) => {
                     refused.insert(id, format!("{NO_RANGE}, and has none of `{}`", value_name(graph, value)));
                 }
@@ -54,6 +57,9 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
         let why =
             format!("{unseen} ops stay float because samples have given no range of what they take or make");
         record.warning(&graph.name, why);
+    }
+    if matches!(ctx.options.layers, Layers::Only(_)) {
+        return chosen;
     }
     let mut costly = drop_costly(graph, &mut chosen);
     let drowned: Vec<(NodeId, String)> =
@@ -76,6 +82,12 @@ pub(crate) fn choose(graph: &Graph, ctx: &Context<'_>, record: &mut Record) -> B
         record.declined(&graph.node(id).name, format!("stays float: {why}"));
     }
     chosen
+}
+
+/// The nodes of a prepared graph that become integer ops on these ranges, in the order of execution.
+pub fn int8_layers(graph: &Graph, ranges: &Ranges, options: &Options) -> Vec<NodeId> {
+    let chosen = choose(graph, &Context::new(options, ranges), &mut Record::new("int8_layers"));
+    graph.order().into_iter().filter(|node| chosen.contains(node)).collect()
 }
 
 /// Why a sum cannot be one of codes: a step of its grid holds all that one of its operands has to tell. So it is where

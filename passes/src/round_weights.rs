@@ -17,13 +17,17 @@
 //! and what the weights have to keep small is the rest: H is then the covariance of x.
 
 use crate::{
-    Context, Pass, PassError, Record,
+    Context, Pass, PassError, Record, Repairs,
     edit::{Product, add_f32, f32_constant, has_weights},
 };
 use faer::{Mat, Side};
 use qcc_ir::{DType, Graph, NodeId, Op, ValueId, numerics::quantize, ops::FakeQuant};
 use rayon::prelude::*;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// See the module.
 pub(crate) const ROUND_WEIGHTS: Pass = Pass { name: "round_weights", run };
@@ -39,12 +43,60 @@ pub struct Moments {
     pub rows: u64,
     /// Σ x.
     pub sum: Vec<f64>,
-    /// Σ x xᵀ, by rows.
+    /// Σ x xᵀ, by rows; empty where it is only biases that take the mean error.
     pub products: Vec<f32>,
 }
 
 /// [`Moments`] of the inputs of products with weights, by the product's name: one for each group.
 pub type InputMoments = BTreeMap<String, Arc<Vec<Moments>>>;
+
+/// Weights that were rounded, by the name of their product. Rounding takes long, and the same ranges are taken for many networks
+/// where it is measured which of their layers should stay float.
+#[derive(Default)]
+pub struct RoundedWeights(Mutex<BTreeMap<String, Memo>>);
+
+/// What weights were rounded by, and what became of them.
+struct Memo {
+    moments: Arc<Vec<Moments>>,
+    grid: FakeQuant,
+    repairs: Repairs,
+    rounded: Arc<Rounded>,
+}
+
+impl RoundedWeights {
+    /// What was kept, or what `round` makes, which is kept then.
+    fn of(
+        &self,
+        name: &str,
+        moments: &Arc<Vec<Moments>>,
+        grid: &FakeQuant,
+        repairs: Repairs,
+        round: impl FnOnce() -> Option<Rounded>,
+    ) -> Option<Arc<Rounded>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |m: &&Memo| Arc::ptr_eq(&m.moments, moments) && m.grid == *grid && m.repairs == repairs;
+        if let Some(memo) = kept.get(name).filter(is_it) {
+            return Some(memo.rounded.clone());
+        }
+        let rounded = Arc::new(round()?);
+        let (moments, grid) = (moments.clone(), grid.clone());
+        kept.insert(name.into(), Memo { moments, grid, repairs, rounded: rounded.clone() });
+        Some(rounded)
+    }
+}
+
+/// What was kept makes no difference to results.
+impl PartialEq for RoundedWeights {
+    fn eq(&self, _: &RoundedWeights) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for RoundedWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RoundedWeights")
+    }
+}
 
 /// The products that are rounded by the moments of their inputs.
 pub fn weighted_products(graph: &Graph) -> Vec<NodeId> {
@@ -67,15 +119,30 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         }
         if moments.len() != weights.groups
             || moments.iter().any(|m| m.sum.len() != weights.inputs || m.rows == 0)
+            || ctx.ranges.repairs.rounding && moments.iter().any(|m| m.products.len() != m.sum.len().pow(2))
         {
             record.declined(&name, "its input is another one than calibration saw");
             continue;
         }
-        let corrects = ctx.options.repairs.bias && weights.bias.is_some();
-        let rounded = match ctx.options.repairs.rounding {
+        let corrects = ctx.ranges.repairs.bias && weights.bias.is_some();
+        let rows = moments.iter().map(|m| m.rows).min().unwrap_or(0);
+        let can_cancel = rows >= weights.inputs as u64;
+        if ctx.ranges.repairs.rounding && !can_cancel {
+            let inputs = weights.inputs;
+            record.declined(
+                &name,
+                format!("rounded to nearest: samples have {rows} rows, which do not tell how its {inputs} inputs go together"),
+            );
+            if !corrects {
+                continue;
+            }
+        }
+        let cancels = ctx.ranges.repairs.rounding && can_cancel;
+        let by = Repairs { rounding: cancels, bias: corrects, ..Repairs::NONE };
+        let rounded = ctx.ranges.rounded.of(&name, moments, &weights.grid, by, || match cancels {
             true => weights.rounded(moments, corrects),
             false => weights.nearest(moments),
-        };
+        });
         let Some(rounded) = rounded else {
             record.declined(&name, "the moments of its input have no Cholesky factor");
             continue;
@@ -86,7 +153,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
             100.0 * rounded.error / rounded.nearest.max(f64::MIN_POSITIVE),
             if corrects { ", and a mean of 0" } else { "" }
         );
-        weights.store(graph, node, rounded.weights, shift)?;
+        weights.store(graph, node, rounded.weights.clone(), shift)?;
         record.applied(&name, what);
     }
     Ok(())

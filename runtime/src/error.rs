@@ -1,4 +1,6 @@
-use crate::{BindError, DataError, ProgramError, TierError, threads::ThreadsError, zoo::ZooError};
+use crate::{
+    BindError, DataError, PolicyError, ProgramError, TierError, threads::ThreadsError, zoo::ZooError,
+};
 use qcc_codegen::CodegenError;
 use qcc_ir::{memory::MemoryError, onnx::ImportError};
 use qcc_passes::PassError;
@@ -48,6 +50,9 @@ pub enum Error {
     /// A synthetic model cannot be built.
     #[error(transparent)]
     Zoo(#[from] ZooError),
+    /// A policy is not usable, or not the model's.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// Ranges cannot be chosen as they were to be.
     #[error("{0}")]
     Calibration(String),

@@ -27,7 +27,7 @@ pub struct Score {
     pub top5: Option<f64>,
     /// Share of samples for which the highest score is that of the first model.
     pub agreement: f64,
-    /// Signal-to-noise ratio of the first output against the first model's, in dB; infinite where they are equal, and
+    /// Signal-to-noise ratio of the scores against the first model's, in dB; infinite where they are equal, and
     /// then `null` in JSON.
     pub sqnr_db: f64,
 }
@@ -50,7 +50,7 @@ impl Counts {
     }
 }
 
-/// Runs models on the same samples and compares their first outputs (one row of class scores a sample) with the labels
+/// Runs models on the same samples and compares their scores (one row a sample: the first output that has rows of floats) with the labels
 /// and with those of the first model. `progress` is told how many batches are done.
 ///
 /// Samples are shared out to the threads; what is found does not depend on their number.
@@ -133,12 +133,11 @@ impl Difference {
 fn check(models: &[Model]) -> Result<(), Error> {
     let Some((first, others)) = models.split_first() else { return Ok(()) };
     let refuse = |why: String| Err(Error::Evaluation(why));
-    let Some(output) = first.outputs().first() else { return refuse("the model has no outputs".into()) };
+    let at = scored(first);
+    let Some(output) = first.outputs().get(at) else { return refuse("the model has no outputs".into()) };
     for other in others {
-        if !same_inputs(first, other) || other.outputs().first().map(|o| &o.ty) != Some(&output.ty) {
-            return refuse(
-                "models can only be compared where their inputs and first outputs are the same".into(),
-            );
+        if !same_inputs(first, other) || other.outputs().get(at).map(|o| &o.ty) != Some(&output.ty) {
+            return refuse("models can only be compared where their inputs and scores are the same".into());
         }
     }
     let is_rows = output.ty.shape.rank() >= 2 && output.ty.shape.elements() > 0;
@@ -146,6 +145,13 @@ fn check(models: &[Model]) -> Result<(), Error> {
         true => Ok(()),
         false => refuse(format!("output `{}` is {}, not a row of scores a sample", output.name, output.ty)),
     }
+}
+
+/// The output that holds the scores: the first one with rows of floats, of those that have any; a model may hand integers on, too,
+/// or give the best class itself.
+fn scored(model: &Model) -> usize {
+    let is_rows = |o: &crate::TensorInfo| o.ty.dtype.is_float() && o.ty.shape.rank() >= 2;
+    model.outputs().iter().position(is_rows).unwrap_or(0)
 }
 
 /// Whether two models take the same; on what grid a model reads its input is its own business.
@@ -165,7 +171,8 @@ fn run_batch(sessions: &mut [Session], feed: &Feed, index: usize) -> Result<Vec<
     let count = feed.batch_size().min(feed.samples() - first);
     let mut outputs = Vec::with_capacity(sessions.len());
     for session in sessions.iter_mut() {
-        let output = session.run(&views)?.swap_remove(0);
+        let at = scored(session.model());
+        let output = session.run(&views)?.swap_remove(at);
         outputs.push(scores(&output).ok_or_else(|| Error::Evaluation("scores are not numbers".into()))?);
     }
     let mut counts = vec![Counts::default(); sessions.len()];

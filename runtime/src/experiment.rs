@@ -24,6 +24,7 @@ pub fn programs(
     modes: &[RequantMode],
 ) -> Result<Vec<Program>, Error> {
     let prepared = compiler.prepare(graph)?;
+    compiler.check_policy(&prepared)?;
     let is_quantized = precisions.iter().any(|p| p.is_calibrated());
     let calibrated = is_quantized.then(|| compiler.calibrate(&prepared)).transpose()?;
     programs_of(compiler, &prepared, calibrated.as_ref(), precisions, modes)

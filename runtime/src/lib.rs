@@ -65,6 +65,7 @@ pub mod experiment;
 mod layers;
 mod load;
 mod memory;
+mod mixed;
 mod model;
 pub mod observe;
 mod program;
@@ -90,6 +91,10 @@ pub use eval::{Evaluation, Score, evaluate, top};
 pub use layers::{Layer, Loss, Losses, Traffic};
 pub use load::LoadPhase;
 pub use memory::machine_memory;
+pub use mixed::{
+    Attempt, Goal, LayerPrecision, LayerSensitivity, Measure, MixedPrecision, Policy, PolicyError,
+    Sensitivity, Target, Timing,
+};
 pub use model::{BindError, JitOptions, LayerTime, Memory, Model, Session, TensorInfo};
 pub use program::{
     Calibration, Difference, FileTimes, Measured, Measurement, Pixels, Program, ProgramError, ProgramInfo,
@@ -98,8 +103,8 @@ pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, SharedWeights, TI
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
 pub use qcc_passes::{
-    Calibrator, Calibrators, Choice, Finding, Level, Precision, Repairs, Rule, Subject, UnknownRule,
-    WeightBits,
+    Calibrator, Calibrators, Choice, Finding, Level, Precision, RepairChoice, Repairs, Rule, Subject,
+    UnknownRule, WeightBits,
 };
 pub use roofline::{Bound, Host, MemoryLevel, Peaks};
 pub use sqnr::SquaredError;

@@ -87,6 +87,29 @@ impl Observed {
     /// # Errors
     /// Where the graph cannot be lowered or compiled.
     pub fn new(compiler: &Compiler, graph: &Graph, values: &[ValueId]) -> Result<Observed, Error> {
+        Observed::lowered(compiler, graph, values, options_of(graph))
+    }
+
+    /// [`new`](Self::new) for who takes values as sets of numbers: the axes behind the first one come in the order in which code
+    /// makes them, which saves bringing them to that of the graph.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of_sets(compiler: &Compiler, graph: &Graph, values: &[ValueId]) -> Result<Observed, Error> {
+        Observed::lowered(compiler, graph, values, Options { any_order: true, ..options_of(graph) })
+    }
+
+    /// Compiles a graph to show these values as the model that comes of it has them, with these options: codes of
+    /// [`Precision::Int8`] are shown as the numbers that they stand for.
+    ///
+    /// # Errors
+    /// Where the graph cannot be lowered or compiled.
+    pub(crate) fn lowered(
+        compiler: &Compiler,
+        graph: &Graph,
+        values: &[ValueId],
+        options: Options,
+    ) -> Result<Observed, Error> {
         let mut outputs: Vec<Output> = Vec::new();
         let mut places = Vec::with_capacity(values.len());
         for &value in values {
@@ -104,9 +127,15 @@ impl Observed {
         }
         let model = match outputs.is_empty() {
             true => None,
-            false => Some(compile(compiler, graph, outputs)?),
+            false => Some(compile(compiler, graph, outputs, options)?),
         };
         Ok(Observed { model, places: places.into() })
+    }
+
+    /// A compiled model that shows its results.
+    pub fn results_of(model: &Model) -> Observed {
+        let places = (0..model.outputs().len()).map(Place::Output).collect();
+        Observed { model: Some(model.clone()), places }
     }
 
     /// One caller's state to run the graph with.
@@ -116,18 +145,27 @@ impl Observed {
     }
 }
 
-/// The model of a graph with other outputs.
-fn compile(compiler: &Compiler, graph: &Graph, outputs: Vec<Output>) -> Result<Model, Error> {
-    let mut graph = graph.clone();
-    graph.set_outputs(outputs);
-    graph.remove_dead();
+/// How a graph is lowered to be seen. Without pins: they are meant for the model that comes out, and may name integer devices.
+fn options_of(graph: &Graph) -> Options {
     let precision = match graph.stage {
         Stage::FakeQuant => Precision::FakeQuant,
         _ => Precision::Float,
     };
-    // Without pins: they are meant for the model that comes out, and may name integer devices.
-    let options = Options { capability: qcc_codegen::capability, precision, ..Options::default() };
+    Options { capability: qcc_codegen::capability, precision, ..Options::default() }
+}
+
+/// The model of a graph with other outputs.
+fn compile(
+    compiler: &Compiler,
+    graph: &Graph,
+    outputs: Vec<Output>,
+    options: Options,
+) -> Result<Model, Error> {
+    let mut graph = graph.clone();
+    graph.set_outputs(outputs);
+    graph.remove_dead();
     qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
+    let precision = options.precision;
     let info = ProgramInfo { precision, ..compiler.info(&graph, options.requant, None, &Report::default()) };
     let jit = JitOptions { listing: false, ..compiler.jit_options()? }.threads(Threads::one());
     Ok(Program::new(graph, info).jit(&jit)?)

@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use qcc_codegen::Release;
 use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
-use qcc_passes::{Calibrators, Finding, Precision, WeightBits};
+use qcc_passes::{Calibrators, Finding, Precision, Repairs, WeightBits};
 use serde::{Deserialize, Serialize};
 use std::{
     path::Path,
@@ -77,26 +77,34 @@ pub struct Calibration {
     pub synthetic: bool,
     /// Number of batch norms whose statistics stood in for data; 0 where there was data, or nothing to stand in.
     pub batch_norms: usize,
-    /// What was measured to choose among calibrators; `None` where nothing was left to choose.
+    /// What was repaired with the help of the samples.
+    pub repairs: Repairs,
+    /// What was measured to choose among calibrators and repairs; `None` where nothing was left to choose.
     pub measured: Option<Measurement>,
 }
 
-/// What was measured to choose among calibrators.
+/// What was measured to choose among calibrators and repairs.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Measurement {
-    /// Number of samples.
+    /// Number of samples on which errors were measured.
     pub samples: usize,
+    /// Number of samples of which ranges were made to measure them; others than these, unless there are too few.
+    pub fitted: usize,
     /// In the order in which they were tried.
     pub attempts: Vec<Measured>,
-    /// The attempt of the least error.
-    pub chosen: Calibrators,
+    /// The calibrators of the attempt of the least error.
+    pub calibrators: Calibrators,
+    /// Its repairs.
+    pub repairs: Repairs,
 }
 
-/// The error of a network that was quantized on the ranges of some calibrators.
+/// The error of a network that was quantized in one way.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Measured {
-    /// Which, such as `mse but for 3 values`.
+    /// The calibrators, such as `mse but for 3 values`.
     pub calibrators: String,
+    /// The repairs.
+    pub repairs: Repairs,
     /// Signal-to-noise ratio of its results (their mean, of several) against float, in dB; infinite where they are equal, and
     /// then `null` in JSON.
     pub sqnr_db: f64,

@@ -1,14 +1,14 @@
 //! `qcc compile`.
 
 use crate::{
-    args::{Compile, Emit},
+    args::{Compile, Emit, MixedOptions},
     failure::Failure,
     table::{bytes, table},
     terminal::Terminal,
 };
 use qcc_runtime::{
-    Calibration, Calibrators, Compiler, DynamicProgram, Event, ListingKind, Precision, Program, TuneReport,
-    WeightBits,
+    Calibration, Calibrators, Compiler, DynamicProgram, Error, Event, Goal, ListingKind, MixedPrecision,
+    Policy, Precision, Program, Repairs, Samples, Target, TuneReport, WeightBits,
     ir::{Graph, onnx, text},
     is_program, tune,
 };
@@ -74,7 +74,10 @@ fn emit_program(
         writeln!(out, "{}: {}, {}", path.display(), describe_dynamic(&program), bytes(size))?;
         return Ok(());
     }
-    let mut program = compiler.program_of_file(&args.model)?;
+    let mut program = match goal(args)? {
+        Some(goal) => mixed_program(args, compiler, &goal, &path, terminal, out)?,
+        None => compiler.program_of_file(&args.model)?,
+    };
     explain(args, &program, out)?;
     if args.tune {
         let budget = Duration::from_secs(args.tune_seconds);
@@ -88,6 +91,87 @@ fn emit_program(
     program.save(&path)?;
     let size = std::fs::metadata(&path).map_or(0, |m| m.len());
     writeln!(out, "{}: {}, {}", path.display(), describe(&program), bytes(size))?;
+    Ok(())
+}
+
+/// What layers are to stay float for, if any are.
+fn goal(args: &Compile) -> Result<Option<Goal>, Failure> {
+    let MixedOptions { min_sqnr, max_drop, validate, objective, save_policy } = &args.mixed;
+    let target = match (min_sqnr, max_drop, validate) {
+        (Some(db), ..) => Some(Target::MinSqnr(*db)),
+        (None, Some(points), Some(path)) => {
+            Some(Target::MaxDrop { points: *points, samples: Samples::open(path)? })
+        }
+        _ => None,
+    };
+    let goal = Goal { target, is_latency: objective.is_some() };
+    if goal.target.is_none() && !goal.is_latency {
+        return match save_policy {
+            Some(_) => {
+                Err(Failure::Usage("--save-policy goes with --min-sqnr, --max-drop or --objective".into()))
+            }
+            None => Ok(None),
+        };
+    }
+    if args.precision != Precision::Int8 || args.dynamic || is_program(&args.model) {
+        let why = "--min-sqnr, --max-drop and --objective are for int8 of an .onnx file in known shapes";
+        return Err(Failure::Usage(why.into()));
+    }
+    Ok(Some(goal))
+}
+
+/// A program some of whose layers are float, and the policy that says which.
+fn mixed_program(
+    args: &Compile,
+    compiler: &Compiler,
+    goal: &Goal,
+    path: &Path,
+    terminal: &Terminal,
+    out: &mut impl Write,
+) -> Result<Program, Failure> {
+    let prepared = compiler.prepare(compiler.import_file(&args.model)?)?;
+    let calibrated = compiler.calibrate(&prepared)?;
+    let found = compiler.mixed_precision(&prepared, &calibrated, goal)?;
+    let program =
+        compiler.clone().policy(found.policy.clone()).program_of_prepared(&prepared, Some(&calibrated))?;
+    terminal.clear();
+    let file = args.mixed.save_policy.clone().unwrap_or_else(|| path.with_extension("policy.toml"));
+    let model = args.model.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    Policy::save(&file, &found.policy_text(&model)).map_err(Error::from)?;
+    print_mixed(&found, out)?;
+    writeln!(out, "{}: edit it and give it back with --policy", file.display())?;
+    Ok(program)
+}
+
+fn print_mixed(found: &MixedPrecision, out: &mut impl Write) -> Result<(), Failure> {
+    if let Some(t) = &found.timing {
+        writeln!(
+            out,
+            "a run takes {:.3} ms in float, {:.3} in int8 and {:.3} with {} layers in float; {} looked slower in int8",
+            t.float_ms,
+            t.int8_ms,
+            t.mixed_ms,
+            t.float.len(),
+            t.slower.len()
+        )?;
+    }
+    for attempt in &found.attempts {
+        let mark = if attempt.is_enough { "enough" } else { "not enough" };
+        let reached = found.measure.map_or_else(String::new, |m| m.describe(attempt.reached));
+        writeln!(out, "  {:3} layers float: {reached}, {mark}", attempt.float_layers)?;
+    }
+    let float: Vec<&str> = found.policy.float().collect();
+    let which = match &float[..] {
+        [] => String::new(),
+        some => format!(": {}", some.join(", ")),
+    };
+    writeln!(
+        out,
+        "{} of {} layers stay float for {}{which}",
+        float.len(),
+        found.policy.layers.len(),
+        found.goal
+    )?;
     Ok(())
 }
 
@@ -158,18 +242,23 @@ fn describe_dynamic(program: &DynamicProgram) -> String {
 
 fn ranges(c: &Calibration) -> String {
     let how = match &c.measured {
-        Some(m) => format!(" by {} (measured)", m.chosen),
+        Some(m) => format!(" by {} (measured)", m.calibrators),
         None if c.calibrator == Calibrators::default() => String::new(),
         None => format!(" by {}", c.calibrator),
     };
-    match (c.synthetic, c.samples) {
+    let repaired = match c.repairs {
+        Repairs::NONE => String::new(),
+        repairs => format!(", repaired: {repairs}"),
+    };
+    let ranges = match (c.synthetic, c.samples) {
         (true, _) if c.batch_norms > 0 => {
             format!("ranges{how} of the statistics of {} batch norms (without data)", c.batch_norms)
         }
         (true, _) => "ranges of synthetic noise (for timing only)".into(),
         (false, 0) => format!("ranges of {}", c.origin),
         (false, n) => format!("ranges{how} of {n} samples from {}", c.origin),
-    }
+    };
+    ranges + &repaired
 }
 
 fn explain(args: &Compile, program: &Program, out: &mut impl Write) -> Result<(), Failure> {

@@ -7,6 +7,7 @@ mod inputs;
 pub(crate) mod inspect;
 pub(crate) mod lint;
 pub(crate) mod run;
+pub(crate) mod sensitivity;
 pub(crate) mod test;
 mod values;
 pub(crate) mod zoo;
@@ -18,7 +19,7 @@ use crate::{
     terminal::Terminal,
 };
 use qcc_runtime::{
-    Calibrators, Compiler, Error, IMPORT, Pixels, Preprocess, ProgramInfo, Samples, Threads, passes,
+    Calibrators, Compiler, Error, IMPORT, Pixels, Policy, Preprocess, ProgramInfo, Samples, Threads, passes,
 };
 use std::{path::Path, sync::Arc};
 
@@ -51,6 +52,9 @@ fn compiler(
     }
     for (node, device) in &options.pin {
         compiler = compiler.pin(node, *device);
+    }
+    if let Some(path) = &options.policy {
+        compiler = compiler.policy(Policy::load(path).map_err(Error::from)?);
     }
     if let Some(bytes) = options.memory.max_memory {
         compiler = compiler.max_memory(bytes);

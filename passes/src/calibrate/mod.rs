@@ -32,7 +32,10 @@ use crate::{
 use histogram::{Counters, Histogram};
 use qcc_ir::{DType, Graph, Stage, ValueId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 /// The values whose ranges [`quantize`](crate::quantize) may ask for, by id: f32 activations that an op with an
 /// integer form takes or makes, and the graph's inputs (which are linted). None of a graph that brings its own grids.
@@ -103,12 +106,18 @@ pub struct Ranges {
     /// How ranges were found where that was by trying; one sentence each.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What is to be repaired by what follows.
+    #[serde(default)]
+    pub repairs: crate::Repairs,
     /// By how much channels are scaled in the graph that has these ranges.
     #[serde(default)]
     pub scales: crate::ChannelScales,
     /// Moments of the inputs of products, where their weights are to be rounded by them. They are large, and no part of a file.
     #[serde(skip)]
     pub moments: crate::InputMoments,
+    /// What was rounded by them so far.
+    #[serde(skip)]
+    pub rounded: Arc<crate::RoundedWeights>,
 }
 
 impl Ranges {

@@ -53,7 +53,7 @@ impl Builder<'_> {
             Some(Op::Conv(c)) => c.window.rank() == 2,
             op => matches!(op, Some(Op::MatMul(_))),
         };
-        if !is_plane || !has_weights(self.old, node) || self.is_pinned_to_floats(node) {
+        if !is_plane || !has_weights(self.old, node) || self.ctx.options.keeps_float(self.old, node) {
             return false;
         }
         let operands = self.old.operands(node);

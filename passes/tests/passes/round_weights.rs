@@ -88,8 +88,8 @@ fn fake_quantized(repairs: Repairs) -> (Graph, Graph, Report) {
     let mut ranges = calibrated(&float);
     ranges.moments = moments(&float);
     let mut graph = float.clone();
-    let options = Options { repairs, ..Options::default() };
-    let report = quantize(&mut graph, &ranges, &options, &mut |_, _| {}).unwrap();
+    ranges.repairs = repairs;
+    let report = quantize(&mut graph, &ranges, &Options::default(), &mut |_, _| {}).unwrap();
     (float, graph, report)
 }
 
@@ -161,8 +161,8 @@ fn moments_of_another_input_are_not_taken() {
     add_row(&mut few, &[1.0, 2.0, 3.0]);
     ranges.moments.insert("c".into(), Arc::new(vec![few]));
     let mut graph = float.clone();
-    let options = Options { repairs: Repairs::ALL, ..Options::default() };
-    let report = quantize(&mut graph, &ranges, &options, &mut |_, _| {}).unwrap();
+    ranges.repairs = Repairs::ALL;
+    let report = quantize(&mut graph, &ranges, &Options::default(), &mut |_, _| {}).unwrap();
     let notes: Vec<_> = report.record("round_weights").unwrap().of(NoteKind::Declined).collect();
     assert_eq!(notes.len(), 1, "{report}");
     assert!(notes[0].text.contains("another one than calibration saw"));

@@ -1,6 +1,6 @@
 //! What looks wrong with samples, by what the values of a network are on them.
 
-use super::{Calibrated, Compiler, Prepared};
+use super::{Calibrated, Compiler, Prepared, graph_inputs};
 use crate::{
     Error, Feed, Samples,
     observe::{Observed, observe},
@@ -94,7 +94,7 @@ impl Compiler {
             let feed = self.spread_over(samples, graph, MOST_CLIPPED)?;
             let mut sums = vec![Clipping::default(); values.len()];
             observe(
-                &[Observed::new(self, graph, &values)?],
+                &[Observed::of_sets(self, graph, &values)?],
                 &feed,
                 &self.threads_of_calibration()?,
                 || (),
@@ -120,6 +120,14 @@ impl Compiler {
             other.finding(&value_name(graph, *value), *range, count, own)
         };
         Ok(found.filter_map(finding).collect())
+    }
+
+    /// So many samples at most, from all over the given ones.
+    fn spread_over(&self, samples: &Samples, graph: &Graph, most: usize) -> Result<Feed, Error> {
+        let inputs = graph_inputs(graph);
+        let count = samples.bind(&inputs, &self.preprocess)?.samples();
+        let every = count.div_ceil(most);
+        Ok(samples.clone().every(every).limit(count.div_ceil(every)).bind(&inputs, &self.preprocess)?)
     }
 
     /// Looks at some of the samples: whether batch norms get what they know, and which channels never change.
@@ -814,7 +822,7 @@ mod tests {
         let feed = |scale: f32, preprocess: &Preprocess| {
             let graph = Compiler::new().import_onnx(bundled::FASHION_RESNET8).unwrap();
             let samples = bundled::calibration().unwrap().limit(32);
-            let feed = samples.bind(&crate::graph_inputs(&graph), preprocess).unwrap();
+            let feed = samples.bind(&graph_inputs(&graph), preprocess).unwrap();
             let mut elements = Vec::new();
             for i in 0..32 {
                 elements.extend(feed.batch(i).unwrap()[0].to_f32().unwrap().iter().map(|x| x * scale));

@@ -1,33 +1,46 @@
-//! Calibration by measured error: which ranges leave the least noise in the results of the quantized model.
+//! Calibration by measured error: which ranges and repairs leave the least noise in the results of the quantized model.
 
-use super::{Compiler, Event, Prepared, graph_inputs};
+use super::{
+    Compiler, Prepared,
+    calibrate::Collected,
+    graph_inputs,
+    reference::{Reference, Runs},
+};
 use crate::{
-    Error, Feed, Measured, Measurement, Samples,
+    Error, Measured, Measurement, Samples,
     observe::{Observed, observe},
     sqnr::{SquaredError, decibels},
 };
 use qcc_ir::{Graph, ValueId};
-use qcc_passes::{Calibrator, Calibrators, Choice, Options, Precision, Ranges, Statistics, trial};
-use std::collections::BTreeMap;
+use qcc_passes::{Calibrator, Calibrators, Choice, Ranges, RepairChoice, Repairs, trial};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Samples on which errors are measured, spread over all of them.
-const MOST_SAMPLES: usize = 64;
+/// One sample of so many is held out of the ranges, to measure errors on.
+const HELD_OUT: usize = 4;
+/// Of fewer samples than this, none is held out.
+const FEWEST: usize = 16;
+/// Samples on which errors are measured, and of which ranges are made for that, at most.
+const MOST: [usize; 2] = [64, 256];
 /// Bytes of results of the float model that are kept to compare with; larger results take fewer samples.
 const MOST_REFERENCE: usize = 256 << 20;
 /// Shares of the values that may have calibrators of their own for which it is measured whether they should: those that gain
 /// most, first.
 const SHARES: [usize; 4] = [8, 4, 2, 1];
+/// Differences in dB that are chance.
+const CHANCE: f64 = 0.1;
 
-/// One attempt at ranges.
+/// One attempt.
 struct Attempt {
     calibrators: Calibrators,
-    ranges: Ranges,
+    repairs: Repairs,
     /// Noise over signal in the results.
     noise: f64,
 }
 
 impl Compiler {
-    /// The ranges of least error, as far as a bounded number of runs finds them.
+    /// The calibrators and repairs of the least error, of those that the caller leaves to be chosen, as far as a bounded number of
+    /// runs finds them. Ranges are made of three quarters of the samples (at most 256), errors measured on the others (at
+    /// most 64): what saturates on samples that ranges do not know is an error, too.
     ///
     /// 1. The network is quantized on the ranges of each of the [candidates](Calibrator::CANDIDATES), and its results are
     ///    compared with those of float. The best is for all values.
@@ -35,117 +48,138 @@ impl Compiler {
     ///    run a candidate. Values for which another one than that of all is best are sorted by what they gain.
     /// 3. The eighth, the quarter, the half of them that gain most, and all of them get it, and the network is compared with
     ///    float again. The best of all attempts is taken.
+    /// 4. With it, the network is repaired in each of the ways of [`Repairs::CANDIDATES`] and compared again.
     ///
-    /// That is 5 + 5 + 4 quantized networks and runs over at most 64 samples, whatever the size of the model. Values with
-    /// a calibrator that the caller chose keep it.
+    /// Values with a calibrator that the caller chose keep it.
     ///
     /// # Errors
     /// Where a sample cannot be read, or a graph cannot be compiled.
-    pub(super) fn measured_ranges(
-        &self,
-        prepared: &Prepared,
-        statistics: &Statistics,
-        samples: &Samples,
-    ) -> Result<(Ranges, Measurement), Error> {
-        let graph = prepared.graph();
-        let feed = self.spread(prepared, samples)?;
-        let mut runs = Runs { done: 0, total: 2 * Calibrator::CANDIDATES.len() + SHARES.len() + 1 };
-        let reference = Reference::new(self, graph, &feed, &mut runs)?;
-        let given = &statistics.calibrators().values;
-        let mut attempts = Vec::new();
-        for candidate in Calibrator::CANDIDATES {
-            let calibrators = Calibrators { all: Choice::One(candidate), values: given.clone() };
-            attempts.push(self.attempt(prepared, statistics, calibrators, &reference, &mut runs)?);
-        }
-        let base = best(&attempts);
-        let (base_of_all, base_noise) = (attempts[base].calibrators.all, attempts[base].noise);
-
-        let mut costs = Vec::new();
-        for attempt in &attempts {
-            costs.push(self.costs(graph, &attempt.ranges, &reference.feed, &mut runs)?);
-        }
-        let mut gains = gains(&costs, base, given);
-        gains.sort_by(|a, b| b.gain.total_cmp(&a.gain).then_with(|| a.value.cmp(&b.value)));
-        let mut tried = 0;
-        for share in SHARES {
-            let count = gains.len().div_ceil(share);
-            if count == tried {
-                // Nothing that was not tried already.
-                continue;
-            }
-            tried = count;
-            let own = gains[..count].iter().map(|g| (g.value.clone(), Calibrator::CANDIDATES[g.candidate]));
-            let values = own.chain(given.clone()).collect();
-            let calibrators = Calibrators { all: base_of_all, values };
-            attempts.push(self.attempt(prepared, statistics, calibrators, &reference, &mut runs)?);
-        }
-        let chosen = best(&attempts);
-        runs.finish(self);
-        let measured =
-            |a: &Attempt| Measured { calibrators: a.calibrators.to_string(), sqnr_db: decibels(a.noise) };
-        let measurement = Measurement {
-            samples: reference.feed.samples(),
-            attempts: attempts.iter().map(measured).collect(),
-            chosen: attempts[chosen].calibrators.clone(),
+    pub(super) fn measured(&self, prepared: &Prepared, samples: &Samples) -> Result<Measurement, Error> {
+        let [held, fitted] = self.divided(prepared, samples)?;
+        let candidates: &[Repairs] = match &self.repairs {
+            RepairChoice::Auto => &Repairs::CANDIDATES,
+            RepairChoice::These(given) => std::slice::from_ref(given),
         };
-        let mut ranges = attempts.swap_remove(chosen).ranges;
-        ranges.notes = notes(&measurement, base_noise);
-        Ok((ranges, measurement))
+        let ranges = if self.calibrators.all == Choice::Auto {
+            Calibrator::CANDIDATES.len() + SHARES.len()
+        } else {
+            0
+        };
+        let mut runs = Runs::new(self, ranges + candidates.len());
+        let feed = held.bind(&graph_inputs(prepared.graph()), &self.preprocess)?;
+        let reference = Reference::new(self, prepared.graph(), feed)?;
+        let unscaled = match self.repairs {
+            RepairChoice::Auto => Repairs { equalize: 0.0, ..Repairs::ALL },
+            RepairChoice::These(given) => Repairs { rounding: false, bias: false, ..given },
+        };
+        let plain = self.collected(prepared, &fitted, &self.calibrators, unscaled)?;
+        let mut attempts: Vec<Attempt> = Vec::new();
+        let calibrators = match self.calibrators.all {
+            Choice::Auto => {
+                self.try_calibrators(prepared, &plain, &reference, &mut attempts, &mut runs)?;
+                attempts[best(&attempts)].calibrators.clone()
+            }
+            Choice::One(_) => self.calibrators.clone(),
+        };
+        for &repairs in candidates.iter().filter(|_| self.repairs == RepairChoice::Auto) {
+            let is_further = attempts.last().is_some_and(|a| a.repairs.equalize > 0.0);
+            if is_further && best(&attempts) + 1 != attempts.len() {
+                break;
+            }
+            if attempts.iter().all(|a| a.calibrators != calibrators || a.repairs != repairs) {
+                let own;
+                let collected = match repairs.equalize {
+                    0.0 => &plain,
+                    _ => {
+                        own = self.collected(prepared, &fitted, &calibrators, repairs)?;
+                        &own
+                    }
+                };
+                let ranges = collected.ranges(&calibrators, repairs);
+                attempts.push(self.attempt(prepared, &ranges, calibrators.clone(), &reference)?);
+            }
+            runs.step();
+        }
+        runs.finish();
+        let chosen = &attempts[best(&attempts)];
+        let measured = |a: &Attempt| Measured {
+            calibrators: a.calibrators.to_string(),
+            repairs: a.repairs,
+            sqnr_db: decibels(a.noise),
+        };
+        Ok(Measurement {
+            samples: reference.feed().samples(),
+            fitted: plain.statistics.samples() as usize,
+            attempts: attempts.iter().map(measured).collect(),
+            calibrators: chosen.calibrators.clone(),
+            repairs: match self.repairs {
+                RepairChoice::Auto => chosen.repairs,
+                RepairChoice::These(given) => given,
+            },
+        })
     }
 
-    /// Samples from all over those for calibration, as many as are needed to compare.
-    fn spread(&self, prepared: &Prepared, samples: &Samples) -> Result<Feed, Error> {
+    /// Samples to measure errors on, and samples to make ranges of.
+    pub(crate) fn divided(&self, prepared: &Prepared, samples: &Samples) -> Result<[Samples; 2], Error> {
+        let count = samples.bind(&graph_inputs(prepared.graph()), &self.preprocess)?.samples();
         let results = prepared.graph().outputs().iter();
         let bytes: usize = results.map(|o| prepared.graph().ty(o.value).bytes()).sum();
-        let most = MOST_SAMPLES.min(MOST_REFERENCE / bytes.max(1)).max(1);
-        self.spread_over(samples, prepared.graph(), most)
+        let most = [MOST[0].min(MOST_REFERENCE / bytes.max(1)).max(1), MOST[1]];
+        Ok(match count < FEWEST {
+            true => [samples.clone().limit(most[0]), samples.clone()],
+            false => samples.held_out(HELD_OUT, most),
+        })
     }
 
-    /// So many samples at most, from all over the given ones.
-    pub(super) fn spread_over(&self, samples: &Samples, graph: &Graph, most: usize) -> Result<Feed, Error> {
-        let inputs = graph_inputs(graph);
-        let count = samples.bind(&inputs, &self.preprocess)?.samples();
-        let every = count.div_ceil(most);
-        Ok(samples.clone().every(every).limit(count.div_ceil(every)).bind(&inputs, &self.preprocess)?)
+    /// The steps that are about calibrators. Repairs that go by moments are left out: they take long, and suit all ranges.
+    fn try_calibrators(
+        &self,
+        prepared: &Prepared,
+        collected: &Collected,
+        reference: &Reference,
+        attempts: &mut Vec<Attempt>,
+        runs: &mut Runs<'_>,
+    ) -> Result<(), Error> {
+        let repairs = match self.repairs {
+            RepairChoice::Auto => Repairs::NONE,
+            RepairChoice::These(given) => Repairs { rounding: false, bias: false, ..given },
+        };
+        let scaled = prepared.scaled(&collected.scales)?;
+        let given = &self.calibrators.values;
+        let mut costs = Vec::new();
+        for candidate in Calibrator::CANDIDATES {
+            let calibrators = Calibrators { all: Choice::One(candidate), values: given.clone() };
+            let ranges = collected.ranges(&calibrators, repairs);
+            costs.push(self.costs(scaled.graph(), &ranges, reference)?);
+            attempts.push(self.attempt(prepared, &ranges, calibrators, reference)?);
+            runs.step();
+        }
+        let base = best(attempts);
+        let base_of_all = attempts[base].calibrators.all;
+        let mut gains = gains(&costs, base, given);
+        gains.sort_by(|a, b| b.gain.total_cmp(&a.gain).then_with(|| a.value.cmp(&b.value)));
+        // One count may come of several shares.
+        let counts: BTreeSet<usize> = SHARES.iter().map(|share| gains.len().div_ceil(*share)).collect();
+        for count in counts.into_iter().filter(|count| *count > 0) {
+            let own = gains[..count].iter().map(|g| (g.value.clone(), Calibrator::CANDIDATES[g.candidate]));
+            let calibrators = Calibrators { all: base_of_all, values: own.chain(given.clone()).collect() };
+            let ranges = collected.ranges(&calibrators, repairs);
+            attempts.push(self.attempt(prepared, &ranges, calibrators, reference)?);
+            runs.step();
+        }
+        Ok(())
     }
 
     /// Quantizes the network and compares its results with those of float.
     fn attempt(
         &self,
         prepared: &Prepared,
-        statistics: &Statistics,
+        ranges: &Ranges,
         calibrators: Calibrators,
         reference: &Reference,
-        runs: &mut Runs,
     ) -> Result<Attempt, Error> {
-        let ranges = statistics.ranges_by(&|name| calibrators.of(name).unwrap_or(Calibrator::Mse));
-        let mut graph = prepared.graph().clone();
-        let options = Options {
-            requant: self.requant_of(prepared),
-            precision: Precision::FakeQuant,
-            ..self.pass_options()
-        };
-        qcc_passes::quantize(&mut graph, &ranges, &options, &mut |_, _| {})?;
-        let results: Vec<ValueId> = graph.outputs().iter().map(|o| o.value).collect();
-        let observed = [Observed::new(self, &graph, &results)?];
-        let mut sums = vec![SquaredError::default(); results.len()];
-        observe(
-            &observed,
-            &reference.feed,
-            &self.threads_of_calibration()?,
-            || (),
-            |(), batch| {
-                let of_result =
-                    |(i, expected): (usize, &Vec<f32>)| SquaredError::of(batch.floats(0, i), expected);
-                Ok(reference.results[batch.index].iter().enumerate().map(of_result).collect::<Vec<_>>())
-            },
-            |of_batch| {
-                sums.iter_mut().zip(of_batch).for_each(|(sum, s)| *sum += s);
-                Ok(())
-            },
-        )?;
-        runs.step(self);
-        Ok(Attempt { calibrators, ranges, noise: SquaredError::mean_ratio(&sums) })
+        let noise = reference.noise(self, &self.fake_quantized(prepared, ranges)?)?;
+        Ok(Attempt { calibrators, repairs: ranges.repairs, noise })
     }
 
     /// For each value, the noise over the signal in what its readers make of it when it alone is on the grid of its range.
@@ -153,8 +187,7 @@ impl Compiler {
         &self,
         graph: &Graph,
         ranges: &Ranges,
-        feed: &Feed,
-        runs: &mut Runs,
+        reference: &Reference,
     ) -> Result<BTreeMap<String, f64>, Error> {
         let tried = trial(graph, ranges)?;
         let shown: Vec<ValueId> = tried.values.values().flatten().flatten().copied().collect();
@@ -162,7 +195,7 @@ impl Compiler {
         let mut sums = vec![0.0; shown.len()];
         observe(
             &observed,
-            feed,
+            reference.feed(),
             &self.threads_of_calibration()?,
             || (),
             |(), batch| {
@@ -174,7 +207,6 @@ impl Compiler {
                 Ok(())
             },
         )?;
-        runs.step(self);
         let mut sums = sums.chunks_exact(2);
         let cost = |(name, pairs): (&String, &Vec<[ValueId; 2]>)| {
             let of_reader = |s: &[f64]| SquaredError { noise: s[0], signal: s[1] };
@@ -182,51 +214,6 @@ impl Compiler {
             (name.clone(), SquaredError::mean_ratio(&readers))
         };
         Ok(tried.values.iter().map(cost).collect())
-    }
-}
-
-/// Progress over a known number of runs.
-struct Runs {
-    done: usize,
-    total: usize,
-}
-
-impl Runs {
-    fn step(&mut self, compiler: &Compiler) {
-        self.done = (self.done + 1).min(self.total - 1);
-        compiler.tell(Event::Measuring { done: self.done, total: self.total });
-    }
-
-    fn finish(&mut self, compiler: &Compiler) {
-        compiler.tell(Event::Measuring { done: self.total, total: self.total });
-    }
-}
-
-/// What float computes.
-struct Reference {
-    feed: Feed,
-    /// Of each batch, for each result the elements of samples that count.
-    results: Vec<Vec<Vec<f32>>>,
-}
-
-impl Reference {
-    fn new(compiler: &Compiler, graph: &Graph, feed: &Feed, runs: &mut Runs) -> Result<Reference, Error> {
-        let values: Vec<ValueId> = graph.outputs().iter().map(|o| o.value).collect();
-        let observed = [Observed::new(compiler, graph, &values)?];
-        let mut results = Vec::with_capacity(feed.batches());
-        observe(
-            &observed,
-            feed,
-            &compiler.threads_of_calibration()?,
-            || (),
-            |(), batch| Ok((0..values.len()).map(|i| batch.floats(0, i).to_vec()).collect::<Vec<_>>()),
-            |of_batch| {
-                results.push(of_batch);
-                Ok(())
-            },
-        )?;
-        runs.step(compiler);
-        Ok(Reference { feed: feed.clone(), results })
     }
 }
 
@@ -248,27 +235,33 @@ fn gains(costs: &[BTreeMap<String, f64>], base: usize, given: &BTreeMap<String, 
     costs[base].iter().filter(|(value, _)| !given.contains_key(*value)).filter_map(gain).collect()
 }
 
-/// The attempt of least noise, the first of equals.
+/// The first attempt that is as good as the best one, but for chance: those that change least come first.
 fn best(attempts: &[Attempt]) -> usize {
-    (0..attempts.len()).min_by(|&a, &b| attempts[a].noise.total_cmp(&attempts[b].noise)).unwrap_or(0)
+    let least = attempts.iter().map(|a| a.noise).fold(f64::INFINITY, f64::min);
+    let is_as_good = |a: &Attempt| a.noise <= least * 10f64.powf(CHANCE / 10.0);
+    attempts.iter().position(is_as_good).unwrap_or(0)
 }
 
 /// What was measured, for the report.
-fn notes(measurement: &Measurement, base_noise: f64) -> Vec<String> {
-    let attempts = measurement.attempts.iter().map(|a| format!("{} {:.2} dB", a.calibrators, a.sqnr_db));
+pub(super) fn notes(measurement: &Measurement) -> Vec<String> {
+    let name = |calibrators: &str, repairs: Repairs| match repairs {
+        Repairs::NONE => calibrators.to_string(),
+        repairs => format!("{calibrators} with {repairs}"),
+    };
+    let attempts = measurement
+        .attempts
+        .iter()
+        .map(|a| format!("{} {:.2} dB", name(&a.calibrators, a.repairs), a.sqnr_db));
     let mut notes = vec![format!(
-        "ranges by {}: signal to noise of the results on {} samples: {}",
-        measurement.chosen,
+        "ranges by {}: signal to noise of the results on {} samples, with ranges of {}: {}",
+        name(&measurement.calibrators.to_string(), measurement.repairs),
         measurement.samples,
+        measurement.fitted,
         attempts.collect::<Vec<_>>().join(", ")
     )];
-    if !measurement.chosen.values.is_empty() {
-        let own = measurement.chosen.values.iter().map(|(value, c)| format!("`{value}` {c}"));
-        notes.push(format!(
-            "values with calibrators of their own, instead of {:.2} dB without them: {}",
-            decibels(base_noise),
-            own.collect::<Vec<_>>().join(", ")
-        ));
+    if !measurement.calibrators.values.is_empty() {
+        let own = measurement.calibrators.values.iter().map(|(value, c)| format!("`{value}` {c}"));
+        notes.push(format!("values with calibrators of their own: {}", own.collect::<Vec<_>>().join(", ")));
     }
     notes
 }

@@ -1,8 +1,8 @@
 //! From a model file to machine code.
 
 use crate::{
-    Backend, Difference, DynamicModel, Error, JitOptions, Model, Pixels, Preprocess, Program, ProgramFile,
-    ProgramInfo, Samples, TensorInfo, Threads, choose_tier, is_program, machine_memory,
+    Backend, Difference, DynamicModel, Error, JitOptions, Model, Pixels, Policy, Preprocess, Program,
+    ProgramFile, ProgramInfo, Samples, TensorInfo, Threads, choose_tier, is_program, machine_memory,
 };
 use qcc_codegen::SharedWeights;
 use qcc_ir::{
@@ -12,7 +12,8 @@ use qcc_ir::{
     onnx::{self, Bindings},
 };
 use qcc_passes::{
-    Calibrators, Finding, Level, Options, Precision, Ranges, Repairs, Report, Rule, WeightBits, WeightGrid,
+    Calibrators, Finding, Layers, Level, Options, Precision, Ranges, RepairChoice, Repairs, Report, Rule,
+    WeightBits, WeightGrid,
 };
 use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
@@ -20,10 +21,12 @@ mod calibrate;
 mod lint;
 mod measure;
 mod reestimate;
+mod reference;
 mod repair;
 
 pub use calibrate::Calibrated;
 pub(crate) use calibrate::{Observation, ObservedPart};
+pub(crate) use reference::{Reference, Runs};
 
 /// What a compiler tells while it works.
 pub enum Event<'a> {
@@ -48,7 +51,8 @@ pub enum Event<'a> {
         /// Batches in all: of all samples, for each depth at which there are batch norms.
         total: usize,
     },
-    /// This many quantized networks have been compared with float, to choose among calibrators.
+    /// This many quantized networks have been compared with float, to choose among calibrators and repairs or to find the layers
+    /// that should stay float.
     Measuring {
         /// Networks compared.
         done: usize,
@@ -89,6 +93,8 @@ pub struct Compiler {
     /// The mode that was asked for.
     pub(crate) requant: Option<RequantMode>,
     pub(crate) calibrators: Calibrators,
+    pub(crate) repairs: RepairChoice,
+    policy: Policy,
     calibration_threads: Option<Threads>,
     pub(crate) samples: Option<Samples>,
     pub(crate) preprocess: Preprocess,
@@ -140,6 +146,8 @@ impl Compiler {
             options: Options { capability: qcc_codegen::capability, ..Options::default() },
             requant: None,
             calibrators: Calibrators::default(),
+            repairs: Repairs::DEFAULT.into(),
+            policy: Policy::default(),
             calibration_threads: None,
             samples: None,
             preprocess: Preprocess::default(),
@@ -174,9 +182,11 @@ impl Compiler {
         self
     }
 
-    /// What is repaired with the help of samples. Without samples, nothing is.
-    pub fn repairs(mut self, repairs: Repairs) -> Compiler {
-        self.options.repairs = repairs;
+    /// What is repaired with the help of samples, or ([`RepairChoice::Auto`]) that it is to be chosen by the error that is
+    /// measured. Default: [`Repairs::DEFAULT`]. Without samples, and of models whose shapes are open, only
+    /// [scales](Repairs::scales) of weights are.
+    pub fn repairs(mut self, repairs: impl Into<RepairChoice>) -> Compiler {
+        self.repairs = repairs.into();
         self
     }
 
@@ -281,6 +291,30 @@ impl Compiler {
         self
     }
 
+    /// Which layers stay float though the model is int8.
+    pub fn policy(mut self, policy: Policy) -> Compiler {
+        self.options.layers = policy.pass_option();
+        self.policy = policy;
+        self
+    }
+
+    /// # Errors
+    /// Where the policy names a layer that the graph does not have.
+    pub(crate) fn check_policy(&self, prepared: &Prepared) -> Result<(), Error> {
+        Ok(self.policy.check(prepared.graph())?)
+    }
+
+    /// Which layers become int8.
+    pub(crate) fn layers(mut self, layers: Layers) -> Compiler {
+        self.options.layers = layers;
+        self
+    }
+
+    /// The compiler for what nobody is told of.
+    pub(crate) fn silent(&self) -> Compiler {
+        Compiler { observer: None, ..self.clone() }
+    }
+
     /// Threads of the model's sessions.
     pub fn threads(mut self, threads: Threads) -> Compiler {
         self.threads = threads;
@@ -378,6 +412,7 @@ impl Compiler {
     /// As [`compile_file`](Self::compile_file).
     pub fn program_of_graph(&self, graph: Graph) -> Result<Program, Error> {
         let prepared = self.prepare(graph)?;
+        self.check_policy(&prepared)?;
         let own = self.without_noise_for(&prepared);
         if own.options.precision != self.options.precision {
             self.tell(Event::Warning(
@@ -387,9 +422,21 @@ impl Compiler {
         }
         let is_calibrated = own.options.precision.is_calibrated();
         let calibrated = is_calibrated.then(|| own.calibrate(&prepared)).transpose()?;
-        let mut program = own.lower(&prepared, calibrated.as_ref())?;
+        own.program_of_prepared(&prepared, calibrated.as_ref())
+    }
+
+    /// Takes a prepared graph through the rest of the passes.
+    ///
+    /// # Errors
+    /// As [`lower`](Self::lower).
+    pub fn program_of_prepared(
+        &self,
+        prepared: &Prepared,
+        calibrated: Option<&Calibrated>,
+    ) -> Result<Program, Error> {
+        let mut program = self.lower(prepared, calibrated)?;
         if let Some(Pixels::Folded { .. }) = program.info().pixels {
-            let difference = self.difference_of_folding(&prepared, calibrated.as_ref(), &program)?;
+            let difference = self.difference_of_folding(prepared, calibrated, &program)?;
             program = program.with_pixels(Pixels::Folded { difference: Some(difference) });
         }
         Ok(program)
@@ -476,7 +523,7 @@ impl Compiler {
         calibrated: Option<&Calibrated>,
         folded: &Program,
     ) -> Result<Difference, Error> {
-        let mut exact = Compiler { observer: None, ..self.clone() };
+        let mut exact = self.silent();
         exact.options.keep_normalize = true;
         let exact = exact.lower(prepared, calibrated)?;
         let jit = JitOptions {
@@ -496,7 +543,7 @@ impl Compiler {
         let mut graph = prepared.graph.clone();
         let none = Ranges::default();
         let ranges = calibrated.map_or(&none, |c| &c.ranges);
-        let options = Options { requant: self.requant_of(prepared), ..self.pass_options() };
+        let options = self.lowering_options(prepared);
         let quantized = qcc_passes::quantize(&mut graph, ranges, &options, &mut self.watch())?;
         let lowered = qcc_passes::lower(&mut graph, &options, &mut self.watch())?;
         let report = quantized.then(lowered);
@@ -504,6 +551,10 @@ impl Compiler {
         let report = prepared.report.clone().then(report);
         let info = self.info(&graph, options.requant, calibrated, &report);
         Ok(Program::new(graph, info))
+    }
+
+    pub(crate) fn lowering_options(&self, prepared: &Prepared) -> Options {
+        Options { requant: self.requant_of(prepared), ..self.pass_options() }
     }
 
     /// The mode that was asked for, or the default for this model.

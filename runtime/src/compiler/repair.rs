@@ -12,8 +12,8 @@ use qcc_ir::{
     ops::{Layout, Window},
 };
 use qcc_passes::{
-    ChannelRanges, ChannelScales, InputMoments, Moments, Range, channel_scales, equalizable_values, equalize,
-    value_name, weighted_products,
+    ChannelRanges, ChannelScales, ChannelStatistics, InputMoments, Moments, Range, Repairs, channel_scales,
+    equalizable_values, equalize, value_name, weighted_products,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -22,6 +22,9 @@ use std::{collections::BTreeMap, sync::Arc};
 const ROWS_PER_INPUT: usize = 16;
 const LEAST_ROWS: usize = 4096;
 const MOST_ROWS: usize = 16384;
+
+/// Samples of which rows are taken, at most: images have many rows each.
+const MOST_SAMPLES: usize = 256;
 
 /// Rows that are gathered before they are multiplied.
 const ROWS_AT_ONCE: usize = 256;
@@ -39,9 +42,14 @@ impl Prepared {
 }
 
 impl Compiler {
-    /// The factors of channels by the ranges that they have on the samples; none where that is not wanted.
-    pub(super) fn channel_scales(&self, graph: &Graph, samples: &Samples) -> Result<ChannelScales, Error> {
-        let strength = self.options.repairs.equalize;
+    /// The factors of channels by the ranges that they have on the samples, at this strength.
+    pub(super) fn channel_scales(
+        &self,
+        prepared: &Prepared,
+        samples: &Samples,
+        strength: f64,
+    ) -> Result<ChannelScales, Error> {
+        let graph = prepared.graph();
         let values = equalizable_values(graph);
         if strength == 0.0 || values.is_empty() || graph.inputs().is_empty() {
             return Ok(ChannelScales::new());
@@ -77,21 +85,30 @@ impl Compiler {
                 *ours = Range { min: ours.min.min(theirs.min), max: ours.max.max(theirs.max) };
             }
         }
+        for (&(value, _), own) in values.iter().zip(&mut all) {
+            if let Some(known) = prepared.report.batch_norms.get(&graph.node(value.node).name) {
+                widen_to_training(own, known);
+            }
+        }
         let ranges: ChannelRanges = shown.iter().map(|&v| value_name(graph, v)).zip(all).collect();
         Ok(channel_scales(graph, &ranges, self.options.weights, strength))
     }
 
     /// Moments of the inputs of all products with weights, as far as memory allows; none where nothing needs them.
-    pub(super) fn input_moments(&self, graph: &Graph, samples: &Samples) -> Result<InputMoments, Error> {
-        let repairs = self.options.repairs;
+    pub(super) fn input_moments(
+        &self,
+        graph: &Graph,
+        samples: &Samples,
+        repairs: Repairs,
+    ) -> Result<InputMoments, Error> {
         if !(repairs.rounding || repairs.bias) || graph.inputs().is_empty() {
             return Ok(InputMoments::new());
         }
-        let feed = samples.bind(&graph_inputs(graph), &self.preprocess)?;
+        let feed = samples.spread(MOST_SAMPLES).bind(&graph_inputs(graph), &self.preprocess)?;
         let mut left = MOST_BYTES;
         let mut inputs: Vec<Input> = Vec::new();
         for node in weighted_products(graph) {
-            let Some(input) = Input::of(graph, node, feed.batches()) else { continue };
+            let Some(input) = Input::of(graph, node, feed.batches(), repairs.rounding) else { continue };
             match left.checked_sub(input.bytes()) {
                 Some(rest) => left = rest,
                 None => {
@@ -129,6 +146,22 @@ impl Compiler {
     }
 }
 
+/// Deviations from the mean that a channel is given room for where a batch norm tells both of the training data.
+const TRAINED: f64 = 6.0;
+
+/// Takes into the ranges of channels what a batch norm knows of them, as far as it is within what any channel of the tensor has:
+/// one that a few samples hardly show may speak up on others.
+fn widen_to_training(ranges: &mut [Range], known: &ChannelStatistics) {
+    let nothing = Range { min: 0.0, max: 0.0 };
+    let join = |a: Range, b: &Range| Range { min: a.min.min(b.min), max: a.max.max(b.max) };
+    let whole = ranges.iter().fold(nothing, join);
+    for (range, (mean, deviation)) in ranges.iter_mut().zip(known.mean.iter().zip(&known.deviation)) {
+        let (lo, hi) = (mean - TRAINED * deviation, mean + TRAINED * deviation);
+        range.min = range.min.min(lo as f32).max(whole.min);
+        range.max = range.max.max(hi as f32).min(whole.max);
+    }
+}
+
 /// Takes elements into the ranges of their channels; `inner` are the dimensions behind the axis of channels.
 fn widen(ranges: &mut [Range], elements: &[f32], inner: &[usize]) {
     let run = inner.iter().product::<usize>().max(1);
@@ -148,6 +181,8 @@ struct Input {
     /// Weights of an output channel.
     inputs: usize,
     groups: usize,
+    /// Whether second moments are wanted, and not means alone.
+    wants_products: bool,
     /// Rows of each batch.
     taken: usize,
     rows: Rows,
@@ -162,7 +197,7 @@ enum Rows {
 }
 
 impl Input {
-    fn of(graph: &Graph, node: NodeId, batches: usize) -> Option<Input> {
+    fn of(graph: &Graph, node: NodeId, batches: usize, wants_products: bool) -> Option<Input> {
         let operands = graph.operands(node);
         let (value, shape) = (operands[0], graph.shape(operands[0]));
         let weights = graph.shape(operands[1]);
@@ -180,11 +215,20 @@ impl Input {
             return None;
         }
         let wanted = (ROWS_PER_INPUT * inputs).clamp(LEAST_ROWS, MOST_ROWS);
-        Some(Input { node, value, inputs, groups, taken: wanted.div_ceil(batches.max(1)), rows })
+        Some(Input {
+            node,
+            value,
+            inputs,
+            groups,
+            wants_products,
+            taken: wanted.div_ceil(batches.max(1)),
+            rows,
+        })
     }
 
     fn bytes(&self) -> usize {
-        self.groups * self.inputs * self.inputs * size_of::<f32>()
+        let each = if self.wants_products { self.inputs } else { 0 };
+        self.groups * self.inputs * each * size_of::<f32>()
     }
 
     /// Some rows of a batch, spread over its samples, one behind the other: for each group its inputs.
@@ -271,7 +315,7 @@ impl Sums {
             groups,
             rows: 0,
             sum: vec![0.0; groups * inputs],
-            products: vec![0.0; groups * inputs * inputs],
+            products: vec![0.0; input.bytes() / size_of::<f32>()],
             waiting: Vec::new(),
         }
     }
@@ -290,7 +334,9 @@ impl Sums {
         for row in self.waiting.chunks_exact(width) {
             self.sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x));
         }
-        if self.groups == 1 {
+        if self.products.is_empty() {
+            // Means are all that is wanted.
+        } else if self.groups == 1 {
             if let (Ok(x), Ok(mut h)) = (
                 ArrayView2::from_shape((count, n), &self.waiting),
                 ArrayViewMut2::from_shape((n, n), &mut self.products),
@@ -312,8 +358,13 @@ impl Sums {
     fn finish(mut self) -> Vec<Moments> {
         self.multiply();
         let n = self.inputs;
-        let groups = self.sum.chunks_exact(n).zip(self.products.chunks_exact(n * n));
-        groups.map(|(s, p)| Moments { rows: self.rows, sum: s.to_vec(), products: p.to_vec() }).collect()
+        let each = self.products.len() / self.groups;
+        let of_group = |(g, s): (usize, &[f64])| Moments {
+            rows: self.rows,
+            sum: s.to_vec(),
+            products: self.products[g * each..(g + 1) * each].to_vec(),
+        };
+        self.sum.chunks_exact(n).enumerate().map(of_group).collect()
     }
 }
 

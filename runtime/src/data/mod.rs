@@ -84,8 +84,26 @@ pub struct Samples {
     labels: Option<Vec<u32>>,
     every: usize,
     limit: usize,
+    fold: Option<Fold>,
     /// Whether arrays were made up.
     is_made_up: bool,
+}
+
+/// A part of the samples that are left by all else.
+#[derive(Clone, Copy, Debug)]
+struct Fold {
+    part: Part,
+    /// At most so many, evenly spread.
+    most: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Part {
+    All,
+    /// One of so many.
+    HeldOut(usize),
+    /// But for one of so many.
+    Rest(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -140,7 +158,7 @@ impl Samples {
     }
 
     fn new(origin: String, source: Source, labels: Option<Vec<u32>>) -> Samples {
-        Samples { origin, source, labels, every: 1, limit: usize::MAX, is_made_up: false }
+        Samples { origin, source, labels, every: 1, limit: usize::MAX, fold: None, is_made_up: false }
     }
 
     fn of_arrays(origin: String, mut arrays: Vec<(String, Tensor)>) -> Result<Samples, DataError> {
@@ -190,6 +208,21 @@ impl Samples {
     /// Takes at most `n` samples (of those that [`every`](Self::every) leaves).
     pub fn limit(self, n: usize) -> Samples {
         Samples { limit: n, ..self }
+    }
+
+    /// Two parts that have no sample in common: one of `one_of`, from all over them, and of the others. Of either at most as many
+    /// as are given, evenly spread.
+    pub fn held_out(&self, one_of: usize, most: [usize; 2]) -> [Samples; 2] {
+        let one_of = one_of.max(2);
+        let part =
+            |part, most: usize| Samples { fold: Some(Fold { part, most: most.max(1) }), ..self.clone() };
+        [part(Part::HeldOut(one_of), most[0]), part(Part::Rest(one_of), most[1])]
+    }
+
+    /// At most so many of them, evenly spread; of a part that was held out, or is not, so many of that.
+    pub fn spread(&self, most: usize) -> Samples {
+        let fold = self.fold.unwrap_or(Fold { part: Part::All, most: usize::MAX });
+        Samples { fold: Some(Fold { most: fold.most.min(most.max(1)), ..fold }), ..self.clone() }
     }
 
     /// Labels from a file: `.npy`, an `.npz` or `.safetensors` with `labels`, or text with one class index a line, in the order of the
@@ -313,11 +346,29 @@ impl Samples {
             return Err(DataError::format(&self.origin, why));
         }
         let picked: Vec<usize> = (0..found).step_by(self.every).take(self.limit).collect();
+        let picked = match self.fold {
+            Some(fold) => fold.of(&picked),
+            None => picked,
+        };
         if picked.is_empty() {
             return Err(DataError::Empty(self.origin.clone()));
         }
         let labels = self.labels.as_ref().map(|l| picked.iter().map(|&i| l[i]).collect());
         Ok(Feed { inputs: inputs.to_vec(), feeds, picked, labels, batch, preprocess: preprocess.clone() })
+    }
+}
+
+impl Fold {
+    fn of(self, samples: &[usize]) -> Vec<usize> {
+        let is_held_out = |i: usize, one_of: usize| i % one_of == one_of / 2;
+        let is_in = |i: usize| match self.part {
+            Part::All => true,
+            Part::HeldOut(one_of) => is_held_out(i, one_of),
+            Part::Rest(one_of) => !is_held_out(i, one_of),
+        };
+        let part: Vec<usize> = samples.iter().enumerate().filter(|(i, _)| is_in(*i)).map(|s| *s.1).collect();
+        let count = part.len().min(self.most);
+        (0..count).map(|i| part[i * part.len() / count]).collect()
     }
 }
 
@@ -398,6 +449,24 @@ mod tests {
 
     fn samples(arrays: &[(&str, Tensor)]) -> Samples {
         Samples::from_arrays(arrays.iter().map(|(n, t)| (n.to_string(), t.clone())).collect()).unwrap()
+    }
+
+    #[test]
+    fn what_is_held_out_and_the_rest_are_all_samples_and_have_none_in_common() {
+        let inputs = [input("a", DType::F32, &[1, 1])];
+        let of = |s: &Samples| s.bind(&inputs, &Preprocess::default()).unwrap().picked;
+        let all = samples(&[("x", floats(&[30, 1]))]).every(2).limit(13);
+        let [held, rest] = all.held_out(4, [64, 64]);
+        assert_eq!(of(&held), [4, 12, 20]);
+        let mut both = [of(&held), of(&rest)].concat();
+        both.sort_unstable();
+        assert_eq!(both, of(&all));
+        let [held, rest] = all.held_out(4, [2, 5]);
+        assert_eq!((of(&held), of(&rest)), (vec![4, 12], vec![0, 6, 10, 16, 22]));
+        assert_eq!(of(&rest.spread(2)), [0, 14]);
+        assert_eq!(of(&all.spread(3)), [0, 8, 16]);
+        // A single one is never held out.
+        assert_eq!(of(&all.clone().limit(1).held_out(4, [9, 9])[1]), [0]);
     }
 
     #[test]

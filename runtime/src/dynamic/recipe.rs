@@ -133,7 +133,9 @@ impl Recipe {
         if self.compiler.samples.is_none() {
             self.compiler.warn_of_noise();
         }
-        Ok(Calibrated::new(observation.ranges(), &samples, &self.compiler.calibrators, None))
+        let ranges =
+            qcc_passes::Ranges { repairs: self.compiler.repairs_of_weights(), ..observation.ranges() };
+        Ok(Calibrated::new(ranges, &samples, &self.compiler.calibrators))
     }
 
     /// Types of the inputs for samples: as the compiler has them bound, as the samples are, as the first inputs were.
