@@ -313,6 +313,48 @@ fn ranges_are_chosen_as_they_are_asked_for() {
 }
 
 #[test]
+fn a_policy_is_searched_for_written_and_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (model, images) = (model(), calibration());
+    let data = ["--calibrate", &images, "--samples", "24", "--mean", "72.93", "--std", "90.015"];
+    let compile = |more: &[&str]| [&["compile", &model][..], &data, more].concat();
+
+    let listed =
+        stdout(&qcc(&[&["sensitivity", &model, "--top", "2", "--json", &at("s.json")][..], &data].concat()));
+    assert!(listed.contains("12 layers; all of them int8: "), "{listed}");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(at("s.json")).unwrap()).unwrap();
+    let (layers, all) = (json["layers"].as_array().unwrap(), json["int8_db"].as_f64().unwrap());
+    assert_eq!((layers.len(), json["samples"].as_u64()), (12, Some(6)));
+
+    // A little more than int8 gives: some layers must be float, not all.
+    let wanted = format!("{:.1}", all + 3.0);
+    let found = stdout(&qcc(&compile(&["--min-sqnr", &wanted, "-o", &at("mixed.qcc")])));
+    let policy = std::fs::read_to_string(at("mixed.policy.toml")).unwrap();
+    let float = policy.lines().filter(|l| l.contains("= \"float\"")).count();
+    assert!((1..12).contains(&float), "{policy}");
+    assert!(found.contains(&format!("{float} of 12 layers stay float for at least {wanted} dB")), "{found}");
+    assert!(found.contains("mixed.policy.toml"), "{found}");
+
+    // Given back, it makes the same file.
+    let taken =
+        stdout(&qcc(&compile(&["--policy", &at("mixed.policy.toml"), "-o", &at("again.qcc"), "--explain"])));
+    assert_eq!(taken.matches("that is the policy").count(), float, "{taken}");
+    assert!(
+        std::fs::read(at("mixed.qcc")).unwrap() == std::fs::read(at("again.qcc")).unwrap(),
+        "files differ"
+    );
+
+    let in_vain = error(&compile(&["--max-drop", "1", "--validate", &at("nothing")]), 1);
+    assert!(in_vain.contains("nothing"), "{in_vain}");
+    std::fs::write(at("odd.toml"), policy.replace("\"float\"", "\"int4\"")).unwrap();
+    let odd = error(&compile(&["--policy", &at("odd.toml")]), 1);
+    assert!(odd.contains("odd.toml") && odd.contains("int4"), "{odd}");
+    let usage = error(&compile(&["--min-sqnr", "30", "--precision", "float"]), 2);
+    assert!(usage.contains("--min-sqnr"), "{usage}");
+}
+
+#[test]
 fn arrays_of_safetensors_are_inputs_and_samples() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).display().to_string();

@@ -113,7 +113,7 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
         let Some(moments) = ctx.ranges.moments.get(&name) else { continue };
         let Some(weights) = Weights::of(graph, node) else { continue };
         if reads_pixels(graph, node) {
-            // Their normalisation may have become part of the weights since.
+            // Their normalisation has become part of the weights since.
             record.declined(&name, "its input is pixels, and calibration saw normalised ones");
             continue;
         }
@@ -159,10 +159,13 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     Ok(())
 }
 
-/// Whether nothing but ops of one operand stand between a product and an input of u8.
+/// Whether nothing but ops of one operand stand between a product and an input of u8, and none of them normalises it.
 fn reads_pixels(graph: &Graph, node: NodeId) -> bool {
     let mut value = graph.operand(node, 0);
     while let [x] = graph.operands(value.node)[..] {
+        if matches!(graph.op(value.node), Some(Op::Normalize(_))) {
+            return false;
+        }
         value = x;
     }
     graph.inputs().contains(&value.node) && graph.ty(value).dtype == DType::U8

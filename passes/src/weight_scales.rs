@@ -31,7 +31,8 @@ pub(crate) fn least_error(weights: &[f32], codes: i32) -> (f64, f64) {
             best = (scale, own);
         }
     }
-    (best.0, if clipping_nothing > 0.0 { best.1 / clipping_nothing } else { 1.0 })
+    let is_error = clipping_nothing > 0.0 && clipping_nothing.is_finite();
+    (best.0, if is_error { best.1 / clipping_nothing } else { 1.0 })
 }
 
 #[cfg(test)]

@@ -426,6 +426,8 @@ mod tests {
                 let compiler = compiler(batch)
                     .calibration(samples.clone())
                     .calibrator(calibrator)
+                    // Which rows moments are of depends on batches.
+                    .repairs(Repairs::NONE)
                     .calibration_threads(Threads::new(threads).unwrap());
                 compiler.calibrate(&prepared(&compiler)).unwrap().ranges().clone()
             };
