@@ -5,7 +5,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use qcc_runtime::{
-    Calibrator, Choice, Precision, RepairChoice, Repairs, WeightBits,
+    Calibrator, Choice, Precision, RepairChoice, Repairs, Rule, WeightBits,
     ir::{Device, numerics::RequantMode},
     zoo,
 };
@@ -33,6 +33,8 @@ Examples:
       the five best classes of an image
   qcc eval net.onnx --calibrate images/ --every 5 --images images/
       accuracy of float and int8, where file names are class indices: 281.jpg, 281_b.jpg
+  qcc lint net.onnx --calibrate images/ --mean 127 --std 128
+      what looks wrong with the model or the images
   qcc inspect net.onnx
       inputs, outputs, ops, sizes, and where each op will run
 
@@ -51,6 +53,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Show inputs, outputs, ops, sizes and placement of a model.
     Inspect(Inspect),
+    /// Look for what is wrong with a model or its samples, without compiling it.
+    Lint(Lint),
     /// List what rounding costs, layer by layer: the error of the results if one layer alone is int8, and if it alone is float.
     Sensitivity(Sensitivity),
     /// Check models against reference data: ONNX's backend tests, or a model with inputs and outputs of your own.
@@ -97,6 +101,10 @@ pub(crate) struct CompileOptions {
     #[arg(long)]
     pub(crate) explain: bool,
 
+    /// Do not tell what this rule finds; docs/lint.md has the rules. May be repeated.
+    #[arg(long, value_name = "RULE", value_parser = rule())]
+    pub(crate) allow: Vec<Rule>,
+
     #[command(flatten)]
     pub(crate) calibration: CalibrationOptions,
 
@@ -131,6 +139,11 @@ pub(crate) struct CalibrationOptions {
     /// that their errors cancel; `all`; `none`; or `auto`, which tries some on samples held out of the ranges and takes the best.
     #[arg(long, value_name = "WHAT", default_value = "rounding,bias", value_parser = repairs)]
     pub(crate) repair: RepairChoice,
+
+    /// Recompute the statistics of batch norms from the samples, in the order of the network: for models whose running
+    /// statistics were never updated, or are of other data. Also for float.
+    #[arg(long)]
+    pub(crate) reestimate_bn: bool,
 
     /// Take the calibration samples 0, K, 2K... only.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = at_least_one)]
@@ -599,6 +612,51 @@ pub(crate) struct Inspect {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit code: 0, whatever is found; 1 where something of --deny is found, or where the model or data cannot be read.
+
+Examples:
+  qcc lint net.onnx
+      the model alone: batch norms, weights
+  qcc lint net.onnx --calibrate images/ --mean 127 --std 128
+      and the samples: copies, normalisation, order of channels, whether batch norms get what they know
+  qcc lint net.onnx --calibrate train/ --images val/ --mean 127 --std 128 --deny all
+      and whether values keep to the ranges of the calibration samples on other ones
+  qcc lint net.qcc
+      what was found when it was compiled")]
+pub(crate) struct Lint {
+    /// The model: .onnx or .qcc.
+    pub(crate) model: PathBuf,
+
+    /// Other samples than those for calibration, on which values should keep to the ranges that calibration finds; of the forms
+    /// that --calibrate takes.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) images: Option<PathBuf>,
+
+    /// Exit with 1 where this rule finds something; `all` for all of them, hints too. May be repeated.
+    #[arg(long, value_name = "RULE", value_parser = rule_or_all())]
+    pub(crate) deny: Vec<Denied>,
+
+    /// Write what was found as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) preprocess: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
+}
+
+/// What `lint` fails for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Denied {
+    All,
+    One(Rule),
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct Zoo {
     /// The network.
     #[arg(value_parser = PossibleValuesParser::new(zoo::NAMES))]
@@ -638,6 +696,15 @@ fn requant_or_all() -> impl TypedValueParser<Value = Modes> {
     let names = RequantMode::ALL.map(RequantMode::name).into_iter().chain(["all"]);
     PossibleValuesParser::new(names.collect::<Vec<_>>())
         .map(|name| RequantMode::from_name(&name).map_or(Modes::All, Modes::One))
+}
+
+fn rule() -> impl TypedValueParser<Value = Rule> {
+    PossibleValuesParser::new(Rule::ALL.map(Rule::name)).try_map(|name| name.parse())
+}
+
+fn rule_or_all() -> impl TypedValueParser<Value = Denied> {
+    PossibleValuesParser::new(Rule::ALL.map(Rule::name).into_iter().chain(["all"]))
+        .map(|name| name.parse().map_or(Denied::All, Denied::One))
 }
 
 /// A calibrator, and what for.

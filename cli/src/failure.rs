@@ -28,6 +28,12 @@ pub(crate) enum Failure {
         /// Of how many.
         of: usize,
     },
+    /// Something was found that was not to be.
+    #[error("{found} of the findings are of rules that are denied")]
+    Denied {
+        /// How many.
+        found: usize,
+    },
     /// A file that the command itself writes.
     #[error("cannot write `{path}`")]
     Write {

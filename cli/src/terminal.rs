@@ -43,6 +43,7 @@ impl Terminal {
         match event {
             Event::Warning(text) => self.warn(text),
             Event::Calibrating { done, total } => self.progress("calibrating", done, total),
+            Event::Reestimating { done, total } => self.progress("re-estimating batch norms", done, total),
             Event::Measuring { done, total } => self.progress("comparing calibrators", done, total),
             Event::Generating => self.spin("generating code"),
             Event::Pass { name, graph } => {

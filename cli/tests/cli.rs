@@ -611,3 +611,61 @@ fn a_model_that_takes_pixels_is_fed_with_pixels_and_can_be_tuned() {
     let refused = error(&["compile", &m, "--image-input", "--mean", "1,2,3", "-qq"], 2);
     assert!(refused.contains("3 means and 0 deviations for 1 channels"), "{refused}");
 }
+
+#[test]
+fn lint_tells_what_is_wrong_and_fails_where_that_is_denied() {
+    let (m, images) = (model(), calibration());
+    let right = ["--calibrate", &images, "--samples", "64", "--mean", "72.93", "--std", "90.015"];
+    let sound = stdout(&qcc(&[&["lint", &m][..], &right].concat()));
+    assert_eq!(sound, format!("{m}: 0 warnings, 0 hints\n"));
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("found.json").display().to_string();
+    let wrong = ["lint", &m, "--calibrate", &images, "--samples", "64", "--json", &json];
+    let output = qcc(&wrong);
+    let text = stdout(&output);
+    assert!(text.starts_with("warning: input `image`: samples are not normalised"), "{text}");
+    assert!(text.contains("give --mean ") && text.ends_with(": 1 warning, 0 hints\n"), "{text}");
+    assert_eq!(stderr(&output), "", "findings are the result, not told beside it");
+    let found: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(found["findings"][0]["rule"], "input-normalisation");
+    assert_eq!(found["findings"][0]["subject"]["input"], "image");
+    for (denied, code) in [("all", 1), ("input-normalisation", 1), ("samples-too-few", 0)] {
+        let output = qcc(&[&wrong[..], &["--deny", denied]].concat());
+        assert_eq!(output.status.code(), Some(code), "{denied}");
+        assert_eq!(stderr(&output).contains("error: 1 of the findings"), code == 1);
+    }
+    let allowed = stdout(&qcc(&[&wrong[..], &["--allow", "input-normalisation"]].concat()));
+    assert!(allowed.ends_with(": 0 warnings, 0 hints\n"), "{allowed}");
+    assert!(error(&["lint", &m, "--deny", "nothing"], 2).contains("'nothing'"));
+
+    // A compilation warns of it, and the file remembers.
+    let path = folder.path().join("a.qcc").display().to_string();
+    let compiled = qcc(&["compile", &m, "--calibrate", &images, "--samples", "64", "-o", &path]);
+    assert!(stderr(&compiled).contains("warning: input `image`: samples are not normalised"));
+    assert!(stdout(&qcc(&["lint", &path])).contains("input-normalisation"));
+}
+
+#[test]
+fn batch_norms_are_recomputed_in_any_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.qcc").display().to_string();
+    let (m, images) = (model(), calibration());
+    let samples = ["--reestimate-bn", "--calibrate", &images, "--samples", "32", "--repair", "none"];
+    let samples = [&samples[..], &["--mean", "72.93", "--std", "90.015"]].concat();
+    let float = ["--precision", "float"];
+    let compiled = stdout(&qcc(&[&["compile", &m, "-o", &path][..], &samples[..], &float].concat()));
+    assert!(compiled.contains("float, statistics of 9 batch norms recomputed"), "{compiled}");
+    let explained = stdout(&qcc(&[&["compile", &m, "-o", &path, "--explain"][..], &samples[..]].concat()));
+    assert!(explained.contains("reestimate_batch_norms: 9\n"), "{explained}");
+    assert!(explained.contains("mean and variance of 32 samples"), "{explained}");
+    let test = models().join("fashion_mnist_test.npz").display().to_string();
+    let run = |path: &str, more: &[&str]| {
+        stdout(&qcc(&[&["run", path, "--input", &test, "--top", "3"], more].concat()))
+    };
+    assert_eq!(run(&m, &[&samples[..], &["--precision", "int8"]].concat()), run(&path, &[]));
+    let evaluated =
+        stdout(&qcc(&[&["eval", &m, "--images", &test, "--limit", "100"][..], &samples[..]].concat()));
+    assert!(evaluated.contains("int8 q15"), "{evaluated}");
+    let without = error(&["compile", &m, "--reestimate-bn", "-o", &path], 1);
+    assert!(without.contains("--calibrate"), "{without}");
+}

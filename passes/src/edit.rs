@@ -102,6 +102,13 @@ impl Product {
     }
 }
 
+/// The axis of output channels in the result of a convolution or matrix product with weights; `None` of other nodes.
+pub fn product_channels(graph: &Graph, node: NodeId) -> Option<usize> {
+    let product = Product::of(graph, node).filter(|_| has_weights(graph, node))?;
+    let rank = graph.shape(node.out()).rank();
+    (rank > 0).then(|| product.channel_axis(rank))
+}
+
 /// What adds a residual and clamps itself: a product of floats, or one of codes whose results are floats.
 #[derive(Clone)]
 pub(crate) enum Sum {

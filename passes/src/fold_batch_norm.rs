@@ -14,12 +14,7 @@ use qcc_ir::{
 /// See the module.
 pub(crate) const FOLD_BATCH_NORM: Pass = Pass { name: "fold_batch_norm", run };
 
-/// Factors above this say that a variance is next to nothing; int8 weights would be all but one channel's.
-const HUGE_FACTOR: f64 = 1e3;
-
 fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), PassError> {
-    let mut stale = Vec::new();
-    let mut seen = 0;
     for node in graph.order() {
         let Some(Op::BatchNorm(bn)) = live_op(graph, node).cloned() else {
             continue;
@@ -32,13 +27,8 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
             record.declined(&name, "its parameters are not constant: it is computed from them");
             continue;
         };
-        seen += 1;
-        if is_stale(statistics[2], statistics[3]) {
-            stale.push(name.clone());
-        }
         let affine = affine_of(&bn, &statistics);
-        let behind = statistics_behind(&bn, statistics[0], statistics[1]);
-        lint(&name, &bn, statistics[3], &affine, record);
+        let behind = statistics_behind(&name, &bn, &statistics);
         if ctx.options.pin(graph, node).is_some() {
             to_affine(graph, node, operands[0], bn.axis, affine)?;
             record.declined(&name, "pinned to a device: became a multiplication and an addition");
@@ -68,26 +58,22 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
             }
         }
     }
-    if seen > 0 && stale.len() == seen {
-        record.warning(
-            &graph.name,
-            format!(
-                "running mean 0 and variance 1 in every batch norm ({}): the statistics were never updated; \
-                 train with momentum or re-estimate them",
-                stale.join(", ")
-            ),
-        );
-    }
     Ok(())
 }
 
-/// Statistics as they are initialised: mean 0 and variance 1 in every channel.
-fn is_stale(mean: &[f32], variance: &[f32]) -> bool {
-    mean.iter().all(|m| m.abs() < 1e-6) && variance.iter().all(|v| (v - 1.0).abs() < 1e-6)
+/// How far means and variances of a batch norm of many channels may all be from those of initialisation: some steps with a small
+/// momentum are no training, and no trained batch norm is so near in every channel.
+const UNTRAINED: f32 = 1e-2;
+const MANY: usize = 8;
+
+/// Statistics as they are initialised: mean 0 and variance 1 in every channel, or nearly so where there are many channels.
+pub(crate) fn is_never_updated(mean: &[f32], variance: &[f32]) -> bool {
+    let most = if mean.len() >= MANY { UNTRAINED } else { 1e-6 };
+    mean.iter().all(|m| m.abs() < most) && variance.iter().all(|v| (v - 1.0).abs() < most)
 }
 
 /// factor = γ/√(σ² + ε), shift = β − μ·factor, in f64.
-fn affine_of(bn: &BatchNorm, statistics: &[&[f32]]) -> Affine {
+pub(crate) fn affine_of(bn: &BatchNorm, statistics: &[&[f32]]) -> Affine {
     let [scale, bias, mean, variance] = [0, 1, 2, 3].map(|i| statistics[i].iter().map(|&x| f64::from(x)));
     let factor: Vec<f64> = scale.zip(variance).map(|(g, v)| g / (v + f64::from(bn.epsilon)).sqrt()).collect();
     let shift = bias.zip(mean).zip(&factor).map(|((b, m), f)| b - m * f).collect();
@@ -95,26 +81,18 @@ fn affine_of(bn: &BatchNorm, statistics: &[&[f32]]) -> Affine {
 }
 
 /// The distribution behind a batch norm on what the model was trained on.
-fn statistics_behind(bn: &BatchNorm, scale: &[f32], bias: &[f32]) -> ChannelStatistics {
+fn statistics_behind(name: &str, bn: &BatchNorm, parameters: &[&[f32]]) -> ChannelStatistics {
+    let [scale, bias, mean, variance] = [0, 1, 2, 3].map(|i| parameters[i]);
+    let epsilon = f64::from(bn.epsilon);
+    let stabiliser = |(g, v): (&f32, &f32)| f64::from(*g).powi(2) * epsilon / (f64::from(*v) + epsilon);
     ChannelStatistics {
         axis: bn.axis,
         mean: bias.iter().map(|&b| b.into()).collect(),
         deviation: scale.iter().map(|&g| f64::from(g).abs()).collect(),
+        stabiliser: scale.iter().zip(variance).map(stabiliser).collect(),
+        batch_norm: name.into(),
+        is_trained: !is_never_updated(mean, variance),
     }
-}
-
-fn lint(name: &str, bn: &BatchNorm, variance: &[f32], affine: &Affine, record: &mut Record) {
-    let count = |bad: usize, what: &str, record: &mut Record| {
-        if bad > 0 {
-            record.warning(name, format!("{bad} of {} channels have {what}", variance.len()));
-        }
-    };
-    let negative = variance.iter().filter(|v| v.is_sign_negative() && **v != 0.0 || **v + bn.epsilon <= 0.0);
-    count(negative.count(), "a variance that is not positive", record);
-    let broken = affine.factor.iter().zip(&affine.shift).filter(|(f, s)| !f.is_finite() || !s.is_finite());
-    count(broken.count(), "a factor or shift that is not finite", record);
-    let huge = affine.factor.iter().filter(|f| f.is_finite() && f.abs() > HUGE_FACTOR);
-    count(huge.count(), &format!("a factor above {HUGE_FACTOR}: a variance of next to nothing"), record);
 }
 
 /// The node as x·factor + shift. The addition keeps the node's name.

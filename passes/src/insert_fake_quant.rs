@@ -34,8 +34,8 @@ fn run(graph: &mut Graph, ctx: &Context<'_>, record: &mut Record) -> Result<(), 
     if graph.stage == Stage::FakeQuant {
         return complete(graph, ctx, record);
     }
-    for warning in &ctx.ranges.warnings {
-        record.warning(&graph.name, warning);
+    for finding in &ctx.ranges.findings {
+        ctx.find(finding.clone(), record);
     }
     for note in &ctx.ranges.notes {
         record.told(&graph.name, note);

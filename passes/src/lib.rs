@@ -20,6 +20,7 @@ mod assign_layout;
 mod calibrate;
 mod canonicalise;
 mod capability;
+mod channel_moments;
 mod check_pins;
 mod classes;
 mod edit;
@@ -33,12 +34,13 @@ mod fuse_pad;
 mod fuse_residual;
 mod insert_fake_quant;
 mod join_columns;
-mod lint_data;
+pub mod lint;
 mod lower_to_int8;
 mod options;
 mod plan;
 mod quantize_dynamic;
 mod record;
+mod reestimate_batch_norms;
 mod regions;
 mod round_weights;
 mod take_dynamic_products;
@@ -49,16 +51,21 @@ mod widen_half;
 
 pub use calibrate::{
     Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Extremes, Range, Ranges, Statistics,
-    Trial, UnknownCalibrator, observed_values, renormalised, trial, value_name,
+    Trial, UnknownCalibrator, behind_batch_norms, grid_ranges, observed_values, renormalised, trial,
+    value_name,
 };
 pub use capability::int8_capability;
+pub use channel_moments::ChannelMoments;
 pub use check_pins::near_names;
+pub use edit::product_channels;
 pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
+pub use lint::{Finding, Level, Rule, Subject, UnknownRule};
 pub use options::{
     Capability, ImageInput, Layers, Options, Precision, RepairChoice, Repairs, WeightBits, WeightGrid,
 };
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
+pub use reestimate_batch_norms::{BatchNormStatistics, RunningStatistics, next_batch_norms, set_statistics};
 pub use regions::int8_layers;
 pub use round_weights::{InputMoments, Moments, RoundedWeights, weighted_products};
 
@@ -79,11 +86,21 @@ struct Context<'a> {
     ranges: &'a Ranges,
     /// What batch norms that were folded tell of the values behind them, by the names of the nodes that compute these.
     batch_norms: RefCell<BTreeMap<String, ChannelStatistics>>,
+    /// What looks wrong so far.
+    findings: RefCell<Vec<Finding>>,
 }
 
 impl<'a> Context<'a> {
     fn new(options: &'a Options, ranges: &'a Ranges) -> Context<'a> {
-        Context { options, ranges, batch_norms: RefCell::default() }
+        Context { options, ranges, batch_norms: RefCell::default(), findings: RefCell::default() }
+    }
+
+    /// Takes in what looks wrong, unless nobody wants to hear of it.
+    fn find(&self, finding: Finding, record: &mut Record) {
+        match self.options.allowed.contains(&finding.rule) {
+            true => record.declined(&finding.subject.to_string(), format!("{} is allowed", finding.rule)),
+            false => self.findings.borrow_mut().push(finding),
+        }
     }
 }
 
@@ -115,6 +132,8 @@ const fn line_for(part: Part, precisions: &'static [Precision], pass: Pass) -> L
 const PIPELINE: &[Line] = &[
     // Pins name nodes of the model: they are checked while all of these are still there.
     line(Part::Prepare, check_pins::CHECK_PINS),
+    // By the names of the model, too, and before anything looks at what batch norms have.
+    line(Part::Prepare, reestimate_batch_norms::REESTIMATE_BATCH_NORMS),
     // Before anything looks at the input.
     line(Part::Prepare, take_pixels::TAKE_PIXELS),
     // Before constants are folded: weights are to stay the integers that the model has.
@@ -127,6 +146,8 @@ const PIPELINE: &[Line] = &[
     line(Part::Prepare, canonicalise::CANONICALISE),
     // Folds look for constant operands, and what canonicalisation reshaped may be constant.
     line(Part::Prepare, fold_constants::FOLD_CONSTANTS),
+    // Weights are constants now, and batch norms still ops.
+    line(Part::Prepare, lint::batch_norms::LINT_BATCH_NORMS),
     // Before the other folds: what a batch norm cannot be folded into becomes an affine, which they may still place.
     line(Part::Prepare, fold_batch_norm::FOLD_BATCH_NORM),
     // Biases and scalings belong inside an op before a residual is added or a clamp applied behind them.
@@ -137,6 +158,8 @@ const PIPELINE: &[Line] = &[
     line(Part::Prepare, fuse_residual::FUSE_RESIDUAL),
     // Last of the fusions: a clamp ends an op.
     line(Part::Prepare, fuse_clamp::FUSE_CLAMP),
+    // Nothing changes weights any more until they are quantized.
+    line(Part::Prepare, lint::weights::LINT_WEIGHTS),
     // Ranges are those of scaled channels; and pixels, which the next line moves into weights, are never scaled.
     line(Part::Quantize, equalize_channels::EQUALIZE_CHANNELS),
     // Float keeps its exact normalisation, so this is for grids alone; weights have none yet.
@@ -233,6 +256,7 @@ fn run(
     }
     checked("the last pass", graph)?;
     report.batch_norms = context.batch_norms.into_inner();
+    report.findings = context.findings.into_inner();
     Ok(report)
 }
 

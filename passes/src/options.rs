@@ -1,10 +1,12 @@
 //! What a caller chooses.
 
+use crate::{BatchNormStatistics, lint::Rule};
 use qcc_ir::{Device, Graph, NodeId, numerics::RequantMode};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 /// What the compiled model computes with.
@@ -210,6 +212,10 @@ pub struct Options {
     pub layers: Layers,
     /// What the code generator can lower; the rest runs in the interpreter.
     pub capability: Capability,
+    /// Statistics that batch norms get instead of their own.
+    pub statistics: Option<Arc<BatchNormStatistics>>,
+    /// What nobody wants to hear of.
+    pub allowed: BTreeSet<Rule>,
     /// The largest constant, in bytes, that folding may create where it takes more room than its operands.
     pub fold_limit: usize,
 }
@@ -228,6 +234,8 @@ impl Default for Options {
             pins: BTreeMap::new(),
             layers: Layers::default(),
             capability: |_, _| Ok(()),
+            statistics: None,
+            allowed: BTreeSet::new(),
             fold_limit: 1 << 20,
         }
     }

@@ -1,6 +1,6 @@
 //! What passes report.
 
-use crate::ChannelStatistics;
+use crate::{ChannelStatistics, Finding};
 use qcc_ir::{Error, OpError, VerifyError};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
@@ -13,7 +13,7 @@ pub enum NoteKind {
     Applied,
     /// Something the pass is there for and did not do, with the reason.
     Declined,
-    /// Something that looks wrong in the model or the data.
+    /// Something that is not as it should be in how the model was compiled.
     Warning,
 }
 
@@ -80,6 +80,8 @@ pub struct Report {
     /// What batch norms that are part of other ops now tell of the values behind them: by the name of the op, of its result
     /// before a residual is added or a clamp applied.
     pub batch_norms: BTreeMap<String, ChannelStatistics>,
+    /// What looks wrong with the model or its data.
+    pub findings: Vec<Finding>,
 }
 
 impl Report {
@@ -88,7 +90,7 @@ impl Report {
         self.records.iter().rev().find(|r| r.pass == pass)
     }
 
-    /// All warnings, in order.
+    /// All warnings about how the model was compiled, in order; what looks wrong with the model itself is in `findings`.
     pub fn warnings(&self) -> impl Iterator<Item = &Note> {
         self.records.iter().flat_map(|r| r.of(NoteKind::Warning))
     }
@@ -97,6 +99,7 @@ impl Report {
     pub fn then(mut self, next: Report) -> Report {
         self.records.extend(next.records);
         self.batch_norms.extend(next.batch_norms);
+        self.findings.extend(next.findings);
         self
     }
 }
@@ -113,6 +116,9 @@ impl fmt::Display for Report {
                 };
                 writeln!(f, "  {mark}`{node}`: {text}")?;
             }
+        }
+        for finding in &self.findings {
+            writeln!(f, "{}: {finding}", finding.level.name())?;
         }
         Ok(())
     }

@@ -2,8 +2,8 @@
 //! (accuracy and speed) and on ResNet-50 for CIFAR-100 (speed).
 
 use crate::{
-    BenchReport, Compiler, Error, JitOptions, Precision, Program, Run, Samples, Threads, bench, bundled,
-    evaluate, zoo,
+    BenchReport, Calibrated, Compiler, Error, JitOptions, Precision, Prepared, Program, Run, Samples,
+    Threads, bench, bundled, evaluate, zoo,
 };
 use qcc_ir::{Graph, numerics::RequantMode};
 
@@ -27,17 +27,31 @@ pub fn programs(
     compiler.check_policy(&prepared)?;
     let is_quantized = precisions.iter().any(|p| p.is_calibrated());
     let calibrated = is_quantized.then(|| compiler.calibrate(&prepared)).transpose()?;
+    programs_of(compiler, &prepared, calibrated.as_ref(), precisions, modes)
+}
+
+/// [`programs`] of a model that was prepared and, where a precision needs it, calibrated before.
+///
+/// # Errors
+/// Where the model cannot be lowered.
+pub fn programs_of(
+    compiler: &Compiler,
+    prepared: &Prepared,
+    calibrated: Option<&Calibrated>,
+    precisions: &[Precision],
+    modes: &[RequantMode],
+) -> Result<Vec<Program>, Error> {
     let mut programs = Vec::new();
     for &precision in precisions {
         let with = compiler.clone().precision(precision);
         match precision {
             Precision::Int8 if !modes.is_empty() => {
                 for &mode in modes {
-                    programs.push(with.clone().requant(mode).lower(&prepared, calibrated.as_ref())?);
+                    programs.push(with.clone().requant(mode).lower(prepared, calibrated)?);
                 }
             }
             Precision::Int8 | Precision::Int8Dynamic | Precision::Float | Precision::FakeQuant => {
-                programs.push(with.lower(&prepared, calibrated.as_ref())?)
+                programs.push(with.lower(prepared, calibrated)?)
             }
         }
     }

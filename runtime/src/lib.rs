@@ -102,7 +102,10 @@ pub use program::{
 pub use qcc_codegen::{CodegenError, CompileTimes, ListingKind, SharedWeights, TIERS, Tier, Tiling, Work};
 pub use qcc_ir as ir;
 pub use qcc_passes as passes;
-pub use qcc_passes::{Calibrator, Calibrators, Choice, Precision, RepairChoice, Repairs, WeightBits};
+pub use qcc_passes::{
+    Calibrator, Calibrators, Choice, Finding, Level, Precision, RepairChoice, Repairs, Rule, Subject,
+    UnknownRule, WeightBits,
+};
 pub use roofline::{Bound, Host, MemoryLevel, Peaks};
 pub use sqnr::SquaredError;
 pub use threads::{Threads, ThreadsError};

@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use qcc_codegen::Release;
 use qcc_ir::{DType, Graph, GraphRecord, Shape, Stage, Tensor, numerics::RequantMode};
-use qcc_passes::{Calibrators, Precision, Repairs, WeightBits};
+use qcc_passes::{Calibrators, Finding, Precision, Repairs, WeightBits};
 use serde::{Deserialize, Serialize};
 use std::{
     path::Path,
@@ -54,6 +54,10 @@ pub struct ProgramInfo {
     pub preprocess: Preprocess,
     /// For a program that takes pixels and does the preprocessing's arithmetic itself, how it does it.
     pub pixels: Option<Pixels>,
+    /// Number of batch norms whose statistics were recomputed from samples.
+    pub reestimated: usize,
+    /// What looks wrong with the model or with its samples.
+    pub findings: Vec<Finding>,
     /// What the passes did and declined, as text.
     pub report: String,
     /// Every op with its device and the reason for it, as text.

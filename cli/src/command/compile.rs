@@ -217,6 +217,9 @@ fn describe(program: &Program) -> String {
     if has_codes && info.weight_bits == WeightBits::Seven {
         parts.push("weights of 7 bits".into());
     }
+    if info.reestimated > 0 {
+        parts.push(format!("statistics of {} batch norms recomputed", info.reestimated));
+    }
     parts.extend(info.calibration.as_ref().map(ranges));
     parts.extend(info.pixels.as_ref().map(super::pixels));
     parts.join(", ")
@@ -226,6 +229,11 @@ fn describe(program: &Program) -> String {
 fn describe_dynamic(program: &DynamicProgram) -> String {
     let info = program.info();
     let mut parts = vec![info.precision.name().to_string()];
+    parts.extend(
+        info.statistics
+            .as_ref()
+            .map(|s| format!("statistics of {} batch norms recomputed", s.batch_norms.len())),
+    );
     parts.extend(info.calibrated.as_ref().map(|c| ranges(c.summary())));
     let inputs = program.model().inputs().iter().map(ToString::to_string);
     parts.push(format!("any shapes of {}", inputs.collect::<Vec<_>>().join(", ")));

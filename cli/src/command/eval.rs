@@ -4,9 +4,10 @@ use crate::{
     args::{Eval, Modes},
     failure::Failure,
     table::{decimal, percent, table},
+    terminal::Terminal,
 };
 use qcc_runtime::{
-    Compiler, Model, Precision, Preprocess, Samples, Threads, evaluate, experiment::programs, is_program,
+    Compiler, Model, Precision, Preprocess, Samples, Threads, evaluate, experiment::programs_of, is_program,
 };
 use serde_json::json;
 use std::io::Write;
@@ -14,7 +15,7 @@ use std::io::Write;
 pub(crate) fn run(args: &Eval, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
     let (compiler, terminal) =
         super::compiler(&args.options, &args.preprocess, args.tier.isa.as_deref(), quiet)?;
-    let (models, preprocess) = models(args, &compiler)?;
+    let (models, preprocess) = models(args, &compiler, &terminal)?;
     terminal.clear();
     let Some(first) = models.first() else { return Ok(()) };
     let mut samples = Samples::open(&args.images)?;
@@ -71,7 +72,11 @@ pub(crate) fn run(args: &Eval, quiet: u8, out: &mut impl Write) -> Result<(), Fa
 }
 
 /// The models to compare, what they are compared with first, and how images become their inputs.
-fn models(args: &Eval, compiler: &Compiler) -> Result<(Vec<Model>, Preprocess), Failure> {
+fn models(
+    args: &Eval,
+    compiler: &Compiler,
+    terminal: &Terminal,
+) -> Result<(Vec<Model>, Preprocess), Failure> {
     let mut models = Vec::new();
     if is_program(&args.model) {
         let model = compiler.compile_file(&args.model)?;
@@ -91,8 +96,16 @@ fn models(args: &Eval, compiler: &Compiler) -> Result<(Vec<Model>, Preprocess), 
     }
     let wanted: Vec<Precision> =
         Precision::ALL.into_iter().filter(|p| *p == Precision::Float || args.precision.contains(p)).collect();
-    let graph = compiler.import_file(&args.model)?;
-    for program in programs(compiler, graph, &wanted, &Modes::of(&args.requant))? {
+    let prepared = compiler.prepare(compiler.import_file(&args.model)?)?;
+    let is_quantized = wanted.iter().any(|p| p.is_calibrated());
+    let calibrated = is_quantized.then(|| compiler.calibrate(&prepared)).transpose()?;
+    if let (Some(calibrated), Some(_)) = (&calibrated, &args.options.calibration.calibrate) {
+        for finding in compiler.saturation(&prepared, calibrated, &Samples::open(&args.images)?)? {
+            terminal.warn(&finding.to_string());
+        }
+    }
+    for program in programs_of(compiler, &prepared, calibrated.as_ref(), &wanted, &Modes::of(&args.requant))?
+    {
         models.push(compiler.jit(&program)?);
     }
     Ok((models, super::preprocess(&args.preprocess)))

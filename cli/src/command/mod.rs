@@ -5,6 +5,7 @@ pub(crate) mod compile;
 pub(crate) mod eval;
 mod inputs;
 pub(crate) mod inspect;
+pub(crate) mod lint;
 pub(crate) mod run;
 pub(crate) mod sensitivity;
 pub(crate) mod test;
@@ -59,6 +60,8 @@ fn compiler(
         compiler = compiler.max_memory(bytes);
     }
     compiler = compiler.weight_bits(options.weight_bits).repairs(options.calibration.repair);
+    compiler = compiler.reestimate_batch_norms(options.calibration.reestimate_bn);
+    compiler = options.allow.iter().fold(compiler, |c, &rule| c.allow(rule));
     if options.weights == "per-tensor" {
         compiler = compiler.weights(passes::WeightGrid::PerTensor);
     }

@@ -6,7 +6,7 @@ use crate::{
     edit::{Product, add_f32, has_weights},
 };
 use qcc_ir::{
-    Graph, NodeId, Op, ValueId,
+    DType, Graph, NodeId, Op, Use, ValueId,
     ops::{Binary, BinaryKind, Clamp, Reduce, ReduceKind, Slice, SliceSpec, Unary, UnaryKind},
 };
 use serde::Serialize;
@@ -22,15 +22,25 @@ pub struct ChannelStatistics {
     pub mean: Vec<f64>,
     /// Standard deviation of each channel.
     pub deviation: Vec<f64>,
+    /// What of the square of the deviation is not from data but from the batch norm's epsilon: γ²·ε/(σ² + ε). All of it in
+    /// channels that are dead.
+    pub stabiliser: Vec<f64>,
+    /// The name of the batch norm.
+    pub batch_norm: String,
+    /// Whether its statistics are others than those of initialisation.
+    pub is_trained: bool,
 }
 
 impl ChannelStatistics {
     /// Those of factor·x + shift.
     pub(crate) fn then(&mut self, affine: &Affine) {
         let of = |values: &[f64], c: usize| values[if affine.axis.is_some() { c } else { 0 }];
-        for (c, (mean, deviation)) in self.mean.iter_mut().zip(&mut self.deviation).enumerate() {
-            *mean = *mean * of(&affine.factor, c) + of(&affine.shift, c);
-            *deviation *= of(&affine.factor, c).abs();
+        let moments = self.mean.iter_mut().zip(&mut self.deviation).zip(&mut self.stabiliser);
+        for (c, ((mean, deviation), stabiliser)) in moments.enumerate() {
+            let factor = of(&affine.factor, c);
+            *mean = *mean * factor + of(&affine.shift, c);
+            *deviation *= factor.abs();
+            *stabiliser *= factor * factor;
         }
     }
 }
@@ -110,18 +120,7 @@ fn is_head(graph: &Graph, node: NodeId) -> bool {
 fn renormalise(graph: &mut Graph, node: NodeId, wanted: &ChannelStatistics) -> Result<ValueId, PassError> {
     let name = graph.node(node).name.clone();
     let value = node.out();
-    let uses = graph.uses(value);
-    let results: Vec<usize> =
-        graph.outputs().iter().enumerate().filter(|(_, o)| o.value == value).map(|(i, _)| i).collect();
-    let (mut residual, mut clamp) = (None, Clamp::NONE);
-    if let Some(mut product) = Product::of(graph, node) {
-        let mut operands = graph.operands(node);
-        if std::mem::replace(product.residual(), false) {
-            residual = operands.pop();
-        }
-        clamp = std::mem::replace(product.clamp(), Clamp::NONE);
-        graph.rewrite(node, product.op(), &operands)?;
-    }
+    let bare = Bare::of(graph, node)?;
     let shape = graph.shape(value).clone();
     let axes: Vec<usize> = (0..shape.rank()).filter(|&d| d != wanted.axis).collect();
     let mut add = |what: &str, op: Op, operands: &[ValueId]| {
@@ -161,19 +160,78 @@ fn renormalise(graph: &mut Graph, node: NodeId, wanted: &ChannelStatistics) -> R
     let offset = add("offset", binary(BinaryKind::Mul), &[offset, between])?;
     let texture = add("texture", binary(BinaryKind::Mul), &[scaled, within])?;
     let mixed = add("mixed", binary(BinaryKind::Add), &[texture, offset])?;
-    let mut result = add("normal", binary(BinaryKind::Add), &[mixed, beta])?;
-    if let Some(residual) = residual {
-        result = add("sum", binary(BinaryKind::Add), &[result, residual])?;
+    let result = add("normal", binary(BinaryKind::Add), &[mixed, beta])?;
+    bare.finish(graph, &name, result)
+}
+
+/// An op that computes what its batch norm made, and what it did behind it: adding a residual, and a clamp.
+struct Bare {
+    uses: Vec<Use>,
+    /// Which outputs of the graph it is.
+    results: Vec<usize>,
+    residual: Option<ValueId>,
+    clamp: Clamp,
+}
+
+impl Bare {
+    /// Takes residual and clamp off a node.
+    fn of(graph: &mut Graph, node: NodeId) -> Result<Bare, PassError> {
+        let value = node.out();
+        let outputs = graph.outputs().iter().enumerate();
+        let results = outputs.filter(|(_, o)| o.value == value).map(|(i, _)| i).collect();
+        let mut bare = Bare { uses: graph.uses(value), results, residual: None, clamp: Clamp::NONE };
+        if let Some(mut product) = Product::of(graph, node) {
+            let mut operands = graph.operands(node);
+            if std::mem::replace(product.residual(), false) {
+                bare.residual = operands.pop();
+            }
+            bare.clamp = std::mem::replace(product.clamp(), Clamp::NONE);
+            graph.rewrite(node, product.op(), &operands)?;
+        }
+        Ok(bare)
     }
-    if !clamp.is_none() {
-        let kind = UnaryKind::Clip { lo: clamp.lo, hi: clamp.hi };
-        result = add("clamped", Unary { kind }.into(), &[result])?;
+
+    /// Puts them behind a value, and lets who read the node read that.
+    fn finish(self, graph: &mut Graph, name: &str, value: ValueId) -> Result<ValueId, PassError> {
+        let mut result = value;
+        if let Some(residual) = self.residual {
+            let sum = Binary { kind: BinaryKind::Add };
+            result = graph.add(&format!("{name}_sum"), sum, &[result, residual])?.out();
+        }
+        if !self.clamp.is_none() {
+            let kind = UnaryKind::Clip { lo: self.clamp.lo, hi: self.clamp.hi };
+            result = graph.add(&format!("{name}_clamped"), Unary { kind }, &[result])?.out();
+        }
+        for u in self.uses {
+            graph.set_operand(u.node, u.slot.into(), result)?;
+        }
+        self.results.into_iter().for_each(|i| graph.set_output(i, result));
+        Ok(result)
     }
-    for u in uses {
-        graph.set_operand(u.node, u.slot.into(), result)?;
+}
+
+/// A prepared graph that shows what its batch norms made, before residuals and clamps which became part of the same ops. The map has
+/// the value for each of the statistics that fits the graph, and what stands for the result of the op.
+///
+/// # Errors
+/// Where an op refuses what this makes of it.
+pub fn behind_batch_norms(
+    graph: &Graph,
+    statistics: &BTreeMap<String, ChannelStatistics>,
+) -> Result<(Graph, BTreeMap<String, [ValueId; 2]>), PassError> {
+    let mut bare = graph.clone();
+    let mut values = BTreeMap::new();
+    for (name, of) in statistics {
+        let Some(node) = graph.find(name).filter(|&n| graph.op(n).is_some()) else { continue };
+        let shape = graph.shape(node.out());
+        let fits = of.axis < shape.rank() && shape[of.axis] == of.mean.len() && shape.elements() > 0;
+        if fits && graph.ty(node.out()).dtype == DType::F32 {
+            let taken = Bare::of(&mut bare, node)?;
+            let result = taken.finish(&mut bare, name, node.out())?;
+            values.insert(name.clone(), [node.out(), result]);
+        }
     }
-    results.into_iter().for_each(|i| graph.set_output(i, result));
-    Ok(result)
+    Ok((bare, values))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! of them from one pass over the samples. `docs/calibration.md` has the formulas and their sources.
 //!
 //! For each observed value a collector holds about 100 bytes, and where its calibrator asks for more than extremes a
-//! histogram of 64 KiB; for each input the fingerprints of up to 4,096 samples, 32 KiB; and 64 KiB of counters in all. Nothing
+//! histogram of 64 KiB; for each input the fingerprints of up to 4,096 samples, some 100 KB; and 64 KiB of counters in all. Nothing
 //! grows with the number of samples or the size of tensors.
 
 mod batch_norms;
@@ -15,11 +15,20 @@ mod mse;
 mod search;
 mod trial;
 
-pub use batch_norms::{ChannelStatistics, renormalised};
+pub use batch_norms::{ChannelStatistics, behind_batch_norms, renormalised};
 pub use calibrators::{Calibrator, Calibrators, Choice, UnknownCalibrator};
 pub use trial::{Trial, trial};
 
-use crate::{capability::int8_capability, edit::activations, lint_data};
+use crate::{
+    Context, Options,
+    capability::int8_capability,
+    edit::{activations, is_move},
+    insert_fake_quant::{clamp_behind, range_of},
+    lint::{
+        Finding,
+        samples::{self, Distinct, Numbers},
+    },
+};
 use histogram::{Counters, Histogram};
 use qcc_ir::{DType, Graph, Stage, ValueId};
 use serde::{Deserialize, Serialize};
@@ -44,6 +53,20 @@ pub fn observed_values(graph: &Graph) -> Vec<ValueId> {
     values.extend(graph.inputs().iter().map(|n| n.out()));
     values.retain(|&v| graph.constant_value(v).is_none() && graph.ty(v).dtype == DType::F32);
     values.into_iter().collect()
+}
+
+/// The ranges that the grids of values have which samples can leave, as [`quantize`](crate::quantize) makes them of these: of what
+/// is observed, but for inputs that are pixels, results that a clamp follows (which has the grid), and what is only moved.
+pub fn grid_ranges(graph: &Graph, ranges: &Ranges) -> Vec<(ValueId, Range)> {
+    let options = Options::default();
+    let ctx = Context::new(&options, ranges);
+    let range = |value: ValueId| {
+        let is_moved = graph.op(value.node).is_some_and(is_move);
+        let has_own =
+            !is_moved && clamp_behind(graph, value.node).is_none() && ranges.get(graph, value).is_some();
+        has_own.then(|| range_of(graph, &ctx, value).ok()).flatten().map(|range| (value, range))
+    };
+    observed_values(graph).into_iter().filter_map(range).collect()
 }
 
 /// The key of a value in [`Ranges`]: its node's name, with `:port` after the first output.
@@ -71,15 +94,15 @@ impl Range {
     }
 }
 
-/// Ranges by value name, and what looked wrong with the data.
+/// Ranges by value name, and what looks wrong with the data.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Ranges {
     /// Range of each value, by the name of its node (`name:1` for a second output).
     pub values: BTreeMap<String, Range>,
     /// Number of samples seen.
     pub samples: u64,
-    /// What looks wrong with the samples; one sentence each.
-    pub warnings: Vec<String>,
+    /// What looks wrong with the samples.
+    pub findings: Vec<Finding>,
     /// How ranges were found where that was by trying; one sentence each.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -128,11 +151,15 @@ pub(crate) struct Seen {
     pub(crate) min: f32,
     pub(crate) max: f32,
     /// Samples all of whose elements were equal.
-    pub(crate) constant: u64,
+    pub(crate) constant: Numbers,
+    /// Samples with elements that are not finite.
+    pub(crate) with_odd: Numbers,
     /// Whether every element was an integer.
     pub(crate) integral: bool,
-    /// Fingerprints of the first distinct samples; of inputs only.
-    pub(crate) distinct: BTreeSet<u64>,
+    /// Whether it is an input that takes pictures.
+    pub(crate) is_picture: bool,
+    /// Which samples are copies; of inputs only.
+    pub(crate) distinct: Distinct,
     histogram: Option<Histogram>,
     average: Option<Average>,
 }
@@ -195,7 +222,9 @@ impl Collector {
         let names: BTreeMap<ValueId, String> =
             observed_values(graph).into_iter().map(|v| (v, value_name(graph, v))).collect();
         let seen = |(v, name): (&ValueId, &String)| {
-            (name.clone(), Seen::new(name, inputs.contains(v), calibrators.of(name)))
+            let seen = Seen::new(name, inputs.contains(v), calibrators.of(name));
+            let is_picture = seen.is_input && takes_pictures(graph, *v);
+            (name.clone(), Seen { is_picture, ..seen })
         };
         let seen = names.iter().map(seen).collect();
         Collector { names, seen, calibrators, counters: None }
@@ -224,18 +253,19 @@ impl Collector {
         self.calibrators.values.keys().map(String::as_str).filter(|name| !self.seen.contains_key(*name))
     }
 
-    /// Takes in the elements of one value on one sample, the next one; of a value that is not observed, nothing.
-    pub fn record(&mut self, value: ValueId, elements: &[f32]) {
-        if let Some(extremes) = self.count(value, elements) {
+    /// Takes in the elements of one value on one sample, which has this number among all; of a value that is not observed,
+    /// nothing. Samples must come in their order.
+    pub fn record(&mut self, value: ValueId, number: u64, elements: &[f32]) {
+        if let Some(extremes) = self.count(value, number, elements) {
             self.follow(value, extremes);
         }
     }
 
     /// [`record`](Self::record) but for what depends on the order of samples, which is left to who can
     /// [follow](Self::follow) it. `None` for a value that is not observed.
-    pub fn count(&mut self, value: ValueId, elements: &[f32]) -> Option<Extremes> {
+    pub fn count(&mut self, value: ValueId, number: u64, elements: &[f32]) -> Option<Extremes> {
         let seen = self.names.get(&value).and_then(|name| self.seen.get_mut(name))?;
-        Some(seen.count(elements, &mut self.counters))
+        Some(seen.count(number, elements, &mut self.counters))
     }
 
     /// Whether [`follow`](Self::follow) has anything to do.
@@ -265,7 +295,7 @@ impl Collector {
         Statistics { calibrators: self.calibrators, seen: self.seen }
     }
 
-    /// The ranges, and warnings about the data. Values that were never recorded have no range.
+    /// The ranges, and what looks wrong with the data. Values that were never recorded have no range.
     pub fn finish(self) -> Ranges {
         self.into_statistics().ranges()
     }
@@ -279,7 +309,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// The ranges by the calibrators that were asked for, and warnings about the data. Where they were to be measured
+    /// The ranges by the calibrators that were asked for, and what looks wrong with the data. Where they were to be measured
     /// ([`Choice::Auto`]) and nobody has, the expected error decides: [`Calibrator::Mse`].
     pub fn ranges(&self) -> Ranges {
         self.ranges_by(&|name| self.calibrators.of(name).unwrap_or(Calibrator::Mse))
@@ -288,11 +318,11 @@ impl Statistics {
     /// The ranges by other calibrators. Values of which too little was kept for theirs have all that was seen as their range.
     pub fn ranges_by(&self, calibrator: &dyn Fn(&str) -> Calibrator) -> Ranges {
         let seen: Vec<&Seen> = self.seen.values().collect();
-        let samples = self.samples();
-        let warnings = lint_data::lint(&seen, samples);
+        let count = self.samples();
+        let findings = samples::lint(&seen, count);
         let range = |s: &&Seen| (s.name.clone(), s.range(calibrator(&s.name)));
         let values = seen.iter().filter(|s| s.min <= s.max).map(range).collect();
-        Ranges { values, samples, warnings, ..Ranges::default() }
+        Ranges { values, samples: count, findings, ..Ranges::default() }
     }
 
     /// The calibrators that were asked for.
@@ -316,9 +346,11 @@ impl Seen {
             not_finite: 0,
             min: f32::INFINITY,
             max: f32::NEG_INFINITY,
-            constant: 0,
+            constant: Numbers::default(),
+            with_odd: Numbers::default(),
             integral: true,
-            distinct: BTreeSet::new(),
+            is_picture: false,
+            distinct: Distinct::default(),
             histogram: calibrator.is_none_or(Calibrator::needs_histogram).then(Histogram::new),
             average: match calibrator {
                 Some(Calibrator::MovingAverage(weight)) => Some(Average { weight, ends: None }),
@@ -327,13 +359,18 @@ impl Seen {
         }
     }
 
-    fn count(&mut self, elements: &[f32], counters: &mut Option<Counters>) -> Extremes {
+    fn count(&mut self, number: u64, elements: &[f32], counters: &mut Option<Counters>) -> Extremes {
         let extremes = Extremes::of(elements);
         let Extremes { min, max, not_finite } = extremes;
         self.samples += 1;
         self.elements += elements.len() as u64;
         self.not_finite += not_finite;
-        self.constant += u64::from(elements.len() > 1 && min == max);
+        if elements.len() > 1 && min == max {
+            self.constant.add(number);
+        }
+        if not_finite > 0 {
+            self.with_odd.add(number);
+        }
         self.min = self.min.min(min);
         self.max = self.max.max(max);
         if let Some(h) = &mut self.histogram {
@@ -341,7 +378,7 @@ impl Seen {
         }
         if self.is_input {
             self.integral = self.integral && elements.iter().all(|x| x.fract() == 0.0);
-            self.remember(fingerprint(elements));
+            self.distinct.add(fingerprint(elements), number);
         }
         extremes
     }
@@ -351,14 +388,6 @@ impl Seen {
             let new = [sample.min, sample.max].map(f64::from);
             let moved = |old: [f64; 2]| [0, 1].map(|i| old[i] + *weight * (new[i] - old[i]));
             *ends = Some(ends.map_or(new, moved));
-        }
-    }
-
-    /// Keeps the smallest fingerprints, so that what is kept does not depend on the order.
-    fn remember(&mut self, fingerprint: u64) {
-        self.distinct.insert(fingerprint);
-        if self.distinct.len() > MOST_FINGERPRINTS {
-            self.distinct.pop_last();
         }
     }
 
@@ -378,11 +407,10 @@ impl Seen {
         self.not_finite += other.not_finite;
         self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);
-        self.constant += other.constant;
+        self.constant.merge(other.constant);
+        self.with_odd.merge(other.with_odd);
         self.integral &= other.integral;
-        for f in other.distinct {
-            self.remember(f);
-        }
+        self.distinct.merge(other.distinct);
         if let (Some(ours), Some(theirs)) = (&mut self.histogram, other.histogram) {
             ours.merge(theirs);
         }
@@ -416,6 +444,15 @@ impl Average {
             }
             (a, b) => a.or(b),
         };
+    }
+}
+
+/// Whether an input has the shape of pictures, `[N, C, H, W]` or `[N, H, W, C]` of one channel or three.
+fn takes_pictures(graph: &Graph, input: ValueId) -> bool {
+    const LEAST_SIDE: usize = 8;
+    match *graph.shape(input).dims() {
+        [_, 1 | 3, h, w] | [_, h, w, 1 | 3] => h.min(w) >= LEAST_SIDE,
+        _ => false,
     }
 }
 
@@ -469,8 +506,8 @@ pub(crate) mod tests {
     fn seen(calibrator: Calibrator, samples: &[Vec<f32>]) -> Seen {
         let mut seen = Seen::new("x", false, Some(calibrator));
         let mut counters = None;
-        for sample in samples {
-            let extremes = seen.count(sample, &mut counters);
+        for (number, sample) in (0..).zip(samples) {
+            let extremes = seen.count(number, sample, &mut counters);
             seen.follow(extremes);
         }
         seen

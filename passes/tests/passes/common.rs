@@ -207,7 +207,7 @@ pub(crate) fn calibrated(graph: &Graph) -> Ranges {
     for seed in 0..8 {
         interpreter::run_observed(graph, &inputs(graph, seed), &mut |v, t| {
             if let Ok(elements) = t.as_slice::<f32>() {
-                collector.record(v, elements);
+                collector.record(v, seed, elements);
             }
         })
         .unwrap();

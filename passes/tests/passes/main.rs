@@ -14,6 +14,7 @@ mod fuse_pad;
 mod fuse_residual;
 mod insert_fake_quant;
 mod join_columns;
+mod lint;
 mod lower_to_int8;
 mod models;
 mod pipeline;

@@ -1,6 +1,6 @@
 //! Ranges of activations: the float graph runs on samples, on all threads, and shows what is in it.
 
-use super::{Compiler, Event, Prepared, graph_inputs, measure::notes};
+use super::{Compiler, Event, Prepared, graph_inputs, lint, measure::notes};
 use crate::{
     Calibration, Error, Feed, Samples, Threads,
     data::dead_leaves,
@@ -9,15 +9,15 @@ use crate::{
 };
 use qcc_ir::{Graph, Tensor, ValueId};
 use qcc_passes::{
-    Calibrator, Calibrators, ChannelScales, Choice, Collector, InputMoments, Ranges, RepairChoice, Repairs,
-    Statistics, renormalised,
+    Calibrator, Calibrators, ChannelScales, Choice, Collector, Finding, InputMoments, Ranges, RepairChoice,
+    Repairs, Statistics, renormalised,
 };
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -39,6 +39,11 @@ impl Calibrated {
         &self.ranges
     }
 
+    /// What looks wrong with the samples.
+    pub fn findings(&self) -> &[Finding] {
+        &self.ranges.findings
+    }
+
     pub(crate) fn new(ranges: Ranges, samples: &Samples, calibrator: &Calibrators) -> Calibrated {
         let summary = Calibration {
             origin: samples.origin().into(),
@@ -52,7 +57,7 @@ impl Calibrated {
         let mut ranges = ranges;
         if samples.is_noise() {
             // That noise is no data was said already.
-            ranges.warnings.clear();
+            ranges.findings.clear();
         }
         Calibrated { ranges, summary }
     }
@@ -97,6 +102,8 @@ impl Collected {
 pub(crate) struct Observation {
     compiler: Compiler,
     met_grids: AtomicBool,
+    /// The number of the sample that runs.
+    sample: Arc<AtomicU64>,
     collectors: Mutex<Vec<Arc<Mutex<Collector>>>>,
 }
 
@@ -105,6 +112,7 @@ pub(crate) struct ObservedPart {
     /// The values of the collector, which come first among those that are shown.
     values: Vec<ValueId>,
     session: Mutex<ObservedSession>,
+    sample: Arc<AtomicU64>,
     collector: Arc<Mutex<Collector>>,
 }
 
@@ -115,6 +123,7 @@ impl Observation {
         Observation {
             compiler: compiler.share_weights(),
             met_grids: AtomicBool::new(false),
+            sample: Arc::default(),
             collectors: Mutex::default(),
         }
     }
@@ -136,7 +145,12 @@ impl Observation {
         let session = Mutex::new(observed.session(self.compiler.threads_of_calibration()?));
         let collector = Arc::new(Mutex::new(collector));
         lock(&self.collectors).push(collector.clone());
-        Ok(ObservedPart { values, session, collector })
+        Ok(ObservedPart { values, session, sample: self.sample.clone(), collector })
+    }
+
+    /// Samples that run from now on have this number.
+    pub(crate) fn at(&self, sample: u64) {
+        self.sample.store(sample, Ordering::Relaxed);
     }
 
     /// Whether any part is quantized already.
@@ -167,7 +181,11 @@ impl ObservedPart {
         let results = shown.split_off(self.values.len());
         let mut collector = lock(&self.collector);
         for (value, tensor) in self.values.iter().zip(&shown) {
-            collector.record(*value, tensor.as_slice().unwrap_or_default());
+            collector.record(
+                *value,
+                self.sample.load(Ordering::Relaxed),
+                tensor.as_slice().unwrap_or_default(),
+            );
         }
         Ok(results)
     }
@@ -200,6 +218,14 @@ impl Compiler {
         };
         let collected = self.collected(prepared, samples, calibrators, repairs)?;
         let mut ranges = collected.ranges(calibrators, repairs);
+        let looked = self.look_at_samples(prepared, samples)?;
+        lint::without_judged(&mut ranges.findings, &looked.judged);
+        ranges.findings.extend(looked.findings);
+        ranges.findings.retain(|f| !self.options.allowed.contains(&f.rule));
+        if !prepared.graph().inputs().is_empty() {
+            let feed = samples.bind(&graph_inputs(prepared.graph()), &self.preprocess)?;
+            lint::locate(&mut ranges.findings, &feed);
+        }
         ranges.notes = measured.as_ref().map(notes).unwrap_or_default();
         let mut calibrated = Calibrated::new(ranges, samples, &self.calibrators);
         calibrated.summary.measured = measured;
@@ -335,7 +361,9 @@ impl Compiler {
             |own, batch| {
                 let mut extremes = Vec::new();
                 for (i, &value) in values.iter().enumerate() {
-                    let of_samples = batch.samples_of(0, i).filter_map(|sample| own.count(value, sample));
+                    let numbers = (batch.index * batch.size) as u64..;
+                    let samples = numbers.zip(batch.samples_of(0, i));
+                    let of_samples = samples.filter_map(|(number, sample)| own.count(value, number, sample));
                     match follows {
                         true => extremes.extend(of_samples.map(|e| (value, e))),
                         false => of_samples.for_each(drop),
@@ -404,7 +432,7 @@ mod tests {
                 compiler.calibrate(&prepared(&compiler)).unwrap().ranges().clone()
             };
             let one = ranges(1, 3);
-            assert_eq!((one.samples, one.warnings.len()), (20, 0), "{:?}", one.warnings);
+            assert_eq!((one.samples, one.findings.len()), (20, 0), "{:?}", one.findings);
             for threads in [2, 3, 8] {
                 assert_eq!(ranges(threads, 3), one, "{calibrator}, {threads} threads");
             }

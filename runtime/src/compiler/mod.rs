@@ -12,12 +12,15 @@ use qcc_ir::{
     onnx::{self, Bindings},
 };
 use qcc_passes::{
-    Calibrators, Layers, Options, Precision, Ranges, RepairChoice, Repairs, Report, WeightBits, WeightGrid,
+    Calibrators, Finding, Layers, Level, Options, Precision, Ranges, RepairChoice, Repairs, Report, Rule,
+    WeightBits, WeightGrid,
 };
 use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
 mod calibrate;
+mod lint;
 mod measure;
+mod reestimate;
 mod reference;
 mod repair;
 
@@ -39,6 +42,13 @@ pub enum Event<'a> {
         /// Batches seen.
         done: usize,
         /// Batches in all.
+        total: usize,
+    },
+    /// Statistics of batch norms have been recomputed from this many batches.
+    Reestimating {
+        /// Batches seen.
+        done: usize,
+        /// Batches in all: of all samples, for each depth at which there are batch norms.
         total: usize,
     },
     /// This many quantized networks have been compared with float, to choose among calibrators and repairs or to find the layers
@@ -89,6 +99,7 @@ pub struct Compiler {
     pub(crate) samples: Option<Samples>,
     pub(crate) preprocess: Preprocess,
     takes_pixels: bool,
+    reestimates: bool,
     bindings: Bindings,
     tier: Option<String>,
     threads: Threads,
@@ -117,6 +128,11 @@ impl Prepared {
         &self.graph
     }
 
+    /// What looks wrong with the model.
+    pub fn findings(&self) -> &[Finding] {
+        &self.report.findings
+    }
+
     /// Whether the model is quantized already. Then nothing is calibrated, and int8 computes on its grids.
     pub fn brings_grids(&self) -> bool {
         self.graph.stage == Stage::FakeQuant
@@ -136,6 +152,7 @@ impl Compiler {
             samples: None,
             preprocess: Preprocess::default(),
             takes_pixels: false,
+            reestimates: false,
             bindings: Bindings::default(),
             tier: None,
             threads: Threads::one(),
@@ -170,6 +187,12 @@ impl Compiler {
     /// [scales](Repairs::scales) of weights are.
     pub fn repairs(mut self, repairs: impl Into<RepairChoice>) -> Compiler {
         self.repairs = repairs.into();
+        self
+    }
+
+    /// Leaves out what a rule finds. May be called for several rules.
+    pub fn allow(mut self, rule: Rule) -> Compiler {
+        self.options.allowed.insert(rule);
         self
     }
 
@@ -469,14 +492,21 @@ impl Compiler {
     /// Folds and fuses a float graph.
     ///
     /// # Errors
-    /// Where a pin names no node.
-    pub fn prepare(&self, mut graph: Graph) -> Result<Prepared, Error> {
+    /// Where a pin names no node, or batch norms are to be re-estimated and cannot be.
+    pub fn prepare(&self, graph: Graph) -> Result<Prepared, Error> {
+        let prepared = self.prepare_silently(graph)?;
+        self.warn_of(&prepared.report);
+        Ok(prepared)
+    }
+
+    /// [`prepare`](Self::prepare), of which nothing is told.
+    fn prepare_silently(&self, mut graph: Graph) -> Result<Prepared, Error> {
         // What is certain without a plan: no pass makes constants, inputs or results much smaller.
         let MemoryPlan { constants, .. } = MemoryPlan::of(&graph);
         let least = constants.saturating_add(signature_bytes(&graph));
         MemoryError::check("the model", least, self.memory_limit())?;
-        let report = qcc_passes::prepare(&mut graph, &self.pass_options(), &mut self.watch())?;
-        self.warn_of(&report);
+        let options = self.estimated(&graph)?.pass_options();
+        let report = qcc_passes::prepare(&mut graph, &options, &mut self.watch())?;
         Ok(Prepared { graph, report })
     }
 
@@ -551,6 +581,8 @@ impl Compiler {
             calibration: calibrated.filter(|_| quantized).map(|c| c.summary.clone()),
             preprocess: self.preprocess.clone(),
             pixels: self.takes_pixels.then(|| pixels_of(graph, report)),
+            reestimated: report.record("reestimate_batch_norms").map_or(0, |r| r.applied),
+            findings: report.findings.clone(),
             report: report.to_string(),
             plan: qcc_passes::plan(graph, report),
         }
@@ -585,6 +617,9 @@ impl Compiler {
     fn warn_of(&self, report: &Report) {
         for note in report.warnings() {
             self.tell(Event::Warning(&format!("`{}`: {}", note.node, note.text)));
+        }
+        for finding in report.findings.iter().filter(|f| f.level == Level::Warning) {
+            self.tell(Event::Warning(&finding.to_string()));
         }
     }
 

@@ -121,6 +121,22 @@ impl Feed {
         self.labels.as_deref()
     }
 
+    /// The number that a sample has in the data, before some of them were picked, and its file, where it has one of its own.
+    pub fn place(&self, sample: usize) -> (u64, Option<String>) {
+        let Some(&at) = self.picked.get(sample) else { return (sample as u64, None) };
+        let file = self.feeds.iter().find_map(|feed| match feed {
+            InputFeed::Files(files, _) | InputFeed::Arrays(files) => files.get(at),
+            InputFeed::Noise | InputFeed::Pixels(..) | InputFeed::Rows(_) | InputFeed::Batches(_) => None,
+        });
+        (at as u64, file.map(|f| f.display().to_string()))
+    }
+
+    /// Whether the samples of an input are images, which are preprocessed.
+    pub fn holds_pixels(&self, input: &str) -> bool {
+        let is_image = |feed: &InputFeed| matches!(feed, InputFeed::Files(..) | InputFeed::Pixels(..));
+        self.inputs.iter().zip(&self.feeds).any(|(i, feed)| i.name == input && is_image(feed))
+    }
+
     /// The samples of one batch, for each input of the model. The last batch is filled up with its last sample.
     pub fn batch(&self, index: usize) -> Result<Vec<Tensor>, DataError> {
         let at = |i: usize| self.picked[(index * self.batch + i).min(self.picked.len() - 1)];

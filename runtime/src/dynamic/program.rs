@@ -7,7 +7,7 @@ use crate::{
     program::{ProgramError, Record, record},
 };
 use qcc_ir::{Device, numerics::RequantMode, onnx};
-use qcc_passes::{Precision, WeightGrid};
+use qcc_passes::{BatchNormStatistics, Precision, WeightGrid};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
@@ -37,6 +37,8 @@ pub struct DynamicInfo {
     pub pins: BTreeMap<String, Device>,
     /// How images become inputs.
     pub preprocess: Preprocess,
+    /// Statistics of batch norms that were recomputed from samples.
+    pub statistics: Option<BatchNormStatistics>,
     /// Ranges of activations; `None` for float.
     pub calibrated: Option<Calibrated>,
 }
@@ -116,9 +118,11 @@ impl DynamicProgram {
 
     /// The compiler with what is the model's own business as it was when this was made.
     fn compiler(&self, compiler: &Compiler) -> Compiler {
-        let DynamicInfo { precision, requant, weights, weight_bits, pins, preprocess, .. } =
+        let DynamicInfo { precision, requant, weights, weight_bits, pins, preprocess, statistics, .. } =
             self.info.clone();
         let mut compiler = compiler.clone().precision(precision).weights(weights).weight_bits(weight_bits);
+        compiler = compiler.reestimate_batch_norms(false);
+        compiler = statistics.into_iter().fold(compiler, Compiler::batch_norm_statistics);
         compiler = requant.into_iter().fold(compiler, Compiler::requant);
         compiler = pins.into_iter().fold(compiler, |c, (node, device)| c.pin(node, device));
         compiler.preprocess(preprocess)
@@ -136,12 +140,11 @@ impl Compiler {
         let failed = |e| Error::Import { path: origin.clone(), source: Box::new(e) };
         let packed = onnx::Packed::of_file(path, self.memory_limit()).map_err(failed)?;
         let model = Arc::new(packed.model(self.memory_limit()).map_err(failed)?);
+        let recipe = Recipe::new(self.clone(), model.clone(), origin.clone(), None);
+        let statistics = recipe.compiler()?.0.options.statistics.as_deref().cloned();
         let calibrated = match self.options.precision.is_calibrated() {
             false => None,
-            true => {
-                let recipe = Recipe::new(self.clone(), model.clone(), origin.clone(), None);
-                Some((*recipe.calibrated()?.0).clone())
-            }
+            true => Some((*recipe.calibrated()?.0).clone()),
         };
         let info = DynamicInfo {
             qcc: env!("CARGO_PKG_VERSION").into(),
@@ -151,6 +154,7 @@ impl Compiler {
             weight_bits: self.options.weight_bits,
             pins: self.options.pins.clone(),
             preprocess: self.preprocess.clone(),
+            statistics,
             calibrated,
         };
         Ok(DynamicProgram { packed, model, info })

@@ -17,6 +17,8 @@ pub(super) struct Recipe {
     origin: String,
     /// Shapes of the first inputs that came, for noise where there are no samples.
     shapes: OnceLock<BTreeMap<String, Vec<usize>>>,
+    /// The compiler with statistics of batch norms, where they are recomputed.
+    estimated: Mutex<Option<Arc<Compiler>>>,
     calibrated: Mutex<Option<Arc<Calibrated>>>,
 }
 
@@ -29,7 +31,8 @@ impl Recipe {
         calibrated: Option<Calibrated>,
     ) -> Recipe {
         let calibrated = Mutex::new(calibrated.map(Arc::new));
-        Recipe { compiler, model, origin, shapes: OnceLock::new(), calibrated }
+        let (shapes, estimated) = (OnceLock::new(), Mutex::default());
+        Recipe { compiler, model, origin, shapes, estimated, calibrated }
     }
 
     /// The same for another form of the model.
@@ -45,17 +48,45 @@ impl Recipe {
         });
     }
 
+    /// The compiler; with statistics of batch norms where they are to be recomputed, from the samples in the shape that they have.
+    /// Also the time that this took.
+    pub(super) fn compiler(&self) -> Result<(Arc<Compiler>, Duration), Error> {
+        // Held meanwhile: a second caller needs the same.
+        let mut estimated = lock(&self.estimated);
+        if let Some(found) = &*estimated {
+            return Ok((found.clone(), Duration::ZERO));
+        }
+        let start = Instant::now();
+        let compiler = match self.compiler.reestimates() {
+            false => self.compiler.clone(),
+            true => {
+                let failed = |e| Error::Import { path: self.origin.clone(), source: Box::new(e) };
+                let samples = self.compiler.samples.clone().unwrap_or_else(Samples::noise).group(0)?;
+                let mut bindings = self.compiler.bindings().clone();
+                for info in self.input_types(&samples)? {
+                    bindings.shapes.insert(info.name, info.ty.shape.to_vec());
+                }
+                self.compiler.estimated(&self.model.graph(&bindings).map_err(failed)?)?
+            }
+        };
+        let compiler = Arc::new(compiler);
+        *estimated = Some(compiler.clone());
+        let took = if self.compiler.reestimates() { start.elapsed() } else { Duration::ZERO };
+        Ok((compiler, took))
+    }
+
     /// Machine code for the graph of a part, and the time that was spent on samples for it.
     pub(super) fn compile(&self, graph: Graph) -> Result<(Model, Duration), Error> {
-        let prepared = self.compiler.prepare(graph)?;
-        let compiler = self.compiler.without_noise_for(&prepared);
+        let (own, estimation) = self.compiler()?;
+        let prepared = own.prepare(graph)?;
+        let compiler = own.without_noise_for(&prepared);
         let needs_ranges = compiler.options.precision.is_calibrated() && !prepared.brings_grids();
         let (calibrated, took) = match needs_ranges {
             true => self.calibrated().map(|(ranges, took)| (Some(ranges), took))?,
             false => (None, Duration::ZERO),
         };
         let program = compiler.lower(&prepared, calibrated.as_deref())?;
-        Ok((self.compiler.jit(&program)?, took))
+        Ok((own.jit(&program)?, took + estimation))
     }
 
     /// The ranges, from samples where they are not there yet, and the time that this took.
@@ -74,14 +105,17 @@ impl Recipe {
     /// Runs the samples through the float model, in the shapes that they have.
     fn calibrate(&self) -> Result<Calibrated, Error> {
         let samples = self.compiler.samples.clone().unwrap_or_else(Samples::noise);
-        let observation = Arc::new(Observation::new(&self.compiler));
+        let observation = Arc::new(Observation::new(&self.compiler()?.0));
         let engine = Engine::Observed(observation.clone());
         let model = DynamicModel::with(self.model.clone(), self.origin.clone(), engine, false);
         let groups = samples.groups();
+        let mut number = 0;
         for i in 0..groups {
             let group = samples.group(i)?;
             let feed = group.bind(&self.input_types(&group)?, &self.compiler.preprocess)?;
             for batch in 0..feed.batches() {
+                observation.at(number);
+                number += 1;
                 model.run_within(&feed.batch(batch)?, &self.model.texts(), None)?;
                 let (done, total) = match groups {
                     1 => (batch + 1, feed.batches()),
