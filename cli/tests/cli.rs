@@ -346,8 +346,8 @@ fn a_policy_is_searched_for_written_and_taken_back() {
     assert!(found.contains("mixed.policy.toml"), "{found}");
 
     // Given back, it makes the same file.
-    let taken =
-        stdout(&qcc(&compile(&["--policy", &at("mixed.policy.toml"), "-o", &at("again.qcc"), "--explain"])));
+    let files = [("--policy", "mixed.policy.toml"), ("-o", "again.qcc")];
+    let taken = stdout(&run(&compile(&["--explain"], &files)));
     assert_eq!(taken.matches("that is the policy").count(), float, "{taken}");
     assert!(
         std::fs::read(at("mixed.qcc")).unwrap() == std::fs::read(at("again.qcc")).unwrap(),
