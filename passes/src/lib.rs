@@ -32,6 +32,7 @@ mod fuse_clamp;
 mod fuse_pad;
 mod fuse_residual;
 mod insert_fake_quant;
+mod isolate;
 mod join_columns;
 mod lint_data;
 mod lower_to_int8;
@@ -43,19 +44,22 @@ mod regions;
 mod round_weights;
 mod take_dynamic_products;
 mod take_pixels;
+mod weight_channels;
 mod weight_parts;
 mod widen_half;
 
 pub use calibrate::{
-    Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Extremes, Range, Ranges, Statistics,
-    Trial, UnknownCalibrator, observed_values, renormalised, trial, value_name,
+    Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Distribution, Extremes, PERCENTILES,
+    Range, Ranges, Statistics, Trial, UnknownCalibrator, observed_values, renormalised, trial, value_name,
 };
 pub use capability::int8_capability;
 pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
+pub use isolate::{Isolated, LayerNoise, QuantizedLayer, isolated, quantized_layers, without_grids};
 pub use options::{Capability, ImageInput, Options, Precision, Repairs, WeightBits, WeightGrid};
 pub use plan::plan;
 pub use record::{Note, NoteKind, PassError, Record, Report};
 pub use round_weights::{InputMoments, Moments, weighted_products};
+pub use weight_channels::{ChannelWeights, weight_channels};
 
 use qcc_ir::{Graph, Stage, verify};
 use std::{cell::RefCell, collections::BTreeMap};

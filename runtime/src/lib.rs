@@ -75,6 +75,7 @@ mod threads;
 mod tier;
 mod tune;
 mod view;
+pub mod workbench;
 pub mod zoo;
 
 pub use bench::{BenchReport, Latency, Run, bench, bench_dynamic};
@@ -99,7 +100,7 @@ pub use qcc_ir as ir;
 pub use qcc_passes as passes;
 pub use qcc_passes::{Calibrator, Calibrators, Choice, Precision, Repairs, WeightBits};
 pub use roofline::{Bound, Host, MemoryLevel, Peaks};
-pub use sqnr::SquaredError;
+pub use sqnr::{Decibels, SquaredError};
 pub use threads::{Threads, ThreadsError};
 pub use tier::{TIER_VARIABLE, TierError, choose_tier};
 pub use tune::{Change, TuneReport, Tuning, tune};

@@ -87,6 +87,27 @@ impl Observed {
     /// # Errors
     /// Where the graph cannot be lowered or compiled.
     pub fn new(compiler: &Compiler, graph: &Graph, values: &[ValueId]) -> Result<Observed, Error> {
+        let precision = match graph.stage {
+            Stage::FakeQuant => Precision::FakeQuant,
+            _ => Precision::Float,
+        };
+        // Without pins: they are meant for the model that comes out, and may name integer devices.
+        let options = Options { capability: qcc_codegen::capability, precision, ..Options::default() };
+        Observed::lowered(compiler, graph, values, options)
+    }
+
+    /// Compiles a graph to show these values as the model that comes of it has them, with these options: codes of
+    /// [`Precision::Int8`] are shown as the numbers that they stand for. Of a graph at [`Stage::FakeQuant`], only
+    /// values that [`quantized_layers`](qcc_passes::quantized_layers) names leave the rest as it is without them.
+    ///
+    /// # Errors
+    /// Where the graph cannot be lowered or compiled.
+    pub(crate) fn lowered(
+        compiler: &Compiler,
+        graph: &Graph,
+        values: &[ValueId],
+        options: Options,
+    ) -> Result<Observed, Error> {
         let mut outputs: Vec<Output> = Vec::new();
         let mut places = Vec::with_capacity(values.len());
         for &value in values {
@@ -104,7 +125,7 @@ impl Observed {
         }
         let model = match outputs.is_empty() {
             true => None,
-            false => Some(compile(compiler, graph, outputs)?),
+            false => Some(compile(compiler, graph, outputs, options)?),
         };
         Ok(Observed { model, places: places.into() })
     }
@@ -117,17 +138,17 @@ impl Observed {
 }
 
 /// The model of a graph with other outputs.
-fn compile(compiler: &Compiler, graph: &Graph, outputs: Vec<Output>) -> Result<Model, Error> {
+fn compile(
+    compiler: &Compiler,
+    graph: &Graph,
+    outputs: Vec<Output>,
+    options: Options,
+) -> Result<Model, Error> {
     let mut graph = graph.clone();
     graph.set_outputs(outputs);
     graph.remove_dead();
-    let precision = match graph.stage {
-        Stage::FakeQuant => Precision::FakeQuant,
-        _ => Precision::Float,
-    };
-    // Without pins: they are meant for the model that comes out, and may name integer devices.
-    let options = Options { capability: qcc_codegen::capability, precision, ..Options::default() };
     qcc_passes::lower(&mut graph, &options, &mut |_, _| {})?;
+    let precision = options.precision;
     let info = ProgramInfo { precision, ..compiler.info(&graph, options.requant, None, &Report::default()) };
     let jit = JitOptions { listing: false, ..compiler.jit_options()? }.threads(Threads::one());
     Ok(Program::new(graph, info).jit(&jit)?)
