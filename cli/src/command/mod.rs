@@ -5,6 +5,7 @@ pub(crate) mod compile;
 pub(crate) mod eval;
 mod inputs;
 pub(crate) mod inspect;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod test;
 mod values;
