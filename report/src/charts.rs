@@ -111,7 +111,7 @@ pub(crate) fn errors(facts: &Facts) -> Option<Plot> {
     }
     let text = |l: &LayerFacts| {
         let of = |d: Option<Decibels>| d.map_or("–".into(), |d| d.to_string());
-        let cause = l.error.causes.map_or(String::new(), |c| format!(", by {}", c.main()));
+        let cause = l.error.causes.map_or(String::new(), |c| format!(", mostly by {}", c.main().phrase()));
         format!(
             "<b>{}</b> ({})<br>alone: {}{cause}<br>in the network: {}",
             escaped(&l.name),
@@ -126,15 +126,14 @@ pub(crate) fn errors(facts: &Facts) -> Option<Plot> {
         |color: &'static str, width: f64, dash: DashType| Line::new().color(color).width(width).dash(dash);
     let is_dynamic = facts.conditions.precision == Precision::Int8Dynamic;
     let in_network = if is_dynamic { "in the network" } else { "in the network, fake-quant" };
-    plot.add_trace(trace(in_network, &fake, texts.clone()).mode(Mode::Lines).line(line(
-        GREY,
-        1.5,
-        DashType::Solid,
-    )));
     if is_seen(&int8) {
         let int8 = trace("in the network, int8", &int8, texts.clone()).mode(Mode::Lines);
-        plot.add_trace(int8.line(line(TEAL, 2.0, DashType::Solid)));
+        plot.add_trace(int8.line(line(TEAL, 3.0, DashType::Solid)));
     }
+    // Mostly the two are one: the thin one lies on the wide one.
+    let dash = if is_dynamic { DashType::Solid } else { DashType::Dot };
+    let fake = trace(in_network, &fake, texts.clone()).mode(Mode::Lines);
+    plot.add_trace(fake.line(line(INK, 1.3, dash)));
     let outlying =
         facts.median_local().map_or(f64::NEG_INFINITY, |m| m.0 - qcc_runtime::workbench::OUTLYING_DB);
     let split = |bad: bool| -> Vec<Option<f64>> {
@@ -310,7 +309,7 @@ pub(crate) fn histogram(values: &Distribution, grid: Option<&GridFacts>) -> Plot
         }
     }
     let mut base = layout([28, 16, 40, 56])
-        .title(Title::with_text("values in float (log scale), and the grid").font(font(13)))
+        .title(Title::with_text("values in float (log scale); shaded: the grid").font(font(13)))
         .bar_mode(BarMode::Overlay)
         .x_axis(Axis::new().show_grid(false))
         .y_axis(titled("count").type_(AxisType::Log));
@@ -407,7 +406,7 @@ pub(crate) fn weights(weights: &WeightFacts, largest_code: f64) -> Plot {
     let end = |g: &ChannelWeights| Some(f64::from(g.scale?) * largest_code);
     let steps: Option<Vec<f64>> = weights.groups.iter().map(end).collect();
     extremes(
-        "weights of each channel: smallest to largest",
+        "weights of each channel; dotted: ends of its grid",
         weights.grouped_by,
         weights.channels,
         &ends,

@@ -2,14 +2,17 @@
 
 use crate::{
     ReportError, charts,
-    figures::{bytes, decibels, micros, time},
-    frame::{Charts, chart, frame},
+    figures::{bytes, decibels, elided, micros, time},
+    frame::{Charts, chart, frame, marked},
 };
 use maud::{Markup, html};
 use qcc_runtime::{
     Decibels,
     workbench::{Change, Comparison, Contender},
 };
+
+/// Characters of a name in the table of layers.
+const NAME_WIDTH: usize = 48;
 
 /// The page that sets two runs side by side.
 ///
@@ -27,7 +30,7 @@ pub fn comparison_page(comparison: &Comparison) -> Result<String, ReportError> {
     let body = html! {
         header { h1 { (title(comparison)) " " span.sub { "two runs side by side" } } }
         main {
-            section.verdict.float { @for s in &comparison.verdict { p { (s) } } }
+            section.verdict.float { @for s in &comparison.verdict { p { (marked(s)) } } }
             (headline(comparison))
             (options(comparison))
             section {
@@ -120,7 +123,7 @@ fn table(c: &Comparison) -> Markup {
             div.scroll {
                 table.layers {
                     thead { tr {
-                        th { "#" } th { "layer" } th { "op" }
+                        th { "#" } th.text { "layer" } th.text { "op" }
                         th { "alone, before" } th { "after" } th { "dB" }
                         th { "in network, before" } th { "after" } th { "dB" }
                         th { "µs, before" } th { "after" }
@@ -128,7 +131,7 @@ fn table(c: &Comparison) -> Markup {
                     tbody { @for l in &c.layers {
                         tr {
                             td data-value=(l.after) { (l.after) }
-                            th { (l.name) }
+                            th title=(l.name) { (elided(&l.name, NAME_WIDTH)) }
                             td.text { (l.op) }
                             td { (db(l.local.before)) } td { (db(l.local.after)) } (difference(l.local))
                             td { (db(l.cumulative.before)) } td { (db(l.cumulative.after)) } (difference(l.cumulative))

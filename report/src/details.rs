@@ -3,18 +3,18 @@
 use crate::{
     charts,
     figures::{bytes, count, percent, real, time},
-    frame::{Charts, chart},
+    frame::{Charts, chart, marked},
     graph::class,
 };
 use maud::{Markup, html};
-use qcc_runtime::workbench::{Facts, LayerFacts};
+use qcc_runtime::workbench::{Facts, LayerFacts, remarks};
 
 /// The template of the panel for layer number `i`; its charts are added to `charts`.
 pub(crate) fn details(facts: &Facts, i: usize, layer: &LayerFacts, charts: &mut Charts) -> Markup {
     let mut own = Vec::new();
     let mut add = |kind: &str, plot| {
         let id = format!("{kind}-{i}");
-        own.push(chart(&id, 230));
+        own.push(chart(&id, 240));
         charts.insert(id, plot);
     };
     if let Some(values) = &layer.values {
@@ -41,6 +41,8 @@ pub(crate) fn details(facts: &Facts, i: usize, layer: &LayerFacts, charts: &mut 
             }
             @if let Some(reason) = &layer.reason { p.reason { (reason) } }
             (neighbours(facts, i))
+            @let remarks = remarks(facts, layer);
+            @if !remarks.is_empty() { ul.remarks { @for remark in &remarks { li { (marked(remark)) } } } }
             dl { (error(layer)) (times(layer)) (values(layer)) }
             @for chart in own { (chart) }
         }

@@ -61,3 +61,12 @@ pub(crate) fn command(words: &[String]) -> String {
     // Only a word with a null byte cannot be quoted, which no command line has.
     format!("qcc {}", quoted.unwrap_or_else(|_| words.join(" ")))
 }
+
+/// A sentence in which what stands between backticks is a name.
+pub(crate) fn marked(text: &str) -> Markup {
+    html! {
+        @for (i, part) in text.split('`').enumerate() {
+            @if i % 2 == 1 { code { (part) } } @else { (part) }
+        }
+    }
+}

@@ -20,6 +20,8 @@ use std::fmt::Write;
 const MOST_NODES: usize = 600;
 /// Characters of a name in a box.
 const WIDTH: usize = 22;
+/// A wide picture is made smaller to fit, but not so small that nobody can read it.
+const LEAST_SCALE: f64 = 0.6;
 /// Size of a box.
 const BOX: (f64, f64) = (190.0, 38.0);
 
@@ -47,8 +49,14 @@ pub(crate) fn picture(facts: &Facts, worst: Option<&str>) -> Option<Markup> {
         let arrow = Arrow { properties: Some(properties.into()), ..Arrow::default() };
         graph.add_edge(arrow, handles[edge.from], handles[edge.to]);
     }
-    let mut drawing =
-        Drawing { facts, worst, boxes: String::new(), arrows: String::new(), extent: (0.0, 0.0) };
+    let mut drawing = Drawing {
+        facts,
+        worst,
+        boxes: String::new(),
+        arrows: String::new(),
+        least: f64::INFINITY,
+        extent: (0.0, 0.0),
+    };
     graph.do_it(false, false, false, &mut drawing);
     Some(drawing.finish())
 }
@@ -59,18 +67,21 @@ struct Drawing<'a> {
     worst: Option<&'a str>,
     boxes: String,
     arrows: String,
+    /// The leftmost place that something is drawn at.
+    least: f64,
     extent: (f64, f64),
 }
 
 impl Drawing<'_> {
     fn reach(&mut self, x: f64, y: f64) {
+        self.least = self.least.min(x - 10.0);
         self.extent = (self.extent.0.max(x + 10.0), self.extent.1.max(y + 10.0));
     }
 
     fn finish(self) -> Markup {
-        let (w, h) = self.extent;
+        let (left, w, h) = (self.least, self.extent.0 - self.least, self.extent.1);
         html! {
-            svg.graph viewBox=(format!("0 0 {w:.0} {h:.0}")) width=(format!("{w:.0}")) height=(format!("{h:.0}"))
+            svg.graph viewBox=(format!("{left:.0} 0 {w:.0} {h:.0}")) style=(format!("max-width:{w:.0}px;min-width:{:.0}px", LEAST_SCALE * w))
                 xmlns="http://www.w3.org/2000/svg" {
                 defs {
                     marker #arrow viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto" {
@@ -112,7 +123,7 @@ impl RenderBackend for Drawing<'_> {
         let bad = if self.worst == Some(layer.name.as_str()) { " bad" } else { "" };
         let local = layer.error.local.map_or(String::new(), |d| format!(" · {d}"));
         let markup = html! {
-            g.node data-layer=(i) class=(format!("{}{bad}", class(layer.computed))) {
+            g data-layer=(i) class=(format!("node {}{bad}", class(layer.computed))) {
                 title { (layer.name) ": " (layer.op) }
                 rect x=(format!("{x:.1}")) y=(format!("{y:.1}")) width=(BOX.0) height=(BOX.1) rx="5" {}
                 text x=(format!("{:.1}", at.x)) y=(format!("{:.1}", at.y - 4.0)) { (elided(&layer.name, WIDTH)) }
@@ -120,6 +131,7 @@ impl RenderBackend for Drawing<'_> {
             }
         };
         markup.render_to(&mut self.boxes);
+        self.reach(x, y);
         self.reach(x + BOX.0, y + BOX.1);
     }
 
@@ -147,7 +159,8 @@ impl RenderBackend for Drawing<'_> {
             self.reach(b.x, b.y);
         });
         let class = properties.unwrap_or_default();
-        html! { path.edge class=(class) d=(d) marker-end="url(#arrow)" {} }.render_to(&mut self.arrows);
+        html! { path class=(format!("edge {class}")) d=(d) marker-end="url(#arrow)" {} }
+            .render_to(&mut self.arrows);
     }
 
     fn create_clip(&mut self, _: Point, _: Point, _: usize) -> ClipHandle {

@@ -21,7 +21,7 @@
     for (const place of root.querySelectorAll("[data-chart]")) {
       const chart = charts[place.dataset.chart];
       if (!chart || typeof Plotly === "undefined") continue;
-      const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+      const config = { responsive: true, displayModeBar: false };
       Plotly.newPlot(place, chart.data, chart.layout, config).then(() => { place.dataset.drawn = "yes"; });
       const byLayer = place.dataset.chart === "errors" || place.dataset.chart === "times";
       if (byLayer) place.on("plotly_click", (event) => show(event.points[0].x));
@@ -68,6 +68,9 @@
     document.head.append(element);
     charts = JSON.parse(data);
     draw(document.querySelector("main"));
+    // A link to one layer: report.html#layer-12.
+    const linked = /^#layer-(\d+)$/.exec(location.hash);
+    if (linked) show(linked[1]);
     document.body.dataset.ready = "yes";
   } catch (error) {
     for (const place of document.querySelectorAll("[data-chart]")) {

@@ -3,18 +3,21 @@
 use crate::{
     ReportError, charts,
     details::details,
-    figures::{bytes, count, decibels, micros, percent, time},
-    frame::{Charts, chart, command, frame},
+    figures::{bytes, count, decibels, elided, micros, percent, time},
+    frame::{Charts, chart, command, frame, marked},
     graph::{class, picture},
 };
 use maud::{Markup, html};
 use qcc_runtime::{
     Precision,
-    workbench::{Computed, Conditions, Contender, Facts, Grade, LayerFacts, SampleFacts},
+    workbench::{Computed, Conditions, Contender, Facts, Grade, LayerFacts, SampleFacts, comparison},
 };
 
 /// Rows of tables of what costs time; all are in the facts.
 const MOST_ROWS: usize = 12;
+
+/// Characters of a name in the table of layers.
+const NAME_WIDTH: usize = 36;
 
 /// The page of a report.
 ///
@@ -81,15 +84,6 @@ fn verdict(facts: &Facts) -> Markup {
     }
 }
 
-/// A sentence in which what stands between backticks is a name.
-fn marked(text: &str) -> Markup {
-    html! {
-        @for (i, part) in text.split('`').enumerate() {
-            @if i % 2 == 1 { code { (part) } } @else { (part) }
-        }
-    }
-}
-
 fn headline(facts: &Facts) -> Markup {
     let has = |f: fn(&Contender) -> bool| facts.contenders.iter().any(f);
     let has_accuracy = has(|c| c.accuracy.is_some());
@@ -150,10 +144,13 @@ fn next(facts: &Facts) -> Markup {
             @if facts.next.is_empty() {
                 p { "Nothing stands out that qcc has an option for." }
             }
+            @if let Some(words) = comparison(facts).filter(|_| !facts.next.is_empty()) {
+                p.sub { "What it has changed, " code { (command(&words)) } " shows." }
+            }
             ol.next { @for s in &facts.next {
                 li {
                     h3 { (s.title) }
-                    p { (marked(&s.reason)) @if let Some(effect) = &s.effect { " " span.sub { "Expected: " (effect) "." } } }
+                    p { (marked(&s.reason)) @if let Some(effect) = &s.effect { " " span.sub { (marked(effect)) } } }
                     code.command { (s.command.as_deref().map_or_else(|| command(&s.options).replacen("qcc ", "", 1), command)) }
                 }
             } }
@@ -165,7 +162,7 @@ fn findings(facts: &Facts) -> Markup {
     html! {
         section #findings {
             h2 { "What looks wrong" }
-            @if facts.findings.is_empty() { p { "Nothing that qcc checks." } }
+            @if facts.findings.is_empty() { p { "The checks of qcc found nothing." } }
             ul.findings { @for f in &facts.findings { li { code { (f.subject) } " " (f.text) } } }
         }
     }
@@ -223,12 +220,12 @@ fn table(facts: &Facts) -> Markup {
         html! {
             tr data-layer=(i) {
                 td data-value=(i) { (i) }
-                th { (l.name) }
+                th title=(l.name) { (elided(&l.name, NAME_WIDTH)) }
                 td.text { (l.op) }
                 td.text { span.badge.(class(l.computed)) title=(l.reason.as_deref().unwrap_or_default()) { (charts::word(l.computed)) } }
                 @if !is_float {
                     (decibel_cell(e.local, is_bad))
-                    td.text { (e.causes.map_or("", |c| c.main())) }
+                    td.text { (e.causes.map_or("", |c| c.main().word())) }
                     (decibel_cell(e.cumulative_int8.or(e.cumulative), false))
                     (cell(clipped, clipped.map_or("–".into(), percent)))
                     (cell(e.codes.map(|c| c.bits), e.codes.map_or("–".into(), |c| format!("{:.1}", c.bits))))
@@ -254,16 +251,16 @@ fn table(facts: &Facts) -> Markup {
                 table.layers {
                     thead { tr {
                         th { "#" }
-                        th { "layer" }
-                        th { "op" }
-                        th { "computed in" }
+                        th.text { "layer" }
+                        th.text { "op" }
+                        th.text { "computed in" }
                         @if !is_float {
                             th title="SQNR of the layer alone, its inputs being float rounded to their grids" { "alone, dB" }
-                            th title="What makes most of the noise of the layer alone" { "mostly by" }
+                            th.text title="What makes most of the noise of the layer alone" { "mostly by" }
                             th title="SQNR in the quantized network, all losses before it included" { "in network, dB" }
                             th title="Share of the float values beyond its grid" { "clipped" }
                             th title="log₂ of the codes that occur" { "bits used" }
-                            th title="Codes of int8 that equal those of fake-quant" { "int8 = fake" }
+                            th title="Codes of int8 that equal those of fake-quant in the network: a step of difference in one layer goes on in those behind it" { "int8 = fake" }
                         }
                         th { "float, µs" }
                         @if !is_float {

@@ -84,7 +84,9 @@ impl Open {
         tab.navigate_to(&format!("file://{}", file.display())).unwrap();
         let open = Open { tab, complaints, _browser: browser, _folder: folder };
         open.wait("document.body?.dataset.ready === 'yes'");
-        open.wait("[...document.querySelectorAll('main [data-chart]')].every(c => c.dataset.drawn === 'yes')");
+        open.wait(
+            "[...document.querySelectorAll('main [data-chart]')].every(c => c.dataset.drawn === 'yes')",
+        );
         Some(open)
     }
 
@@ -130,7 +132,11 @@ fn a_report_draws_its_charts_and_answers_clicks() {
     assert_eq!(open.number("document.querySelectorAll('main [data-chart]').length"), 3);
 
     // A layer, by its row.
-    let i = FACTS.layers.iter().position(|l| l.weights.is_some() && l.channels.is_some() && l.grid.is_some()).unwrap();
+    let i = FACTS
+        .layers
+        .iter()
+        .position(|l| l.weights.is_some() && l.channels.is_some() && l.grid.is_some())
+        .unwrap();
     assert_eq!(open.value("document.getElementById('panel').hidden"), serde_json::Value::Bool(true));
     open.value(&format!("document.querySelector('tr[data-layer=\"{i}\"]').click()"));
     open.wait("[...document.querySelectorAll('#panel [data-chart]')].every(c => c.dataset.drawn === 'yes')");
@@ -147,11 +153,14 @@ fn a_report_draws_its_charts_and_answers_clicks() {
     assert_eq!(open.text("document.querySelector('#panel h2').textContent"), FACTS.layers[i].name);
 
     // Sorted by what layers lose alone, the worst is the first row.
-    open.value("[...document.querySelectorAll('.layers th')].find(h => h.textContent === 'alone, dB').click()");
+    open.value(
+        "[...document.querySelectorAll('.layers th')].find(h => h.textContent === 'alone, dB').click()",
+    );
     let first = open.text("document.querySelector('.layers tbody tr th').textContent");
     assert_eq!(first, FACTS.by_local_error()[0].0.name);
     open.value("[...document.querySelectorAll('.layers th')].find(h => h.textContent === 'layer').click()");
-    let names = open.text("[...document.querySelectorAll('.layers tbody tr th')].map(h => h.textContent).join('\\n')");
+    let names = open
+        .text("[...document.querySelectorAll('.layers tbody tr th')].map(h => h.textContent).join('\\n')");
     assert_eq!(names.lines().count(), FACTS.layers.len());
     open.check(&[]);
 }

@@ -51,7 +51,14 @@ fn pages_refer_to_nothing_outside() {
 #[test]
 fn a_page_tells_what_it_is_for() {
     let text = visible(&page(&FACTS).unwrap());
-    let order = ["What to try next", "What looks wrong", "What each layer loses", "Table of layers", "Why not faster", "How it was measured"];
+    let order = [
+        "What to try next",
+        "What looks wrong",
+        "What each layer loses",
+        "Table of layers",
+        "Why not faster",
+        "How it was measured",
+    ];
     let at: Vec<usize> = order.iter().map(|h| text.find(h).unwrap_or_else(|| panic!("no `{h}`"))).collect();
     assert!(at.is_sorted(), "{at:?}");
     for layer in &FACTS.layers {
@@ -60,7 +67,9 @@ fn a_page_tells_what_it_is_for() {
     for (i, _) in FACTS.layers.iter().enumerate() {
         assert!(text.contains(&format!("<template id=\"layer-{i}\">")));
     }
-    assert!(text.contains("qcc report &#39;my model.onnx&#39;") || text.contains("qcc report 'my model.onnx'"));
+    assert!(
+        text.contains("qcc report &#39;my model.onnx&#39;") || text.contains("qcc report 'my model.onnx'")
+    );
     assert_eq!(text.matches("<svg").count(), 1);
     assert_eq!(text.matches("class=\"node ").count(), FACTS.layers.len());
 }
@@ -73,7 +82,8 @@ fn names_are_text_whatever_they_are() {
     assert!(page.contains("&lt;script&gt;document.title"));
     // A shell takes it as one word.
     let quoted = format!("qcc {}", shlex::try_join(["report", HOSTILE]).unwrap());
-    let escaped = quoted.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    let escaped =
+        quoted.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
     assert!(page.contains(&escaped), "{escaped}");
     let comparison = comparison_page(&compare(FACTS.clone(), facts)).unwrap();
     assert!(!visible(&comparison).contains("<script>document.title") && !comparison.contains("<img"));

@@ -7,8 +7,9 @@ use qcc_runtime::{
 
 /// Those of the bundled model, on few samples.
 pub fn of_bundled_model() -> Facts {
-    let compiler =
-        Compiler::new().calibration(bundled::calibration().unwrap().limit(16)).preprocess(bundled::preprocess());
+    let compiler = Compiler::new()
+        .calibration(bundled::calibration().unwrap().limit(16))
+        .preprocess(bundled::preprocess());
     let graph = compiler.import_onnx(bundled::FASHION_RESNET8).unwrap();
     let setup = Setup {
         samples: 4,

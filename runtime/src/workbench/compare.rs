@@ -50,7 +50,8 @@ pub struct LayerChange {
     pub cumulative: Change<Decibels>,
     /// Milliseconds, with conversions.
     pub ms: Change<f64>,
-    /// How much changed: dB of both ratios, and a dB for each percent of a run's time.
+    /// How much changed: dB of the layer alone (in the network, where no layer has that), and a dB for each percent of a run's
+    /// time.
     pub score: f64,
 }
 
@@ -62,11 +63,13 @@ pub fn compare(before: Facts, after: Facts) -> Comparison {
     let numbers: BTreeMap<&str, usize> =
         before.layers.iter().enumerate().map(|(i, l)| (l.name.as_str(), i)).collect();
     let run_ms = before.time.run_ms.max(after.time.run_ms).max(f64::MIN_POSITIVE);
+    // What changes in the network goes on in all that follows.
+    let is_local = before.layers.iter().chain(&after.layers).any(|l| l.error.local.is_some());
     let mut layers: Vec<LayerChange> = Vec::new();
     let mut only_after = Vec::new();
     for (i, layer) in after.layers.iter().enumerate() {
         match numbers.get(layer.name.as_str()) {
-            Some(&n) => layers.push(change(n, &before.layers[n], i, layer, run_ms)),
+            Some(&n) => layers.push(change([n, i], [&before.layers[n], layer], run_ms, is_local)),
             None => only_after.push(layer.name.clone()),
         }
     }
@@ -84,7 +87,12 @@ pub fn compare(before: Facts, after: Facts) -> Comparison {
     }
 }
 
-fn change(n: usize, before: &LayerFacts, i: usize, after: &LayerFacts, run_ms: f64) -> LayerChange {
+fn change(
+    numbers: [usize; 2],
+    [before, after]: [&LayerFacts; 2],
+    run_ms: f64,
+    is_local: bool,
+) -> LayerChange {
     let both = |f: fn(&LayerFacts) -> Option<Decibels>| Change { before: f(before), after: f(after) };
     let local = both(|l| l.error.local);
     let cumulative = both(|l| l.error.cumulative_int8.or(l.error.cumulative));
@@ -96,9 +104,9 @@ fn change(n: usize, before: &LayerFacts, i: usize, after: &LayerFacts, run_ms: f
     LayerChange {
         name: after.name.clone(),
         op: after.op.clone(),
-        before: n,
-        after: i,
-        score: of(local) + of(cumulative) + 100.0 * time,
+        before: numbers[0],
+        after: numbers[1],
+        score: of(if is_local { local } else { cumulative }) + 100.0 * time,
         local,
         cumulative,
         ms,

@@ -211,15 +211,47 @@ pub struct Causes {
     pub result: f64,
 }
 
+/// What causes noise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Rounding of the inputs.
+    Inputs,
+    /// Rounding of weights and bias.
+    Parameters,
+    /// Rounding of the result.
+    Result,
+}
+
+impl Cause {
+    /// In words, behind "by".
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            Cause::Inputs => "the grid of its input",
+            Cause::Parameters => "the rounding of its weights",
+            Cause::Result => "the grid of its result",
+        }
+    }
+
+    /// In a word or two.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Cause::Inputs => "input grid",
+            Cause::Parameters => "weights",
+            Cause::Result => "own grid",
+        }
+    }
+}
+
 impl Causes {
-    /// The largest part, in words.
-    pub fn main(&self) -> &'static str {
+    /// The largest part.
+    pub fn main(&self) -> Cause {
         if self.inputs >= self.parameters && self.inputs >= self.result {
-            "the grid of its input"
+            Cause::Inputs
         } else if self.parameters >= self.result {
-            "the rounding of its weights"
+            Cause::Parameters
         } else {
-            "the grid of its result"
+            Cause::Result
         }
     }
 }
@@ -550,6 +582,34 @@ impl Facts {
         layers
     }
 
+    /// The layer whose result is to blame where the noise of another comes from its inputs: of those that it takes, the one
+    /// whose channels are of the most different ranges.
+    pub fn blamed_input(&self, layer: &LayerFacts) -> Option<&LayerFacts> {
+        let to = self.layers.iter().position(|l| l.name == layer.name)?;
+        let sources = self.edges.iter().filter(|e| e.to == to).filter_map(|e| self.layers.get(e.from));
+        let unused = |l: &LayerFacts| l.channels.as_ref().map_or(0.0, |c| c.unused_bits);
+        sources.reduce(|most, l| if unused(l) > unused(most) { l } else { most })
+    }
+
+    /// What makes most of the noise of a layer, in words, behind "by".
+    pub fn cause(&self, layer: &LayerFacts) -> Option<String> {
+        let cause = layer.error.causes?.main();
+        let mut text = cause.phrase().to_string();
+        if cause == Cause::Inputs
+            && let Some(source) = self.blamed_input(layer)
+        {
+            text.push_str(&format!(", the result of `{}`", source.name));
+            if let Some(c) = source.channels.as_ref().filter(|c| c.unused_bits >= UNUSED_BITS) {
+                let times = c.unused_bits.exp2();
+                text.push_str(&format!(
+                    ", whose channel {} is {times:.0} times as large as the median one",
+                    c.largest
+                ));
+            }
+        }
+        Some(text)
+    }
+
     /// The local signal-to-noise ratio of the median layer.
     pub fn median_local(&self) -> Option<Decibels> {
         let layers = self.by_local_error();
@@ -563,6 +623,9 @@ impl Facts {
         (median.0 - worst.0 >= OUTLYING_DB).then_some((layer, worst))
     }
 }
+
+/// Bits that the median channel leaves unused from which on ranges of channels are very different.
+pub const UNUSED_BITS: f64 = 2.0;
 
 /// A layer stands out whose noise is ten times the share of its signal that it is in the median layer.
 pub const OUTLYING_DB: f64 = 10.0;

@@ -31,7 +31,7 @@ mod time;
 
 pub use compare::{Change, Comparison, LayerChange, compare};
 pub use facts::*;
-pub use suggestions::suggestions;
+pub use suggestions::{comparison, remarks, suggestions};
 
 use crate::{
     Calibrated, Compiler, Error, Feed, Model, Precision, Program, Run, Samples, Threads, bench,
@@ -159,6 +159,7 @@ pub fn facts(setup: &Setup, graph: Graph, progress: &Progress<'_>) -> Result<Fac
         next: Vec::new(),
         conditions,
     };
+    facts.findings.extend(disturbance(&facts.contenders));
     facts.grade = grade(&facts);
     facts.verdict = verdict(&facts);
     facts.next = suggestions(&facts);
@@ -287,7 +288,11 @@ fn reasons(report: &Report) -> BTreeMap<&str, String> {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for record in report.records.iter().filter(|r| PLACING.contains(&r.pass)) {
         for note in record.of(NoteKind::Declined) {
-            reasons.entry(&note.node).or_default().push(&note.text);
+            let own = reasons.entry(&note.node).or_default();
+            // Two passes may decline for one reason.
+            if !own.contains(&note.text.as_str()) {
+                own.push(&note.text);
+            }
         }
     }
     reasons.into_iter().map(|(node, texts)| (node, texts.join("; "))).collect()
@@ -303,6 +308,26 @@ fn findings(report: &Report) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// A median that is so many times the fastest run is not that of a machine that has nothing else to do.
+const DISTURBED: f64 = 1.4;
+
+/// That times were disturbed, where they were.
+fn disturbance(contenders: &[Contender]) -> Option<Finding> {
+    let factor = |c: &Contender| c.latency_ms.median / c.latency_ms.min.max(f64::MIN_POSITIVE);
+    let worst = contenders.iter().max_by(|a, b| factor(a).total_cmp(&factor(b)))?;
+    (factor(worst) > DISTURBED).then(|| Finding {
+        subject: "times".into(),
+        text: format!(
+            "the median run in {} took {:.1} times as long as the fastest one ({} and {}): something else was running on this \
+             machine, and comparisons of times mean little. Try again when it is quiet, or with more --reps",
+            worst.name,
+            factor(worst),
+            time::milliseconds(worst.latency_ms.median),
+            time::milliseconds(worst.latency_ms.min)
+        ),
+    })
 }
 
 /// The nodes that are layers: inputs and what is computed, in the order of execution.
@@ -465,16 +490,18 @@ fn verdict(facts: &Facts) -> Vec<String> {
     }
     if let Some((worst, db)) = facts.by_local_error().first() {
         let median = facts.median_local().unwrap_or(*db);
-        let cause = worst.error.causes.map_or(String::new(), |c| format!(", by {}", c.main()));
-        let stands_out = if facts.outlier().is_some() {
-            "The layer to look at is"
-        } else {
-            "No layer stands out; the one that loses most is"
-        };
-        sentences.push(format!(
-            "{stands_out} `{}`: alone it has {db}{cause}; the median layer has {median}.",
-            worst.name
-        ));
+        let cause =
+            facts.cause(worst).map_or(String::new(), |cause| format!(" Most of its noise is by {cause}."));
+        sentences.push(match facts.outlier() {
+            Some(_) => format!(
+                "The layer to look at is `{}`: alone it has {db}, where the median layer has {median}.{cause}",
+                worst.name
+            ),
+            None => format!(
+                "No layer stands out: the worst one alone, `{}`, has {db}, the median one {median}.{cause}",
+                worst.name
+            ),
+        });
     }
     sentences
 }

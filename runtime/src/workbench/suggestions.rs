@@ -1,7 +1,7 @@
 //! What to try next: rules that follow from the facts. `docs/report.md` lists them.
 
 use super::{
-    facts::{Computed, Facts, LayerFacts, OUTLYING_DB, Suggestion, TimeOf},
+    facts::{Computed, Facts, LayerFacts, OUTLYING_DB, Suggestion, TimeOf, UNUSED_BITS},
     time::milliseconds,
 };
 use crate::{Calibrator, Choice, Precision, WeightBits};
@@ -14,40 +14,43 @@ const FEW_SAMPLES: u64 = 64;
 const STRETCHED: f64 = 2.0;
 /// Share of values beyond the grid that is too much.
 const SATURATED: f64 = 0.001;
-/// Bits that the median channel leaves unused, from which on equalizing pays.
-const UNUSED_BITS: f64 = 2.0;
-/// Share of the noise of the median layer that its weights make, from which on rounding them better pays.
+/// Share of the noise of a layer that its weights make, and share of the layers of which that is true, from which on rounding
+/// weights better pays.
 const BY_WEIGHTS: f64 = 0.25;
+const OF_LAYERS: f64 = 0.25;
 /// Signal-to-noise ratio of the results that needs no more care, in dB.
 const GOOD_DB: f64 = 30.0;
 /// Share of a run that requantization or conversions may take.
 const MUCH_TIME: f64 = 0.15;
 /// Share of a run that compute-bound layers may lose.
 const MUCH_LOST: f64 = 0.25;
+/// Where the facts of what is suggested are written.
+const NEXT_JSON: &str = "next.json";
 /// Layers that are pinned at once.
 const MOST_PINS: usize = 4;
 
 /// What to try, by these facts, the most promising first. Only what applies, and has not been done yet.
 pub fn suggestions(facts: &Facts) -> Vec<Suggestion> {
-    let rules: [fn(&Facts) -> Option<Suggestion>; 14] = [
+    const RULES: [fn(&Facts) -> Option<Suggestion>; 14] = [
         real_samples,
         per_channel,
+        dynamic,
         equalize,
         other_range,
         wider_range,
         round_and_correct,
         measure_calibrators,
         keep_float,
-        dynamic,
         more_samples,
         pin_slow,
         cheaper_requantization,
         narrow_weights,
         tune,
     ];
-    rules
-        .iter()
-        .filter_map(|rule| rule(facts))
+    let mut suggestions: Vec<Suggestion> = RULES.iter().filter_map(|rule| rule(facts)).collect();
+    suggestions.extend(all_at_once(&suggestions));
+    suggestions
+        .into_iter()
         .map(|mut suggestion| {
             // Tilings are for a file that is compiled.
             let own = facts
@@ -61,20 +64,102 @@ pub fn suggestions(facts: &Facts) -> Vec<Suggestion> {
         .collect()
 }
 
-/// A command line with other options: those that may be given once are replaced.
+/// All repairs and the first calibrator that are suggested.
+fn all_at_once(suggestions: &[Suggestion]) -> Option<Suggestion> {
+    let of = |flag: &'static str| {
+        let with = suggestions.iter().filter(move |s| s.options.first().is_some_and(|o| o == flag));
+        with.filter_map(|s| s.options.get(1)).map(String::as_str).collect::<Vec<&str>>()
+    };
+    let (mut repairs, calibrators) = (Vec::new(), of("--calibrator"));
+    for word in of("--repair").into_iter().flat_map(|list| list.split(',')) {
+        if !repairs.contains(&word) {
+            repairs.push(word);
+        }
+    }
+    let repairs = repairs.join(",");
+    let mut options = if repairs.is_empty() { Vec::new() } else { vec!["--repair", repairs.as_str()] };
+    options.extend(calibrators.first().into_iter().flat_map(|c| ["--calibrator", *c]));
+    let is_more =
+        suggestions.iter().all(|s| s.options.iter().map(String::as_str).ne(options.iter().copied()));
+    if options.is_empty() || !is_more {
+        return None;
+    }
+    suggest(
+        "Ranges and repairs together",
+        "They are about different errors, and mostly add up.".into(),
+        None,
+        &options,
+    )
+}
+
+/// What there is to say about one layer, a sentence each: of what the rules look at.
+pub fn remarks(facts: &Facts, layer: &LayerFacts) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let local = layer.error.local.filter(|d| facts.median_local().is_some_and(|m| m.0 - d.0 >= OUTLYING_DB));
+    if let Some(local) = local {
+        let cause = facts.cause(layer).map_or(String::new(), |cause| format!(", mostly by {cause}"));
+        remarks.push(format!("It loses far more than other layers: {local} alone{cause}."));
+    }
+    if let Some(c) = layer.channels.as_ref().filter(|c| c.unused_bits >= UNUSED_BITS && layer.grid.is_some())
+    {
+        remarks.push(format!(
+            "Channel {} sets the grid for all {}: the median channel has {:.1} of 8 bits left for its values.",
+            c.largest,
+            c.channels,
+            (8.0 - c.unused_bits).max(0.0)
+        ));
+    }
+    if let Some(stretch) = stretch(layer).filter(|s| *s >= STRETCHED) {
+        remarks.push(format!(
+            "A few outliers stretch its grid to {stretch:.1} times what 99.99 % of its values need."
+        ));
+    }
+    if let Some(s) = layer.error.saturation.filter(|s| s.below + s.above > SATURATED) {
+        remarks
+            .push(format!("{} of its values are beyond its grid, and clipped.", percent(s.below + s.above)));
+    }
+    if let Some(w) = layer.weights.as_ref().filter(|w| w.zero_channels > 0) {
+        remarks.push(format!(
+            "{} of its {} output channels have no weights but zeros.",
+            w.zero_channels, w.channels
+        ));
+    }
+    if let Some(slow) = facts.time.slower.iter().find(|s| s.name == layer.name) {
+        remarks.push(format!(
+            "It is slower than in float: {} instead of {}.",
+            milliseconds(slow.ms),
+            milliseconds(slow.float_ms)
+        ));
+    }
+    remarks
+}
+
+/// A command line with other options: those that may be given once are replaced. What it writes goes to other files, to be
+/// compared.
 fn with_options(command: &[String], options: &[String]) -> Vec<String> {
     let mut made: Vec<String> = command.to_vec();
-    let flags: Vec<&String> = options.iter().filter(|o| o.starts_with("--") && *o != "--pin").collect();
-    for flag in flags {
+    let given = options.iter().map(String::as_str).filter(|o| o.starts_with("--") && *o != "--pin");
+    for flag in given.chain(["-o", "--output", "--json"]) {
         let with_value = format!("{flag}=");
         while let Some(at) = made.iter().position(|word| word == flag || word.starts_with(&with_value)) {
-            let has_value =
-                made[at] == **flag && made.get(at + 1).is_some_and(|next| !next.starts_with("--"));
+            let has_value = made[at] == flag && made.get(at + 1).is_some_and(|next| !next.starts_with("--"));
             made.drain(at..=at + usize::from(has_value));
         }
     }
     made.extend(options.iter().cloned());
+    made.extend(["-o", "next.html", "--json", NEXT_JSON].map(String::from));
     made
+}
+
+/// The command line that compares these facts with those of a suggestion that was followed; where they were written as JSON.
+pub fn comparison(facts: &Facts) -> Option<Vec<String>> {
+    let command = facts.conditions.command.as_ref()?;
+    let at = command.iter().position(|word| word == "--json" || word.starts_with("--json="))?;
+    let own = match command[at].strip_prefix("--json=") {
+        Some(file) => file,
+        None => command.get(at + 1)?,
+    };
+    Some(["report", "--compare", own, NEXT_JSON, "-o", "compare.html"].map(String::from).to_vec())
 }
 
 fn suggest(title: &str, reason: String, effect: Option<&str>, options: &[&str]) -> Option<Suggestion> {
@@ -108,7 +193,7 @@ fn real_samples(facts: &Facts) -> Option<Suggestion> {
     suggest(
         "Calibrate on real inputs",
         format!("The ranges of activations come {what}."),
-        Some("a few hundred typical inputs are enough"),
+        Some("A few hundred typical inputs are enough."),
         &["--calibrate", "SAMPLES"],
     )
 }
@@ -123,7 +208,7 @@ fn per_channel(facts: &Facts) -> Option<Suggestion> {
         format!(
             "All channels share one scale, and in `{layer}` the largest weights are {spread:.1} times those of the median channel."
         ),
-        Some("costs no time"),
+        Some("It takes no time."),
         &["--weights", "per-channel"],
     )
 }
@@ -155,7 +240,9 @@ fn equalize(facts: &Facts) -> Option<Suggestion> {
             worst.name,
             bits.exp2(),
         ),
-        Some("SqueezeNet 1.1: from 30.6 to 33.0 dB, with rounding and bias (docs/repairs.md); no time"),
+        Some(
+            "With rounding and bias, it brought SqueezeNet 1.1 from 30.6 to 33.0 dB (docs/repairs.md). It takes no time.",
+        ),
         &["--repair", &spelled(what)],
     )
 }
@@ -207,7 +294,7 @@ fn other_range(facts: &Facts) -> Option<Suggestion> {
             count(stretched.len(), "layer"),
             worst.name
         ),
-        Some("SqueezeNet 1.1: from 30.6 to 31.3 dB (docs/calibration.md); no time"),
+        Some("It brought SqueezeNet 1.1 from 30.6 to 31.3 dB (docs/calibration.md). It takes no time."),
         &["--calibrator", "mse"],
     )
 }
@@ -248,23 +335,21 @@ fn round_and_correct(facts: &Facts) -> Option<Suggestion> {
     if !is_calibrated_on_data(facts) || repairs.rounding && repairs.bias {
         return None;
     }
-    let mut shares: Vec<f64> = facts
-        .layers
-        .iter()
-        .filter(|l| l.weights.is_some())
-        .filter_map(|l| Some(l.error.causes?.parameters))
-        .collect();
-    shares.sort_by(f64::total_cmp);
-    let median = *shares.get(shares.len() / 2).filter(|m| **m >= BY_WEIGHTS)?;
+    let weighted = facts.layers.iter().filter(|l| l.weights.is_some()).filter_map(|l| l.error.causes);
+    let (by_weights, all) =
+        weighted.fold((0, 0), |(n, all), c| (n + i32::from(c.parameters >= BY_WEIGHTS), all + 1));
+    if by_weights == 0 || f64::from(by_weights) < OF_LAYERS * f64::from(all) {
+        return None;
+    }
     let what = Repairs { rounding: true, bias: true, ..repairs };
     suggest(
         "Round weights so that their errors cancel",
         format!(
-            "In the median layer with weights, {:.0} % of the noise comes from rounding them.",
-            100.0 * median
+            "In {by_weights} of {all} layers with weights, a quarter of the noise or more comes from rounding these; and what \
+             rounding shifts the mean of a channel by stays in all results."
         ),
         Some(
-            "EfficientNet-Lite0: from 97.5 to 99.5 % of agreement, from 19.4 to 25.1 dB (docs/repairs.md); no time",
+            "It brought EfficientNet-Lite0 from 97.5 to 99.5 % of agreement, from 19.4 to 25.1 dB (docs/repairs.md). It takes no time.",
         ),
         &["--repair", &spelled(what)],
     )
@@ -281,7 +366,7 @@ fn measure_calibrators(facts: &Facts) -> Option<Suggestion> {
         format!(
             "Results have a signal-to-noise ratio of {db:.1} dB; below {GOOD_DB:.0} dB another choice of ranges may show."
         ),
-        Some("some tenths of a dB, up to two"),
+        Some("Mostly some tenths of a dB, up to two (docs/calibration.md)."),
         &["--calibrator", "auto"],
     )
 }
@@ -301,21 +386,25 @@ fn keep_float(facts: &Facts) -> Option<Suggestion> {
     let share = 100.0 * extra.max(0.0) / facts.time.run_ms;
     let options: Vec<String> =
         bad.iter().flat_map(|(l, _)| ["--pin".to_string(), format!("{}=float-jit", l.name)]).collect();
-    let causes = worst.error.causes.map_or("rounding", |c| c.main());
+    let cause = facts.cause(worst).unwrap_or_else(|| "rounding".into());
     suggest(
         "Keep what suffers most in float",
         format!(
-            "`{}` alone has {db}, the median layer {median}; most of it is by {causes}{}.",
+            "`{}` alone has {db}, the median layer {median}; most of its noise is by {cause}.{}",
             worst.name,
             if bad.len() > 1 {
-                format!(" ({} are like it)", count(bad.len() - 1, "other"))
+                format!(" {} it does little better.", alike(bad.len() - 1))
             } else {
                 String::new()
             }
         ),
-        Some(&format!("their noise goes; about {share:.0} % more time, and conversions")),
+        Some(&format!("Their noise goes, for about {share:.0} % more time and some conversions.")),
         &options.iter().map(String::as_str).collect::<Vec<_>>(),
     )
+}
+
+fn alike(others: usize) -> String {
+    if others == 1 { "1 layer beside".into() } else { format!("{others} layers beside") }
 }
 
 /// Transformers.
@@ -332,7 +421,7 @@ fn dynamic(facts: &Facts) -> Option<Suggestion> {
         "Most of the arithmetic is matrix products with weights beside products of activations, as in transformers, whose \
          activations have outliers that one grid for all tokens cannot hold."
             .into(),
-        Some("MiniLM: a cosine of 0.9997 to float at a third of its time (docs/dynamic.md)"),
+        Some("MiniLM has a cosine of 0.9997 to float then, at a third of its time (docs/dynamic.md)."),
         &["--precision", "int8-dynamic"],
     )
 }
@@ -345,7 +434,7 @@ fn more_samples(facts: &Facts) -> Option<Suggestion> {
     suggest(
         "Calibrate on more samples",
         format!("Ranges come from {} samples.", calibration.samples),
-        Some("memory does not grow with their number"),
+        Some("Memory does not grow with their number."),
         &["--calibrate", "SAMPLES"],
     )
 }
@@ -369,7 +458,7 @@ fn pin_slow(facts: &Facts) -> Option<Suggestion> {
             milliseconds(worst.ms),
             milliseconds(worst.float_ms)
         ),
-        Some("conversions around it may cost more than is won: compare the reports"),
+        Some("Conversions around it may cost more than is won: compare the reports."),
         &options.iter().map(String::as_str).collect::<Vec<_>>(),
     )
 }
@@ -385,7 +474,7 @@ fn cheaper_requantization(facts: &Facts) -> Option<Suggestion> {
     suggest(
         "Requantize with 16-bit multipliers",
         format!("Requantization with `{mode}` takes {:.0} % of the time.", 100.0 * share),
-        Some("as cheap as float multipliers, at most one step off (docs/requantization.md)"),
+        Some("As cheap as float multipliers, and at most a step off (docs/requantization.md)."),
         &["--requant", RequantMode::Q15.name()],
     )
 }
@@ -402,7 +491,7 @@ fn narrow_weights(facts: &Facts) -> Option<Suggestion> {
             peaks.int8_narrow / 1e9,
             peaks.int8 / 1e9
         ),
-        Some("less accurate: EfficientNet-Lite0 agrees on 94.8 instead of 97.8 % (README)"),
+        Some("Less accurate: EfficientNet-Lite0 agrees on 94.8 instead of 97.8 % of images (README)."),
         &["--weight-bits", "7"],
     )
 }
@@ -427,7 +516,7 @@ fn tune(facts: &Facts) -> Option<Suggestion> {
             "Convolutions and matrix products lose {:.0} % of the run against what arithmetic would allow.",
             100.0 * share
         ),
-        Some("results stay the same; for `qcc compile`, whose .qcc file remembers them"),
+        Some("Results stay the same. For `qcc compile`, whose .qcc file remembers them."),
         &["--tune"],
     )
 }
@@ -443,9 +532,12 @@ mod tests {
         let made = with_options(&base, &words("--calibrator mse --repair rounding,bias --pin b=float-jit"));
         assert_eq!(
             made.join(" "),
-            "report a.onnx --pin a=float-jit -o x.html --calibrator mse --repair rounding,bias --pin b=float-jit"
+            "report a.onnx --pin a=float-jit --calibrator mse --repair rounding,bias --pin b=float-jit -o next.html --json next.json"
         );
-        assert_eq!(with_options(&base, &[]), base);
+        assert_eq!(
+            with_options(&words("report a.onnx --json=x.json"), &[]),
+            words("report a.onnx -o next.html --json next.json")
+        );
     }
 
     #[test]

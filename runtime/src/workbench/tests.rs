@@ -101,7 +101,10 @@ fn facts_of_a_quantized_model_hold_together() {
     assert!(worst.contains(&format!("`{}`", facts.by_local_error()[0].0.name)), "{worst}");
     // 16 samples are few.
     let more = facts.next.iter().find(|s| s.title == "Calibrate on more samples").unwrap();
-    assert_eq!(more.command.as_ref().unwrap().join(" "), "report x.onnx --calibrate SAMPLES");
+    assert_eq!(
+        more.command.as_ref().unwrap().join(" "),
+        "report x.onnx --calibrate SAMPLES -o next.html --json next.json"
+    );
 }
 
 #[test]
@@ -217,6 +220,9 @@ fn a_channel_that_is_a_hundred_times_louder_is_found_with_its_cause_and_cure() {
     let channels = source.channels.as_ref().unwrap();
     assert_eq!(channels.largest, 3);
     assert!(channels.unused_bits > 4.0, "{channels:?}");
+    let said = remarks(&facts, worst).join(" ") + &remarks(&facts, source).join(" ");
+    assert!(said.contains(&format!("the result of `{loud}`, whose channel 3 is")), "{said}");
+    assert!(said.contains("Channel 3 sets the grid for all"), "{said}");
     let cure = facts.next.iter().find(|s| s.options == ["--repair", "equalize"]).unwrap();
     assert!(cure.reason.contains(&format!("`{loud}`")), "{}", cure.reason);
     let pins = facts.next.iter().find(|s| s.options[0] == "--pin").unwrap();

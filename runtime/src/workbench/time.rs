@@ -9,11 +9,14 @@ use qcc_ir::Device;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A layer is slower than in float where it takes this much more of a run's time: less is noise.
-const LEAST_DIFFERENCE: f64 = 0.005;
+const LEAST_DIFFERENCE: f64 = 0.02;
 /// And this much more of its own.
 const LEAST_FACTOR: f64 = 1.05;
 /// What takes less of a run's time is not worth a sentence.
 const LEAST_SHARE: f64 = 0.03;
+
+/// Where the rest of a run sets a higher limit than this, products are all that counts.
+const WORTH_A_LIMIT: f64 = 20.0;
 
 /// Ops that bring values from floats to codes and back, or to another device.
 const CONVERSIONS: [&str; 5] = ["Quantize", "Dequantize", "DynamicQuantize", "Transfer", "FakeQuant"];
@@ -175,9 +178,14 @@ fn slower(float: &Run, quantized: &Run, facts: &[LayerFacts]) -> Vec<SlowerLayer
     slower
 }
 
-/// `1.234 ms`, with three digits at least.
+/// A time in microseconds or milliseconds, with three digits at least.
 pub(super) fn milliseconds(ms: f64) -> String {
-    if ms < 0.0995 { format!("{:.1} µs", 1e3 * ms) } else { format!("{ms:.3} ms") }
+    match ms {
+        ms if ms < 0.0995 => format!("{:.1} µs", 1e3 * ms),
+        ms if ms < 0.9995 => format!("{:.0} µs", 1e3 * ms),
+        ms if ms < 9.995 => format!("{ms:.2} ms"),
+        ms => format!("{ms:.1} ms"),
+    }
 }
 
 fn percent(share: f64) -> String {
@@ -210,13 +218,17 @@ fn sentences(time: &TimeFacts, is_float: bool) -> Vec<String> {
         let products = share(TimeOf::Int8Products);
         if products > 0.0 {
             let rest = (1.0 - products) * time.run_ms;
-            sentences.push(format!(
-                "Products of codes take {} of it. If they took no time at all, the rest would still take {}: no faster products \
-                 can make the model more than {:.1} times as fast as float.",
-                percent(products),
-                milliseconds(rest),
-                time.float_ms / rest
-            ));
+            let most = time.float_ms / rest;
+            sentences.push(if most < WORTH_A_LIMIT {
+                format!(
+                    "Products of codes take {} of it. If they took no time at all, the rest would still take {}: no faster \
+                     products can make the model more than {most:.1} times as fast as float.",
+                    percent(products),
+                    milliseconds(rest)
+                )
+            } else {
+                format!("Products of codes take {} of it, so there is little else to gain time by.", percent(products))
+            });
         }
     }
     let others = time.parts.iter().filter(|p| {
@@ -225,7 +237,7 @@ fn sentences(time: &TimeFacts, is_float: bool) -> Vec<String> {
     let gains: Vec<String> = others
         .map(|p| {
             format!(
-                "{} take {} (without: {:.2} times as fast)",
+                "{} {} (without: {:.2} times as fast)",
                 p.what.name(),
                 percent(p.share),
                 1.0 / (1.0 - p.share)
@@ -233,7 +245,7 @@ fn sentences(time: &TimeFacts, is_float: bool) -> Vec<String> {
         })
         .collect();
     if !gains.is_empty() {
-        sentences.push(format!("Beside the products, {}.", gains.join(", ")));
+        sentences.push(format!("What the rest goes into: {}.", gains.join(", ")));
     }
     sentences.push(format!(
         "If every layer ran at the bound that arithmetic and memory of this CPU set for it, a run would take {}: {} of what it \
