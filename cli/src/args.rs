@@ -7,7 +7,7 @@ use clap::{
 use qcc_runtime::{
     Calibrator, Choice, Precision, RepairChoice, Repairs, Rule, WeightBits,
     ir::{Device, numerics::RequantMode},
-    zoo,
+    workbench, zoo,
 };
 use std::path::PathBuf;
 
@@ -35,6 +35,8 @@ Examples:
       accuracy of float and int8, where file names are class indices: 281.jpg, 281_b.jpg
   qcc lint net.onnx --calibrate images/ --mean 127 --std 128
       what looks wrong with the model or the images
+  qcc report net.onnx --calibrate images/ --mean 127 --std 128 -o report.html
+      a page that tells which layer loses accuracy, where the time goes, and what to try
   qcc inspect net.onnx
       inputs, outputs, ops, sizes, and where each op will run
 
@@ -51,6 +53,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Time float, fake-quant and int8 next to each other. Without a model: the founding experiment, on bundled networks.
     Bench(Bench),
+    /// A page about what quantization does to a model and its layers, what it gains, and what to try next.
+    Report(Box<Report>),
     /// Show inputs, outputs, ops, sizes and placement of a model.
     Inspect(Inspect),
     /// Look for what is wrong with a model or its samples, without compiling it.
@@ -461,6 +465,74 @@ pub(crate) struct Eval {
     /// Threads, which share the samples; 0 for one on each core. Results do not depend on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The page is one file that needs no network; --json writes the same facts. docs/report.md tells what each figure means.
+
+Examples:
+  qcc report net.onnx --calibrate train/ --images val/ --mean 127 --std 128 -o report.html --json report.json
+      accuracy on labelled images, layers observed on some of them
+  qcc report net.onnx --calibrate samples.npz -o report.html
+      without labels: how far layers and results are from float
+  qcc report net.onnx --precision int8-dynamic --calibrate tokens.npz -o report.html
+      a transformer that is quantized when it runs; the samples are only to observe it
+  qcc report --compare before.json after.json -o compare.html
+      two runs side by side")]
+pub(crate) struct Report {
+    /// The model: .onnx. A .qcc file holds no float model to compare with.
+    #[arg(required_unless_present = "compare")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// The page to write. Default: the model's name with `.report.html`.
+    #[arg(short, long, value_name = "FILE.html")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Write all facts as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Set two runs side by side, by the JSON of each.
+    #[arg(long, value_names = ["BEFORE.json", "AFTER.json"], num_args = 2, conflicts_with = "model", requires = "output")]
+    pub(crate) compare: Vec<PathBuf>,
+
+    /// What accuracy is measured on, and layers are observed on: a folder of images, or an .npz or .safetensors with `images` and
+    /// `labels`, or an .npy. Without it, layers are observed on the calibration samples.
+    #[arg(long, value_name = "DIR|FILE")]
+    pub(crate) images: Option<PathBuf>,
+
+    /// Class indices: text with one a line, .npy, or .npz with `labels`. Default: `labels` of the .npz, or the numbers that the
+    /// names of the images begin with.
+    #[arg(long, value_name = "FILE", requires = "images")]
+    pub(crate) labels: Option<PathBuf>,
+
+    /// Evaluate the first N samples only.
+    #[arg(long, value_name = "N", requires = "images", value_parser = at_least_one)]
+    pub(crate) limit: Option<usize>,
+
+    /// Samples that layers are observed on, spread over all there are.
+    #[arg(long, value_name = "N", default_value_t = workbench::SAMPLES, value_parser = at_least_one)]
+    pub(crate) report_samples: usize,
+
+    /// Timed runs of each precision.
+    #[arg(long, value_name = "N", default_value_t = workbench::REPS, value_parser = at_least_one)]
+    pub(crate) reps: usize,
+
+    /// What the report is about; float is always there for comparison.
+    #[arg(long, value_name = "PRECISION", default_value = "int8", value_parser = precision())]
+    pub(crate) precision: Precision,
+
+    #[command(flatten)]
+    pub(crate) requant: RequantOption,
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) preprocess: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsOption,
 }
 
 /// What runs the cases of `qcc test`.

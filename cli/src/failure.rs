@@ -45,6 +45,14 @@ pub(crate) enum Failure {
     /// The graph has no form of the kind that was asked for.
     #[error("cannot write this graph as ONNX")]
     Export(#[from] qcc_runtime::ir::onnx::ExportError),
+    /// There is no page, or a file holds no facts.
+    #[error("`{path}`: {source}")]
+    Report {
+        /// The file.
+        path: String,
+        /// Why.
+        source: qcc_report::ReportError,
+    },
     /// Figures that JSON cannot hold: a defect of qcc.
     #[error("cannot write JSON")]
     Json(#[from] serde_json::Error),

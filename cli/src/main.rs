@@ -34,6 +34,7 @@ fn run(command: &Command, quiet: u8) -> Result<(), Failure> {
         Command::Run(args) => command::run::run(args, quiet, &mut out),
         Command::Eval(args) => command::eval::run(args, quiet, &mut out),
         Command::Bench(args) => command::bench::run(args, quiet, &mut out),
+        Command::Report(args) => command::report::run(args, quiet, &mut out),
         Command::Inspect(args) => command::inspect::run(args, quiet, &mut out),
         Command::Lint(args) => command::lint::run(args, quiet, &mut out),
         Command::Sensitivity(args) => command::sensitivity::run(args, quiet, &mut out),

@@ -145,7 +145,7 @@ fn a_file_of_open_shapes_runs_in_any() {
 #[test]
 fn help_teaches_and_usage_errors_are_2() {
     assert!(stdout(&qcc(&["--help"])).contains("Exit codes: 0 done, 1 bad model or data, 2 bad usage"));
-    for command in ["compile", "run", "eval", "bench", "inspect", "zoo"] {
+    for command in ["compile", "run", "eval", "bench", "report", "inspect", "zoo"] {
         let help = stdout(&qcc(&[command, "--help"]));
         assert!(help.contains("Usage: qcc") && help.contains("--quiet"), "{help}");
     }
@@ -668,4 +668,60 @@ fn batch_norms_are_recomputed_in_any_command() {
     assert!(evaluated.contains("int8 q15"), "{evaluated}");
     let without = error(&["compile", &m, "--reestimate-bn", "-o", &path], 1);
     assert!(without.contains("--calibrate"), "{without}");
+}
+
+#[test]
+fn a_report_is_a_page_and_facts_and_two_make_a_comparison() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let images = models().join("fashion_mnist_test.npz").display().to_string();
+    let report = |page: &str, json: &str, more: &[&str]| {
+        let (model, calibration) = (model(), calibration());
+        let data = ["report", &model, "--calibrate", &calibration, "--images", &images, "--samples", "32"];
+        let quick =
+            ["--limit", "50", "--report-samples", "4", "--reps", "2", "--mean", "72.93", "--std", "90.015"];
+        let output = qcc(&[&data[..], &quick, &["-o", page, "--json", json], more].concat());
+        assert_eq!(stderr(&output), "");
+        stdout(&output)
+    };
+    let (before, after) = (path("before.json"), path("after.json"));
+    let text = report(&path("before.html"), &before, &[]);
+    assert!(
+        text.contains("int8 q15 is ") && text.contains("of 50 images") && text.contains("before.html"),
+        "{text}"
+    );
+    let page = std::fs::read_to_string(path("before.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("fashion_resnet8"));
+    report(&path("after.html"), &after, &["--weight-bits", "7", "--requant", "shift"]);
+    let compare = path("compare.html");
+    let text = stdout(&qcc(&["report", "--compare", &before, &after, "-o", &compare]));
+    assert!(text.contains("What changed most is `"), "{text}");
+    let page = std::fs::read_to_string(&compare).unwrap();
+    assert!(page.contains("int8 q15") && page.contains("int8 shift") && page.contains("7 bits"));
+
+    // What cannot be, and what is left where it was.
+    std::fs::write(path("other.json"), "{\"format\": 1}").unwrap();
+    let wrong = error(&["report", "--compare", &before, &path("other.json"), "-o", &compare], 1);
+    assert!(wrong.contains("other.json") && wrong.contains("no facts of `qcc report --json`"), "{wrong}");
+    assert_eq!(std::fs::read_to_string(&compare).unwrap(), page);
+    error(&["report", "--compare", &before, &after], 2);
+    error(&["report"], 2);
+    let program = compiled(folder.path());
+    assert!(error(&["report", &program], 2).contains("give the .onnx"));
+    let nowhere = error(
+        &[
+            "report",
+            &model(),
+            "--reps",
+            "1",
+            "--report-samples",
+            "1",
+            "-q",
+            "-q",
+            "-o",
+            "/no/such/folder/x.html",
+        ],
+        1,
+    );
+    assert!(nowhere.contains("/no/such/folder/x.html"), "{nowhere}");
 }

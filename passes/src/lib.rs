@@ -33,6 +33,7 @@ mod fuse_clamp;
 mod fuse_pad;
 mod fuse_residual;
 mod insert_fake_quant;
+mod isolate;
 mod join_columns;
 pub mod lint;
 mod lower_to_int8;
@@ -45,20 +46,22 @@ mod regions;
 mod round_weights;
 mod take_dynamic_products;
 mod take_pixels;
+mod weight_channels;
 mod weight_parts;
 mod weight_scales;
 mod widen_half;
 
 pub use calibrate::{
-    Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Extremes, Range, Ranges, Statistics,
-    Trial, UnknownCalibrator, behind_batch_norms, grid_ranges, observed_values, renormalised, trial,
-    value_name,
+    Calibrator, Calibrators, ChannelStatistics, Choice, Collector, Distribution, Extremes, PERCENTILES,
+    Range, Ranges, Statistics, Trial, UnknownCalibrator, behind_batch_norms, grid_ranges, observed_values,
+    renormalised, trial, value_name,
 };
 pub use capability::int8_capability;
 pub use channel_moments::ChannelMoments;
 pub use check_pins::near_names;
 pub use edit::product_channels;
 pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
+pub use isolate::{Isolated, LayerNoise, QuantizedLayer, isolated, quantized_layers, without_grids};
 pub use lint::{Finding, Level, Rule, Subject, UnknownRule};
 pub use options::{
     Capability, ImageInput, Layers, Options, Precision, RepairChoice, Repairs, WeightBits, WeightGrid,
@@ -68,6 +71,7 @@ pub use record::{Note, NoteKind, PassError, Record, Report};
 pub use reestimate_batch_norms::{BatchNormStatistics, RunningStatistics, next_batch_norms, set_statistics};
 pub use regions::int8_layers;
 pub use round_weights::{InputMoments, Moments, RoundedWeights, weighted_products};
+pub use weight_channels::{ChannelWeights, weight_channels};
 
 use qcc_ir::{Graph, Stage, verify};
 use std::{cell::RefCell, collections::BTreeMap};

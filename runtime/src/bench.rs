@@ -6,7 +6,7 @@ use crate::{
     layers::Profiles, memory, model::output_views, quantile::Sorted,
 };
 use qcc_ir::{Tensor, numerics::RequantMode};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// The timings of one model, as `qcc bench --json` writes them: see `docs/benchmark.md`.
@@ -67,7 +67,7 @@ pub struct Run {
 }
 
 /// Milliseconds over the repetitions.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of the runs were faster.
     pub median: f64,

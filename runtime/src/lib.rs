@@ -76,6 +76,7 @@ mod threads;
 mod tier;
 mod tune;
 mod view;
+pub mod workbench;
 pub mod zoo;
 
 pub use bench::{BenchReport, Latency, Run, bench, bench_dynamic};
@@ -107,7 +108,7 @@ pub use qcc_passes::{
     UnknownRule, WeightBits,
 };
 pub use roofline::{Bound, Host, MemoryLevel, Peaks};
-pub use sqnr::SquaredError;
+pub use sqnr::{Decibels, SquaredError};
 pub use threads::{Threads, ThreadsError};
 pub use tier::{TIER_VARIABLE, TierError, choose_tier};
 pub use tune::{Change, TuneReport, Tuning, tune};

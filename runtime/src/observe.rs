@@ -101,6 +101,8 @@ impl Observed {
 
     /// Compiles a graph to show these values as the model that comes of it has them, with these options: codes of
     /// [`Precision::Int8`] are shown as the numbers that they stand for.
+    /// Of a graph at [`Stage::FakeQuant`], only
+    /// values that [`quantized_layers`](qcc_passes::quantized_layers) names leave the rest as it is without them.
     ///
     /// # Errors
     /// Where the graph cannot be lowered or compiled.

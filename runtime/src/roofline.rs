@@ -4,11 +4,11 @@
 use crate::{Error, Tier, quantile::median};
 use qcc_codegen::{Work, bandwidth, dense::spec::Product, peak};
 use qcc_ir::Device;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// What a host can do at best on one thread, in multiply-accumulates a second.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Peaks {
     /// u8 by s8 into s32.
     pub int8: f64,
@@ -19,7 +19,7 @@ pub struct Peaks {
 }
 
 /// Memory of one kind, as one thread reads it.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct MemoryLevel {
     /// `L1`, `L2`, `L3`, or `memory`.
     pub name: String,
@@ -33,7 +33,7 @@ pub struct MemoryLevel {
 }
 
 /// Limits of one core of this host with the instructions of a tier, all of them measured.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Host {
     /// What the CPU calls itself.
     pub cpu: String,

@@ -1,6 +1,7 @@
 //! Signal-to-noise ratios: how far what was computed is from what was expected.
 
-use std::ops::AddAssign;
+use serde::{Deserialize, Serialize};
+use std::{fmt, ops::AddAssign};
 
 /// Sums of squares of expected numbers, and of the distance of others to them. They add up over batches; floats not the same
 /// in every order, so add them in that of the batches.
@@ -34,6 +35,11 @@ impl SquaredError {
         decibels(self.ratio())
     }
 
+    /// [`sqnr_db`](Self::sqnr_db), where it is a number: there is none of infinite values, nor of noise over silence.
+    pub fn decibels(self) -> Option<Decibels> {
+        Some(Decibels(self.sqnr_db())).filter(|d| d.0 > f64::NEG_INFINITY)
+    }
+
     /// The mean of noise over signal of several tensors, of those that have any signal.
     pub fn mean_ratio(of_tensors: &[SquaredError]) -> f64 {
         let ratios: Vec<f64> = of_tensors.iter().filter(|s| s.signal > 0.0).map(|s| s.ratio()).collect();
@@ -45,6 +51,43 @@ impl AddAssign for SquaredError {
     fn add_assign(&mut self, other: SquaredError) {
         self.noise += other.noise;
         self.signal += other.signal;
+    }
+}
+
+/// A signal-to-noise ratio in dB, infinite where nothing differs. As text for machines it is a number, or `exact`.
+#[derive(Clone, Copy, PartialEq, PartialOrd, Debug, Serialize, Deserialize)]
+#[serde(into = "WrittenDecibels", try_from = "WrittenDecibels")]
+pub struct Decibels(pub f64);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenDecibels {
+    Number(f64),
+    Word(String),
+}
+
+impl From<Decibels> for WrittenDecibels {
+    fn from(d: Decibels) -> WrittenDecibels {
+        if d.0.is_finite() { WrittenDecibels::Number(d.0) } else { WrittenDecibels::Word(EXACT.into()) }
+    }
+}
+
+impl TryFrom<WrittenDecibels> for Decibels {
+    type Error = String;
+    fn try_from(written: WrittenDecibels) -> Result<Decibels, String> {
+        match written {
+            WrittenDecibels::Number(db) => Ok(Decibels(db)),
+            WrittenDecibels::Word(word) if word == EXACT => Ok(Decibels(f64::INFINITY)),
+            WrittenDecibels::Word(word) => Err(format!("`{word}` is no ratio in dB")),
+        }
+    }
+}
+
+const EXACT: &str = "exact";
+
+impl fmt::Display for Decibels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_finite() { write!(f, "{:.1} dB", self.0) } else { f.write_str(EXACT) }
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod eval;
 mod inputs;
 pub(crate) mod inspect;
 pub(crate) mod lint;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod sensitivity;
 pub(crate) mod test;

@@ -9,6 +9,7 @@
 
 mod batch_norms;
 mod calibrators;
+mod distribution;
 mod entropy;
 mod histogram;
 mod mse;
@@ -17,6 +18,7 @@ mod trial;
 
 pub use batch_norms::{ChannelStatistics, behind_batch_norms, renormalised};
 pub use calibrators::{Calibrator, Calibrators, Choice, UnknownCalibrator};
+pub use distribution::{Distribution, PERCENTILES};
 pub use trial::{Trial, trial};
 
 use crate::{
@@ -218,10 +220,19 @@ impl Extremes {
 impl Collector {
     /// A collector for the observed values of a prepared graph.
     pub fn new(graph: &Graph, calibrators: impl Into<Calibrators>) -> Collector {
+        Collector::of_values(graph, observed_values(graph), calibrators)
+    }
+
+    /// A collector for any values of a graph.
+    pub fn of_values(
+        graph: &Graph,
+        values: impl IntoIterator<Item = ValueId>,
+        calibrators: impl Into<Calibrators>,
+    ) -> Collector {
         let calibrators = calibrators.into();
         let inputs: BTreeSet<ValueId> = graph.inputs().iter().map(|n| n.out()).collect();
         let names: BTreeMap<ValueId, String> =
-            observed_values(graph).into_iter().map(|v| (v, value_name(graph, v))).collect();
+            values.into_iter().map(|v| (v, value_name(graph, v))).collect();
         let seen = |(v, name): (&ValueId, &String)| {
             let seen = Seen::new(name, inputs.contains(v), calibrators.of(name));
             let is_picture = seen.is_input && takes_pictures(graph, *v);

@@ -27,6 +27,7 @@ mod repair;
 pub use calibrate::Calibrated;
 pub(crate) use calibrate::{Observation, ObservedPart};
 pub(crate) use reference::{Reference, Runs};
+pub(crate) use repair::widen;
 
 /// What a compiler tells while it works.
 pub enum Event<'a> {
@@ -346,6 +347,11 @@ impl Compiler {
         self
     }
 
+    /// The same one, which tells nobody.
+    pub(crate) fn silent(&self) -> Compiler {
+        Compiler { observer: None, ..self.clone() }
+    }
+
     /// Is told what happens. Called on the thread that compiles.
     pub fn observer(mut self, observer: impl Fn(Event<'_>) + Send + Sync + 'static) -> Compiler {
         self.observer = Some(Arc::new(observer));
@@ -540,25 +546,46 @@ impl Compiler {
     /// # Errors
     /// Where a pin cannot be honoured, or ranges are needed and not given.
     pub fn lower(&self, prepared: &Prepared, calibrated: Option<&Calibrated>) -> Result<Program, Error> {
-        let mut graph = prepared.graph.clone();
-        let none = Ranges::default();
-        let ranges = calibrated.map_or(&none, |c| &c.ranges);
+        Ok(self.lower_with_report(prepared, calibrated)?.0)
+    }
+
+    /// [`lower`](Self::lower), and what the passes did and declined.
+    pub(crate) fn lower_with_report(
+        &self,
+        prepared: &Prepared,
+        calibrated: Option<&Calibrated>,
+    ) -> Result<(Program, Report), Error> {
         let options = self.lowering_options(prepared);
-        let quantized = qcc_passes::quantize(&mut graph, ranges, &options, &mut self.watch())?;
+        let (mut graph, quantized) = self.quantized(prepared, calibrated)?;
         let lowered = qcc_passes::lower(&mut graph, &options, &mut self.watch())?;
         let report = quantized.then(lowered);
         self.warn_of(&report);
         let report = prepared.report.clone().then(report);
         let info = self.info(&graph, options.requant, calibrated, &report);
-        Ok(Program::new(graph, info))
+        Ok((Program::new(graph, info), report))
     }
 
+    /// The prepared graph on its grids, at `Stage::FakeQuant`; as it is where the precision has none.
+    pub(crate) fn quantized(
+        &self,
+        prepared: &Prepared,
+        calibrated: Option<&Calibrated>,
+    ) -> Result<(Graph, Report), Error> {
+        let mut graph = prepared.graph.clone();
+        let none = Ranges::default();
+        let ranges = calibrated.map_or(&none, |c| &c.ranges);
+        let options = self.lowering_options(prepared);
+        let report = qcc_passes::quantize(&mut graph, ranges, &options, &mut self.watch())?;
+        Ok((graph, report))
+    }
+
+    /// The options of the passes for a model, with the requantization that it gets.
     pub(crate) fn lowering_options(&self, prepared: &Prepared) -> Options {
         Options { requant: self.requant_of(prepared), ..self.pass_options() }
     }
 
     /// The mode that was asked for, or the default for this model.
-    fn requant_of(&self, prepared: &Prepared) -> RequantMode {
+    pub(crate) fn requant_of(&self, prepared: &Prepared) -> RequantMode {
         self.requant.unwrap_or(match prepared.brings_grids() {
             true => RequantMode::Float,
             false => RequantMode::Q15,

@@ -163,7 +163,7 @@ fn widen_to_training(ranges: &mut [Range], known: &ChannelStatistics) {
 }
 
 /// Takes elements into the ranges of their channels; `inner` are the dimensions behind the axis of channels.
-fn widen(ranges: &mut [Range], elements: &[f32], inner: &[usize]) {
+pub(crate) fn widen(ranges: &mut [Range], elements: &[f32], inner: &[usize]) {
     let run = inner.iter().product::<usize>().max(1);
     for block in elements.chunks_exact(run * ranges.len().max(1)) {
         for (range, elements) in ranges.iter_mut().zip(block.chunks_exact(run)) {
