@@ -367,13 +367,7 @@ fn conditions(facts: &Facts) -> Markup {
         || if c.brings_grids { "the model brings its own grids".into() } else { "none".into() },
         |c| format!("{} samples of {}, ranges by {}", c.samples, c.origin, c.calibrator),
     );
-    let repairs = c.repairs.map_or("none".into(), |r| {
-        let mut words = Vec::new();
-        words.extend((r.equalize > 0.0).then(|| format!("equalize {}", r.equalize)));
-        words.extend(r.rounding.then(|| "rounding".to_string()));
-        words.extend(r.bias.then(|| "bias".to_string()));
-        words.join(", ")
-    });
+    let repairs = c.repairs.map_or("none".into(), |r| r.to_string());
     html! {
         section #how {
             h2 { "How it was measured" }
@@ -393,6 +387,9 @@ fn conditions(facts: &Facts) -> Markup {
                 dt { "calibration" } dd { (calibration) }
                 dt { "repairs" } dd { (repairs) }
                 dt { "weights" } dd { (format!("{} bits, ", c.weight_bits.count())) (weights(c)) }
+                @if !c.float_layers.is_empty() {
+                    dt { "float by policy" } dd { @for name in &c.float_layers { code { (name) } " " } }
+                }
                 @if !c.pins.is_empty() {
                     dt { "pinned" } dd { @for (node, device) in &c.pins { code { (node) "=" (device) } " " } }
                 }

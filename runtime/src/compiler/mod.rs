@@ -95,7 +95,7 @@ pub struct Compiler {
     pub(crate) requant: Option<RequantMode>,
     pub(crate) calibrators: Calibrators,
     pub(crate) repairs: RepairChoice,
-    policy: Policy,
+    pub(crate) policy: Policy,
     calibration_threads: Option<Threads>,
     pub(crate) samples: Option<Samples>,
     pub(crate) preprocess: Preprocess,

@@ -161,10 +161,7 @@ fn options(before: &Facts, after: &Facts) -> Vec<(String, String, String)> {
     let of = |f: &Facts| {
         let c = &f.conditions;
         let none = || "none".to_string();
-        let repairs = c.repairs.map_or_else(none, |r| {
-            let on = |is: bool| if is { "on" } else { "off" };
-            format!("equalize {}, rounding {}, bias {}", r.equalize, on(r.rounding), on(r.bias))
-        });
+        let repairs = c.repairs.map_or_else(none, |r| r.to_string());
         let calibration =
             c.calibration.as_ref().map_or_else(none, |c| format!("{} samples of {}", c.samples, c.origin));
         let pins = c.pins.iter().map(|(n, d)| format!("{n}={d}")).collect::<Vec<_>>().join(", ");
@@ -177,6 +174,7 @@ fn options(before: &Facts, after: &Facts) -> Vec<(String, String, String)> {
             ("repairs", repairs),
             ("weights", format!("{:?}, {} bits", c.weights, c.weight_bits.count())),
             ("pins", pins),
+            ("float by policy", c.float_layers.join(", ")),
             ("evaluated on", images),
             ("observed on", format!("{} of {}", c.samples.count, c.samples.origin)),
             ("CPU", c.host.as_ref().map_or_else(none, |h| h.cpu.clone())),

@@ -534,6 +534,9 @@ pub struct Conditions {
     pub weight_bits: WeightBits,
     /// What is repaired; `None` for nothing.
     pub repairs: Option<qcc_passes::Repairs>,
+    /// Layers that stay float by a policy.
+    #[serde(default)]
+    pub float_layers: Vec<String>,
     /// Nodes that the user has placed, with their devices.
     pub pins: Vec<(String, String)>,
     /// Whether this CPU would multiply weights of 7 bits faster.
@@ -566,6 +569,9 @@ pub struct CalibrationFacts {
     pub is_made_up: bool,
     /// Number of batch norms whose statistics stood in for data.
     pub batch_norms: usize,
+    /// Whether calibrators or repairs were chosen by measurement.
+    #[serde(default)]
+    pub is_measured: bool,
 }
 
 impl Facts {

@@ -140,7 +140,8 @@ pub fn facts(setup: &Setup, graph: Graph, progress: &Progress<'_>) -> Result<Fac
         requant: subject.requant,
         weights: compiler.options.weights,
         weight_bits: compiler.options.weight_bits,
-        repairs: Some(compiler.options.repairs).filter(|r| *r != qcc_passes::Repairs::NONE),
+        repairs: calibrated.as_ref().map(|c| c.summary().repairs).filter(|r| *r != qcc_passes::Repairs::NONE),
+        float_layers: compiler.policy.float().map(String::from).collect(),
         pins: compiler.options.pins.iter().map(|(n, d)| (n.clone(), d.name().into())).collect(),
         gains_by_narrow_weights: subject.gains_by_narrow_weights,
         is_tuned: !program.tunings().is_empty(),
@@ -231,6 +232,7 @@ fn calibration_facts(calibrated: &Calibrated) -> CalibrationFacts {
         calibrator: summary.calibrator.to_string(),
         is_made_up: summary.synthetic,
         batch_norms: summary.batch_norms,
+        is_measured: summary.measured.is_some(),
     }
 }
 
@@ -301,8 +303,12 @@ fn reasons(report: &Report) -> BTreeMap<&str, String> {
 /// What looks wrong.
 fn findings(report: &Report) -> Vec<Finding> {
     let finding = |note: &qcc_passes::Note| Finding { subject: note.node.clone(), text: note.text.clone() };
+    let of_lint = |f: &qcc_passes::Finding| Finding {
+        subject: f.subject.to_string().replace('`', ""),
+        text: format!("{}; {} [{}]", f.what, f.advice, f.rule),
+    };
     let mut findings: Vec<Finding> = Vec::new();
-    for finding in report.warnings().map(finding) {
+    for finding in report.findings.iter().map(of_lint).chain(report.warnings().map(finding)) {
         if !findings.contains(&finding) {
             findings.push(finding);
         }
