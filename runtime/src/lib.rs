@@ -76,6 +76,7 @@ mod threads;
 mod tier;
 mod tune;
 mod view;
+pub mod workbench;
 pub mod zoo;
 
 pub use bench::{BenchReport, Latency, Run, bench, bench_dynamic};
