@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Look for what is wrong with a model or its samples, without compiling it.
     Lint(Lint),
+    /// Tell at which tensor two models, two precisions of one, or a model and stored tensors part.
+    Diff(Diff),
     /// List what rounding costs, layer by layer: the error of the results if one layer alone is int8, and if it alone is float.
     Sensitivity(Sensitivity),
     /// Check models against reference data: ONNX's backend tests, or a model with inputs and outputs of your own.
@@ -710,6 +712,66 @@ pub(crate) struct Lint {
     pub(crate) deny: Vec<Denied>,
 
     /// Write what was found as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+    #[command(flatten)]
+    pub(crate) preprocess: ImageOptions,
+    #[command(flatten)]
+    pub(crate) tier: TierOption,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Columns: the tensor, by its name in the model; its shape; the largest difference, and the largest magnitude for comparison; the
+signal-to-noise ratio of the second side to the first; what it would be if the tensors that this one is computed of were equal
+on both sides (what comes in here); and the cosine of the two.
+
+Examples:
+  qcc diff a.onnx b.onnx --input x=x.npy
+      two models, in float: tensors of the same name
+  qcc diff net.onnx --calibrate images/ --images images/ --mean 127 --std 128
+      float and int8 of one model; --precision float,fake-quant or --precision int8,int8 --requant q15,shift
+  qcc diff net.onnx stored.npz --input x=x.npy
+      a model, and what another runtime made of the same input: docs/diff.md shows how to store it")]
+pub(crate) struct Diff {
+    /// A model (.onnx), in two precisions; or two models; or a model and tensors that another runtime has stored (.npz,
+    /// .safetensors, or a .npy of the model's first output), by their names in the model.
+    #[arg(required = true, num_args = 1..=2, value_name = "MODEL|FILE")]
+    pub(crate) sides: Vec<PathBuf>,
+
+    /// An input, and with it its shape: INPUT=FILE, or FILE alone for a model of one input or an .npz of all.
+    #[arg(long, value_name = "[INPUT=]FILE", conflicts_with = "images")]
+    pub(crate) input: Vec<String>,
+
+    /// Samples to run, of the forms that --calibrate takes. Default, where there is no --input either: noise.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) images: Option<PathBuf>,
+
+    /// Run the first N samples only.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
+    pub(crate) limit: usize,
+
+    /// What to compute with: one for both sides, or one for each. Default: float,int8 of one model, float otherwise.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = precision())]
+    pub(crate) precision: Vec<Precision>,
+
+    /// How int8 scales its accumulators back to 8 bits, likewise.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = requant())]
+    pub(crate) requant: Vec<RequantMode>,
+
+    /// The signal-to-noise ratio in dB below which tensors differ. Default: 60 between floats, 20 between two quantized sides, 15
+    /// between a quantized one and float.
+    #[arg(long, value_name = "DB", allow_hyphen_values = true)]
+    pub(crate) threshold: Option<f64>,
+
+    /// Exit with 1 where the sides part.
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// Write all figures as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 

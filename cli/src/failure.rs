@@ -34,6 +34,12 @@ pub(crate) enum Failure {
         /// How many.
         found: usize,
     },
+    /// Two sides that were to be the same.
+    #[error("they part at `{tensor}`")]
+    Parted {
+        /// The first tensor that differs.
+        tensor: String,
+    },
     /// A file that the command itself writes.
     #[error("cannot write `{path}`")]
     Write {

@@ -36,6 +36,7 @@ fn run(command: &Command, quiet: u8) -> Result<(), Failure> {
         Command::Bench(args) => command::bench::run(args, quiet, &mut out),
         Command::Report(args) => command::report::run(args, quiet, &mut out),
         Command::Inspect(args) => command::inspect::run(args, quiet, &mut out),
+        Command::Diff(args) => command::diff::run(args, quiet, &mut out),
         Command::Lint(args) => command::lint::run(args, quiet, &mut out),
         Command::Sensitivity(args) => command::sensitivity::run(args, quiet, &mut out),
         Command::Test(args) => command::test::run(args, quiet, &mut out),

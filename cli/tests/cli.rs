@@ -725,3 +725,39 @@ fn a_report_is_a_page_and_facts_and_two_make_a_comparison() {
     );
     assert!(nowhere.contains("/no/such/folder/x.html"), "{nowhere}");
 }
+
+#[test]
+fn diff_tells_where_two_sides_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let (m, images) = (model(), calibration());
+    let test = models().join("fashion_mnist_test.npz").display().to_string();
+    let preprocess = ["--mean", "72.93", "--std", "90.015"];
+    let calibrated = ["--images", &test, "--limit", "4", "--calibrate", &images, "--samples", "16"];
+    let both = [&["diff", &m][..], &calibrated, &preprocess].concat();
+    let json = place("d.json");
+    let text = stdout(&qcc(&[&both[..], &["--json", &json, "--check"]].concat()));
+    assert!(text.contains("(int8) against ") && text.contains("they do not part"), "{text}");
+    assert!(text.contains("/stem/stem.2/Relu_output_0") && text.contains("most noise comes in at"), "{text}");
+    let found: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!((found["samples"].as_u64(), found["tensors"][0]["name"].as_str()), (Some(4), Some("image")));
+    let modes = [&both[..], &["--precision", "int8", "--requant", "q15,shift"]].concat();
+    assert!(stdout(&qcc(&modes)).contains("(int8 shift) against "));
+    // What is asked for cannot be met: they part, and a script hears of it.
+    let parted = qcc(&[&both[..], &["--threshold", "200", "--check"]].concat());
+    assert_eq!(parted.status.code(), Some(1));
+    assert!(stderr(&parted).contains("error: they part at `image`"), "{}", stderr(&parted));
+
+    // Results of a run, as another runtime would have stored them.
+    let out = place("out");
+    stdout(&qcc(&[&["run", &m, "--input", &test, "--output-dir", &out][..], &preprocess].concat()));
+    let stored = folder.path().join("out/logits.npy").display().to_string();
+    let same = [&["diff", &m, &stored, "--input", &test][..], &preprocess].concat();
+    assert!(stdout(&qcc(&same)).contains("they do not part"), "{}", stdout(&qcc(&same)));
+    let noise = qcc(&["diff", &m, &m]);
+    assert!(stdout(&noise).contains("they do not part") && stderr(&noise).contains("compared on noise"));
+    assert!(error(&["diff", &stored], 2).contains("one side at least must be a model"));
+    let path = compiled(folder.path());
+    assert!(error(&["diff", &m, &path], 2).contains("give the .onnx"));
+    assert!(error(&["diff", &m, "--image-input"], 2).contains("--image-input"));
+}

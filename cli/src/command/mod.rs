@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod compile;
+pub(crate) mod diff;
 pub(crate) mod eval;
 mod inputs;
 pub(crate) mod inspect;

@@ -24,12 +24,14 @@
 //! does not depend on the number of threads; times do.
 
 mod compare;
+mod diff;
 mod facts;
 mod observation;
 mod suggestions;
 mod time;
 
 pub use compare::{Change, Comparison, LayerChange, compare};
+pub use diff::{Diff, DiffSetup, DiffSide, TensorDiff, diff};
 pub use facts::*;
 pub use suggestions::{comparison, remarks, suggestions};
 

@@ -77,6 +77,29 @@ impl Model {
         }
     }
 
+    /// [`graph`](Self::graph), and its values by the names that the file has for them, in the order of execution; those that are
+    /// constants, or that nothing needs, are left out.
+    ///
+    /// # Errors
+    /// As [`graph`](Self::graph).
+    pub fn named_graph(&self, bindings: &Bindings) -> Result<(Graph, Vec<(String, ValueId)>), ImportError> {
+        self.check_ops()?;
+        let arena = Arena::new();
+        let mut importer = self.imported(bindings, &arena)?;
+        if let Some((_, reason)) = std::mem::take(&mut importer.blocked).into_iter().next() {
+            return Err(reason);
+        }
+        let values: Vec<(String, ValueId)> =
+            importer.values.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+        let (graph, _) = importer.finish()?;
+        let order: BTreeMap<_, usize> = graph.order().into_iter().zip(0..).collect();
+        let is_computed =
+            |value: &ValueId| graph.contains(value.node) && graph.constant_value(*value).is_none();
+        let mut named: Vec<_> = values.into_iter().filter(|(_, value)| is_computed(value)).collect();
+        named.sort_by_key(|(name, value)| (order.get(&value.node).copied(), value.port, name.clone()));
+        Ok((graph, named))
+    }
+
     /// Types of the inputs under these bindings.
     ///
     /// # Errors

@@ -471,3 +471,24 @@ fn strings(name: &str) -> AttributeProto {
         ..Default::default()
     }
 }
+
+#[test]
+fn values_are_found_by_the_names_of_the_file() {
+    let nodes = [
+        node("Relu", &["x"], &["a"]),
+        node("Shape", &["a"], &["s"]),
+        node("Reshape", &["a", "s"], &["b"]),
+        node("Neg", &["x"], &["unused"]),
+        node("Identity", &["b"], &["y"]),
+    ];
+    let draft = Draft::new(17, nodes).input("x", &[2, 3]);
+    let model = Model::parse(draft.proto().write_to_bytes().unwrap()).unwrap();
+    let (graph, named) = model.named_graph(&Bindings::default()).unwrap();
+    let names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+    // The shape is a constant, and nothing needs the negative.
+    assert_eq!((names[0], names[1], names.len()), ("x", "a", 4), "{names:?}");
+    assert!(named.iter().all(|(_, value)| graph.contains(value.node)));
+    let by = |name: &str| named.iter().find(|(n, _)| n == name).unwrap().1;
+    assert_eq!(by("y"), graph.outputs()[0].value);
+    assert_eq!(by("b"), by("y"));
+}
