@@ -394,6 +394,10 @@ fn conditions(facts: &Facts) -> Markup {
                     dt { "pinned" } dd { @for (node, device) in &c.pins { code { (node) "=" (device) } " " } }
                 }
             }
+            details {
+                summary { "What each pass did and declined" }
+                pre { (facts.explanation) }
+            }
             p.sub {
                 "docs/report.md tells what each figure means. This page needs no network, and is not allowed any. Charts: plotly.js, "
                 "© Plotly, Inc., MIT license."

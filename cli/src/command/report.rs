@@ -39,6 +39,9 @@ pub(crate) fn run(args: &Report, quiet: u8, out: &mut impl Write) -> Result<(), 
     };
     let facts = workbench::facts(&setup, graph, &|what, done, total| terminal.progress(what, done, total))?;
     terminal.clear();
+    if args.options.explain {
+        write!(out, "{}", facts.explanation)?;
+    }
     let output = args.output.clone().unwrap_or_else(|| model.with_extension("report.html"));
     let html = page(&facts).map_err(|source| failed(&output, source))?;
     write_whole(&output, &html)?;

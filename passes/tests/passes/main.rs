@@ -13,6 +13,7 @@ mod fuse_clamp;
 mod fuse_pad;
 mod fuse_residual;
 mod insert_fake_quant;
+mod isolate;
 mod join_columns;
 mod lint;
 mod lower_to_int8;

@@ -6,7 +6,7 @@ use qcc_runtime::{
 };
 
 /// Those of the bundled model, on few samples.
-pub fn of_bundled_model() -> Facts {
+pub(crate) fn of_bundled_model() -> Facts {
     let compiler = Compiler::new()
         .calibration(bundled::calibration().unwrap().limit(16))
         .preprocess(bundled::preprocess());
@@ -22,10 +22,10 @@ pub fn of_bundled_model() -> Facts {
 }
 
 /// A name that does harm where it is not escaped: in text, attributes, scripts, charts and shells.
-pub const HOSTILE: &str = "</script><script>document.title='harm'</script><img src=x onerror=\"document.title='harm'\"> `'\"; ${x} $(y)";
+pub(crate) const HOSTILE: &str = "</script><script>document.title='harm'</script><img src=x onerror=\"document.title='harm'\"> `'\"; ${x} $(y)";
 
 /// With a hostile name for one layer, the op of another, and wherever else a model or a file has a say.
-pub fn hostile(mut facts: Facts) -> Facts {
+pub(crate) fn hostile(mut facts: Facts) -> Facts {
     let old = facts.layers[3].name.clone();
     facts.layers[3].name = HOSTILE.into();
     facts.layers[4].op = HOSTILE.into();
@@ -42,7 +42,7 @@ pub fn hostile(mut facts: Facts) -> Facts {
 }
 
 /// With so many layers, copies of those that there are one after the other.
-pub fn with_layers(mut facts: Facts, count: usize) -> Facts {
+pub(crate) fn with_layers(mut facts: Facts, count: usize) -> Facts {
     let (layers, edges) = (facts.layers.clone(), facts.edges.clone());
     let n = layers.len();
     while facts.layers.len() < count {

@@ -31,6 +31,8 @@ pub struct Facts {
     pub findings: Vec<Finding>,
     /// What to try, the most promising first.
     pub next: Vec<Suggestion>,
+    /// What each pass did and declined, as text.
+    pub explanation: String,
     /// How all this was found.
     pub conditions: Conditions,
 }

@@ -160,6 +160,7 @@ pub fn facts(setup: &Setup, graph: Graph, progress: &Progress<'_>) -> Result<Fac
         time,
         findings: findings(&report),
         next: Vec::new(),
+        explanation: report.to_string(),
         conditions,
     };
     facts.findings.extend(disturbance(&facts.contenders));

@@ -75,7 +75,7 @@ impl Observation {
 }
 
 /// One layer of the float graph.
-struct FloatLayer {
+struct ShownLayer {
     name: String,
     value: ValueId,
     /// Its number among those that may be equalized.
@@ -211,11 +211,11 @@ pub(super) fn observe_layers(
         equalize(&mut float, &calibrated.ranges().scales)?;
     }
     let axes: Vec<(ValueId, usize)> = equalizable_values(&float);
-    let floats: Vec<FloatLayer> = quantized_layers(&float)
+    let floats: Vec<ShownLayer> = quantized_layers(&float)
         .into_iter()
         .map(|QuantizedLayer { name, node, .. }| {
             let channels = axes.iter().position(|(v, _)| *v == node.out());
-            FloatLayer { name, value: node.out(), channels }
+            ShownLayer { name, value: node.out(), channels }
         })
         .collect();
     let numbers: BTreeMap<&str, usize> =
