@@ -318,7 +318,14 @@ fn a_policy_is_searched_for_written_and_taken_back() {
     let at = |name: &str| dir.path().join(name).display().to_string();
     let (model, images) = (model(), calibration());
     let data = ["--calibrate", &images, "--samples", "24", "--mean", "72.93", "--std", "90.015"];
-    let compile = |more: &[&str]| [&["compile", &model][..], &data, more].concat();
+    let compile = |more: &[&'static str], files: &[(&'static str, &str)]| -> Vec<String> {
+        let named = files.iter().flat_map(|(option, name)| [option.to_string(), at(name)]);
+        let given = ["compile", &model].into_iter().chain(data).chain(more.iter().copied());
+        given.map(String::from).chain(named).collect()
+    };
+    let run = |arguments: &[String]| qcc(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let fails =
+        |arguments: &[String], code| error(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), code);
 
     let listed =
         stdout(&qcc(&[&["sensitivity", &model, "--top", "2", "--json", &at("s.json")][..], &data].concat()));
@@ -329,7 +336,9 @@ fn a_policy_is_searched_for_written_and_taken_back() {
 
     // A little more than int8 gives: some layers must be float, not all.
     let wanted = format!("{:.1}", all + 3.0);
-    let found = stdout(&qcc(&compile(&["--min-sqnr", &wanted, "-o", &at("mixed.qcc")])));
+    let mut search = compile(&["--min-sqnr"], &[]);
+    search.extend([wanted.clone(), "-o".into(), at("mixed.qcc")]);
+    let found = stdout(&run(&search));
     let policy = std::fs::read_to_string(at("mixed.policy.toml")).unwrap();
     let float = policy.lines().filter(|l| l.contains("= \"float\"")).count();
     assert!((1..12).contains(&float), "{policy}");
@@ -337,20 +346,20 @@ fn a_policy_is_searched_for_written_and_taken_back() {
     assert!(found.contains("mixed.policy.toml"), "{found}");
 
     // Given back, it makes the same file.
-    let taken =
-        stdout(&qcc(&compile(&["--policy", &at("mixed.policy.toml"), "-o", &at("again.qcc"), "--explain"])));
+    let files = [("--policy", "mixed.policy.toml"), ("-o", "again.qcc")];
+    let taken = stdout(&run(&compile(&["--explain"], &files)));
     assert_eq!(taken.matches("that is the policy").count(), float, "{taken}");
     assert!(
         std::fs::read(at("mixed.qcc")).unwrap() == std::fs::read(at("again.qcc")).unwrap(),
         "files differ"
     );
 
-    let in_vain = error(&compile(&["--max-drop", "1", "--validate", &at("nothing")]), 1);
+    let in_vain = fails(&compile(&["--max-drop", "1"], &[("--validate", "nothing")]), 1);
     assert!(in_vain.contains("nothing"), "{in_vain}");
     std::fs::write(at("odd.toml"), policy.replace("\"float\"", "\"int4\"")).unwrap();
-    let odd = error(&compile(&["--policy", &at("odd.toml")]), 1);
+    let odd = fails(&compile(&[], &[("--policy", "odd.toml")]), 1);
     assert!(odd.contains("odd.toml") && odd.contains("int4"), "{odd}");
-    let usage = error(&compile(&["--min-sqnr", "30", "--precision", "float"]), 2);
+    let usage = fails(&compile(&["--min-sqnr", "30", "--precision", "float"], &[]), 2);
     assert!(usage.contains("--min-sqnr"), "{usage}");
 }
 

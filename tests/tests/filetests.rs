@@ -268,7 +268,7 @@ fn quantize(test: &Test, original: &Graph, options: &Options) -> Result<(), Fail
     let mut collector = Collector::new(&graph, Calibrator::MinMax);
     let float = interpreter::run_observed(&graph, &inputs, &mut |value, tensor| {
         if let Ok(elements) = tensor.as_slice::<f32>() {
-            collector.record(value, elements);
+            collector.record(value, 0, elements);
         }
     })?;
     report = report.then(qcc_passes::quantize(&mut graph, &collector.finish(), options, &mut |_, _| {})?);

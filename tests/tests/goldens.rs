@@ -186,7 +186,7 @@ fn bless(path: &Path) -> Result<(), Failed> {
     let mut collector = Collector::new(&prepared, Calibrator::MinMax);
     interpreter::run_observed(&prepared, &inputs, &mut |value, tensor| {
         if let Ok(elements) = tensor.as_slice::<f32>() {
-            collector.record(value, elements);
+            collector.record(value, 0, elements);
         }
     })?;
     let ranges = collector.finish();

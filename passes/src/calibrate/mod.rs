@@ -102,6 +102,7 @@ pub struct Ranges {
     /// Number of samples seen.
     pub samples: u64,
     /// What looks wrong with the samples.
+    #[serde(default)]
     pub findings: Vec<Finding>,
     /// How ranges were found where that was by trying; one sentence each.
     #[serde(default)]

@@ -7,7 +7,7 @@ use super::{
     reference::{Reference, Runs},
 };
 use crate::{
-    Error, Measured, Measurement, Samples,
+    Error, Feed, Measured, Measurement, Samples,
     observe::{Observed, observe},
     sqnr::{SquaredError, decibels},
 };
@@ -76,7 +76,7 @@ impl Compiler {
         let mut attempts: Vec<Attempt> = Vec::new();
         let calibrators = match self.calibrators.all {
             Choice::Auto => {
-                self.try_calibrators(prepared, &plain, &reference, &mut attempts, &mut runs)?;
+                self.try_calibrators(prepared, &plain, &fitted, &reference, &mut attempts, &mut runs)?;
                 attempts[best(&attempts)].calibrators.clone()
             }
             Choice::One(_) => self.calibrators.clone(),
@@ -136,6 +136,7 @@ impl Compiler {
         &self,
         prepared: &Prepared,
         collected: &Collected,
+        fitted: &Samples,
         reference: &Reference,
         attempts: &mut Vec<Attempt>,
         runs: &mut Runs<'_>,
@@ -146,11 +147,13 @@ impl Compiler {
         };
         let scaled = prepared.scaled(&collected.scales)?;
         let given = &self.calibrators.values;
+        // Not of the samples on which the outcome is judged.
+        let feed = fitted.spread(MOST[0]).bind(&graph_inputs(prepared.graph()), &self.preprocess)?;
         let mut costs = Vec::new();
         for candidate in Calibrator::CANDIDATES {
             let calibrators = Calibrators { all: Choice::One(candidate), values: given.clone() };
             let ranges = collected.ranges(&calibrators, repairs);
-            costs.push(self.costs(scaled.graph(), &ranges, reference)?);
+            costs.push(self.costs(scaled.graph(), &ranges, &feed)?);
             attempts.push(self.attempt(prepared, &ranges, calibrators, reference)?);
             runs.step();
         }
@@ -183,19 +186,14 @@ impl Compiler {
     }
 
     /// For each value, the noise over the signal in what its readers make of it when it alone is on the grid of its range.
-    fn costs(
-        &self,
-        graph: &Graph,
-        ranges: &Ranges,
-        reference: &Reference,
-    ) -> Result<BTreeMap<String, f64>, Error> {
+    fn costs(&self, graph: &Graph, ranges: &Ranges, feed: &Feed) -> Result<BTreeMap<String, f64>, Error> {
         let tried = trial(graph, ranges)?;
         let shown: Vec<ValueId> = tried.values.values().flatten().flatten().copied().collect();
         let observed = [Observed::new(self, &tried.graph, &shown)?];
         let mut sums = vec![0.0; shown.len()];
         observe(
             &observed,
-            reference.feed(),
+            feed,
             &self.threads_of_calibration()?,
             || (),
             |(), batch| {
