@@ -143,7 +143,7 @@ pub(crate) struct CalibrationOptions {
     /// that share a grid to similar ranges (`equalize:S`: with a strength from 0 to 1); `scales`, by which weights have the
     /// least squared error; `bias`, which lets biases take the mean error of weights; `rounding`, which rounds weights so
     /// that their errors cancel; `all`; `none`; or `auto`, which tries some on samples held out of the ranges and takes the best.
-    #[arg(long, value_name = "WHAT", default_value = "rounding,bias", value_parser = repairs)]
+    #[arg(long, value_name = "WHAT", default_value = "none", value_parser = repairs)]
     pub(crate) repair: RepairChoice,
 
     /// Recompute the statistics of batch norms from the samples, in the order of the network: for models whose running

@@ -292,7 +292,8 @@ fn ranges_are_chosen_as_they_are_asked_for() {
     assert!(text.contains("ranges by min-max but for 1 value"), "{text}");
     let (text, _) = program(&["--calibrator", "auto", "--explain"]);
     assert!(
-        text.contains("(measured)") && text.contains("signal to noise of the results on 24 samples"),
+        text.contains("(measured)")
+            && text.contains("signal to noise of the results on 6 samples, with ranges of 18"),
         "{text}"
     );
     assert!(text.contains("min-max ") && text.contains("entropy ") && text.contains(" dB"), "{text}");

@@ -114,17 +114,17 @@ impl Repairs {
     /// All. Half of the way, channels keep as much room for what samples did not show as they have gained codes.
     pub const ALL: Repairs = Repairs { equalize: 0.5, scales: true, bias: true, rounding: true };
 
-    /// What is done where nothing is said: what never made a network worse, and takes little more time than finding ranges.
-    pub const DEFAULT: Repairs = Repairs { rounding: true, bias: true, ..Repairs::NONE };
+    /// What is done to weights and biases alone.
+    pub const OF_PRODUCTS: Repairs = Repairs { rounding: true, bias: true, ..Repairs::NONE };
 
     /// What [`RepairChoice::Auto`] tries, one after the other: of those that equalize, the next one only where the last one was
     /// better than all before.
     pub const CANDIDATES: [Repairs; 5] = [
         Repairs::NONE,
         Repairs { rounding: true, ..Repairs::NONE },
-        Repairs::DEFAULT,
-        Repairs { equalize: 0.25, ..Repairs::DEFAULT },
-        Repairs { equalize: 0.5, ..Repairs::DEFAULT },
+        Repairs::OF_PRODUCTS,
+        Repairs { equalize: 0.25, ..Repairs::OF_PRODUCTS },
+        Repairs { equalize: 0.5, ..Repairs::OF_PRODUCTS },
     ];
 }
 

@@ -86,7 +86,7 @@ mod tests {
         let value = graph.inputs()[0].out();
         let mut collector = Collector::of_values(&graph, [value], Calibrator::Percentile(99.99));
         let values: Vec<f32> = (0..10_000).map(|i| i as f32 / 100.0 - 20.0).chain([f32::NAN]).collect();
-        collector.record(value, &values);
+        collector.record(value, 0, &values);
         let statistics = collector.into_statistics();
         for bins in [1, 7, 64, 100_000] {
             let d = statistics.distribution("x", bins).unwrap();

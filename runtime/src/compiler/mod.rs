@@ -147,7 +147,7 @@ impl Compiler {
             options: Options { capability: qcc_codegen::capability, ..Options::default() },
             requant: None,
             calibrators: Calibrators::default(),
-            repairs: Repairs::DEFAULT.into(),
+            repairs: Repairs::NONE.into(),
             policy: Policy::default(),
             calibration_threads: None,
             samples: None,
@@ -184,7 +184,7 @@ impl Compiler {
     }
 
     /// What is repaired with the help of samples, or ([`RepairChoice::Auto`]) that it is to be chosen by the error that is
-    /// measured. Default: [`Repairs::DEFAULT`]. Without samples, and of models whose shapes are open, only
+    /// measured. Default: nothing. Without samples, and of models whose shapes are open, only
     /// [scales](Repairs::scales) of weights are.
     pub fn repairs(mut self, repairs: impl Into<RepairChoice>) -> Compiler {
         self.repairs = repairs.into();
@@ -345,11 +345,6 @@ impl Compiler {
     pub fn share_weights(mut self) -> Compiler {
         self.shared.get_or_insert_default();
         self
-    }
-
-    /// The same one, which tells nobody.
-    pub(crate) fn silent(&self) -> Compiler {
-        Compiler { observer: None, ..self.clone() }
     }
 
     /// Is told what happens. Called on the thread that compiles.

@@ -123,9 +123,11 @@ impl Policy {
     }
 
     fn parse_from(origin: &str, text: &str) -> Result<Policy, PolicyError> {
-        let malformed = |e: toml_edit::de::Error| PolicyError::Malformed {
-            origin: origin.into(),
-            reason: e.to_string().trim_end().replace('\n', "\n  "),
+        let malformed = |e: toml_edit::de::Error| {
+            let before = e.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or_else(String::new, |b| format!("line {}: ", b.lines().count().max(1)));
+            let reason = format!("{line}{}", e.message().replace('\n', ", "));
+            PolicyError::Malformed { origin: origin.into(), reason }
         };
         toml_edit::de::from_str(text).map_err(malformed)
     }

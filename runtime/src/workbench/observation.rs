@@ -292,8 +292,9 @@ pub(super) fn observe_layers(
         counts,
         |own, batch| {
             for (i, layer) in floats.iter().enumerate() {
-                for sample in batch.samples_of(0, i) {
-                    own.collector.count(layer.value, sample);
+                let numbers = (batch.index * batch.size) as u64..;
+                for (number, sample) in numbers.zip(batch.samples_of(0, i)) {
+                    own.collector.count(layer.value, number, sample);
                 }
                 if let Some(n) = layer.channels {
                     let (value, axis) = axes[n];
