@@ -125,7 +125,7 @@ impl Policy {
     fn parse_from(origin: &str, text: &str) -> Result<Policy, PolicyError> {
         let malformed = |e: toml_edit::de::Error| {
             let before = e.span().and_then(|span| text.get(..span.start));
-            let line = before.map_or_else(String::new, |b| format!("line {}: ", b.lines().count().max(1)));
+            let line = before.map_or_else(String::new, |b| format!("line {}: ", b.matches('\n').count() + 1));
             let reason = format!("{line}{}", e.message().replace('\n', ", "));
             PolicyError::Malformed { origin: origin.into(), reason }
         };
