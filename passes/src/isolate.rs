@@ -12,8 +12,8 @@ use crate::{
     insert_fake_quant::clamp_behind,
 };
 use qcc_ir::{
-    DType, Graph, Kind, NodeId, Op, Stage, ValueId,
-    ops::{Binary, BinaryKind, FakeQuant, Reduce, ReduceKind},
+    DType, Graph, Kind, NodeId, Op, Stage, ValueId, numerics,
+    ops::{Binary, BinaryKind, FakeQuant, Reduce, ReduceKind, Unary, UnaryKind},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,8 +58,8 @@ pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
     inputs.chain(ops).filter_map(layer).collect()
 }
 
-/// A quantized graph whose activations are not rounded: for a model that brings its grids, what comes closest to the float model
-/// that it was. Constants stay as they are.
+/// A quantized graph whose activations are not rounded but only kept within the bounds of their grids: for a model that brings its
+/// grids, what comes closest to the float model that it was, as tools leave its clamps to them. Constants stay as they are.
 ///
 /// # Errors
 /// Where an op refuses what this makes of it.
@@ -67,9 +67,14 @@ pub fn without_grids(graph: &Graph) -> Result<Graph, PassError> {
     let mut plain = graph.clone();
     let computed = computed(graph);
     for node in graph.order() {
-        if is_rounding(graph, node) && computed.contains(&node) {
-            let source = plain.operand(node, 0);
-            plain.replace_all_uses(node.out(), source)?;
+        let Some(Op::FakeQuant(f)) = graph.op(node).filter(|_| computed.contains(&node)) else { continue };
+        match f.params.as_per_tensor() {
+            Some((scale, zero_point)) => {
+                let bound = |code: i32| numerics::dequantize(code, scale, zero_point);
+                let kind = UnaryKind::Clip { lo: bound(f.lo), hi: bound(f.hi) };
+                plain.set_op(node, Unary { kind })?;
+            }
+            None => plain.replace_all_uses(node.out(), plain.operand(node, 0))?,
         }
     }
     plain.remove_dead();
@@ -210,17 +215,27 @@ impl Isolation<'_> {
         if self.constants.contains_key(&node.out()) || quantized.ty(node.out()).dtype != DType::F32 {
             return Ok(None);
         }
-        let rounding = rounding_behind(quantized, node).and_then(|f| quantized.op(f));
+        let rounded = rounding_behind(quantized, node);
+        let rounding = rounded.and_then(|f| quantized.op(f));
         if is_move(op) && rounding.is_none() {
             return Ok(None);
         }
-        let Some(expected) = self.as_float(node.out()) else { return Ok(None) };
-        let Some(own_op) = self.float.op(expected.node).filter(|o| o.mnemonic() == op.mnemonic()) else {
+        let Some(unbounded) = self.as_float(node.out()) else { return Ok(None) };
+        // In place of a grid that the model brought, the float graph has its bounds.
+        let bounds = rounded.and_then(|f| self.as_float(f.out()));
+        let expected = bounds.unwrap_or(unbounded);
+        let bounds = bounds.and_then(|b| self.float.op(b.node));
+        let Some(own_op) = self.float.op(unbounded.node).filter(|own| *own == op) else {
             return Ok(None);
         };
-        let own = self.float.operands(expected.node);
+        let own = self.float.operands(unbounded.node);
         let operands = quantized.operands(node);
-        if own.len() != operands.len() {
+        // A convolution that has taken in a normalisation takes something else.
+        let takes_the_same = |(v, float): (&ValueId, &ValueId)| {
+            let sources = [*v, unrounded(quantized, *v)].map(|v| self.as_float(v));
+            self.constants.contains_key(v) || sources.contains(&Some(*float))
+        };
+        if own.len() != operands.len() || !operands.iter().zip(&own).all(takes_the_same) {
             return Ok(None);
         }
         let is_constant = |v: &ValueId| self.constants.contains_key(v);
@@ -242,18 +257,22 @@ impl Isolation<'_> {
             return Ok(None);
         }
         let name = format!("{}_alone", quantized.node(node).name);
-        let copy = |tried: &mut Graph, op: &Op, operands: &[ValueId]| {
+        let copy = |tried: &mut Graph, op: &Op, operands: &[ValueId], bounds: Option<&Op>| {
             // An op that is not the same in both graphs may refuse the operands of the other.
-            let made = tried.add(&name, op.clone(), operands).ok()?.out();
+            let mut made = tried.add(&name, op.clone(), operands).ok()?.out();
+            if let Some(bounds) = bounds {
+                made = tried.add(&name, bounds.clone(), &[made]).ok()?.out();
+            }
             (tried.ty(made) == tried.ty(expected)).then_some(made)
         };
-        let Some(made) = copy(&mut self.tried, op, &all) else { return Ok(None) };
+        let Some(made) = copy(&mut self.tried, op, &all, None) else { return Ok(None) };
         let made = match rounding {
             Some(f) => self.tried.add(&name, f.clone(), &[made])?.out(),
             None => made,
         };
-        let with_inputs = if rounds_inputs { copy(&mut self.tried, own_op, &inputs) } else { None };
-        let with_parameters = if rounds_parameters { copy(&mut self.tried, op, &parameters) } else { None };
+        let with_inputs = if rounds_inputs { copy(&mut self.tried, own_op, &inputs, bounds) } else { None };
+        let with_parameters =
+            if rounds_parameters { copy(&mut self.tried, op, &parameters, bounds) } else { None };
         let with_result = match rounding {
             Some(f) => Some(self.tried.add(&name, f.clone(), &[expected])?.out()),
             None => None,
@@ -288,6 +307,14 @@ fn sum_of_squares(graph: &mut Graph, value: ValueId, batch: usize) -> Result<Val
 
 fn ports(graph: &Graph, node: NodeId) -> impl Iterator<Item = u16> + use<> {
     0..graph.node(node).outputs().len() as u16
+}
+
+/// A value before it was rounded.
+fn unrounded(graph: &Graph, mut value: ValueId) -> ValueId {
+    while is_rounding(graph, value.node) {
+        value = graph.operand(value.node, 0);
+    }
+    value
 }
 
 fn is_rounding(graph: &Graph, node: NodeId) -> bool {

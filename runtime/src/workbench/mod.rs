@@ -40,7 +40,7 @@ use crate::{
     data::dead_leaves, evaluate, graph_inputs, program::ProgramError,
 };
 use observation::{Observation, observe_layers};
-use qcc_ir::{Device, Graph, NodeId};
+use qcc_ir::{Device, Graph, NodeId, Op};
 use qcc_passes::{NoteKind, Report, weight_channels};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -339,10 +339,18 @@ fn disturbance(contenders: &[Contender]) -> Option<Finding> {
     })
 }
 
-/// The nodes that are layers: inputs and what is computed, in the order of execution.
+/// The nodes that are layers: inputs and what is computed of them, in the order of execution. A model that brings grids has nodes
+/// that round; these are none.
 fn layer_nodes(graph: &Graph) -> Vec<NodeId> {
-    let ops = graph.order().into_iter().filter(|&n| graph.op(n).is_some());
-    graph.inputs().iter().copied().chain(ops).collect()
+    let mut computed: BTreeSet<NodeId> = graph.inputs().iter().copied().collect();
+    let mut nodes = graph.inputs().to_vec();
+    for node in graph.order() {
+        if graph.operands(node).iter().any(|v| computed.contains(&v.node)) {
+            computed.insert(node);
+            nodes.extend(Some(node).filter(|_| !matches!(graph.op(node), Some(Op::FakeQuant(_)))));
+        }
+    }
+    nodes
 }
 
 fn layers(
@@ -423,8 +431,12 @@ fn edges(graph: &Graph, layers: &[LayerFacts]) -> Vec<Edge> {
     let numbers: BTreeMap<NodeId, usize> = nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
     let mut edges = BTreeSet::new();
     for (to, &node) in nodes.iter().enumerate() {
-        let operands = graph.operands(node);
-        edges.extend(operands.iter().filter_map(|v| Some((*numbers.get(&v.node)?, to))));
+        for mut operand in graph.operands(node) {
+            while let Some(Op::FakeQuant(_)) = graph.op(operand.node) {
+                operand = graph.operand(operand.node, 0);
+            }
+            edges.extend(numbers.get(&operand.node).map(|&from| (from, to)));
+        }
     }
     let device = |i: usize| match layers[i].computed {
         // Pictures and tokens come as the model takes them.

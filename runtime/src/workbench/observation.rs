@@ -6,7 +6,7 @@ use crate::{
     compiler::widen,
     observe::{Batch, Observed, observe},
 };
-use qcc_ir::{Graph, Stage, ValueId, ops::FakeQuant};
+use qcc_ir::{Graph, Op, Stage, ValueId, ops::FakeQuant};
 use qcc_passes::{
     Collector, Distribution, Isolated, LayerNoise, QuantizedLayer, Range, Statistics, equalizable_values,
     equalize, isolated, quantized_layers, value_name, without_grids,
@@ -22,7 +22,8 @@ const CODES: usize = 256;
 /// What was seen.
 pub(super) struct Observation {
     statistics: Statistics,
-    /// By the name of the layer.
+    /// The names of their values in the statistics, by the name of the layer; so is all below.
+    values: BTreeMap<String, String>,
     errors: BTreeMap<String, LayerError>,
     grids: BTreeMap<String, GridFacts>,
     channels: BTreeMap<String, Vec<Range>>,
@@ -45,7 +46,7 @@ impl Observation {
     }
 
     pub(super) fn distribution(&self, layer: &str, bins: usize) -> Option<Distribution> {
-        self.statistics.distribution(layer, bins)
+        self.statistics.distribution(self.values.get(layer)?, bins)
     }
 
     pub(super) fn channels(&self, layer: &str, groups: usize) -> Option<ChannelFacts> {
@@ -211,26 +212,40 @@ pub(super) fn observe_layers(
         equalize(&mut float, &calibrated.ranges().scales)?;
     }
     let axes: Vec<(ValueId, usize)> = equalizable_values(&float);
-    let floats: Vec<ShownLayer> = quantized_layers(&float)
-        .into_iter()
-        .map(|QuantizedLayer { name, node, .. }| {
-            let channels = axes.iter().position(|(v, _)| *v == node.out());
-            ShownLayer { name, value: node.out(), channels }
-        })
-        .collect();
-    let numbers: BTreeMap<&str, usize> =
-        floats.iter().enumerate().map(|(i, l)| (l.name.as_str(), i)).collect();
-
     // What is compared with float, and its graphs: fake-quant and int8; or the model itself, where grids are those of run time.
     let compared: Vec<QuantizedLayer> = match (&quantized, precision) {
         (Some(graph), _) => quantized_layers(graph),
         (None, Precision::Int8Dynamic) => quantized_layers(&float),
         (None, _) => Vec::new(),
     };
-    let compared: Vec<(QuantizedLayer, usize)> = compared
+    // A float graph has the bounds of a grid that the model brought where the quantized one has the grid.
+    let ends: BTreeMap<&str, &str> = match &quantized {
+        Some(graph) => {
+            compared.iter().map(|l| (l.name.as_str(), graph.node(l.value.node).name.as_str())).collect()
+        }
+        None => BTreeMap::new(),
+    };
+    let floats: Vec<ShownLayer> = quantized_layers(&float)
         .into_iter()
-        .filter_map(|l| Some((numbers.get(l.name.as_str()).copied(), l)))
-        .filter_map(|(n, l)| Some((l, n?)))
+        .map(|QuantizedLayer { name, node, .. }| {
+            let channels = axes.iter().position(|(v, _)| *v == node.out());
+            let end = ends.get(name.as_str()).and_then(|end| float.find(end)).unwrap_or(node);
+            ShownLayer { name, value: end.out(), channels }
+        })
+        .collect();
+    let numbers: BTreeMap<&str, usize> =
+        floats.iter().enumerate().map(|(i, l)| (l.name.as_str(), i)).collect();
+    let compared: Vec<(QuantizedLayer, usize)> = compared
+        .iter()
+        .filter_map(|layer| {
+            let number = *numbers.get(layer.name.as_str())?;
+            // Where pixels are normalised in the first convolution, what is before it are pixels.
+            let own = quantized.as_ref().and_then(|q| q.op(layer.node));
+            let normalizes = |op: Option<&Op>| op.filter(|op| matches!(op, Op::Normalize(_))).cloned();
+            let is_one =
+                quantized.is_none() || normalizes(own) == normalizes(float.op(float.find(&layer.name)?));
+            is_one.then(|| (layer.clone(), number))
+        })
         .collect();
     let has_int8 = quantized.is_some() && matches!(precision, Precision::Int8 | Precision::Int8Dynamic);
     let shown: Vec<ValueId> = floats.iter().map(|l| l.value).collect();
@@ -365,7 +380,9 @@ pub(super) fn observe_layers(
     };
     let grids = layers.iter().zip(grids).filter_map(|(l, g)| Some((l.name.clone(), g?))).collect();
     let channels = axes.iter().map(|(v, _)| value_name(&float, *v)).zip(all.channels).collect();
+    let values = floats.iter().map(|l| (l.name.clone(), value_name(&float, l.value))).collect();
     Ok(Observation {
+        values,
         results: of_results(&sums[0]),
         results_int8: of_results(&sums[1]).filter(|_| has_int8),
         statistics: all.collector.into_statistics(),

@@ -171,8 +171,7 @@ fn what_is_observed_does_not_depend_on_threads_nor_on_batches() {
 fn with_a_loud_channel(factor: f32) -> (Graph, String, String) {
     let compiler = compiler(16);
     let mut graph = compiler.prepare(graph(&compiler)).unwrap().graph().clone();
-    let is_conv =
-        |graph: &Graph, n: NodeId| matches!(graph.op(n), Some(qcc_ir::Op::Conv(c)) if c.groups == 1);
+    let is_conv = |graph: &Graph, n: NodeId| matches!(graph.op(n), Some(Op::Conv(c)) if c.groups == 1);
     let order = graph.order();
     // A convolution whose result one other convolution takes, and nothing else.
     let (first, second) = order
@@ -273,5 +272,40 @@ fn facts_without_samples_or_quantization_or_by_run_time_grids() {
     assert!(products.clone().count() > 0);
     for l in products {
         assert!(l.error.cumulative.unwrap().0 > 20.0 && l.error.local.is_none(), "{:?}", l.error);
+    }
+}
+
+#[test]
+fn a_model_that_brings_its_grids_is_compared_with_itself_without_them() {
+    let own = compiler(16).interchange(true);
+    let prepared = own.prepare(graph(&own)).unwrap();
+    let calibrated = own.calibrate(&prepared).unwrap();
+    let (mut fake, _) = own.quantized(&prepared, Some(&calibrated)).unwrap();
+    fake.remove_dead();
+    let file = qcc_ir::onnx::export(&fake).unwrap();
+    let compiler = compiler(8);
+    let facts = facts(&quick(compiler.clone()), compiler.import_onnx(&file).unwrap(), &|_, _, _| {}).unwrap();
+    assert!(facts.conditions.brings_grids && facts.conditions.calibration.is_none());
+    assert!(facts.layers.iter().all(|l| l.op != "FakeQuant" && l.op != "Dequantize"), "{:?}", facts.layers);
+    let products: Vec<&LayerFacts> = facts.layers.iter().filter(|l| l.macs > 0).collect();
+    assert!(products.len() >= 8);
+    for l in products {
+        let (local, cumulative) = (l.error.local.unwrap().0, l.error.cumulative.unwrap().0);
+        // ReLUs are in the grids: without their bounds nothing would be like it.
+        assert!(local > 25.0 && cumulative > 15.0 && l.grid.is_some(), "{}: {local} {cumulative}", l.name);
+        assert!(l.weights.as_ref().unwrap().groups.iter().all(|g| g.scale.is_some()));
+    }
+    assert!(facts.next.iter().all(|s| s.options[0] != "--calibrator" && s.options[0] != "--repair"));
+}
+
+#[test]
+fn a_model_that_takes_pixels_is_observed_on_them() {
+    for mean in [vec![72.93], vec![72.4]] {
+        let preprocess = crate::Preprocess { mean, ..bundled::preprocess() };
+        let compiler = compiler(16).preprocess(preprocess).image_input(true);
+        let facts = facts(&quick(compiler.clone()), graph(&compiler), &|_, _, _| {}).unwrap();
+        let (worst, db) = facts.by_local_error()[0];
+        assert!(db.0 > 20.0, "{}: {db}", worst.name);
+        assert!(facts.subject().unwrap().sqnr.unwrap().0 > 20.0);
     }
 }
