@@ -232,7 +232,7 @@ mod tests {
         for (text, what) in [
             ("[layers]\na = \"int4\"", "int4"),
             ("[layers]\na = 8", "line 2"),
-            ("layers = 3", "layers"),
+            ("layers = 3", "line 1: invalid type"),
             ("[layer]\na = \"float\"", "layer"),
             ("[layers", "line 1"),
             ("[layers]\na = \"float\"\na = \"int8\"", "line 3"),
