@@ -28,7 +28,9 @@ fn misfit<T>(why: String) -> Result<T> {
 
 /// The elements from `start` on of the last axis.
 fn part_of(node: &mut Node<'_, '_>, part: &str, x: ValueId, start: usize, len: usize) -> Result<ValueId> {
-    let axis = node.shape(x).rank() - 1;
+    let Some(axis) = node.shape(x).rank().checked_sub(1) else {
+        return misfit(format!("a scalar has no {part}: the model's operand has no axes"));
+    };
     node.sliced(part, axis, SliceSpec { start, len, step: 1 }, x)
 }
 
