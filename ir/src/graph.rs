@@ -467,6 +467,17 @@ impl Graph {
         order
     }
 
+    /// The inputs, and the nodes that depend on one: what is not constant.
+    pub fn computed(&self) -> BTreeSet<NodeId> {
+        let mut computed: BTreeSet<NodeId> = self.inputs().iter().copied().collect();
+        for node in self.order() {
+            if self.operands(node).iter().any(|v| computed.contains(&v.node)) {
+                computed.insert(node);
+            }
+        }
+        computed
+    }
+
     /// Whether `to` is `from` or depends on it.
     pub fn reaches(&self, from: NodeId, to: NodeId) -> bool {
         let mut stack = vec![from];

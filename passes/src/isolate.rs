@@ -15,7 +15,7 @@ use qcc_ir::{
     DType, Graph, Kind, NodeId, Op, Stage, ValueId, numerics,
     ops::{Binary, BinaryKind, FakeQuant, Reduce, ReduceKind, Unary, UnaryKind},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A layer of a graph at [`Stage::FakeQuant`], and its first result as the layers behind it see it.
 #[derive(Clone, PartialEq, Debug)]
@@ -34,7 +34,7 @@ pub struct QuantizedLayer {
 /// without any change to what it becomes. What a clamp behind it ends, such as a sum that a ReLU follows, is part of the
 /// clamp, and not among them.
 pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
-    let computed = computed(graph);
+    let computed = graph.computed();
     let layer = |node: NodeId| {
         let is_layer = !matches!(graph.op(node), Some(Op::FakeQuant(_)))
             && graph.ty(node.out()).dtype == DType::F32
@@ -65,7 +65,7 @@ pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
 /// Where an op refuses what this makes of it.
 pub fn without_grids(graph: &Graph) -> Result<Graph, PassError> {
     let mut plain = graph.clone();
-    let computed = computed(graph);
+    let computed = graph.computed();
     for node in graph.order() {
         let Some(Op::FakeQuant(f)) = graph.op(node).filter(|_| computed.contains(&node)) else { continue };
         match f.params.as_per_tensor() {
@@ -324,15 +324,4 @@ fn is_rounding(graph: &Graph, node: NodeId) -> bool {
 /// The rounding of the first result of a node, the first of several.
 fn rounding_behind(graph: &Graph, node: NodeId) -> Option<NodeId> {
     graph.uses(node.out()).into_iter().map(|u| u.node).find(|&n| is_rounding(graph, n))
-}
-
-/// The inputs, and what depends on them.
-fn computed(graph: &Graph) -> BTreeSet<NodeId> {
-    let mut computed: BTreeSet<NodeId> = graph.inputs().iter().copied().collect();
-    for node in graph.order() {
-        if graph.operands(node).iter().any(|v| computed.contains(&v.node)) {
-            computed.insert(node);
-        }
-    }
-    computed
 }

@@ -91,7 +91,7 @@ pub struct Range {
 
 impl Range {
     /// The smallest range that contains both.
-    pub(crate) fn union(self, other: Range) -> Range {
+    pub fn union(self, other: Range) -> Range {
         Range { min: self.min.min(other.min), max: self.max.max(other.max) }
     }
 }

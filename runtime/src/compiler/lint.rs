@@ -91,7 +91,7 @@ impl Compiler {
         }
         let values: Vec<ValueId> = ranges.iter().map(|(value, _)| *value).collect();
         let clipped = |samples: &Samples| -> Result<(usize, Vec<Clipping>), Error> {
-            let feed = self.spread_over(samples, graph, MOST_CLIPPED)?;
+            let feed = samples.spread(MOST_CLIPPED).bind(&graph_inputs(graph), &self.preprocess)?;
             let mut sums = vec![Clipping::default(); values.len()];
             observe(
                 &[Observed::of_sets(self, graph, &values)?],
@@ -122,14 +122,6 @@ impl Compiler {
         Ok(found.filter_map(finding).collect())
     }
 
-    /// So many samples at most, from all over the given ones.
-    fn spread_over(&self, samples: &Samples, graph: &Graph, most: usize) -> Result<Feed, Error> {
-        let inputs = graph_inputs(graph);
-        let count = samples.bind(&inputs, &self.preprocess)?.samples();
-        let every = count.div_ceil(most);
-        Ok(samples.clone().every(every).limit(count.div_ceil(every)).bind(&inputs, &self.preprocess)?)
-    }
-
     /// Looks at some of the samples: whether batch norms get what they know, and which channels never change.
     pub(super) fn look_at_samples(&self, prepared: &Prepared, samples: &Samples) -> Result<Looked, Error> {
         let mut looked = Looked { findings: Vec::new(), judged: BTreeSet::new() };
@@ -137,7 +129,7 @@ impl Compiler {
         if graph.inputs().is_empty() {
             return Ok(looked);
         }
-        let feed = self.spread_over(samples, graph, MOST_SAMPLES)?;
+        let feed = samples.spread(MOST_SAMPLES).bind(&graph_inputs(graph), &self.preprocess)?;
         if feed.samples() < FEWEST_SAMPLES {
             // Then there are too few, which is another finding.
             return Ok(looked);
@@ -966,7 +958,7 @@ mod tests {
             "{found:?}"
         );
         let input = found.iter().find(|f| f.subject == Subject::Value("image".into())).unwrap();
-        assert!(input.what.contains("on 125 other samples"), "{input}");
+        assert!(input.what.contains("on 128 other samples"), "{input}");
         let own = usual.calibrate(&prepared).unwrap();
         assert_eq!(usual.saturation(&prepared, &own, &images).unwrap(), []);
     }

@@ -82,7 +82,7 @@ impl Compiler {
         let mut all = none();
         for of_thread in seen {
             for (ours, theirs) in all.iter_mut().flatten().zip(of_thread.into_iter().flatten()) {
-                *ours = Range { min: ours.min.min(theirs.min), max: ours.max.max(theirs.max) };
+                *ours = ours.union(theirs);
             }
         }
         for (&(value, _), own) in values.iter().zip(&mut all) {
@@ -153,8 +153,7 @@ const TRAINED: f64 = 6.0;
 /// one that a few samples hardly show may speak up on others.
 fn widen_to_training(ranges: &mut [Range], known: &ChannelStatistics) {
     let nothing = Range { min: 0.0, max: 0.0 };
-    let join = |a: Range, b: &Range| Range { min: a.min.min(b.min), max: a.max.max(b.max) };
-    let whole = ranges.iter().fold(nothing, join);
+    let whole = ranges.iter().fold(nothing, |whole, range| whole.union(*range));
     for (range, (mean, deviation)) in ranges.iter_mut().zip(known.mean.iter().zip(&known.deviation)) {
         let (lo, hi) = (mean - TRAINED * deviation, mean + TRAINED * deviation);
         range.min = range.min.min(lo as f32).max(whole.min);

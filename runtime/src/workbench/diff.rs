@@ -259,7 +259,7 @@ impl Side {
         if let Some(statistics) = &compiler.options.statistics {
             set_statistics(&mut graph, statistics)?;
         }
-        let reached: BTreeSet<NodeId> = computed(&graph);
+        let reached = graph.computed();
         let tensors = tensors.into_iter().filter(|(_, v)| reached.contains(&v.node) && is_number(&graph, *v));
         let imported = Imported { tensors: tensors.collect(), graph };
         let source = match compiler.options.precision {
@@ -379,17 +379,6 @@ fn float_options() -> Options {
     Options { precision: Precision::Float, capability: qcc_codegen::capability, ..Options::default() }
 }
 
-/// The inputs, and all that depends on them.
-fn computed(graph: &Graph) -> BTreeSet<NodeId> {
-    let mut computed: BTreeSet<NodeId> = graph.inputs().iter().copied().collect();
-    for node in graph.order() {
-        if graph.operands(node).iter().any(|v| computed.contains(&v.node)) {
-            computed.insert(node);
-        }
-    }
-    computed
-}
-
 fn is_number(graph: &Graph, value: ValueId) -> bool {
     let ty = graph.ty(value);
     ty.quant.is_none() && (ty.dtype.is_float() || ty.dtype.is_integer()) && ty.shape.elements() > 0
@@ -407,7 +396,7 @@ fn quantized(imported: &Imported, compiler: &Compiler, samples: &Samples) -> Res
     let none = qcc_passes::Ranges::default();
     let ranges = calibrated.as_ref().map_or(&none, Calibrated::ranges);
     qcc_passes::quantize(&mut graph, ranges, &options, &mut |_, _| {})?;
-    let reached = computed(&graph);
+    let reached = graph.computed();
     let mut rounded: Vec<(ValueId, ValueId)> = Vec::new();
     for node in graph.order().into_iter().filter(|n| reached.contains(n)) {
         if let Some(Op::FakeQuant(_)) = graph.op(node) {

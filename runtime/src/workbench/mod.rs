@@ -187,10 +187,7 @@ fn observed_samples(setup: &Setup, compiler: &Compiler, graph: &Graph) -> Result
         Some(samples) => samples.clone(),
         None => dead_leaves(&inputs, &compiler.preprocess)?.unwrap_or_else(Samples::noise),
     };
-    let count = samples.bind(&inputs, &compiler.preprocess)?.samples();
-    let every = count.div_ceil(setup.samples.max(1));
-    let spread = samples.clone().every(every).limit(count.div_ceil(every));
-    let feed = spread.bind(&inputs, &compiler.preprocess)?;
+    let feed = samples.spread(setup.samples).bind(&inputs, &compiler.preprocess)?;
     let found = SampleFacts {
         origin: samples.origin().into(),
         count: feed.samples(),
@@ -342,15 +339,9 @@ fn disturbance(contenders: &[Contender]) -> Option<Finding> {
 /// The nodes that are layers: inputs and what is computed of them, in the order of execution. A model that brings grids has nodes
 /// that round; these are none.
 fn layer_nodes(graph: &Graph) -> Vec<NodeId> {
-    let mut computed: BTreeSet<NodeId> = graph.inputs().iter().copied().collect();
-    let mut nodes = graph.inputs().to_vec();
-    for node in graph.order() {
-        if graph.operands(node).iter().any(|v| computed.contains(&v.node)) {
-            computed.insert(node);
-            nodes.extend(Some(node).filter(|_| !matches!(graph.op(node), Some(Op::FakeQuant(_)))));
-        }
-    }
-    nodes
+    let computed = graph.computed();
+    let is_layer = |n: &NodeId| computed.contains(n) && !matches!(graph.op(*n), Some(Op::FakeQuant(_)));
+    graph.order().into_iter().filter(is_layer).collect()
 }
 
 fn layers(
