@@ -142,7 +142,8 @@ pub(crate) struct CalibrationOptions {
     /// What to repair of the quantized network with the help of the samples, one or more of: `equalize`, which brings channels
     /// that share a grid to similar ranges (`equalize:S`: with a strength from 0 to 1); `scales`, by which weights have the
     /// least squared error; `bias`, which lets biases take the mean error of weights; `rounding`, which rounds weights so
-    /// that their errors cancel; `all`; `none`; or `auto`, which tries some on samples held out of the ranges and takes the best.
+    /// that their errors cancel; `means`, which lets biases take the mean error that is seen in each layer of the quantized network;
+    /// `all`; `none`; or `auto`, which tries some on samples held out of the ranges and takes the best.
     #[arg(long, value_name = "WHAT", default_value = "none", value_parser = repairs)]
     pub(crate) repair: RepairChoice,
 
@@ -930,12 +931,15 @@ fn repairs(text: &str) -> Result<RepairChoice, String> {
             None if word == "scales" => repairs.scales = true,
             None if word == "bias" => repairs.bias = true,
             None if word == "rounding" => repairs.rounding = true,
+            None if word == "means" => repairs.means = true,
             Some(("equalize", strength)) => {
                 let strength = strength.parse().ok().filter(|s| (0.0..=1.0).contains(s));
                 repairs.equalize = strength.ok_or("the strength of `equalize` is a number from 0 to 1")?;
             }
             _ => {
-                return Err(format!("`{word}` is none of equalize, scales, bias, rounding, all, none, auto"));
+                return Err(format!(
+                    "`{word}` is none of equalize, scales, bias, rounding, means, all, none, auto"
+                ));
             }
         }
     }

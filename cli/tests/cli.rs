@@ -293,7 +293,7 @@ fn ranges_are_chosen_as_they_are_asked_for() {
     let (text, _) = program(&["--calibrator", "auto", "--explain"]);
     assert!(
         text.contains("(measured)")
-            && text.contains("signal to noise of the results on 6 samples, with ranges of 18"),
+            && text.contains("signal to noise of a typical one of 6 samples, with ranges of 18"),
         "{text}"
     );
     assert!(text.contains("min-max ") && text.contains("entropy ") && text.contains(" dB"), "{text}");

@@ -102,6 +102,42 @@ impl Product {
     }
 }
 
+/// The bias of a product: a constant, possibly behind a fake-quantization.
+pub(crate) struct Bias {
+    pub(crate) numbers: Vec<f32>,
+    /// The node and the slot that read the constant.
+    reader: NodeId,
+    slot: usize,
+}
+
+impl Bias {
+    /// That of a node; `None` where it is no product, or has none.
+    pub(crate) fn of(graph: &Graph, node: NodeId) -> Option<Bias> {
+        let has_bias = *Product::of(graph, node)?.bias();
+        let value = graph.operands(node).get(2).copied().filter(|_| has_bias)?;
+        let (reader, slot, constant) = match graph.op(value.node) {
+            Some(Op::FakeQuant(_)) => (value.node, 0, graph.operand(value.node, 0)),
+            _ => (node, 2, value),
+        };
+        Some(Bias { numbers: f32_constant(graph, constant)?.to_vec(), reader, slot })
+    }
+
+    /// Adds a number to each.
+    pub(crate) fn shift(
+        self,
+        graph: &mut Graph,
+        node: NodeId,
+        shifts: impl IntoIterator<Item = f64>,
+    ) -> Result<(), PassError> {
+        let shifted: Vec<f32> =
+            self.numbers.iter().zip(shifts).map(|(b, s)| (f64::from(*b) + s) as f32).collect();
+        let name = format!("{}_corrected", graph.node(node).name);
+        let bias = add_f32(graph, &name, &[shifted.len()], shifted)?;
+        graph.set_operand(self.reader, self.slot, bias)?;
+        Ok(())
+    }
+}
+
 /// The axis of output channels in the result of a convolution or matrix product with weights; `None` of other nodes.
 pub fn product_channels(graph: &Graph, node: NodeId) -> Option<usize> {
     let product = Product::of(graph, node).filter(|_| has_weights(graph, node))?;
@@ -243,7 +279,7 @@ pub(crate) fn replace(graph: &mut Graph, node: NodeId, value: ValueId) -> Result
 }
 
 /// The elements of a tensor in runs that belong to one channel, each with the channel, which is an index of `axis`.
-pub(crate) fn channel_runs<'a, T>(
+pub fn channel_runs<'a, T>(
     elements: &'a [T],
     shape: &[usize],
     axis: usize,

@@ -23,6 +23,7 @@ mod capability;
 mod channel_moments;
 mod check_pins;
 mod classes;
+mod correct_means;
 mod edit;
 mod equalize_channels;
 mod fold_affine;
@@ -59,7 +60,8 @@ pub use calibrate::{
 pub use capability::int8_capability;
 pub use channel_moments::ChannelMoments;
 pub use check_pins::near_names;
-pub use edit::product_channels;
+pub use correct_means::{BiasShifts, CorrigibleProduct, StepHistogram, corrigible_products};
+pub use edit::{channel_runs, product_channels};
 pub use equalize_channels::{ChannelRanges, ChannelScales, channel_scales, equalizable_values, equalize};
 pub use isolate::{Isolated, LayerNoise, QuantizedLayer, isolated, quantized_layers, without_grids};
 pub use lint::{Finding, Level, Rule, Subject, UnknownRule};
@@ -172,6 +174,8 @@ const PIPELINE: &[Line] = &[
     line(Part::Quantize, insert_fake_quant::INSERT_FAKE_QUANT),
     // Weights have grids now, and are still numbers.
     line(Part::Quantize, round_weights::ROUND_WEIGHTS),
+    // What rounded weights make of means is part of what biases take.
+    line(Part::Quantize, correct_means::CORRECT_MEANS),
     // Weights stay float here, rounded to their grids once and for all; in float, those that the model rounded itself.
     line_for(Part::Lower, &[Precision::FakeQuant, Precision::Float], fold_constants::FOLD_ROUNDED),
     // While moves and elementwise ops are still uniform: afterwards integer and float ops would need it twice.

@@ -105,17 +105,20 @@ pub struct Repairs {
     pub bias: bool,
     /// Whether weights are rounded so that their errors cancel, and not each to nearest.
     pub rounding: bool,
+    /// Whether biases take the mean error that is seen in the results of the quantized network, layer by layer.
+    pub means: bool,
 }
 
 impl Repairs {
     /// None.
-    pub const NONE: Repairs = Repairs { equalize: 0.0, scales: false, bias: false, rounding: false };
+    pub const NONE: Repairs =
+        Repairs { equalize: 0.0, scales: false, bias: false, rounding: false, means: false };
 
     /// All. Half of the way, channels keep as much room for what samples did not show as they have gained codes.
-    pub const ALL: Repairs = Repairs { equalize: 0.5, scales: true, bias: true, rounding: true };
+    pub const ALL: Repairs = Repairs { equalize: 0.5, scales: true, bias: true, rounding: true, means: true };
 
     /// What is done to weights and biases alone.
-    pub const OF_PRODUCTS: Repairs = Repairs { rounding: true, bias: true, ..Repairs::NONE };
+    pub const OF_PRODUCTS: Repairs = Repairs { rounding: true, bias: true, means: true, ..Repairs::NONE };
 
     /// What [`RepairChoice::Auto`] tries, one after the other: of those that equalize, the next one only where the last one was
     /// better than all before.
@@ -123,14 +126,19 @@ impl Repairs {
         Repairs::NONE,
         Repairs { rounding: true, ..Repairs::NONE },
         Repairs::OF_PRODUCTS,
-        Repairs { equalize: 0.25, ..Repairs::OF_PRODUCTS },
         Repairs { equalize: 0.5, ..Repairs::OF_PRODUCTS },
+        Repairs { equalize: 0.75, ..Repairs::OF_PRODUCTS },
     ];
 }
 
 impl fmt::Display for Repairs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = [("scales", self.scales), ("rounding", self.rounding), ("bias", self.bias)];
+        let named = [
+            ("scales", self.scales),
+            ("rounding", self.rounding),
+            ("bias", self.bias),
+            ("means", self.means),
+        ];
         let mut words: Vec<String> =
             named.into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name.into()).collect();
         if self.equalize != 0.0 {

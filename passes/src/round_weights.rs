@@ -18,10 +18,10 @@
 
 use crate::{
     Context, Pass, PassError, Record, Repairs,
-    edit::{Product, add_f32, f32_constant, has_weights},
+    edit::{Bias, Product, add_f32, f32_constant, has_weights},
 };
 use faer::{Mat, Side};
-use qcc_ir::{DType, Graph, NodeId, Op, ValueId, numerics::quantize, ops::FakeQuant};
+use qcc_ir::{DType, Graph, NodeId, Op, numerics::quantize, ops::FakeQuant};
 use rayon::prelude::*;
 use std::{
     collections::BTreeMap,
@@ -185,8 +185,7 @@ struct Weights {
     /// Weight i of an output channel is `stride·i` behind its first, which are `step` apart.
     stride: usize,
     step: usize,
-    /// The bias, and the node and slot that reads it.
-    bias: Option<(Vec<f32>, NodeId, usize)>,
+    bias: Option<Bias>,
 }
 
 struct Rounded {
@@ -208,7 +207,7 @@ struct Row {
 
 impl Weights {
     fn of(graph: &Graph, node: NodeId) -> Option<Weights> {
-        let mut product = Product::of(graph, node)?;
+        let product = Product::of(graph, node)?;
         let operands = graph.operands(node);
         let rounding = operands.get(1)?.node;
         let Some(Op::FakeQuant(grid)) = graph.op(rounding) else { return None };
@@ -222,7 +221,7 @@ impl Weights {
             }
             Product::MatMul(_) => (shape[1], shape[0], 1, shape[1], 1),
         };
-        let bias = product.bias().then(|| Weights::bias_of(graph, node, operands[2])).flatten();
+        let bias = Bias::of(graph, node);
         Some(Weights {
             numbers,
             dims: shape.to_vec(),
@@ -235,16 +234,6 @@ impl Weights {
             step,
             bias,
         })
-    }
-
-    fn bias_of(graph: &Graph, node: NodeId, bias: ValueId) -> Option<(Vec<f32>, NodeId, usize)> {
-        match graph.op(bias.node) {
-            Some(Op::FakeQuant(_)) => {
-                let numbers = f32_constant(graph, graph.operand(bias.node, 0))?;
-                Some((numbers.to_vec(), bias.node, 0))
-            }
-            _ => Some((f32_constant(graph, bias)?.to_vec(), node, 2)),
-        }
     }
 
     fn at(&self, output: usize, i: usize) -> usize {
@@ -331,12 +320,10 @@ impl Weights {
         let name = graph.node(node).name.clone();
         let weights = add_f32(graph, &format!("{name}_rounded"), &self.dims, weights)?;
         graph.set_operand(self.rounding, 0, weights)?;
-        if let (Some((bias, reader, slot)), Some(shift)) = (self.bias, shift) {
-            let bias: Vec<f32> = bias.iter().zip(&shift).map(|(b, s)| (f64::from(*b) + s) as f32).collect();
-            let bias = add_f32(graph, &format!("{name}_corrected"), &[bias.len()], bias)?;
-            graph.set_operand(reader, slot, bias)?;
+        match (self.bias, shift) {
+            (Some(bias), Some(shift)) => bias.shift(graph, node, shift),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -105,8 +105,8 @@ pub struct Measured {
     pub calibrators: String,
     /// The repairs.
     pub repairs: Repairs,
-    /// Signal-to-noise ratio of its results (their mean, of several) against float, in dB; infinite where they are equal, and
-    /// then `null` in JSON.
+    /// Signal-to-noise ratio of its results (their mean, of several) against float, in dB: the mean over samples, so that it is that
+    /// of a typical one; 300 where they are equal.
     pub sqnr_db: f64,
 }
 

@@ -121,6 +121,9 @@ pub struct Ranges {
     /// What was rounded by them so far.
     #[serde(skip)]
     pub rounded: Arc<crate::RoundedWeights>,
+    /// What is added to biases so that means of results are those of float.
+    #[serde(default)]
+    pub shifts: crate::BiasShifts,
 }
 
 impl Ranges {

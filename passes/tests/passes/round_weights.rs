@@ -3,7 +3,10 @@ use qcc_ir::{
     Graph, NodeId, Tensor, interpreter,
     ops::{UnaryKind, Window},
 };
-use qcc_passes::{InputMoments, Moments, NoteKind, Options, Repairs, Report, quantize, weighted_products};
+use qcc_passes::{
+    BiasShifts, InputMoments, Moments, NoteKind, Options, Ranges, Repairs, Report, quantize,
+    weighted_products,
+};
 use std::sync::Arc;
 
 /// A convolution over 1×1 pixels, a depthwise one, and a matrix product, whose inputs are correlated and have a mean.
@@ -166,4 +169,32 @@ fn moments_of_another_input_are_not_taken() {
     let notes: Vec<_> = report.record("round_weights").unwrap().of(NoteKind::Declined).collect();
     assert_eq!(notes.len(), 1, "{report}");
     assert!(notes[0].text.contains("another one than calibration saw"));
+}
+
+#[test]
+fn biases_take_the_shifts_that_were_found_for_them() {
+    let (float, _) = prepared(&network());
+    let mut ranges = calibrated(&float);
+    let shifts: Vec<f32> = (0..16).map(|i| i as f32 * 0.25 - 2.0).collect();
+    ranges.shifts = [("a".into(), shifts.clone()), ("c".into(), vec![1.0; 3])].into();
+    let plain = {
+        let mut graph = float.clone();
+        let ranges = Ranges { shifts: BiasShifts::new(), ..ranges.clone() };
+        quantize(&mut graph, &ranges, &Options::default(), &mut |_, _| {}).unwrap();
+        graph
+    };
+    let mut graph = float.clone();
+    let report = quantize(&mut graph, &ranges, &Options::default(), &mut |_, _| {}).unwrap();
+    let record = report.record("correct_means").unwrap();
+    assert_eq!(record.applied, 1, "{report}");
+    let declined: Vec<_> = record.of(NoteKind::Declined).collect();
+    assert!(declined.len() == 1 && declined[0].node == "c", "{report}");
+    let bias = |graph: &Graph, name: &str| {
+        let bias = graph.operand(find(graph, name), 2);
+        let constant = graph.constant_value(bias).is_some();
+        let constant = if constant { bias } else { graph.operand(bias.node, 0) };
+        graph.constant_value(constant).unwrap().as_slice::<f32>().unwrap().to_vec()
+    };
+    let expected: Vec<f32> = bias(&plain, "a").iter().zip(&shifts).map(|(b, s)| b + s).collect();
+    assert_eq!((bias(&graph, "a"), bias(&graph, "c")), (expected, bias(&plain, "c")));
 }

@@ -217,7 +217,7 @@ impl Compiler {
             (None, RepairChoice::Auto) => (&self.calibrators, Repairs::NONE),
         };
         let collected = self.collected(prepared, samples, calibrators, repairs)?;
-        let mut ranges = collected.ranges(calibrators, repairs);
+        let mut ranges = self.with_means(prepared, collected.ranges(calibrators, repairs), samples)?;
         let looked = self.look_at_samples(prepared, samples)?;
         lint::without_judged(&mut ranges.findings, &looked.judged);
         ranges.findings.extend(looked.findings);
@@ -242,7 +242,8 @@ impl Compiler {
         let summary = found.summary();
         let calibrators = summary.measured.as_ref().map_or(&summary.calibrator, |m| &m.calibrators);
         let collected = self.collected(prepared, samples, calibrators, summary.repairs)?;
-        Ok(Calibrated::new(collected.ranges(calibrators, summary.repairs), samples, calibrators))
+        let ranges = self.with_means(prepared, collected.ranges(calibrators, summary.repairs), samples)?;
+        Ok(Calibrated::new(ranges, samples, calibrators))
     }
 
     /// Ranges of noise, brought to what batch norms tell.

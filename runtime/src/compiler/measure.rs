@@ -33,7 +33,7 @@ const CHANCE: f64 = 0.1;
 struct Attempt {
     calibrators: Calibrators,
     repairs: Repairs,
-    /// Noise over signal in the results.
+    /// Noise over signal in the results of a typical sample.
     noise: f64,
 }
 
@@ -70,7 +70,7 @@ impl Compiler {
         let reference = Reference::new(self, prepared.graph(), feed)?;
         let unscaled = match self.repairs {
             RepairChoice::Auto => Repairs { equalize: 0.0, ..Repairs::ALL },
-            RepairChoice::These(given) => Repairs { rounding: false, bias: false, ..given },
+            RepairChoice::These(given) => Repairs { rounding: false, bias: false, means: false, ..given },
         };
         let plain = self.collected(prepared, &fitted, &self.calibrators, unscaled)?;
         let mut attempts: Vec<Attempt> = Vec::new();
@@ -95,7 +95,7 @@ impl Compiler {
                         &own
                     }
                 };
-                let ranges = collected.ranges(&calibrators, repairs);
+                let ranges = self.with_means(prepared, collected.ranges(&calibrators, repairs), &fitted)?;
                 attempts.push(self.attempt(prepared, &ranges, calibrators.clone(), &reference)?);
             }
             runs.step();
@@ -143,12 +143,12 @@ impl Compiler {
     ) -> Result<(), Error> {
         let repairs = match self.repairs {
             RepairChoice::Auto => Repairs::NONE,
-            RepairChoice::These(given) => Repairs { rounding: false, bias: false, ..given },
+            RepairChoice::These(given) => Repairs { rounding: false, bias: false, means: false, ..given },
         };
         let scaled = prepared.scaled(&collected.scales)?;
         let given = &self.calibrators.values;
         // Not of the samples on which the outcome is judged.
-        let feed = fitted.spread(MOST[0]).bind(&graph_inputs(prepared.graph()), &self.preprocess)?;
+        let feed = fitted.spread(MOST[0]).bind(&graph_inputs(prepared.graph()), &self.preprocess)?.kept()?;
         let mut costs = Vec::new();
         for candidate in Calibrator::CANDIDATES {
             let calibrators = Calibrators { all: Choice::One(candidate), values: given.clone() };
@@ -181,7 +181,7 @@ impl Compiler {
         calibrators: Calibrators,
         reference: &Reference,
     ) -> Result<Attempt, Error> {
-        let noise = reference.noise(self, &self.fake_quantized(prepared, ranges)?)?;
+        let noise = reference.typical_noise(self, &self.fake_quantized(prepared, ranges)?)?;
         Ok(Attempt { calibrators, repairs: ranges.repairs, noise })
     }
 
@@ -251,7 +251,7 @@ pub(super) fn notes(measurement: &Measurement) -> Vec<String> {
         .iter()
         .map(|a| format!("{} {:.2} dB", name(&a.calibrators, a.repairs), a.sqnr_db));
     let mut notes = vec![format!(
-        "ranges by {}: signal to noise of the results on {} samples, with ranges of {}: {}",
+        "ranges by {}: signal to noise of a typical one of {} samples, with ranges of {}: {}",
         name(&measurement.calibrators.to_string(), measurement.repairs),
         measurement.samples,
         measurement.fitted,

@@ -19,6 +19,7 @@ use std::{borrow::Cow, fmt, path::Path, sync::Arc};
 
 mod calibrate;
 mod lint;
+mod means;
 mod measure;
 mod reestimate;
 mod reference;

@@ -9,7 +9,11 @@ use super::{
 use crate::TensorInfo;
 use image::{DynamicImage, GrayImage, ImageReader, RgbImage};
 use qcc_ir::{DType, Shape, Tensor, TensorType};
-use std::path::{Path, PathBuf};
+use rayon::prelude::*;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// How many samples of noise stand in for calibration data.
 const NOISE_SAMPLES: usize = 8;
@@ -23,7 +27,12 @@ pub struct Feed {
     pub(super) labels: Option<Vec<u32>>,
     pub(super) batch: usize,
     pub(super) preprocess: Preprocess,
+    /// All batches, where they were read before.
+    pub(super) kept: Option<Arc<Vec<Vec<Tensor>>>>,
 }
+
+/// Bytes of samples that are kept in memory to be run many times.
+const MOST_KEPT: usize = 256 << 20;
 
 #[derive(Clone, Debug)]
 pub(super) enum InputFeed {
@@ -137,8 +146,27 @@ impl Feed {
         self.inputs.iter().zip(&self.feeds).any(|(i, feed)| i.name == input && is_image(feed))
     }
 
+    /// The same, read once and kept in memory for who runs them many times, where they are of no more than 256 MiB: opening and
+    /// resizing an image can take as long as a network.
+    ///
+    /// # Errors
+    /// Where a sample cannot be read.
+    pub fn kept(self) -> Result<Feed, DataError> {
+        let bytes: usize = self.inputs.iter().map(|i| i.ty.bytes()).sum();
+        if bytes.saturating_mul(self.batches()) > MOST_KEPT {
+            return Ok(self);
+        }
+        let batches: Vec<_> = (0..self.batches()).into_par_iter().map(|i| self.batch(i)).collect();
+        // The first error, whichever thread was first.
+        let batches = batches.into_iter().collect::<Result<_, _>>()?;
+        Ok(Feed { kept: Some(Arc::new(batches)), ..self })
+    }
+
     /// The samples of one batch, for each input of the model. The last batch is filled up with its last sample.
     pub fn batch(&self, index: usize) -> Result<Vec<Tensor>, DataError> {
+        if let Some(batch) = self.kept.as_ref().and_then(|kept| kept.get(index)) {
+            return Ok(batch.clone());
+        }
         let at = |i: usize| self.picked[(index * self.batch + i).min(self.picked.len() - 1)];
         let picked: Vec<usize> = (0..self.batch).map(at).collect();
         self.inputs

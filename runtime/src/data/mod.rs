@@ -354,7 +354,8 @@ impl Samples {
             return Err(DataError::Empty(self.origin.clone()));
         }
         let labels = self.labels.as_ref().map(|l| picked.iter().map(|&i| l[i]).collect());
-        Ok(Feed { inputs: inputs.to_vec(), feeds, picked, labels, batch, preprocess: preprocess.clone() })
+        let (inputs, preprocess) = (inputs.to_vec(), preprocess.clone());
+        Ok(Feed { inputs, feeds, picked, labels, batch, preprocess, kept: None })
     }
 }
 
@@ -551,10 +552,14 @@ mod tests {
         let feed = s.bind(&[input("a", DType::F32, &[1, 1, 2, 2])], &Preprocess::default()).unwrap();
         assert_eq!(feed.labels(), Some(&[1, 10, 2][..]));
         assert_eq!(feed.batch(1).unwrap()[0].to_f32().unwrap(), [100.0; 4]);
+        let kept = feed.kept().unwrap();
         std::fs::write(dir.path().join("3.png"), "not a png").unwrap();
         let s = Samples::open(dir.path()).unwrap();
         let feed = s.bind(&[input("a", DType::F32, &[1, 1, 2, 2])], &Preprocess::default()).unwrap();
         assert!(feed.batch(3).unwrap_err().to_string().contains("3.png"));
+        assert!(feed.kept().unwrap_err().to_string().contains("3.png"));
+        std::fs::remove_file(dir.path().join("10.png")).unwrap();
+        assert_eq!(kept.batch(1).unwrap()[0].to_f32().unwrap(), [100.0; 4]);
     }
 
     #[test]

@@ -427,9 +427,10 @@ fn axes_that_are_not_there_are_not_cut() {
 /// Queries, keys and values in one operand, which has no axes.
 #[test]
 fn a_scalar_has_no_parts() {
-    let attention = contrib::microsoft("GroupQueryAttention", &["q", "", "", "", "", "lens", "total"], &["y"])
-        .with(int("num_heads", 2))
-        .with(int("kv_num_heads", 2));
+    let attention =
+        contrib::microsoft("GroupQueryAttention", &["q", "", "", "", "", "lens", "total"], &["y"])
+            .with(int("num_heads", 2))
+            .with(int("kv_num_heads", 2));
     let d = Draft::new(17, [attention]).input("q", &[]);
     let d = d.constant("lens", of(&[1], &[3i32])).constant("total", Tensor::scalar(4i32));
     d.with_microsoft().refused("a scalar has no query_packed");

@@ -1,0 +1,242 @@
+//! Means of what layers of the quantized network see, layer by layer, each behind those that were corrected before it.
+
+use super::{Compiler, Event, Prepared, graph_inputs};
+use crate::{
+    Error, Feed, Samples,
+    observe::{Batch, Observed, observe},
+};
+use qcc_ir::{Graph, Shape, ValueId};
+use qcc_passes::{BiasShifts, CorrigibleProduct, Ranges, channel_runs, corrigible_products};
+
+/// Runs of a sample through the network, on average half of it, over all layers; and samples a layer.
+const MOST_RUNS: usize = 3000;
+const SAMPLES: [usize; 2] = [8, 64];
+
+/// A product of the quantized network, and the value of the float network that has its mean.
+struct Layer {
+    product: CorrigibleProduct,
+    float: ValueId,
+    shape: Shape,
+}
+
+impl Layer {
+    fn channels(&self) -> usize {
+        self.shape[self.product.axis]
+    }
+
+    /// Does something with the elements of each channel.
+    fn each<'a>(&self, batch: &'a Batch<'_>, at: usize, mut with: impl FnMut(usize, &'a [f32])) {
+        channel_runs(batch.floats(0, at), &self.shape, self.product.axis).for_each(|(c, run)| with(c, run));
+    }
+}
+
+impl Compiler {
+    /// The ranges, with what biases are to be shifted by where that is wanted.
+    ///
+    /// # Errors
+    /// Where a sample cannot be read, or a graph cannot be compiled.
+    pub(super) fn with_means(
+        &self,
+        prepared: &Prepared,
+        mut ranges: Ranges,
+        samples: &Samples,
+    ) -> Result<Ranges, Error> {
+        if ranges.repairs.means && !prepared.graph().inputs().is_empty() {
+            ranges.shifts = self.bias_shifts(prepared, &ranges, samples)?;
+        }
+        Ok(ranges)
+    }
+
+    fn bias_shifts(
+        &self,
+        prepared: &Prepared,
+        ranges: &Ranges,
+        samples: &Samples,
+    ) -> Result<BiasShifts, Error> {
+        let scaled = prepared.scaled(&ranges.scales)?;
+        let float = scaled.graph();
+        let mut quantized = self.fake_quantized(prepared, ranges)?;
+        let layer = |product: CorrigibleProduct| {
+            let value = float.find(&product.result)?.out();
+            let shape = quantized.shape(product.node.out()).clone();
+            (*float.shape(value) == shape && shape.elements() > 0).then_some(Layer {
+                product,
+                float: value,
+                shape,
+            })
+        };
+        let layers: Vec<Layer> = corrigible_products(&quantized).into_iter().filter_map(layer).collect();
+        let count = (MOST_RUNS / layers.len().max(1)).clamp(SAMPLES[0], SAMPLES[1]);
+        let feed = samples.spread(count).bind(&graph_inputs(float), &self.preprocess)?.kept()?;
+        let means = self.float_means(float, &layers, &feed)?;
+        let mut shifts = BiasShifts::new();
+        for (done, (layer, means)) in layers.iter().zip(means).enumerate() {
+            let of_layer = self.shifts(&layer.product.unclamped(&quantized)?, layer, &means, &feed)?;
+            layer.product.shift(&mut quantized, &of_layer)?;
+            shifts.insert(layer.product.name.clone(), of_layer);
+            self.tell(Event::Calibrating { done: done + 1, total: layers.len() });
+        }
+        Ok(shifts)
+    }
+
+    /// The mean of each channel of each layer in float.
+    fn float_means(&self, float: &Graph, layers: &[Layer], feed: &Feed) -> Result<Vec<Vec<f64>>, Error> {
+        let shown: Vec<ValueId> = layers.iter().map(|l| l.float).collect();
+        let zero =
+            || -> Vec<Vec<Mean>> { layers.iter().map(|l| vec![Mean::default(); l.channels()]).collect() };
+        let mut all = zero();
+        observe(
+            &[Observed::new(self, float, &shown)?],
+            feed,
+            &self.threads_of_calibration()?,
+            || (),
+            |(), batch| {
+                let mut means = zero();
+                for (i, (layer, means)) in layers.iter().zip(&mut means).enumerate() {
+                    layer.each(batch, i, |channel, run| means[channel].take(run.iter().copied()));
+                }
+                Ok(means)
+            },
+            |of_batch| {
+                all.iter_mut().flatten().zip(of_batch.iter().flatten()).for_each(|(all, own)| all.add(own));
+                Ok(())
+            },
+        )?;
+        Ok(all.iter().map(|layer| layer.iter().map(Mean::value).collect()).collect())
+    }
+
+    /// By how much the biases of a layer are to be shifted, which does not clamp in this quantized graph.
+    fn shifts(
+        &self,
+        quantized: &Graph,
+        layer: &Layer,
+        means: &[f64],
+        feed: &Feed,
+    ) -> Result<Vec<f32>, Error> {
+        let observed = [Observed::new(self, quantized, &[layer.product.node.out()])?];
+        let threads = self.threads_of_calibration()?;
+        let Some(empty) = layer.product.histogram() else {
+            let mut all = vec![Mean::default(); layer.channels()];
+            let look = |(): &mut (), batch: &Batch<'_>| {
+                let mut own = vec![Mean::default(); layer.channels()];
+                layer.each(batch, 0, |channel, run| {
+                    own[channel].take(run.iter().map(|y| layer.product.clamped(*y)));
+                });
+                Ok(own)
+            };
+            let fold = |of_batch: Vec<Mean>| {
+                all.iter_mut().zip(&of_batch).for_each(|(all, own)| all.add(own));
+                Ok(())
+            };
+            observe(&observed, feed, &threads, || (), look, fold)?;
+            let shift =
+                |(mean, seen): (&f64, &Mean)| Some((mean - seen.value()) as f32).filter(|s| s.is_finite());
+            return Ok(means.iter().zip(&all).map(|m| shift(m).unwrap_or(0.0)).collect());
+        };
+        let empty = vec![empty; layer.channels()];
+        let of_threads = observe(
+            &observed,
+            feed,
+            &threads,
+            || empty.clone(),
+            |histograms, batch| {
+                layer.each(batch, 0, |channel, run| histograms[channel].take(run));
+                Ok(())
+            },
+            |()| Ok(()),
+        )?;
+        let mut all = empty;
+        for own in &of_threads {
+            all.iter_mut().zip(own).for_each(|(all, own)| all.merge(own));
+        }
+        Ok(all.iter().zip(means).map(|(histogram, mean)| histogram.shift(*mean)).collect())
+    }
+}
+
+/// A mean, as it comes about.
+#[derive(Clone, Copy, Default)]
+struct Mean {
+    sum: f64,
+    count: u64,
+}
+
+impl Mean {
+    fn take(&mut self, elements: impl ExactSizeIterator<Item = f32>) {
+        self.count += elements.len() as u64;
+        self.sum += elements.map(f64::from).sum::<f64>();
+    }
+
+    fn add(&mut self, other: &Mean) {
+        self.count += other.count;
+        self.sum += other.sum;
+    }
+
+    fn value(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Threads, bundled};
+    use qcc_passes::Repairs;
+
+    fn compiler(repairs: Repairs, threads: usize) -> Compiler {
+        Compiler::new()
+            .calibration(bundled::calibration().unwrap().limit(48))
+            .preprocess(bundled::preprocess())
+            .calibration_threads(Threads::new(threads).unwrap())
+            .repairs(repairs)
+    }
+
+    #[test]
+    fn the_means_of_all_layers_come_near_to_those_of_float() {
+        let distance = |repairs: Repairs| {
+            let compiler = compiler(repairs, 1);
+            let prepared = compiler.prepare(compiler.import_onnx(bundled::FASHION_RESNET8).unwrap()).unwrap();
+            let calibrated = compiler.calibrate(&prepared).unwrap();
+            let scaled = prepared.scaled(&calibrated.ranges.scales).unwrap();
+            let quantized = compiler.fake_quantized(&prepared, &calibrated.ranges).unwrap();
+            let samples = bundled::calibration().unwrap().limit(48);
+            let feed = samples.bind(&graph_inputs(scaled.graph()), &bundled::preprocess()).unwrap();
+            // What others see, which is rounded.
+            let means = |graph: &Graph, value: &dyn Fn(&CorrigibleProduct) -> ValueId| {
+                let layers: Vec<Layer> = corrigible_products(&quantized)
+                    .into_iter()
+                    .map(|p| Layer { float: value(&p), shape: graph.shape(value(&p)).clone(), product: p })
+                    .collect();
+                compiler.float_means(graph, &layers, &feed).unwrap()
+            };
+            let float = means(scaled.graph(), &|p| scaled.graph().find(&p.result).unwrap().out());
+            let rounded = means(&quantized, &|p| {
+                let result = quantized.find(&p.result).unwrap().out();
+                quantized.uses(result).first().map_or(result, |u| u.node.out())
+            });
+            let names = corrigible_products(&quantized).into_iter().map(|p| p.name);
+            let of = |(a, b): (&Vec<f64>, &Vec<f64>)| -> f64 {
+                a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+            };
+            (names.collect::<Vec<_>>(), float.iter().zip(&rounded).map(of).collect::<Vec<f64>>())
+        };
+        let (names, plain) = distance(Repairs::NONE);
+        let (_, corrected) = distance(Repairs { means: true, ..Repairs::NONE });
+        assert!(plain.len() >= 8);
+        let ratios = plain.iter().zip(&corrected).map(|(plain, corrected)| corrected / plain);
+        let ratios: Vec<(&String, f64)> = names.iter().zip(ratios).collect();
+        // But for the first, which makes one number of all of the black background.
+        assert!(ratios[1..].iter().all(|(_, ratio)| *ratio < 0.2), "{ratios:?}");
+    }
+
+    #[test]
+    fn shifts_are_the_same_for_any_number_of_threads() {
+        let shifts = |threads: usize| {
+            let compiler = compiler(Repairs::OF_PRODUCTS, threads);
+            let prepared = compiler.prepare(compiler.import_onnx(bundled::FASHION_RESNET8).unwrap()).unwrap();
+            compiler.calibrate(&prepared).unwrap().ranges.shifts
+        };
+        let one = shifts(1);
+        assert!(one.len() >= 8 && one.values().flatten().any(|s| *s != 0.0));
+        assert_eq!((&shifts(2), &shifts(3)), (&one, &one));
+    }
+}
