@@ -23,7 +23,7 @@ use crate::{
 use qcc_runtime::{
     Calibrators, Compiler, Error, IMPORT, Pixels, Policy, Preprocess, ProgramInfo, Samples, Threads, passes,
 };
-use std::{path::Path, sync::Arc};
+use std::{io::Write as _, path::Path, sync::Arc};
 
 /// A compiler with the options of the command line, and the terminal that it reports to.
 fn compiler(
@@ -153,7 +153,45 @@ fn check_pass(name: &str, others: &[&str]) -> Result<(), Failure> {
     Err(Failure::Usage(format!("there is no pass `{name}`; there are {}", known.join(", "))))
 }
 
-/// Writes a file of the command's own.
+/// Writes a file of the command's own in one step: an existing one is replaced as a whole or stays as it is. What is no file, such as a
+/// pipe, is written to.
 fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
-    std::fs::write(path, bytes).map_err(|source| Failure::Write { path: path.display().to_string(), source })
+    let failed = |source| Failure::Write { path: path.display().to_string(), source };
+    if path.metadata().is_ok_and(|m| !m.is_file()) {
+        return std::fs::write(path, bytes).map_err(failed);
+    }
+    // Of a link, what it leads to.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // Not the owner's alone, as temporary files are: what the process makes files with.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(failed)?;
+    file.write_all(bytes.as_ref()).map_err(failed)?;
+    file.persist(&path).map_err(|e| failed(e.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn files_are_replaced_and_what_is_none_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("a.json"), folder.path().join("b.json"));
+        write(&file, "one").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write(&link, "two").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        write(Path::new("/dev/null"), "three").unwrap();
+        assert!(!Path::new("/dev/null").is_file());
+        // Nothing is left behind where it cannot be written.
+        let error = write(&folder.path().join("none/c.json"), "four").unwrap_err().to_string();
+        assert!(error.contains("c.json"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 }

@@ -6,11 +6,7 @@ use qcc_runtime::{
     Samples, Threads, is_program,
     workbench::{self, Facts, Setup},
 };
-use std::{
-    env,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{env, io::Write, path::Path};
 
 pub(crate) fn run(args: &Report, quiet: u8, out: &mut impl Write) -> Result<(), Failure> {
     if let ([before, after], Some(output)) = (&args.compare[..], &args.output) {
@@ -44,9 +40,9 @@ pub(crate) fn run(args: &Report, quiet: u8, out: &mut impl Write) -> Result<(), 
     }
     let output = args.output.clone().unwrap_or_else(|| model.with_extension("report.html"));
     let html = page(&facts).map_err(|source| failed(&output, source))?;
-    write_whole(&output, &html)?;
+    super::write(&output, &html)?;
     if let Some(path) = &args.json {
-        write_whole(path, &to_json(&facts).map_err(|source| failed(path, source))?)?;
+        super::write(path, &to_json(&facts).map_err(|source| failed(path, source))?)?;
     }
     print(&facts, out)?;
     writeln!(out, "{}: {}", output.display(), bytes(html.len() as u64))?;
@@ -82,7 +78,7 @@ fn compare(before: &Path, after: &Path, output: &Path, out: &mut impl Write) -> 
     };
     let comparison = workbench::compare(read(before)?, read(after)?);
     let html = comparison_page(&comparison).map_err(|source| failed(output, source))?;
-    write_whole(output, &html)?;
+    super::write(output, &html)?;
     comparison.verdict.iter().try_for_each(|sentence| writeln!(out, "{sentence}"))?;
     writeln!(out, "{}: {}", output.display(), bytes(html.len() as u64))?;
     Ok(())
@@ -90,19 +86,4 @@ fn compare(before: &Path, after: &Path, output: &Path, out: &mut impl Write) -> 
 
 fn failed(path: &Path, source: qcc_report::ReportError) -> Failure {
     Failure::Report { path: path.display().to_string(), source }
-}
-
-/// Writes a file in one step: an existing one is replaced as a whole or stays as it is.
-fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |source| Failure::Write { path: path.display().to_string(), source };
-    let folder =
-        path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), PathBuf::from);
-    let mut builder = tempfile::Builder::new();
-    // Not the owner's alone, as temporary files are: what the process makes files with.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
 }

@@ -65,8 +65,7 @@ pub(crate) fn run(args: &Test, quiet: u8, out: &mut impl Write) -> Result<(), Fa
     outcomes.sort_by(|a, b| (&a.group, &a.name).cmp(&(&b.group, &b.name)));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&as_json(args, &outcomes))?;
-        let failed = |source| Failure::Write { path: path.display().to_string(), source };
-        std::fs::write(path, text + "\n").map_err(failed)?;
+        super::write(path, text + "\n")?;
     }
     print(args, &outcomes, out)?;
     out.flush()?;

@@ -118,7 +118,7 @@ fn exploding(
     let found: Vec<usize> = (0..gains.len()).filter(|&c| is_huge(c) || is_above(c)).collect();
     let Some(&worst) = found.iter().max_by(|&&a, &&b| gains[a].total_cmp(&gains[b])) else { return };
     let what = format!(
-        "{} a gain out of all proportion: channel {worst} is multiplied by {:.3e} for its variance of {:.3e}, and with its weights          comes to {:.0} times what three quarters of the channels do",
+        "{} a gain out of all proportion: channel {worst} is multiplied by {:.3e} for its variance of {:.3e}, and with its weights comes to {:.0} times what three quarters of the channels do",
         channels(found.len(), gains.len()),
         factors[worst],
         parameters[3][worst],
