@@ -318,10 +318,12 @@ fn a_policy_is_searched_for_written_and_taken_back() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();
     let (model, images) = (model(), calibration());
-    let data = ["--calibrate", &images, "--samples", "24", "--mean", "72.93", "--std", "90.015"];
+    let samples = ["--calibrate", &images, "--samples", "24", "--mean", "72.93", "--std", "90.015"];
+    // Means are those of the network that comes of the policy.
+    let data = [&samples[..], &["--repair", "means"]].concat();
     let compile = |more: &[&'static str], files: &[(&'static str, &str)]| -> Vec<String> {
         let named = files.iter().flat_map(|(option, name)| [option.to_string(), at(name)]);
-        let given = ["compile", &model].into_iter().chain(data).chain(more.iter().copied());
+        let given = ["compile", &model].into_iter().chain(data.iter().copied()).chain(more.iter().copied());
         given.map(String::from).chain(named).collect()
     };
     let run = |arguments: &[String]| qcc(&arguments.iter().map(String::as_str).collect::<Vec<_>>());

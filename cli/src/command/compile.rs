@@ -132,8 +132,7 @@ fn mixed_program(
     let prepared = compiler.prepare(compiler.import_file(&args.model)?)?;
     let calibrated = compiler.calibrate(&prepared)?;
     let found = compiler.mixed_precision(&prepared, &calibrated, goal)?;
-    let program =
-        compiler.clone().policy(found.policy.clone()).program_of_prepared(&prepared, Some(&calibrated))?;
+    let program = compiler.program_of_policy(&prepared, &calibrated, found.policy.clone())?;
     terminal.clear();
     let file = args.mixed.save_policy.clone().unwrap_or_else(|| path.with_extension("policy.toml"));
     let model = args.model.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());

@@ -1,6 +1,6 @@
 //! Means of what layers of the quantized network see, layer by layer, each behind those that were corrected before it.
 
-use super::{Compiler, Event, Prepared, graph_inputs};
+use super::{Calibrated, Compiler, Event, Prepared, graph_inputs};
 use crate::{
     Error, Feed, Samples,
     observe::{Batch, Observed, observe},
@@ -11,6 +11,8 @@ use qcc_passes::{BiasShifts, CorrigibleProduct, Ranges, channel_runs, corrigible
 /// Runs of a sample through the network, on average half of it, over all layers; and samples a layer.
 const MOST_RUNS: usize = 3000;
 const SAMPLES: [usize; 2] = [8, 64];
+/// Channels of a layer that have histograms, of some 9 KB each and thread.
+const MOST_CHANNELS: usize = 4096;
 
 /// A product of the quantized network, and the value of the float network that has its mean.
 struct Layer {
@@ -47,6 +49,24 @@ impl Compiler {
         Ok(ranges)
     }
 
+    /// A calibration with the means of the network that this compiler makes of it, some of whose layers may be float where those of the
+    /// one that has calibrated were not.
+    ///
+    /// # Errors
+    /// Where a sample cannot be read, or a graph cannot be compiled.
+    pub(crate) fn corrected(
+        &self,
+        prepared: &Prepared,
+        calibrated: &Calibrated,
+    ) -> Result<Calibrated, Error> {
+        let Calibrated { ranges, summary } = calibrated.clone();
+        let without = Ranges { shifts: BiasShifts::new(), ..ranges };
+        match self.samples.as_ref().filter(|s| !s.is_noise()) {
+            Some(samples) => Ok(Calibrated { ranges: self.with_means(prepared, without, samples)?, summary }),
+            None => Ok(calibrated.clone()),
+        }
+    }
+
     fn bias_shifts(
         &self,
         prepared: &Prepared,
@@ -65,7 +85,9 @@ impl Compiler {
                 shape,
             })
         };
-        let layers: Vec<Layer> = corrigible_products(&quantized).into_iter().filter_map(layer).collect();
+        let is_small = |l: &Layer| l.channels() <= MOST_CHANNELS || l.product.histogram().is_none();
+        let products = corrigible_products(&quantized).into_iter();
+        let layers: Vec<Layer> = products.filter_map(layer).filter(is_small).collect();
         let count = (MOST_RUNS / layers.len().max(1)).clamp(SAMPLES[0], SAMPLES[1]);
         let feed = samples.spread(count).bind(&graph_inputs(float), &self.preprocess)?.kept()?;
         let means = self.float_means(float, &layers, &feed)?;

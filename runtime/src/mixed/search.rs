@@ -7,7 +7,8 @@ use super::{
     sensitivity::{LayerSensitivity, Sensitivity, Trials},
 };
 use crate::{
-    Calibrated, Compiler, Error, Precision, Prepared, Samples, compiler::Runs, evaluate, sqnr::decibels,
+    Calibrated, Compiler, Error, Precision, Prepared, Program, Samples, compiler::Runs, evaluate,
+    sqnr::decibels,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -277,6 +278,25 @@ fn describe(goal: &Goal, trials: &Trials<'_>) -> String {
     });
     let latency = goal.is_latency.then(|| "no layer in int8 that is faster in float".to_string());
     [target, latency].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+impl Compiler {
+    /// The int8 program of a policy, on the ranges that a calibration of this compiler has found. Where biases take means
+    /// ([`Repairs::means`](qcc_passes::Repairs::means)), these are of the network that comes of the policy, as if the compiler had had
+    /// it from the beginning.
+    ///
+    /// # Errors
+    /// Where a sample cannot be read, or the policy is none for this model.
+    pub fn program_of_policy(
+        &self,
+        prepared: &Prepared,
+        calibrated: &Calibrated,
+        policy: Policy,
+    ) -> Result<Program, Error> {
+        let compiler = self.clone().policy(policy);
+        let calibrated = compiler.corrected(prepared, calibrated)?;
+        compiler.program_of_prepared(prepared, Some(&calibrated))
+    }
 }
 
 impl MixedPrecision {

@@ -1,5 +1,5 @@
-//! Mutates models and sees to it that none does harm: no panic, no signal, no attempt longer than five seconds, none that
-//! takes more than 500 MB.
+//! Mutates models and sees to it that none does harm: no panic, no signal, no attempt longer than five seconds (ten, with checks
+//! of overflow), none that takes more than 500 MB.
 //!
 //! Attempts run in child processes, which are watched. What one finds is printed with the mutant's seed and, with `--keep`,
 //! written to a folder.
@@ -55,7 +55,7 @@ struct Arguments {
 }
 
 /// The longest that an attempt may take.
-const MAX_TIME: Duration = Duration::from_secs(5);
+const MAX_TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 5 });
 /// The most memory that a process may have, in bytes.
 const MAX_RESIDENT: u64 = 500 << 20;
 /// Address space of a child: a runaway ends there, and not the machine.

@@ -107,7 +107,8 @@ pub(super) fn deform_conv(node: &mut Node<'_, '_>) -> Result<ValueId> {
         let base = |tap: usize, y: usize, x: usize| {
             let at = if d == 0 { tap / kernel[1] } else { tap % kernel[1] };
             let out = if d == 0 { y } else { x };
-            (out * strides[d] + at * dilations[d]) as f64 - pads[d] as f64
+            // Attributes may be of any size.
+            out as f64 * strides[d] as f64 + at as f64 * dilations[d] as f64 - pads[d] as f64
         };
         let at = |i: usize| base(i / (oh * ow), i / ow % oh, i % ow);
         let (dtype, shape) = (node.ty(moved).dtype, Shape::new([1, taps, oh, ow])?);

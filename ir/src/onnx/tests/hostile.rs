@@ -435,3 +435,16 @@ fn a_scalar_has_no_parts() {
     let d = d.constant("lens", of(&[1], &[3i32])).constant("total", Tensor::scalar(4i32));
     d.with_microsoft().refused("a scalar has no query_packed");
 }
+
+/// Strides of any size are numbers, and are not counted with.
+#[test]
+fn strides_of_any_size_are_no_overflow() {
+    let conv = node("DeformConv", &["x", "w", "offset"], &["y"])
+        .with(list("strides", &[i64::MAX / 2, 1]))
+        .with(list("dilations", &[i64::MAX / 2, 1]));
+    let d = Draft::new(22, [conv]).input("x", &[1, 1, 5, 5]).input("offset", &[1, 8, 3, 4]);
+    let d = d.constant("w", of(&[1, 1, 2, 2], &[1f32; 4]));
+    let y = d.floats(&[of(&[1, 1, 5, 5], &[1f32; 25]), of(&[1, 8, 3, 4], &[0f32; 96])]);
+    // Only the first row of results has a tap within the image.
+    assert_eq!((y[0], y[4]), (2.0, 0.0));
+}
