@@ -16,6 +16,7 @@ use crate::{
     Context, Pass, PassError, Record,
     edit::{Bias, Product, clamp_of, has_weights},
     insert_fake_quant::clamp_behind,
+    isolate::grid_behind,
 };
 use qcc_ir::{
     Graph, NodeId, Op, numerics,
@@ -84,10 +85,7 @@ pub fn corrigible_products(graph: &Graph) -> Vec<CorrigibleProduct> {
             Some(_) => return None,
             None => *product.clamp(),
         };
-        let grid = graph.uses(result.out()).into_iter().find_map(|u| match graph.op(u.node) {
-            Some(Op::FakeQuant(grid)) => Some(grid.clone()),
-            _ => None,
-        });
+        let grid = grid_behind(graph, result);
         let axis = product.channel_axis(graph.shape(node.out()).rank());
         let name = |node: NodeId| graph.node(node).name.clone();
         Some(CorrigibleProduct { name: name(node), node, result: name(result), axis, clamp, grid })
@@ -130,11 +128,6 @@ impl CorrigibleProduct {
         let first = PARTS * (codes[0] - MOST - 1);
         let bins = (PARTS * (codes[1] + MOST + 1) - first) as usize;
         Some(StepHistogram { scale, codes, first, counts: vec![0; bins] })
-    }
-
-    /// The result that others see, where it is not rounded.
-    pub fn clamped(&self, y: f32) -> f32 {
-        self.clamp.apply(y)
     }
 }
 

@@ -45,12 +45,8 @@ pub fn quantized_layers(graph: &Graph) -> Vec<QuantizedLayer> {
         if !is_layer || is_inner {
             return None;
         }
-        let rounding = rounding_behind(graph, node);
-        let grid = rounding.and_then(|f| match graph.op(f) {
-            Some(Op::FakeQuant(grid)) => Some(grid.clone()),
-            _ => None,
-        });
-        let value = rounding.unwrap_or(node).out();
+        let grid = grid_behind(graph, node);
+        let value = rounding_behind(graph, node).unwrap_or(node).out();
         Some(QuantizedLayer { name: graph.node(node).name.clone(), node, value, grid })
     };
     let inputs = graph.inputs().iter().copied();
@@ -319,6 +315,14 @@ fn unrounded(graph: &Graph, mut value: ValueId) -> ValueId {
 
 fn is_rounding(graph: &Graph, node: NodeId) -> bool {
     matches!(graph.op(node), Some(Op::FakeQuant(_)))
+}
+
+/// The grid of the first result of a node, where it is rounded.
+pub(crate) fn grid_behind(graph: &Graph, node: NodeId) -> Option<FakeQuant> {
+    match graph.op(rounding_behind(graph, node)?) {
+        Some(Op::FakeQuant(grid)) => Some(grid.clone()),
+        _ => None,
+    }
 }
 
 /// The rounding of the first result of a node, the first of several.

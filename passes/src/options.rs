@@ -120,6 +120,11 @@ impl Repairs {
     /// What is done to weights and biases alone.
     pub const OF_PRODUCTS: Repairs = Repairs { rounding: true, bias: true, means: true, ..Repairs::NONE };
 
+    /// These, but for those of [`OF_PRODUCTS`](Self::OF_PRODUCTS).
+    pub const fn without_products(self) -> Repairs {
+        Repairs { rounding: false, bias: false, means: false, ..self }
+    }
+
     /// What [`RepairChoice::Auto`] tries, one after the other: of those that equalize, the next one only where the last one was
     /// better than all before.
     pub const CANDIDATES: [Repairs; 5] = [

@@ -216,8 +216,7 @@ impl Compiler {
             (None, RepairChoice::These(repairs)) => (&self.calibrators, repairs),
             (None, RepairChoice::Auto) => (&self.calibrators, Repairs::NONE),
         };
-        let collected = self.collected(prepared, samples, calibrators, repairs)?;
-        let mut ranges = self.with_means(prepared, collected.ranges(calibrators, repairs), samples)?;
+        let mut ranges = self.ranges(prepared, samples, calibrators, repairs)?;
         let looked = self.look_at_samples(prepared, samples)?;
         lint::without_judged(&mut ranges.findings, &looked.judged);
         ranges.findings.extend(looked.findings);
@@ -241,9 +240,20 @@ impl Compiler {
     ) -> Result<Calibrated, Error> {
         let summary = found.summary();
         let calibrators = summary.measured.as_ref().map_or(&summary.calibrator, |m| &m.calibrators);
-        let collected = self.collected(prepared, samples, calibrators, summary.repairs)?;
-        let ranges = self.with_means(prepared, collected.ranges(calibrators, summary.repairs), samples)?;
+        let ranges = self.ranges(prepared, samples, calibrators, summary.repairs)?;
         Ok(Calibrated::new(ranges, samples, calibrators))
+    }
+
+    /// Ranges of samples by these calibrators, with all that these repairs need.
+    fn ranges(
+        &self,
+        prepared: &Prepared,
+        samples: &Samples,
+        calibrators: &Calibrators,
+        repairs: Repairs,
+    ) -> Result<Ranges, Error> {
+        let collected = self.collected(prepared, samples, calibrators, repairs)?;
+        self.with_means(prepared, collected.ranges(calibrators, repairs), samples)
     }
 
     /// Ranges of noise, brought to what batch norms tell.

@@ -90,10 +90,11 @@ impl Compiler {
         let layers: Vec<Layer> = products.filter_map(layer).filter(is_small).collect();
         let count = (MOST_RUNS / layers.len().max(1)).clamp(SAMPLES[0], SAMPLES[1]);
         let feed = samples.spread(count).bind(&graph_inputs(float), &self.preprocess)?.kept()?;
-        let means = self.float_means(float, &layers, &feed)?;
+        let of_float: Vec<(&Layer, ValueId)> = layers.iter().map(|l| (l, l.float)).collect();
+        let means = self.means(float, &of_float, &feed)?;
         let mut shifts = BiasShifts::new();
         for (done, (layer, means)) in layers.iter().zip(means).enumerate() {
-            let of_layer = self.shifts(&layer.product.unclamped(&quantized)?, layer, &means, &feed)?;
+            let of_layer = self.shifts(&quantized, layer, &means, &feed)?;
             layer.product.shift(&mut quantized, &of_layer)?;
             shifts.insert(layer.product.name.clone(), of_layer);
             self.tell(Event::Calibrating { done: done + 1, total: layers.len() });
@@ -101,20 +102,26 @@ impl Compiler {
         Ok(shifts)
     }
 
-    /// The mean of each channel of each layer in float.
-    fn float_means(&self, float: &Graph, layers: &[Layer], feed: &Feed) -> Result<Vec<Vec<f64>>, Error> {
-        let shown: Vec<ValueId> = layers.iter().map(|l| l.float).collect();
-        let zero =
-            || -> Vec<Vec<Mean>> { layers.iter().map(|l| vec![Mean::default(); l.channels()]).collect() };
+    /// The mean of each channel of each layer, in the value that has it in a graph.
+    fn means(
+        &self,
+        graph: &Graph,
+        layers: &[(&Layer, ValueId)],
+        feed: &Feed,
+    ) -> Result<Vec<Vec<f64>>, Error> {
+        let shown: Vec<ValueId> = layers.iter().map(|(_, value)| *value).collect();
+        let zero = || -> Vec<Vec<Mean>> {
+            layers.iter().map(|(l, _)| vec![Mean::default(); l.channels()]).collect()
+        };
         let mut all = zero();
         observe(
-            &[Observed::new(self, float, &shown)?],
+            &[Observed::new(self, graph, &shown)?],
             feed,
             &self.threads_of_calibration()?,
             || (),
             |(), batch| {
                 let mut means = zero();
-                for (i, (layer, means)) in layers.iter().zip(&mut means).enumerate() {
+                for (i, ((layer, _), means)) in layers.iter().zip(&mut means).enumerate() {
                     layer.each(batch, i, |channel, run| means[channel].take(run.iter().copied()));
                 }
                 Ok(means)
@@ -127,7 +134,7 @@ impl Compiler {
         Ok(all.iter().map(|layer| layer.iter().map(Mean::value).collect()).collect())
     }
 
-    /// By how much the biases of a layer are to be shifted, which does not clamp in this quantized graph.
+    /// By how much the biases of a layer of a quantized graph are to be shifted.
     fn shifts(
         &self,
         quantized: &Graph,
@@ -135,31 +142,23 @@ impl Compiler {
         means: &[f64],
         feed: &Feed,
     ) -> Result<Vec<f32>, Error> {
-        let observed = [Observed::new(self, quantized, &[layer.product.node.out()])?];
-        let threads = self.threads_of_calibration()?;
         let Some(empty) = layer.product.histogram() else {
-            let mut all = vec![Mean::default(); layer.channels()];
-            let look = |(): &mut (), batch: &Batch<'_>| {
-                let mut own = vec![Mean::default(); layer.channels()];
-                layer.each(batch, 0, |channel, run| {
-                    own[channel].take(run.iter().map(|y| layer.product.clamped(*y)));
-                });
-                Ok(own)
+            // What is not rounded moves with its bias, unless it is clamped.
+            let result = quantized.find(&layer.product.result).unwrap_or(layer.product.node).out();
+            let seen = self.means(quantized, &[(layer, result)], feed)?;
+            let shift = |(mean, seen): (&f64, &f64)| {
+                let shift = (mean - seen) as f32;
+                if shift.is_finite() { shift } else { 0.0 }
             };
-            let fold = |of_batch: Vec<Mean>| {
-                all.iter_mut().zip(&of_batch).for_each(|(all, own)| all.add(own));
-                Ok(())
-            };
-            observe(&observed, feed, &threads, || (), look, fold)?;
-            let shift =
-                |(mean, seen): (&f64, &Mean)| Some((mean - seen.value()) as f32).filter(|s| s.is_finite());
-            return Ok(means.iter().zip(&all).map(|m| shift(m).unwrap_or(0.0)).collect());
+            return Ok(means.iter().zip(&seen[0]).map(shift).collect());
         };
+        let bare = layer.product.unclamped(quantized)?;
+        let observed = [Observed::new(self, &bare, &[layer.product.node.out()])?];
         let empty = vec![empty; layer.channels()];
         let of_threads = observe(
             &observed,
             feed,
-            &threads,
+            &self.threads_of_calibration()?,
             || empty.clone(),
             |histograms, batch| {
                 layer.each(batch, 0, |channel, run| histograms[channel].take(run));
@@ -228,7 +227,9 @@ mod tests {
                     .into_iter()
                     .map(|p| Layer { float: value(&p), shape: graph.shape(value(&p)).clone(), product: p })
                     .collect();
-                compiler.float_means(graph, &layers, &feed).unwrap()
+                compiler
+                    .means(graph, &layers.iter().map(|l| (l, l.float)).collect::<Vec<_>>(), &feed)
+                    .unwrap()
             };
             let float = means(scaled.graph(), &|p| scaled.graph().find(&p.result).unwrap().out());
             let rounded = means(&quantized, &|p| {

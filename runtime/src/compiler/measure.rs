@@ -70,7 +70,7 @@ impl Compiler {
         let reference = Reference::new(self, prepared.graph(), feed)?;
         let unscaled = match self.repairs {
             RepairChoice::Auto => Repairs { equalize: 0.0, ..Repairs::ALL },
-            RepairChoice::These(given) => Repairs { rounding: false, bias: false, means: false, ..given },
+            RepairChoice::These(given) => given.without_products(),
         };
         let plain = self.collected(prepared, &fitted, &self.calibrators, unscaled)?;
         let mut attempts: Vec<Attempt> = Vec::new();
@@ -143,7 +143,7 @@ impl Compiler {
     ) -> Result<(), Error> {
         let repairs = match self.repairs {
             RepairChoice::Auto => Repairs::NONE,
-            RepairChoice::These(given) => Repairs { rounding: false, bias: false, means: false, ..given },
+            RepairChoice::These(given) => given.without_products(),
         };
         let scaled = prepared.scaled(&collected.scales)?;
         let given = &self.calibrators.values;

@@ -1,7 +1,6 @@
 //! How an input is fed to a network, and how else it may have been meant: normalised otherwise, with channels exchanged.
 
-use super::super::Compiler;
-use crate::{Error, Feed};
+use crate::{Compiler, Error, Feed};
 use qcc_ir::{
     DType, Graph, NodeId, Op, Shape, Tensor, ValueId,
     ops::{Binary, BinaryKind, Slice, SliceSpec},
